@@ -1,0 +1,58 @@
+# Everything runs in .venv, with the versions of constraints.txt.
+
+CANDIDATES := python3 python3.13 python3.12 python3.11 python3.14
+IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+# The first Python that is new enough; PYTHON=... on the command line or in the environment wins.
+PYTHON ?= $(shell for python in $(CANDIDATES); do \
+	if $$python -c '$(IS_NEW_ENOUGH)' 2>/dev/null; then echo $$python; exit; fi; done; echo python3)
+
+BIN := .venv/bin
+# Relative, since pip splits PIP_CONSTRAINT at spaces. Both: which of them also holds for
+# what builds the package depends on pip's version.
+INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check
+REQUIREMENTS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint types format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.core ## try it: an analysis on sample data
+	@FIML_MARKET_DATA=sample $(BIN)/fiml demo
+
+test: lint types ## lint, types and all tests; ARGS='-k name' goes to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.dev ## style and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: .venv/.dev ## mypy
+	$(BIN)/python -m mypy
+
+format: .venv/.dev ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv, caches and builds
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.made:
+	@'$(PYTHON)' -c '$(IS_NEW_ENOUGH)' || { \
+		echo "fiml needs Python 3.11 or newer, '$(PYTHON)' isn't: name one, as in  make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+		exit 1; }
+	'$(PYTHON)' -m venv .venv
+	@touch $@
+
+.venv/.core: .venv/.made $(REQUIREMENTS)
+	$(INSTALL) -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/.made $(REQUIREMENTS)
+	$(INSTALL) -c constraints.txt -e '.[dev]'
+	@touch .venv/.core $@

@@ -1,0 +1,63 @@
+"""The one clock: nothing else in fiml reads the time."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Clock(Protocol):
+    """Tells the time, as an aware UTC datetime."""
+
+    def now(self) -> datetime: ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+_current: Clock = SystemClock()
+
+
+def now() -> datetime:
+    """The present moment, aware, in UTC."""
+    return _current.now()
+
+
+@contextmanager
+def using(clock: Clock) -> Iterator[None]:
+    """Let `clock` tell the time for the whole process until the block ends."""
+    global _current
+    previous, _current = _current, clock
+    try:
+        yield
+    finally:
+        _current = previous
+
+
+def stopwatch() -> Callable[[], float]:
+    """Start measuring; calling the result gives the milliseconds since. Independent of the clock."""
+    started = time.perf_counter()
+    return lambda: (time.perf_counter() - started) * 1000
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since 1970 in UTC, exact."""
+    return (moment - EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """The inverse of `to_micros`."""
+    return EPOCH + timedelta(microseconds=micros)
+
+
+def to_iso(moment: datetime) -> str:
+    """As fiml writes times in JSON: `2024-12-24T15:30:00Z`, with microseconds where there are any."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

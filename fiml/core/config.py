@@ -1,0 +1,136 @@
+"""Settings, read from the environment and checked at start."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fiml.core.errors import Misconfigured, echo
+
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+DATABASE_SCHEMES = ("postgresql://", "postgres://")
+MAX_TTL_HOURS = 24 * 365 * 10
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class MarketData(StrEnum):
+    """Where market figures come from; sample and live are never mixed in one run."""
+
+    SAMPLE = "sample"
+    LIVE = "live"
+    AUTO = "auto"
+
+
+class Synchronous(StrEnum):
+    """SQLite's `synchronous` level: `full` outlives a power cut, `normal` and `off` trade that for speed."""
+
+    FULL = "full"
+    NORMAL = "normal"
+    OFF = "off"
+
+
+class Settings(BaseSettings):
+    """Every knob. A field is set by the environment variable `FIML_` and its upper-case name.
+
+    Raises:
+        Misconfigured: a value is out of bounds; the message names the variable and what would be valid.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="FIML_", extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    session_default_ttl_hours: PositiveInt = Field(24, description="life of a session whose creator names none, hours")
+    session_max_ttl_hours: int = Field(168, ge=1, le=MAX_TTL_HOURS, description="longest life from now, hours")
+    session_cleanup_interval_minutes: PositiveInt = Field(60, description="between two runs of the sweeper, minutes")
+    session_retention_days: PositiveInt = Field(30, description="archived sessions are kept this long, days")
+    session_max_queries_per_session: PositiveInt = Field(1000, description="queries one session holds at most")
+    session_enable_analytics: bool = Field(True, description="whether a session's metrics are written when it ends")
+
+    redis_url: str | None = Field(None, repr=False, description="Redis or Valkey for live sessions")
+    database_url: str | None = Field(None, repr=False, description="PostgreSQL for ended sessions")
+    data_dir: Path | None = Field(None, description="folder of the embedded file; default: the user's data folder")
+    sqlite_synchronous: Synchronous = Field(Synchronous.FULL, description="durability of the embedded file")
+    market_data: MarketData = Field(MarketData.AUTO, description="`sample`, `live` or `auto`")
+    broker_url: str | None = Field(None, repr=False, description="Celery's broker where it isn't FIML_REDIS_URL")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as exc:
+            raise Misconfigured(_explain(exc)) from None
+
+    @field_validator("redis_url", "database_url", "broker_url", "data_dir", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(REDIS_SCHEMES):
+            raise ValueError(f"must begin with {', '.join(REDIS_SCHEMES)}")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(DATABASE_SCHEMES):
+            raise ValueError("must begin with postgresql://")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.session_default_ttl_hours > self.session_max_ttl_hours:
+            raise ValueError(
+                "FIML_SESSION_DEFAULT_TTL_HOURS must be at most FIML_SESSION_MAX_TTL_HOURS "
+                f"({self.session_max_ttl_hours})"
+            )
+        if (self.redis_url is None) != (self.database_url is None):
+            missing = "FIML_REDIS_URL" if self.redis_url is None else "FIML_DATABASE_URL"
+            raise ValueError(
+                f"{missing} is not set: set FIML_REDIS_URL and FIML_DATABASE_URL both for the server deployment, "
+                "neither for the embedded one"
+            )
+        return self
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether everything lives in one SQLite file."""
+        return self.redis_url is None
+
+    @property
+    def embedded_file(self) -> Path:
+        """The SQLite file of the embedded deployment."""
+        return (self.data_dir or _user_data_folder()) / "fiml.db"
+
+
+def variable(field: str) -> str:
+    """The environment variable that sets a field."""
+    return "FIML_" + field.upper()
+
+
+def without_secrets(url: str) -> str:
+    """`url` without user, password and query, for messages and reports."""
+    scheme, _, rest = url.partition("://")
+    location = rest.partition("?")[0].rpartition("@")[2]
+    return f"{scheme}://{location}"
+
+
+def _user_data_folder() -> Path:
+    from platformdirs import user_data_path
+
+    return user_data_path("fiml", appauthor=False)
+
+
+def _explain(exc: ValidationError) -> str:
+    problems = []
+    for error in exc.errors(include_url=False, include_context=False):
+        problem = error["msg"].removeprefix("Value error, ")
+        name = str(error["loc"][0]) if error["loc"] else None
+        if error["type"] == "extra_forbidden":
+            problems.append(f"{echo(name)} is no setting; valid are {', '.join(Settings.model_fields)}")
+        else:
+            problems.append(f"{variable(name)}: {problem}" if name else problem)
+    return "; ".join(problems)

@@ -1,0 +1,228 @@
+"""Every error fiml raises on purpose.
+
+FimlError
+├── InvalidInput            mend the input
+│   ├── InvalidSessionId
+│   └── SymbolNotFound
+├── SessionNotFound         no such session, or not yours
+├── SessionExpired          resume it
+├── SessionArchived         resume it
+├── SessionFull             begin a new one
+├── SessionConflict         read again, then write again
+├── NotPermitted            ask as somebody else
+├── NotSupported            another way is needed
+├── Unavailable             try again later
+├── Misconfigured           tell the operator
+│   ├── MissingExtra
+│   ├── SchemaOutdated
+│   └── SchemaTooNew
+└── CorruptRecord           a stored record can't be read; nothing was changed
+"""
+
+from datetime import datetime
+from typing import ClassVar
+from uuid import UUID
+
+_ECHO_CHARACTERS = 80
+
+
+def echo(value: object) -> str:
+    """A caller's value as it may stand in a message: quoted, escaped, at most 80 characters."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:  # an integer too long to be written
+        text = f"a {type(value).__name__}"
+    cut = text if len(text) <= _ECHO_CHARACTERS else text[: _ECHO_CHARACTERS - 1] + "…"
+    return ascii(cut) if not cut.isprintable() else f"'{cut}'"
+
+
+class FimlError(Exception):
+    """The root. `code` is for machines; the message says what, which and the next step."""
+
+    code: ClassVar[str] = "error"
+
+
+class InvalidInput(FimlError):
+    """A value was refused; nothing was written."""
+
+    code = "invalid_input"
+
+    def __init__(self, field: str, problem: str, valid: str) -> None:
+        self.field = field
+        self.problem = problem
+        self.valid = valid
+        super().__init__(f"{field} {problem}; {valid}")
+
+
+class InvalidSessionId(InvalidInput):
+    """The id is not of the form of a session's id."""
+
+    code = "invalid_session_id"
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+        super().__init__(
+            "session id",
+            f"{echo(value)} is malformed",
+            "give the UUID that creating the session returned, or list the sessions to find it",
+        )
+
+
+class SymbolNotFound(InvalidInput):
+    """The market has no such symbol; `known` are the nearest or all that it has."""
+
+    code = "symbol_not_found"
+
+    def __init__(self, symbol: str, *, source: str, known: list[str]) -> None:
+        self.symbol = symbol
+        self.source = source
+        self.known = known
+        super().__init__("symbol", f"{echo(symbol)} is not in the {source} data", f"it has {', '.join(known)}")
+
+
+class _AboutSession(FimlError):
+    def __init__(self, session_id: UUID, message: str) -> None:
+        self.session_id = session_id
+        super().__init__(message)
+
+
+class SessionNotFound(_AboutSession):
+    """No session has this id, or it is another user's."""
+
+    code = "session_not_found"
+
+    def __init__(self, session_id: UUID) -> None:
+        super().__init__(session_id, f"no session {session_id}; list the sessions to find it, or create one")
+
+
+class SessionExpired(_AboutSession):
+    """The session has ended and awaits its archiving; it can be read and resumed."""
+
+    code = "session_expired"
+
+    def __init__(self, session_id: UUID, expired_at: datetime) -> None:
+        self.expired_at = expired_at
+        super().__init__(
+            session_id,
+            f"session {session_id} expired at {expired_at:%Y-%m-%dT%H:%M:%SZ}; "
+            "it can be read; to go on, resume it (resume_session, or `fiml sessions resume`)",
+        )
+
+
+class SessionArchived(_AboutSession):
+    """The session is in the archive; it can be read and resumed."""
+
+    code = "session_archived"
+
+    def __init__(self, session_id: UUID) -> None:
+        super().__init__(
+            session_id,
+            f"session {session_id} is archived; "
+            "it can be read; to go on, resume it (resume_session, or `fiml sessions resume`)",
+        )
+
+
+class SessionFull(_AboutSession):
+    """The session holds as many queries, or as many bytes of them, as a session may."""
+
+    code = "session_full"
+
+    def __init__(self, session_id: UUID, limit: str) -> None:
+        self.limit = limit
+        super().__init__(
+            session_id,
+            f"session {session_id} is full: it holds at most {limit}; create a new session to go on, "
+            "or raise FIML_SESSION_MAX_QUERIES_PER_SESSION",
+        )
+
+
+class SessionConflict(_AboutSession):
+    """Somebody wrote in between; `expected` and `actual` are versions."""
+
+    code = "session_conflict"
+
+    def __init__(self, session_id: UUID, *, expected: int, actual: int) -> None:
+        self.expected = expected
+        self.actual = actual
+        super().__init__(
+            session_id,
+            f"session {session_id} is at version {actual}, not {expected}; read it again and repeat the change",
+        )
+
+
+class NotPermitted(FimlError):
+    """The principal may not do this in another's name."""
+
+    code = "not_permitted"
+
+    def __init__(self, what: str, next_step: str) -> None:
+        super().__init__(f"{what}; {next_step}")
+
+
+class NotSupported(FimlError):
+    """fiml, or this deployment of it, doesn't do this."""
+
+    code = "not_supported"
+
+    def __init__(self, what: str, next_step: str) -> None:
+        super().__init__(f"{what}; {next_step}")
+
+
+class Unavailable(FimlError):
+    """An engine or a provider is away; the call may have had no effect, and may be repeated."""
+
+    code = "unavailable"
+
+    def __init__(self, what: str, reason: str) -> None:
+        self.what = what
+        super().__init__(f"{what} is away ({reason}); try again, or run `fiml doctor`")
+
+
+class Misconfigured(FimlError):
+    """A setting or the installation is at fault; an operator mends it."""
+
+    code = "misconfigured"
+
+
+class MissingExtra(Misconfigured):
+    """A part is needed whose extra is not installed."""
+
+    code = "missing_extra"
+
+    def __init__(self, what: str, extra: str) -> None:
+        self.extra = extra
+        super().__init__(f"{what} needs the extra [{extra}]; install it with: pip install 'fiml[{extra}]'")
+
+
+class SchemaOutdated(Misconfigured):
+    """The database is behind this version of fiml."""
+
+    code = "schema_outdated"
+
+    def __init__(self, found: str, needed: str) -> None:
+        self.found = found
+        self.needed = needed
+        super().__init__(f"the database is at schema {found}, this fiml needs {needed}; run `fiml db upgrade`")
+
+
+class SchemaTooNew(Misconfigured):
+    """The database was written by a later version of fiml."""
+
+    code = "schema_too_new"
+
+    def __init__(self, found: str, known: str) -> None:
+        self.found = found
+        self.known = known
+        super().__init__(
+            f"the database is at schema {found}, later than the {known} that this fiml knows; install a newer fiml"
+        )
+
+
+class CorruptRecord(FimlError):
+    """A stored record can't be read. It was left as it is."""
+
+    code = "corrupt_record"
+
+    def __init__(self, record: str, problem: str) -> None:
+        self.record = record
+        super().__init__(f"{record} can't be read ({problem}); it was left as it is: restore it from a backup")

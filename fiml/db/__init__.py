@@ -1,0 +1,1 @@
+"""Engines, tables, migrations, the Redis client. Knows no rules of sessions."""

@@ -1,0 +1,1 @@
+"""Alembic migrations, run by `fiml.db.schema`."""

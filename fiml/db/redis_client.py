@@ -1,0 +1,114 @@
+"""A Redis or Valkey client that sends scripts and commands in pipelines: one call, one round trip."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from fiml.core.config import without_secrets
+from fiml.core.errors import Misconfigured, Unavailable
+
+MAX_CONNECTIONS = 64
+CONNECT_TIMEOUT_S = 2
+REPLY_TIMEOUT_S = 5
+POOL_TIMEOUT_S = 5
+
+Argument = str | bytes | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script, known to the server by its digest."""
+
+    text: str
+    digest: str
+
+    @classmethod
+    def load(cls, package: str, name: str) -> "Script":
+        """The script `lua/<name>.lua` of a package."""
+        text = files(package).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+        return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+    def __call__(self, keys: Sequence[str], *arguments: Argument) -> tuple[Argument, ...]:
+        """The command that runs the script."""
+        return ("EVALSHA", self.digest, len(keys), *keys, *arguments)
+
+
+class RedisClient:
+    """A pooled client. No command is sent twice on its own account: not all of them may be.
+
+    Raises:
+        Unavailable: from every call, when the server is away or refuses.
+    """
+
+    def __init__(self, url: str, scripts: Sequence[Script]) -> None:
+        self._name = without_secrets(url)
+        self._scripts = scripts
+        try:
+            self._redis = Redis.from_pool(
+                BlockingConnectionPool.from_url(
+                    url,
+                    max_connections=MAX_CONNECTIONS,
+                    timeout=POOL_TIMEOUT_S,
+                    socket_connect_timeout=CONNECT_TIMEOUT_S,
+                    socket_timeout=REPLY_TIMEOUT_S,
+                    retry=Retry(NoBackoff(), 0),
+                )
+            )
+        except ValueError as exc:
+            raise Misconfigured(f"FIML_REDIS_URL is no URL ({exc}); valid is redis://host:6379/0") from exc
+
+    async def open(self) -> None:
+        """Reach the server and give it the scripts."""
+        await self.run([("SCRIPT", "LOAD", script.text) for script in self._scripts])
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._redis.aclose()
+
+    async def run(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        """Send commands in one round trip; their replies, in order.
+
+        A server that lost the scripts gets them again, and then only the commands that it didn't know.
+        """
+        replies = await self._send(commands)
+        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            await self.open()
+            again = await self._send([commands[index] for index in unknown])
+            for index, reply in zip(unknown, again, strict=True):
+                replies[index] = reply
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise self._refused(reply) from reply
+        return replies
+
+    async def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        try:
+            if len(commands) == 1:
+                return [await self._single(commands[0])]
+            pipeline = self._redis.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            return await pipeline.execute(raise_on_error=False)
+        except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
+            raise Unavailable(f"Redis at {self._name}", str(exc) or type(exc).__name__) from exc
+        except RedisError as exc:
+            raise self._refused(exc) from exc
+
+    async def _single(self, command: tuple[Argument, ...]) -> Any:
+        try:
+            return await self._redis.execute_command(*command)
+        except NoScriptError as exc:
+            return exc
+
+    def _refused(self, exc: Exception) -> Unavailable:
+        return Unavailable(f"Redis at {self._name}", f"it refused: {exc}")

@@ -1,0 +1,64 @@
+"""The schema of a database: created where it is empty, checked where it isn't, upgraded by Alembic."""
+
+from pathlib import Path
+
+from sqlalchemy import Connection, text
+
+from fiml.core.errors import SchemaOutdated, SchemaTooNew
+
+REVISIONS = ("0001",)
+"""Every revision, oldest first; a database at the last one is current."""
+
+VERSION_TABLE = "fiml_schema_version"
+MIGRATIONS = Path(__file__).parent / "migrations"
+_INITIALIZE_LOCK = 0x66696D6C
+
+
+def revision(connection: Connection) -> str | None:
+    """The revision of a database, `None` where it is empty."""
+    if not connection.dialect.has_table(connection, VERSION_TABLE):
+        return None
+    found = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608  a constant
+    return None if found is None else str(found)
+
+
+def check(found: str | None) -> None:
+    """Refuse a database that this version of fiml can't work with.
+
+    Raises:
+        SchemaOutdated: it is behind.
+        SchemaTooNew: it is ahead.
+    """
+    if found is None:
+        raise SchemaOutdated("none", REVISIONS[-1])
+    if found not in REVISIONS:
+        raise SchemaTooNew(found, REVISIONS[-1])
+    if found != REVISIONS[-1]:
+        raise SchemaOutdated(found, REVISIONS[-1])
+
+
+def upgrade(connection: Connection) -> None:
+    """Bring a database to the current revision, in the transaction of the connection. An empty one is created.
+
+    Raises:
+        SchemaTooNew: it is ahead of this version of fiml.
+    """
+    if connection.dialect.name == "postgresql":
+        # Several processes may start at once; the second finds the work done.
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _INITIALIZE_LOCK})
+    found = revision(connection)
+    if found == REVISIONS[-1]:
+        return
+    if found is not None and found not in REVISIONS:
+        raise SchemaTooNew(found, REVISIONS[-1])
+    _run_alembic(connection)
+
+
+def _run_alembic(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

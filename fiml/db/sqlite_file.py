@@ -1,0 +1,137 @@
+"""One SQLite file behind one thread: a call is one hop to the thread and back."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from fiml.core.config import Synchronous
+from fiml.core.errors import CorruptRecord, Misconfigured, Unavailable
+from fiml.db import schema
+from fiml.db.engines import sqlite_engine
+
+Result = TypeVar("Result")
+
+
+class SqliteFile:
+    """The file of the embedded deployment, which several processes may have open.
+
+    Raises:
+        Unavailable: from every call, when the file is locked for too long or the disk refuses.
+    """
+
+    def __init__(self, path: Path, synchronous: Synchronous) -> None:
+        self.path = path
+        self._engine = sqlite_engine(path, synchronous)
+        self._thread: ThreadPoolExecutor | None = None
+        self._connection: Connection | None = None
+
+    async def open(self) -> None:
+        """Open the file, created with its folder and schema where it is missing.
+
+        Raises:
+            Misconfigured: the folder can't be written, the file is no database, or a later fiml wrote it.
+        """
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fiml-sqlite")
+        try:
+            await self._hop(self._open)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close the file after the calls under way. Closing twice is harmless."""
+        if self._thread is not None:
+            await self._hop(self._close)
+            self._thread.shutdown()
+            self._thread = None
+
+    async def write(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Run a function in a transaction that writes; when it raises, nothing was written."""
+        return await self._hop(lambda: self._in_transaction(function, "BEGIN IMMEDIATE"))
+
+    async def read(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Run a function on one consistent view of the file."""
+        return await self._hop(lambda: self._in_transaction(function, "BEGIN"))
+
+    async def transact(self, function: Callable[[Connection], Result]) -> Result:
+        """Run a function in a transaction of SQLAlchemy's; `driver` gives the driver's connection in it."""
+        return await self._hop(lambda: self._in_sqlalchemy(function))
+
+    async def _hop(self, work: Callable[[], Result]) -> Result:
+        if self._thread is None:
+            raise Unavailable(f"the file {self.path}", "it is closed: initialize the store first")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _open(self) -> None:
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise Misconfigured(f"the folder {self.path.parent} can't be made ({exc}); set FIML_DATA_DIR") from exc
+        with _translated(self.path):
+            self._connection = self._engine.connect()
+            with self._connection.begin():
+                schema.upgrade(self._connection)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._engine.dispose()
+
+    def _in_transaction(self, function: Callable[[sqlite3.Connection], Result], begin: str) -> Result:
+        with _translated(self.path):
+            connection = driver(self._opened)
+            connection.execute(begin)
+            try:
+                result = function(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            return result
+
+    def _in_sqlalchemy(self, function: Callable[[Connection], Result]) -> Result:
+        with _translated(self.path), self._opened.begin():
+            return function(self._opened)
+
+    @property
+    def _opened(self) -> Connection:
+        if self._connection is None:
+            raise Unavailable(f"the file {self.path}", "it is closed: initialize the store first")
+        return self._connection
+
+
+def driver(connection: Connection) -> sqlite3.Connection:
+    """The standard library's connection under SQLAlchemy's, in the same transaction."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)  # noqa: S101  only a `SqliteFile` calls this
+    return raw
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as exc:
+        raise _translate(path, exc.orig or exc) from exc
+    except sqlite3.Error as exc:
+        raise _translate(path, exc) from exc
+
+
+def _translate(path: Path, exc: BaseException) -> Exception:
+    match getattr(exc, "sqlite_errorname", ""):
+        case "SQLITE_NOTADB":
+            return Misconfigured(f"{path} is no database of fiml ({exc}); move it away or set FIML_DATA_DIR")
+        case name if name.startswith("SQLITE_CANTOPEN"):
+            return Misconfigured(f"{path} can't be opened ({exc}); set FIML_DATA_DIR to a folder that can be written")
+        case name if name.startswith("SQLITE_CORRUPT"):
+            return CorruptRecord(f"the file {path}", str(exc))
+    return Unavailable(f"the file {path}", str(exc))

@@ -1,0 +1,161 @@
+"""The tables. `sessions` and `session_metrics` are the specification's, with further columns that have defaults."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    Uuid,
+    false,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+shared = MetaData()
+"""On both databases: ended sessions and what remains of them."""
+
+embedded = MetaData()
+"""On SQLite only: live sessions, which the server deployment keeps in Redis."""
+
+# The engines take and give JSON as text (see `engines.py`): it travels as it is stored.
+Json = JSON().with_variant(JSONB(), "postgresql")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware time in UTC. SQLite keeps no time zone: there it is written in UTC and read as such."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.replace(tzinfo=UTC)
+
+
+sessions = Table(
+    "sessions",
+    shared,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", String(255)),
+    Column("type", String(50), nullable=False),
+    Column("title", String(200)),
+    Column("assets", Json, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("last_accessed_at", UtcDateTime, nullable=False),
+    Column("archived_at", UtcDateTime),
+    Column("is_archived", Boolean, nullable=False, server_default=false()),
+    Column("tags", Json, nullable=False),
+    Column("context", Json, nullable=False),
+    Column("preferences", Json, nullable=False),
+    Column("intermediate_results", Json, nullable=False),
+    Column("metadata", Json, nullable=False),
+    Column("history_queries", Json, nullable=False),
+    Column("total_queries", Integer, nullable=False, server_default=text("0")),
+    Column("first_query_at", UtcDateTime),
+    Column("last_query_at", UtcDateTime),
+    Column("cache_hit_rate", Double, nullable=False),
+    Column("version", BigInteger, nullable=False, server_default=text("1")),
+    Column("format", Integer, nullable=False, server_default=text("1")),
+    Index("sessions_by_user", "user_id", text("created_at DESC"), "id"),
+    Index("sessions_by_creation", text("created_at DESC"), "id"),
+    Index("sessions_by_archiving", "archived_at"),
+)
+
+session_metrics = Table(
+    "session_metrics",
+    shared,
+    Column("id", Integer, primary_key=True),
+    Column("session_id", Uuid, nullable=False),
+    Column("user_id", String(255)),
+    Column("session_type", String(50), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("duration_seconds", Integer, nullable=False),
+    Column("total_queries", Integer, nullable=False),
+    Column("cache_hit_rate", Double, nullable=False),
+    Column("avg_query_time_ms", Double),
+    Column("assets_analyzed", Json, nullable=False),
+    Column("query_type_summary", Json, nullable=False),
+    Column("completed_normally", Boolean, nullable=False),
+    Column("abandoned", Boolean, nullable=False),
+    Column("version", BigInteger, nullable=False, server_default=text("1")),
+    UniqueConstraint("session_id", name="session_metrics_session_id_key"),
+    Index("session_metrics_by_creation", "created_at"),
+    Index("session_metrics_by_user", "user_id", "created_at"),
+)
+
+tombstones = Table(
+    "session_tombstones",
+    shared,
+    Column("id", Uuid, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("deleted_at", UtcDateTime, nullable=False),
+)
+
+# Times of the live tables are microseconds since 1970 in UTC, ids 32 hexadecimal digits, JSON is text.
+active_sessions = Table(
+    "active_sessions",
+    embedded,
+    Column("id", String(32), primary_key=True),
+    Column("user_id", String(255)),
+    Column("type", String(50), nullable=False),
+    Column("title", String(200)),
+    Column("assets", Text, nullable=False),
+    Column("tags", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("last_accessed_at", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("total_queries", Integer, nullable=False),
+    Column("cache_hits", Integer, nullable=False),
+    Column("first_query_at", BigInteger),
+    Column("last_query_at", BigInteger),
+    Column("query_types", Text, nullable=False),
+    Column("timed_queries", Integer, nullable=False),
+    Column("total_time_ms", Double, nullable=False),
+    Column("maps_bytes", Integer, nullable=False),
+    Column("history_bytes", Integer, nullable=False),
+    Column("format", Integer, nullable=False),
+    Index("active_sessions_by_user", "user_id", text("created_at DESC"), "id"),
+    Index("active_sessions_by_creation", text("created_at DESC"), "id"),
+    Index("active_sessions_by_expiry", "expires_at"),
+)
+
+active_entries = Table(
+    "active_entries",
+    embedded,
+    Column("session_id", String(32), primary_key=True),
+    Column("map", String(20), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+active_queries = Table(
+    "active_queries",
+    embedded,
+    Column("n", Integer, primary_key=True),
+    Column("session_id", String(32), nullable=False),
+    Column("id", String(32), nullable=False),
+    Column("body", Text, nullable=False),
+    UniqueConstraint("session_id", "id", name="active_queries_once"),
+    Index("active_queries_in_order", "session_id", "n"),
+)

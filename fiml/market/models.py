@@ -1,0 +1,189 @@
+"""What market answers are made of. A figure that isn't there is null, and `missing` says why."""
+
+import math
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class AssetKind(StrEnum):
+    """What an instrument is."""
+
+    EQUITY = "equity"
+    INDEX = "index"
+    COIN = "coin"
+
+
+class Adjustment(StrEnum):
+    """What past prices were adjusted for, so that they can be set beside later ones."""
+
+    NONE = "none"
+    SPLITS = "splits"
+    SPLITS_AND_DIVIDENDS = "splits+dividends"
+
+
+class Depth(StrEnum):
+    """How much an answer holds: the quote; also technicals and fundamentals; also comparisons."""
+
+    QUICK = "quick"
+    STANDARD = "standard"
+    DEEP = "deep"
+
+
+class Bar(NamedTuple):
+    """One day's trading; None where the source has only the close."""
+
+    date: date
+    open: float | None
+    high: float | None
+    low: float | None
+    close: float
+    volume: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """An instrument's days, at least one, oldest first, every close a finite number above zero."""
+
+    symbol: str
+    currency: str
+    exchange: str | None
+    source: str
+    adjustment: Adjustment
+    bars: tuple[Bar, ...]
+
+    def __post_init__(self) -> None:
+        if not self.bars:
+            raise ValueError(f"{self.symbol} has no bars")
+        if not all(math.isfinite(bar.close) and bar.close > 0 for bar in self.bars):
+            raise ValueError(f"{self.symbol} has a close that is no price")
+        if any(earlier.date >= later.date for earlier, later in pairwise(self.bars)):
+            raise ValueError(f"{self.symbol} has dates out of order")
+
+    @property
+    def as_of(self) -> date:
+        """The date of the last bar."""
+        return self.bars[-1].date
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Missing = Annotated[dict[str, str], Field(description="field -> why it is null")]
+Fraction = Annotated[float | None, Field(description="fraction: 0.01 is one per cent")]
+
+
+class Instrument(_Model):
+    """Something with a price. `symbol` is unique within its source."""
+
+    symbol: str
+    name: str
+    kind: AssetKind
+    currency: str
+    exchange: str | None
+
+
+class Quote(_Model):
+    """The last bar of an instrument, and the step from the one before."""
+
+    symbol: str
+    name: str
+    kind: AssetKind
+    price: float = Field(description="in `currency`; for an index its level, in points")
+    price_label: Literal["close", "adjusted close"] = Field(
+        description="an adjusted close is lowered by later dividends: nobody paid it"
+    )
+    currency: str
+    exchange: str | None
+    source: str
+    as_of: date = Field(description="date of the last bar; every figure is of this day")
+    adjustment: Adjustment
+    change: float | None = Field(description="price minus previous_close, in `currency`")
+    change_percent: float | None = Field(description="change against previous_close: 1 is one per cent")
+    previous_close: float | None = Field(description="price of the bar before")
+    open: float | None
+    high: float | None
+    low: float | None
+    volume: float | None
+    volume_unit: Literal["shares", "coins"]
+    note: str | None = Field(description="what to know about these figures")
+    missing: Missing
+
+
+class Fundamentals(_Model):
+    """A company's figures, as its source reports them."""
+
+    symbol: str
+    source: str
+    as_of: date | None
+    currency: str
+    market_cap: float | None
+    pe_ratio: float | None = Field(description="price over earnings per share of twelve months")
+    eps: float | None = Field(description="earnings per share of twelve months, in `currency`")
+    dividend_yield: Fraction
+    revenue: float | None = Field(description="of twelve months, in `currency`")
+    sector: str | None
+    missing: Missing
+
+
+class Technicals(_Model):
+    """Figures computed from an instrument's bars. A year is 252 bars, of a coin 365."""
+
+    as_of: date
+    source: str
+    adjustment: Adjustment
+    bars_used: int
+    sma_20: float | None = Field(description="mean of the last 20 closes")
+    sma_50: float | None
+    sma_200: float | None
+    ema_12: float | None = Field(description="exponential mean, weight 2/13, begun with the mean of the first 12")
+    ema_26: float | None
+    rsi_14: float | None = Field(description="Wilder's relative strength index, 0 to 100")
+    volatility_annual: Fraction
+    volatility_days: int = Field(description="number of daily log returns behind volatility_annual")
+    max_drawdown: float | None = Field(description="deepest fall of the close within a year: -0.2 is a fall by a fifth")
+    max_drawdown_from: date | None
+    max_drawdown_to: date | None
+    high_52w: float | None
+    high_52w_on: date | None
+    low_52w: float | None
+    low_52w_on: date | None
+    high_low_basis: Literal["highs and lows", "closes"] = Field(description="what high_52w and low_52w are taken from")
+    return_1d: Fraction
+    return_1w: Fraction
+    return_1m: Fraction
+    return_3m: Fraction
+    return_1y: Fraction
+    note: str | None = Field(description="days without a bar, where they move a window")
+    missing: Missing
+
+
+class Comparison(_Model):
+    """Two instruments over the dates that both have."""
+
+    symbol: str
+    other: str
+    overlap_from: date | None
+    overlap_to: date | None
+    overlap_days: int = Field(description="number of dates that both have")
+    return_self: Fraction
+    return_other: Fraction
+    relative_return: float | None = Field(description="return_self minus return_other, as a fraction")
+    correlation: float | None = Field(description="Pearson's, of the returns from one common date to the next")
+    note: str | None = Field(description="why the two are not like for like")
+    missing: Missing
+
+
+class MarketAnswer(_Model):
+    """All that one question about an instrument brought, as deep as it was asked."""
+
+    quote: Quote
+    technicals: Technicals | None
+    fundamentals: Fundamentals | None
+    comparisons: list[Comparison]
+    not_compared: dict[str, str] = Field(description="symbol -> why it could not be compared")

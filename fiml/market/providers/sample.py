@@ -1,0 +1,178 @@
+"""Market figures from the files that ship with fiml: real history, no network."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import cache
+from importlib.resources import files
+
+from fiml.core.errors import InvalidInput, Misconfigured, SymbolNotFound
+from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Fundamentals, Instrument, Quote
+from fiml.market.providers.base import to_symbol
+
+SOURCE = "sample"
+CURRENCY = "USD"
+
+_NO_FUNDAMENTALS = ("as_of", "market_cap", "pe_ratio", "eps", "dividend_yield", "revenue", "sector")
+_KINDS_FOUND_AS = {
+    AssetKind.EQUITY: (AssetKind.EQUITY, AssetKind.INDEX),
+    AssetKind.INDEX: (AssetKind.INDEX,),
+    AssetKind.COIN: (AssetKind.COIN,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    instrument: Instrument
+    bars: Bars
+    note: str | None
+
+
+class SampleProvider:
+    """The sample as a `MarketProvider`; its files are read at the first question, once in a process."""
+
+    source = SOURCE
+
+    async def instrument(self, symbol: str, kind: AssetKind) -> Instrument:
+        return _find(symbol, _KINDS_FOUND_AS[kind]).instrument
+
+    async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
+        _check_limit(limit)
+        wanted = text.strip().upper()
+        instruments = [entry.instrument for entry in _sample().values()]
+        found = [one for one in instruments if wanted in one.symbol or wanted in one.name.upper()]
+        return sorted(found, key=lambda one: _distance(one, wanted))[:limit]
+
+    async def quote(self, symbol: str) -> Quote:
+        return _quote(_find(symbol))
+
+    async def bars(self, symbol: str, *, limit: int | None = None) -> Bars:
+        bars = _find(symbol).bars
+        if limit is None:
+            return bars
+        _check_limit(limit)
+        return replace(bars, bars=bars.bars[-limit:])
+
+    async def fundamentals(self, symbol: str) -> Fundamentals:
+        found = _find(symbol).instrument
+        return Fundamentals(
+            symbol=found.symbol,
+            source=SOURCE,
+            as_of=None,
+            currency=found.currency,
+            market_cap=None,
+            pe_ratio=None,
+            eps=None,
+            dividend_yield=None,
+            revenue=None,
+            sector=None,
+            missing=dict.fromkeys(_NO_FUNDAMENTALS, "the sample has prices only"),
+        )
+
+    async def aclose(self) -> None:
+        """Nothing is held open."""
+
+
+def _find(symbol: str, kinds: Iterable[AssetKind] = tuple(AssetKind)) -> _Entry:
+    wanted = to_symbol(symbol)
+    entries = {key: entry for key, entry in _sample().items() if entry.instrument.kind in kinds}
+    if wanted not in entries:
+        raise SymbolNotFound(wanted, source=SOURCE, known=sorted(entries))
+    return entries[wanted]
+
+
+def _check_limit(limit: int) -> None:
+    if limit < 1:
+        raise InvalidInput("limit", f"{limit} is below 1", "give 1 or more")
+
+
+def _distance(instrument: Instrument, wanted: str) -> tuple[bool, bool, str]:
+    return instrument.symbol != wanted, not instrument.symbol.startswith(wanted), instrument.symbol
+
+
+def _quote(entry: _Entry) -> Quote:
+    instrument, last = entry.instrument, entry.bars.bars[-1]
+    previous = entry.bars.bars[-2].close if len(entry.bars.bars) > 1 else None
+    figures = {
+        "exchange": instrument.exchange,
+        "previous_close": previous,
+        "change": None if previous is None else round(last.close - previous, 6),
+        "change_percent": None if previous is None else round(100 * (last.close / previous - 1), 4),
+        "open": last.open,
+        "high": last.high,
+        "low": last.low,
+        "volume": last.volume,
+    }
+    is_adjusted = entry.bars.adjustment is Adjustment.SPLITS_AND_DIVIDENDS
+    return Quote(
+        symbol=instrument.symbol,
+        name=instrument.name,
+        kind=instrument.kind,
+        price=last.close,
+        price_label="adjusted close" if is_adjusted else "close",
+        currency=instrument.currency,
+        source=SOURCE,
+        as_of=last.date,
+        adjustment=entry.bars.adjustment,
+        volume_unit="coins" if instrument.kind is AssetKind.COIN else "shares",
+        note=entry.note,
+        missing={name: _why_missing(name) for name, figure in figures.items() if figure is None},
+        **figures,
+    )
+
+
+def _why_missing(field: str) -> str:
+    if field == "exchange":
+        return "an index is calculated, not listed"
+    if field in {"previous_close", "change", "change_percent"}:
+        return "the sample has one bar for this symbol"
+    return "the sample has only closes for this symbol"
+
+
+@cache
+def _sample() -> dict[str, _Entry]:
+    """Everything in the files, by symbol.
+
+    Raises:
+        Misconfigured: a file is missing or damaged.
+    """
+    try:
+        rows: defaultdict[str, list[list[str]]] = defaultdict(list)
+        for row in (*_rows("equities_daily.csv"), *_rows("coins_daily_usd.csv")):
+            rows[row[0]].append(row)
+        return {row[0]: _entry(row, rows[row[0]]) for row in _rows("instruments.csv")}
+    except (OSError, LookupError, ValueError) as exc:
+        raise Misconfigured(f"the sample's files can't be read ({exc!r}); install fiml again") from exc
+
+
+def _rows(name: str) -> list[list[str]]:
+    text = (files("fiml.market") / "sample" / name).read_text(encoding="utf-8")
+    return list(csv.reader(text.splitlines()))[1:]
+
+
+def _entry(row: list[str], bar_rows: list[list[str]]) -> _Entry:
+    symbol, name, kind, exchange, note = row
+    instrument = Instrument(
+        symbol=symbol, name=name, kind=AssetKind(kind), currency=CURRENCY, exchange=exchange or None
+    )
+    bars = Bars(
+        symbol=symbol,
+        currency=CURRENCY,
+        exchange=instrument.exchange,
+        source=SOURCE,
+        # The coins' file has no such column: a coin has neither splits nor dividends.
+        adjustment=Adjustment.NONE if instrument.kind is AssetKind.COIN else Adjustment(bar_rows[0][7]),
+        bars=tuple(map(_bar, bar_rows)),
+    )
+    return _Entry(instrument, bars, note or None)
+
+
+def _bar(row: list[str]) -> Bar:
+    _, day, opened, high, low, close, volume = row[:7]
+    return Bar(date.fromisoformat(day), _number(opened), _number(high), _number(low), float(close), _number(volume))
+
+
+def _number(cell: str) -> float | None:
+    return float(cell) if cell else None

@@ -1,0 +1,1 @@
+"""Analysis sessions: what they are, where they are kept, what they add up to."""

@@ -1,0 +1,230 @@
+"""Ended sessions in SQL, the same on PostgreSQL and SQLite. The functions run in the caller's transaction."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from json.encoder import encode_basestring
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, delete, func, or_, select, text
+from sqlalchemy.dialects import postgresql, sqlite
+
+from fiml.core.errors import CorruptRecord, InvalidInput
+from fiml.db.tables import session_metrics, sessions, tombstones
+from fiml.sessions import values
+from fiml.sessions.backends.base import Ended, PageQuery
+from fiml.sessions.models import QueryTotals
+from fiml.sessions.records import MAPS, Header, SessionRecord
+
+# Two locks of the same id exclude each other: the archiving and the deletion of one session.
+_LOCK_SESSIONS = text(
+    "SELECT pg_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(CAST(:ids AS text[])) AS id ORDER BY id"
+)
+_SUMMARY = (
+    sessions.c.id,
+    sessions.c.user_id,
+    sessions.c.type,
+    sessions.c.title,
+    sessions.c.assets,
+    sessions.c.tags,
+    sessions.c.created_at,
+    sessions.c.expires_at,
+    sessions.c.last_accessed_at,
+    sessions.c.version,
+    sessions.c.total_queries,
+    sessions.c.format,
+)
+
+
+def put(connection: Connection, records: Sequence[SessionRecord], ended: Ended) -> set[UUID]:
+    """Copy sessions and their metrics into the archive, over older versions only; the ids that are deleted for good.
+
+    One transaction with what surrounds it: a session's row and its metrics come together or not at all.
+    """
+    _lock(connection, [record.header.id for record in records])
+    buried = _buried(connection, [record.header.id for record in records])
+    alive = [record for record in records if record.header.id not in buried]
+    if alive:
+        connection.execute(_upsert(connection, sessions, "id"), [_session_row(record, ended) for record in alive])
+        if ended.write_metrics:
+            rows = [metrics_row(record.header, ended.at) for record in alive]
+            connection.execute(_upsert(connection, session_metrics, "session_id"), rows)
+    return buried
+
+
+def put_metrics(connection: Connection, header: Header, at: datetime) -> None:
+    """Write the metrics of one session, over an older version only."""
+    connection.execute(_upsert(connection, session_metrics, "session_id"), [metrics_row(header, at)])
+
+
+def fetch(connection: Connection, session_id: UUID, owner: str | None = None) -> SessionRecord | None:
+    """An ended session, whole."""
+    query = select(sessions).where(sessions.c.id == session_id)
+    if owner is not None:
+        query = query.where(sessions.c.user_id == owner)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _record(row._mapping)  # noqa: SLF001  its public name, in SQLAlchemy's style
+
+
+def find_version(connection: Connection, session_id: UUID, owner: str | None = None) -> int | None:
+    """The version at which an ended session is in the archive."""
+    query = select(sessions.c.version).where(sessions.c.id == session_id)
+    if owner is not None:
+        query = query.where(sessions.c.user_id == owner)
+    version: int | None = connection.scalar(query)
+    return version
+
+
+def remove(connection: Connection, session_id: UUID, version: int) -> bool:
+    """Take a session out of the archive, with its metrics, if it is there at this version."""
+    row = and_(sessions.c.id == session_id, sessions.c.version == version)
+    if connection.execute(delete(sessions).where(row)).rowcount == 0:
+        return False
+    connection.execute(delete(session_metrics).where(session_metrics.c.session_id == session_id))
+    return True
+
+
+def bury(connection: Connection, session_id: UUID, *, version: int, now: datetime) -> None:
+    """Delete a session for good and leave a tombstone, which the archive never overwrites."""
+    _lock(connection, [session_id])
+    tombstone = {"id": session_id, "version": version, "deleted_at": now}
+    insert = _insert(connection)(tombstones).values(tombstone)
+    connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))
+    connection.execute(delete(sessions).where(sessions.c.id == session_id))
+    connection.execute(delete(session_metrics).where(session_metrics.c.session_id == session_id))
+
+
+def is_buried(connection: Connection, session_id: UUID) -> bool:
+    """Whether a session was deleted for good."""
+    return bool(_buried(connection, [session_id]))
+
+
+def page(connection: Connection, query: PageQuery) -> list[Header]:
+    """Ended sessions by `created_at` descending, then id."""
+    rows = connection.execute(_page_statement(connection, query))
+    return [_header(row._mapping) for row in rows]  # noqa: SLF001  its public name, in SQLAlchemy's style
+
+
+def metrics_row(header: Header, at: datetime) -> dict[str, Any]:
+    """What `session_metrics` keeps of a session that ended, or is looked at, at `at`."""
+    totals = header.totals
+    is_on_time = at < header.expires_at
+    return {
+        "session_id": header.id,
+        "user_id": header.user_id,
+        "session_type": header.type,
+        "created_at": header.created_at,
+        "duration_seconds": int((header.last_accessed_at - header.created_at).total_seconds()),
+        "total_queries": totals.total_queries,
+        "cache_hit_rate": totals.cache_hit_rate,
+        "avg_query_time_ms": totals.total_time_ms / totals.timed_queries if totals.timed_queries else None,
+        "assets_analyzed": json.dumps(header.assets),
+        "query_type_summary": json.dumps(totals.query_types),
+        "completed_normally": is_on_time,
+        "abandoned": not is_on_time and totals.total_queries < 2,
+        "version": header.version,
+    }
+
+
+def json_array_has(connection: Connection, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """Whether a JSON array of strings holds `name`."""
+    each = func.jsonb_array_elements_text if connection.dialect.name == "postgresql" else func.json_each
+    elements = each(column).table_valued("value")
+    return select(elements.c.value).where(elements.c.value == name).exists()
+
+
+def _page_statement(connection: Connection, query: PageQuery) -> Select[Any]:
+    statement = select(*_SUMMARY).order_by(sessions.c.created_at.desc(), sessions.c.id).limit(query.limit)
+    if query.user_id is not None:
+        statement = statement.where(sessions.c.user_id == query.user_id)
+    if query.type is not None:
+        statement = statement.where(sessions.c.type == query.type)
+    if query.tag is not None:
+        statement = statement.where(json_array_has(connection, sessions.c.tags, query.tag))
+    if query.asset is not None:
+        statement = statement.where(json_array_has(connection, sessions.c.assets, query.asset))
+    if query.after is not None:
+        created_at, session_id = query.after
+        same_moment = and_(sessions.c.created_at == created_at, sessions.c.id > session_id)
+        statement = statement.where(or_(sessions.c.created_at < created_at, same_moment))
+    return statement
+
+
+def _lock(connection: Connection, session_ids: Sequence[UUID]) -> None:
+    # SQLite's transactions that write exclude each other as a whole.
+    if connection.dialect.name == "postgresql":
+        connection.execute(_LOCK_SESSIONS, {"ids": sorted(str(session_id) for session_id in session_ids)})
+
+
+def _buried(connection: Connection, session_ids: Sequence[UUID]) -> set[UUID]:
+    return set(connection.scalars(select(tombstones.c.id).where(tombstones.c.id.in_(session_ids))))
+
+
+def _insert(connection: Connection) -> Any:
+    return postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+
+
+def _upsert(connection: Connection, table: Table, key: str) -> Any:
+    insert = _insert(connection)(table)
+    new = {column.name: insert.excluded[column.name] for column in table.c if not column.primary_key}
+    return insert.on_conflict_do_update(
+        index_elements=[key], set_=new, where=table.c.version < insert.excluded.version
+    )
+
+
+def _session_row(record: SessionRecord, ended: Ended) -> dict[str, Any]:
+    header = record.header
+    return {
+        "id": header.id,
+        "user_id": header.user_id,
+        "type": header.type,
+        "title": header.title,
+        "assets": json.dumps(header.assets),
+        "created_at": header.created_at,
+        "expires_at": header.expires_at,
+        "last_accessed_at": header.last_accessed_at,
+        "archived_at": ended.at,
+        "is_archived": True,
+        "tags": json.dumps(header.tags),
+        **{name: _object(record.entries.get(name, {})) for name in MAPS},
+        "history_queries": record.history,
+        "total_queries": header.totals.total_queries,
+        "first_query_at": header.totals.first_query_at,
+        "last_query_at": header.totals.last_query_at,
+        "cache_hit_rate": header.totals.cache_hit_rate,
+        "version": header.version,
+        "format": header.format,
+    }
+
+
+def _object(entries: Mapping[str, str]) -> str:
+    return "{" + ",".join(f"{encode_basestring(key)}:{value}" for key, value in entries.items()) + "}"
+
+
+def _record(row: Mapping[str, Any]) -> SessionRecord:
+    try:
+        entries = {
+            name: {key: values.check_entry(name, key, value) for key, value in json.loads(row[name]).items()}
+            for name in MAPS
+        }
+    except (ValueError, AttributeError, InvalidInput) as exc:
+        raise CorruptRecord(f"archived session {row['id']}", str(exc)) from exc
+    return SessionRecord(_header(row), entries, row["history_queries"], is_archived=True)
+
+
+def _header(row: Mapping[str, Any]) -> Header:
+    return Header(
+        id=row["id"],
+        user_id=row["user_id"],
+        type=row["type"],
+        title=row["title"],
+        assets=json.loads(row["assets"]),
+        tags=json.loads(row["tags"]),
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        last_accessed_at=row["last_accessed_at"],
+        version=row["version"],
+        totals=QueryTotals(total_queries=row["total_queries"]),
+        format=row["format"],
+    )

@@ -1,0 +1,146 @@
+"""What a backend must keep, in words. Every backend passes the conformance suite in `fiml.testing`.
+
+A backend takes and gives records whose JSON is text; it never decodes a value. Absence, and another owner's session,
+are `None` or `False`, alike in every respect. `owner` is the principal whose sessions are seen, `None` sees all.
+
+All methods raise `Unavailable` when the engine is away.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from fiml.sessions.changes import Change
+from fiml.sessions.records import Header, SessionRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteRules:
+    """What a write must respect, checked in the same step as the write."""
+
+    now: datetime
+    max_queries: int
+    expected_version: int | None = None
+    owner: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageQuery:
+    """Which sessions a listing wants, and from where on: after (`created_at`, `id`), newest first."""
+
+    limit: int
+    include_archived: bool = False
+    user_id: str | None = None
+    type: str | None = None
+    tag: str | None = None
+    asset: str | None = None
+    after: tuple[datetime, UUID] | None = None
+
+    def wants(self, header: Header) -> bool:
+        """Whether the filters let a session pass."""
+        return (
+            (self.type is None or header.type == self.type)
+            and (self.tag is None or self.tag in header.tags)
+            and (self.asset is None or self.asset in header.assets)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """When sessions end, and whether their metrics are written."""
+
+    at: datetime
+    write_metrics: bool
+
+
+class Backend(Protocol):
+    """Live and ended sessions of one deployment. Each method is atomic for those who call it.
+
+    A session is live until it is archived, whether it has expired or not. Where a crash left it both live and
+    archived, the live copy counts.
+    """
+
+    session_maker: async_sessionmaker[AsyncSession]
+    """Sessions of SQLAlchemy over the database that holds the archive and the metrics."""
+
+    async def open(self) -> None:
+        """Connect; create the schema where the database is empty.
+
+        Raises:
+            Misconfigured: the database can't be used as it is.
+        """
+
+    async def close(self) -> None:
+        """Let go of everything that `open` took. Closing twice is harmless."""
+
+    async def create(self, record: SessionRecord) -> None:
+        """Store a new session. One round trip on a single node."""
+
+    async def read(
+        self, session_id: UUID, *, now: datetime, owner: str | None = None, recent: int | None = None
+    ) -> SessionRecord | None:
+        """A live session, whole or with its last `recent` queries. One round trip.
+
+        Its last access moves to `now` unless it has expired.
+        """
+
+    async def read_archived(self, session_id: UUID, *, owner: str | None = None) -> SessionRecord | None:
+        """An archived session, whole."""
+
+    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
+        """Apply a change to a live session and raise its version by one. One round trip, whatever the history.
+
+        A query whose id is there already is skipped. Either all of the change is written or nothing.
+
+        Raises:
+            SessionExpired: it ended at its expiry.
+            SessionConflict: it isn't at the expected version.
+            SessionFull: it would hold too many queries.
+            InvalidInput: its maps, assets or tags would exceed their limits.
+        """
+
+    async def extend(
+        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, owner: str | None = None
+    ) -> SessionRecord | None:
+        """Move the expiry of a live session later, at most to `latest`, never earlier. One round trip.
+
+        Raises:
+            SessionExpired: it ended at its expiry.
+        """
+
+    async def archive(self, session_id: UUID, ended: Ended, *, owner: str | None = None) -> bool:
+        """Move a live session to the archive, with its metrics; `False` where it isn't live.
+
+        A crash at any step leaves at least one complete copy.
+        """
+
+    async def archive_expired(self, ended: Ended, *, at_most: int) -> tuple[int, bool]:
+        """Move about `at_most` live sessions that expired by `ended.at`: how many, and whether none is left."""
+
+    async def resume(
+        self, session_id: UUID, *, until: datetime, now: datetime, owner: str | None = None
+    ) -> SessionRecord | None:
+        """The session, live. Where it had expired or was archived, with the next version and the expiry `until`."""
+
+    async def delete(self, session_id: UUID, *, now: datetime, owner: str | None = None) -> bool:
+        """Remove a session from both tiers for good: no frozen process can bring it back."""
+
+    async def page(self, query: PageQuery) -> list[tuple[Header, bool]]:
+        """Sessions by `created_at` descending, then id, with whether each is archived.
+
+        Two round trips for live ones. Complete and without doubles while sessions move between the tiers.
+        """
+
+
+def merge_pages(live: Sequence[Header], archived: Sequence[Header], limit: int) -> list[tuple[Header, bool]]:
+    """One page of two, newest first, then by id; a session in both counts as live."""
+    live_ids = {header.id for header in live}
+    rows = [(header, False) for header in live]
+    rows += [(header, True) for header in archived if header.id not in live_ids]
+    rows.sort(key=lambda row: row[0].id.hex)
+    rows.sort(key=lambda row: row[0].created_at, reverse=True)
+    return rows[:limit]

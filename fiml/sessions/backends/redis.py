@@ -1,0 +1,289 @@
+"""Live sessions in Redis or Valkey.
+
+A session is a header, its entries, its queries and their ids, under keys that share a hash tag. Around it stand
+indexes: of each user's sessions, of all sessions, and of expiries; the last two in 64 parts. An index may name a
+session that is gone, never miss one that is there: index first and session second on create, the reverse on removal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from fiml.core.clock import to_micros
+from fiml.core.errors import InvalidInput, SessionConflict, SessionExpired, SessionFull
+from fiml.db.redis_client import Argument, RedisClient, Script
+from fiml.sessions import values
+from fiml.sessions.backends import redis_fields as fields
+from fiml.sessions.backends.base import PageQuery, WriteRules
+from fiml.sessions.changes import Change
+from fiml.sessions.records import EncodedQuery, Header, SessionRecord
+
+PARTS = 64
+FLOOR_S = 3600
+TOMBSTONE_S = 24 * 3600
+_FILTERED_CHUNK = 500
+
+READ, PUT, WRITE, EXTEND, GO_ON, REMOVE, REINDEX = (
+    Script.load("fiml.sessions", name) for name in ("read", "put", "write", "extend", "go_on", "remove", "reindex")
+)
+_Command = tuple[Argument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiryEntry:
+    """An entry of the expiry index: a session of which it may be time, as of when it was read."""
+
+    member: str
+    session_id: UUID
+    user_id: str | None
+    score: int
+
+
+class RedisTier:
+    """The steps that a backend over Redis is made of. Each method is one round trip, `page` two."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._client = RedisClient(redis_url, (READ, PUT, WRITE, EXTEND, GO_ON, REMOVE, REINDEX))
+
+    async def open(self) -> None:
+        """Reach the server."""
+        await self._client.open()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+    async def put(self, record: SessionRecord, queries: Sequence[EncodedQuery] = ()) -> str:
+        """Store a session that isn't live: `stored`, or why not: `live`, `outdated`, `deleted`."""
+        header = record.header
+        put = PUT([*_session_keys(header.id), _floor_key(header.id)], *fields.encode_record(record, queries))
+        # The indexes once more behind the session: a sweeper may have dropped the entries of the session's past life.
+        commands = [*_index(header), put, *(_index(header) if queries or header.version > 1 else ())]
+        replies = await self._client.run(commands)
+        return str(replies[len(_index(header))].decode())
+
+    async def read(
+        self, session_id: UUID, *, now: datetime | None, owner: str | None = None, recent: int | None = None
+    ) -> SessionRecord | None:
+        """A session, whole or with its last queries; an access at `now`, where one is given."""
+        [reply] = await self._client.run([_read(session_id, now, owner, recent)])
+        return fields.decode_record(session_id, reply)
+
+    async def read_many(self, session_ids: Sequence[UUID]) -> list[SessionRecord | None]:
+        """Sessions whole, `None` where one isn't live. No access is counted."""
+        replies = await self._client.run([_read(session_id, None, None, None) for session_id in session_ids])
+        return [fields.decode_record(session_id, reply) for session_id, reply in zip(session_ids, replies, strict=True)]
+
+    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
+        """Apply a change, as `Backend.write` says."""
+        accessed = max(rules.now, change.last_accessed_at or rules.now)
+        write = WRITE(
+            _session_keys(session_id)[:4],
+            rules.owner or "",
+            to_micros(rules.now),
+            to_micros(accessed),
+            "" if rules.expected_version is None else rules.expected_version,
+            rules.max_queries,
+            values.MAX_HISTORY_BYTES,
+            values.MAX_MAPS_BYTES,
+            values.MAX_ASSETS,
+            values.MAX_TAGS,
+            *fields.encode_change(change),
+        )
+        [reply] = await self._client.run([write])
+        if reply is None:
+            return None
+        _raise_refusal(session_id, rules, reply)
+        return fields.decode_header(session_id, reply[1])
+
+    async def index_expiry(self, header: Header, expires_at: datetime) -> None:
+        """Let the sweeper look at a session at `expires_at`."""
+        await self._client.run([_index_expiry(header, to_micros(expires_at))])
+
+    async def extend(
+        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, owner: str | None
+    ) -> SessionRecord | None:
+        """Move the expiry later, as `Backend.extend` says. The index stays: the sweeper moves its entry."""
+        micros = by // timedelta(microseconds=1)
+        extend = EXTEND([_header_key(session_id)], owner or "", to_micros(now), micros, to_micros(latest))
+        outcome, reply = await self._client.run([extend, _read(session_id, None, owner, None)])
+        if outcome is None:
+            return None
+        if outcome[0] == b"expired":
+            raise SessionExpired(session_id, fields.decode_moment(outcome[1]))
+        return fields.decode_record(session_id, reply)
+
+    async def go_on(
+        self, session_id: UUID, *, until: datetime, now: datetime, owner: str | None
+    ) -> SessionRecord | None:
+        """A live session; one that has expired lives on until `until`."""
+        go_on = GO_ON([_header_key(session_id)], owner or "", to_micros(now), to_micros(until))
+        _, reply = await self._client.run([go_on, _read(session_id, None, owner, None)])
+        return fields.decode_record(session_id, reply)
+
+    async def remove(self, headers: Sequence[Header]) -> list[str]:
+        """Remove sessions at their versions: for each `removed`, `changed` or `absent`."""
+        commands = [
+            REMOVE([*_session_keys(header.id), _floor_key(header.id)], header.version, header.version, FLOOR_S)
+            for header in headers
+        ]
+        outcomes = [reply.decode() for reply in await self._client.run(commands)]
+        gone = [header for header, outcome in zip(headers, outcomes, strict=True) if outcome == "removed"]
+        if gone:
+            await self._client.run([command for header in gone for command in _unindex(header)])
+        return outcomes
+
+    async def remove_for_good(self, session_id: UUID, header: Header | None) -> None:
+        """Remove a session at any version, and let nothing bring it back."""
+        remove = REMOVE([*_session_keys(session_id), _floor_key(session_id)], "", "deleted", TOMBSTONE_S)
+        await self._client.run([remove, *(_unindex(header) if header else ())])
+
+    async def page(self, query: PageQuery) -> list[Header]:
+        """Live sessions by `created_at` descending, then id. Filters may take further round trips."""
+        is_filtered = query.type is not None or query.tag is not None or query.asset is not None
+        chunk = max(_FILTERED_CHUNK, query.limit) if is_filtered else query.limit
+        after = "-" if query.after is None else "(" + fields.position(*query.after)
+        found: list[Header] = []
+        while len(found) < query.limit:
+            positions = await self._positions(query.user_id, after, chunk)
+            if positions:
+                found += [header for header in await self._headers(positions) if query.wants(header)]
+            if len(positions) < chunk:
+                break
+            after = "(" + positions[-1]
+        return found[: query.limit]
+
+    async def due(self, now: datetime, at_most: int) -> list[ExpiryEntry]:
+        """Entries of the expiry index whose time has come, from all its parts."""
+        each = max(1, at_most // PARTS)
+        ranges = [
+            ("ZRANGE", _expiry_key(part), "-inf", to_micros(now), "BYSCORE", "LIMIT", 0, each, "WITHSCORES")
+            for part in range(PARTS)
+        ]
+        replies = await self._client.run(ranges)
+        return [_expiry_entry(member, score) for reply in replies for member, score in _scored(reply)]
+
+    async def reindex(self, entry: ExpiryEntry, header: Header) -> None:
+        """Move an entry to a session's true expiry, unless somebody else moved it."""
+        key = _expiry_key(_part(entry.session_id))
+        await self._client.run([REINDEX([key], entry.member, entry.score, to_micros(header.expires_at))])
+
+    async def drop(self, entry: ExpiryEntry) -> None:
+        """Drop the entries of a session that is gone, unless it came back meanwhile."""
+        key = _expiry_key(_part(entry.session_id))
+        [dropped] = await self._client.run([REINDEX([key], entry.member, entry.score, "")])
+        if not dropped:
+            return
+        listed = entry.member[: fields.POSITION_CHARACTERS]
+        commands: list[_Command] = [("ZREM", _all_key(_part(entry.session_id)), listed)]
+        if entry.user_id is not None:
+            commands.append(("ZREM", _user_key(entry.user_id), listed))
+        await self._client.run(commands)
+        back = await self.read(entry.session_id, now=None)
+        if back is not None:
+            await self._client.run(_index(back.header))
+
+    async def _positions(self, user_id: str | None, after: str, count: int) -> list[str]:
+        keys = [_all_key(part) for part in range(PARTS)] if user_id is None else [_user_key(user_id)]
+        replies = await self._client.run(
+            [("ZRANGE", key, after, "+", "BYLEX", "LIMIT", 0, count) for key in keys],
+        )
+        return sorted(member.decode() for reply in replies for member in reply)[:count]
+
+    async def _headers(self, positions: Sequence[str]) -> list[Header]:
+        session_ids = [fields.id_at(position) for position in positions]
+        replies = await self._client.run([("HGETALL", _header_key(session_id)) for session_id in session_ids])
+        found = zip(session_ids, replies, strict=True)
+        return [fields.decode_header(session_id, reply) for session_id, reply in found if reply]
+
+
+def _raise_refusal(session_id: UUID, rules: WriteRules, reply: list[Any]) -> None:
+    match reply:
+        case [b"expired", expiry]:
+            raise SessionExpired(session_id, fields.decode_moment(expiry))
+        case [b"conflict", version]:
+            raise SessionConflict(session_id, expected=rules.expected_version or 0, actual=int(version))
+        case [b"queries"]:
+            raise SessionFull(session_id, f"{rules.max_queries} queries")
+        case [b"history"]:
+            raise SessionFull(session_id, f"{values.MAX_HISTORY_BYTES} bytes of queries")
+        case [b"maps", size]:
+            values.check_maps_size(int(size))
+        case [b"assets", 0]:
+            raise InvalidInput("assets", "would be empty", "a session has at least one")
+        case [(b"assets" | b"tags") as names, count]:
+            most = values.MAX_ASSETS if names == b"assets" else values.MAX_TAGS
+            raise InvalidInput(names.decode(), f"would have {count} entries", f"at most {most} are allowed")
+
+
+def _read(session_id: UUID, now: datetime | None, owner: str | None, recent: int | None) -> _Command:
+    return READ(
+        _session_keys(session_id)[:3],
+        owner or "",
+        "" if now is None else to_micros(now),
+        "" if recent is None else recent,
+    )
+
+
+def _index(header: Header) -> list[_Command]:
+    position = fields.position(header.created_at, header.id)
+    commands: list[_Command] = [("ZADD", _all_key(_part(header.id)), 0, position)]
+    if header.user_id is not None:
+        commands.append(("ZADD", _user_key(header.user_id), 0, position))
+    return [*commands, _index_expiry(header, to_micros(header.expires_at))]
+
+
+def _index_expiry(header: Header, micros: int) -> _Command:
+    return ("ZADD", _expiry_key(_part(header.id)), micros, fields.expiry_member(header))
+
+
+def _unindex(header: Header) -> list[_Command]:
+    position = fields.position(header.created_at, header.id)
+    commands: list[_Command] = [("ZREM", _all_key(_part(header.id)), position)]
+    if header.user_id is not None:
+        commands.append(("ZREM", _user_key(header.user_id), position))
+    # The expiry last: while it is there, a sweeper can find and drop the others.
+    return [*commands, ("ZREM", _expiry_key(_part(header.id)), fields.expiry_member(header))]
+
+
+def _expiry_entry(member: bytes, score: float) -> ExpiryEntry:
+    text = member.decode()
+    return ExpiryEntry(text, fields.id_at(text), text[fields.POSITION_CHARACTERS :] or None, int(score))
+
+
+def _scored(reply: list[Any]) -> list[tuple[bytes, float]]:
+    # RESP3 answers pairs, RESP2 one flat list.
+    if reply and isinstance(reply[0], list | tuple):
+        return [(member, float(score)) for member, score in reply]
+    return [(member, float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]
+
+
+def _part(session_id: UUID) -> int:
+    return session_id.int % PARTS
+
+
+def _header_key(session_id: UUID) -> str:
+    return f"fiml:{{{session_id.hex}}}:header"
+
+
+def _session_keys(session_id: UUID) -> list[str]:
+    tag = f"fiml:{{{session_id.hex}}}"
+    return [f"{tag}:header", f"{tag}:entries", f"{tag}:queries", f"{tag}:ids"]
+
+
+def _floor_key(session_id: UUID) -> str:
+    return f"fiml:{{{session_id.hex}}}:floor"
+
+
+def _user_key(user_id: str) -> str:
+    return f"fiml:user:{user_id}"
+
+
+def _all_key(part: int) -> str:
+    return f"fiml:all:{part}"
+
+
+def _expiry_key(part: int) -> str:
+    return f"fiml:expiry:{part}"

@@ -1,0 +1,180 @@
+"""How a session is written into the fields of Redis hashes, and read back."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from fiml.core.clock import from_micros, to_micros
+from fiml.core.errors import CorruptRecord
+from fiml.db.redis_client import Argument
+from fiml.sessions.changes import Change
+from fiml.sessions.models import QueryTotals
+from fiml.sessions.records import MAPS, EncodedQuery, Entries, Header, SessionRecord, history_json
+
+POSITION_CHARACTERS = 48
+_LATEST_MICROS = (1 << 63) - 1
+_MAP_LETTERS = {name: name[0] for name in MAPS}
+_MAPS_BY_LETTER = {letter: name for name, letter in _MAP_LETTERS.items()}
+
+
+def position(created_at: datetime, session_id: UUID) -> str:
+    """Where a session stands in a listing: text in this order is newest first, then by id."""
+    return f"{_LATEST_MICROS - to_micros(created_at):016x}{session_id.hex}"
+
+
+def id_at(text: str) -> UUID:
+    """The id in a position."""
+    return UUID(text[16:POSITION_CHARACTERS])
+
+
+def expiry_member(header: Header) -> str:
+    """How the expiry index names a session: with its place in the listings, so that they can be mended by it."""
+    return position(header.created_at, header.id) + (header.user_id or "")
+
+
+def encode_record(record: SessionRecord, queries: Sequence[EncodedQuery]) -> list[Argument]:
+    """The arguments of `put.lua`."""
+    header = encode_header(record.header)
+    entries = [
+        (_entry_field(name, key), text) for name, texts in record.entries.items() for key, text in texts.items()
+    ]
+    bodies = [(query.id.bytes, query.text) for query in queries]
+    return [record.header.version, *_group(header), *_group(entries), *_group(bodies)]
+
+
+def encode_header(header: Header) -> list[tuple[str, Argument]]:
+    """The fields of a header; what is `None` has none."""
+    totals = header.totals
+    fields: dict[str, Argument | None] = {
+        "user": header.user_id,
+        "type": header.type,
+        "title": header.title,
+        "created": to_micros(header.created_at),
+        "expires": to_micros(header.expires_at),
+        "accessed": to_micros(header.last_accessed_at),
+        "version": header.version,
+        "total": totals.total_queries,
+        "hits": totals.cache_hits,
+        "first": totals.first_query_at and to_micros(totals.first_query_at),
+        "last": totals.last_query_at and to_micros(totals.last_query_at),
+        "timed": totals.timed_queries,
+        "time_ms": repr(totals.total_time_ms),
+        "maps_bytes": header.maps_bytes,
+        "history_bytes": header.history_bytes,
+        "format": header.format,
+        "order": len(header.assets) + len(header.tags),
+    }
+    names = [f"a:{name}" for name in header.assets] + [f"t:{name}" for name in header.tags]
+    ordered = [(name, order) for order, name in enumerate(names, 1)]
+    counts = [(f"n:{query_type}", count) for query_type, count in totals.query_types.items()]
+    return [(name, value) for name, value in fields.items() if value is not None] + ordered + counts
+
+
+def encode_change(change: Change) -> list[Argument]:
+    """The groups of `write.lua`."""
+    removed = [f"a:{name}" for name in change.assets.removed] + [f"t:{name}" for name in change.tags.removed]
+    added = [f"a:{name}" for name in change.assets.added] + [f"t:{name}" for name in change.tags.added]
+    gone = [_entry_field(name, key) for name, keys in change.entries_removed.items() for key in keys]
+    entries = [
+        (_entry_field(name, key), text) for name, texts in change.entries_set.items() for key, text in texts.items()
+    ]
+    return [
+        *_group(_encode_scalars(change.scalars)),
+        *_group((name,) for name in removed),
+        *_group((name,) for name in added),
+        *_group((field,) for field in gone),
+        *_group(entries),
+        *_group(_encode_query(query) for query in change.queries),
+    ]
+
+
+def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | None:
+    """What `read.lua` returns."""
+    if reply is None:
+        return None
+    header, entries, queries = reply
+    with_names = zip(entries[::2], entries[1::2], strict=True)
+    maps: Entries = {}
+    for field, text in with_names:
+        letter, _, key = field.decode().partition(":")
+        maps.setdefault(_MAPS_BY_LETTER[letter], {})[key] = text.decode()
+    return SessionRecord(decode_header(session_id, header), maps, history_json(body.decode() for body in queries))
+
+
+def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> Header:
+    """A header from what HGETALL gives: a dict, or in a script's reply one flat list."""
+    raw = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+    stored = {field.decode(): value.decode() for field, value in raw}
+    try:
+        return Header(
+            id=session_id,
+            user_id=stored.get("user"),
+            type=stored["type"],
+            title=stored.get("title"),
+            assets=_names(stored, "a:"),
+            tags=_names(stored, "t:"),
+            created_at=decode_moment(stored["created"]),
+            expires_at=decode_moment(stored["expires"]),
+            last_accessed_at=decode_moment(stored["accessed"]),
+            version=int(stored["version"]),
+            totals=_totals(stored),
+            maps_bytes=int(stored["maps_bytes"]),
+            history_bytes=int(stored["history_bytes"]),
+            format=int(stored["format"]),
+        )
+    except (KeyError, ValueError, OverflowError) as exc:
+        raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
+
+
+def decode_moment(micros: bytes | str) -> datetime:
+    """A time from its microseconds."""
+    return from_micros(int(micros))
+
+
+def _totals(stored: dict[str, str]) -> QueryTotals:
+    return QueryTotals(
+        total_queries=int(stored["total"]),
+        cache_hits=int(stored["hits"]),
+        first_query_at=decode_moment(stored["first"]) if "first" in stored else None,
+        last_query_at=decode_moment(stored["last"]) if "last" in stored else None,
+        query_types={field[2:]: int(value) for field, value in stored.items() if field.startswith("n:")},
+        timed_queries=int(stored["timed"]),
+        total_time_ms=float(stored["time_ms"]),
+    )
+
+
+def _names(stored: dict[str, str], prefix: str) -> list[str]:
+    ordered = sorted((int(order), field[2:]) for field, order in stored.items() if field.startswith(prefix))
+    return [name for _, name in ordered]
+
+
+def _encode_scalars(scalars: dict[str, Any]) -> list[tuple[str, Argument]]:
+    fields: list[tuple[str, Argument]] = []
+    for name, value in scalars.items():
+        if isinstance(value, datetime):
+            fields.append((name.removesuffix("_at"), to_micros(value)))
+        else:
+            fields.append((name, "" if value is None else value))
+    return fields
+
+
+def _encode_query(encoded: EncodedQuery) -> tuple[Argument, ...]:
+    query = encoded.query
+    return (
+        encoded.id.bytes,
+        encoded.text,
+        query.query_type,
+        int(query.cache_hit),
+        to_micros(query.timestamp),
+        "" if query.execution_time_ms is None else repr(float(query.execution_time_ms)),
+    )
+
+
+def _entry_field(name: str, key: str) -> str:
+    return f"{_MAP_LETTERS[name]}:{key}"
+
+
+def _group(items: Iterable[tuple[Argument, ...]]) -> list[Argument]:
+    listed = list(items)
+    return [len(listed), *(argument for item in listed for argument in item)]

@@ -1,0 +1,261 @@
+"""Live sessions as rows of SQLite. The functions run in the caller's transaction."""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from fiml.core.clock import from_micros, to_micros
+from fiml.core.errors import CorruptRecord, SessionFull
+from fiml.sessions import values
+from fiml.sessions.backends.base import PageQuery
+from fiml.sessions.changes import Change
+from fiml.sessions.models import QueryTotals
+from fiml.sessions.records import EncodedQuery, Entries, Header, SessionRecord, entry_size, history_json
+
+_FIXED = ("id", "user_id", "created_at", "format")
+_CHANGING = (
+    "type",
+    "title",
+    "assets",
+    "tags",
+    "expires_at",
+    "last_accessed_at",
+    "version",
+    "total_queries",
+    "cache_hits",
+    "first_query_at",
+    "last_query_at",
+    "query_types",
+    "timed_queries",
+    "total_time_ms",
+    "maps_bytes",
+    "history_bytes",
+)
+# S608: built from the constants above, not from input.
+_SELECT = f"SELECT {', '.join(_FIXED + _CHANGING)} FROM active_sessions"  # noqa: S608
+_INSERT = (
+    f"INSERT INTO active_sessions ({', '.join(_FIXED + _CHANGING)})"  # noqa: S608
+    f" VALUES ({', '.join(':' + name for name in _FIXED + _CHANGING)})"
+)
+_UPDATE = f"UPDATE active_sessions SET {', '.join(f'{name} = :{name}' for name in _CHANGING)} WHERE id = :id"  # noqa: S608
+_SET_ENTRY = (
+    "INSERT INTO active_entries (session_id, map, key, value) VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (session_id, map, key) DO UPDATE SET value = excluded.value"
+)
+_APPEND_QUERY = "INSERT INTO active_queries (session_id, id, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_DELETE = (
+    "DELETE FROM active_queries WHERE session_id = ?",
+    "DELETE FROM active_entries WHERE session_id = ?",
+    "DELETE FROM active_sessions WHERE id = ?",
+)
+
+
+def select_header(connection: sqlite3.Connection, session_id: UUID, owner: str | None = None) -> Header | None:
+    """The header of a live session, `None` where it isn't live or another owner's."""
+    row = connection.execute(
+        f"{_SELECT} WHERE id = :id AND (:owner IS NULL OR user_id = :owner)", {"id": session_id.hex, "owner": owner}
+    ).fetchone()
+    return None if row is None else _decode(row)
+
+
+def select_expired(connection: sqlite3.Connection, by: datetime, at_most: int) -> list[Header]:
+    """Sessions that have expired, the longest expired first."""
+    found = connection.execute(
+        f"{_SELECT} WHERE expires_at <= ? ORDER BY expires_at, id LIMIT ?", (to_micros(by), at_most)
+    )
+    return [_decode(row) for row in found]
+
+
+def select_page(connection: sqlite3.Connection, query: PageQuery) -> list[Header]:
+    """Live sessions by `created_at` descending, then id."""
+    conditions = ["TRUE"]
+    if query.user_id is not None:
+        conditions.append("user_id = :user_id")
+    if query.type is not None:
+        conditions.append("type = :type")
+    if query.tag is not None:
+        conditions.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)")
+    if query.asset is not None:
+        conditions.append("EXISTS (SELECT 1 FROM json_each(assets) WHERE value = :asset)")
+    parameters: dict[str, Any] = {name: getattr(query, name) for name in ("user_id", "type", "tag", "asset", "limit")}
+    if query.after is not None:
+        conditions.append("(created_at < :after OR created_at = :after AND id > :after_id)")
+        parameters |= {"after": to_micros(query.after[0]), "after_id": query.after[1].hex}
+    found = connection.execute(
+        f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY created_at DESC, id LIMIT :limit", parameters
+    )
+    return [_decode(row) for row in found]
+
+
+def select_record(connection: sqlite3.Connection, header: Header, recent: int | None = None) -> SessionRecord:
+    """A session whole, or with its last `recent` queries."""
+    entries: Entries = {}
+    for name, key, text in connection.execute(
+        "SELECT map, key, value FROM active_entries WHERE session_id = ?", (header.id.hex,)
+    ):
+        entries.setdefault(name, {})[key] = text
+    bodies = connection.execute(
+        "SELECT body FROM active_queries WHERE session_id = ? ORDER BY n DESC LIMIT ?",
+        (header.id.hex, -1 if recent is None else recent),
+    ).fetchall()
+    return SessionRecord(header, entries, history_json(body for (body,) in reversed(bodies)))
+
+
+def insert(
+    connection: sqlite3.Connection, header: Header, entries: Entries, queries: Iterable[EncodedQuery]
+) -> None:
+    """Store a session that isn't live."""
+    connection.execute(_INSERT, _encode(header))
+    connection.executemany(
+        _SET_ENTRY, [(header.id.hex, name, key, text) for name, texts in entries.items() for key, text in texts.items()]
+    )
+    connection.executemany(_APPEND_QUERY, [(header.id.hex, query.id.hex, query.text) for query in queries])
+
+
+def update_header(connection: sqlite3.Connection, header: Header) -> None:
+    """Write what changes in a header."""
+    connection.execute(_UPDATE, _encode(header))
+
+
+def new_version(connection: sqlite3.Connection, header: Header, now: datetime) -> None:
+    """Write a header as the next version, accessed at `now`."""
+    header.last_accessed_at = max(header.last_accessed_at, now)
+    header.version += 1
+    update_header(connection, header)
+
+
+def touch(connection: sqlite3.Connection, header: Header, now: datetime) -> None:
+    """Move the last access to `now`; no new version, since nothing a writer builds on has changed."""
+    if now > header.last_accessed_at:
+        header.last_accessed_at = now
+        connection.execute(
+            "UPDATE active_sessions SET last_accessed_at = ? WHERE id = ?", (to_micros(now), header.id.hex)
+        )
+
+
+def delete(connection: sqlite3.Connection, session_ids: Sequence[UUID]) -> None:
+    """Remove live sessions."""
+    for statement in _DELETE:
+        connection.executemany(statement, [(session_id.hex,) for session_id in session_ids])
+
+
+def append_queries(
+    connection: sqlite3.Connection, header: Header, queries: Sequence[EncodedQuery], *, max_queries: int
+) -> None:
+    """Append the queries that aren't there yet, and count them in the header.
+
+    Raises:
+        SessionFull: it would hold too many; the caller rolls back.
+    """
+    for query in queries:
+        if connection.execute(_APPEND_QUERY, (header.id.hex, query.id.hex, query.text)).rowcount:
+            header.totals.add(query.query)
+            header.history_bytes += query.size
+            if header.totals.total_queries > max_queries:
+                raise SessionFull(header.id, f"{max_queries} queries")
+            if header.history_bytes > values.MAX_HISTORY_BYTES:
+                raise SessionFull(header.id, f"{values.MAX_HISTORY_BYTES} bytes of queries")
+
+
+def change_entries(connection: sqlite3.Connection, header: Header, change: Change) -> None:
+    """Remove and set entries, and keep their size in the header.
+
+    Raises:
+        InvalidInput: the maps would be too large; the caller rolls back.
+    """
+    for name, keys in change.entries_removed.items():
+        for key in keys:
+            header.maps_bytes -= _stored_size(connection, header.id, name, key)
+            connection.execute(
+                "DELETE FROM active_entries WHERE session_id = ? AND map = ? AND key = ?", (header.id.hex, name, key)
+            )
+    for name, entries in change.entries_set.items():
+        for key, text in entries.items():
+            header.maps_bytes += entry_size(key, text) - _stored_size(connection, header.id, name, key)
+            connection.execute(_SET_ENTRY, (header.id.hex, name, key, text))
+    values.check_maps_size(header.maps_bytes)
+
+
+def change_header(header: Header, change: Change, now: datetime) -> None:
+    """Apply names and scalars, and raise the version.
+
+    Raises:
+        InvalidInput: there would be too many assets or tags, or no asset.
+    """
+    header.assets = values.check_assets(change.assets.apply(header.assets))
+    header.tags = values.check_tags(change.tags.apply(header.tags))
+    for name, value in change.scalars.items():
+        setattr(header, name, value)
+    header.last_accessed_at = max(header.last_accessed_at, change.last_accessed_at or now, now)
+    header.version += 1
+
+
+def _stored_size(connection: sqlite3.Connection, session_id: UUID, name: str, key: str) -> int:
+    row = connection.execute(
+        "SELECT value FROM active_entries WHERE session_id = ? AND map = ? AND key = ?", (session_id.hex, name, key)
+    ).fetchone()
+    return 0 if row is None else entry_size(key, row[0])
+
+
+def _encode(header: Header) -> dict[str, Any]:
+    totals = header.totals
+    return {
+        "id": header.id.hex,
+        "user_id": header.user_id,
+        "created_at": to_micros(header.created_at),
+        "format": header.format,
+        "type": header.type,
+        "title": header.title,
+        "assets": json.dumps(header.assets),
+        "tags": json.dumps(header.tags),
+        "expires_at": to_micros(header.expires_at),
+        "last_accessed_at": to_micros(header.last_accessed_at),
+        "version": header.version,
+        "total_queries": totals.total_queries,
+        "cache_hits": totals.cache_hits,
+        "first_query_at": totals.first_query_at and to_micros(totals.first_query_at),
+        "last_query_at": totals.last_query_at and to_micros(totals.last_query_at),
+        "query_types": json.dumps(totals.query_types),
+        "timed_queries": totals.timed_queries,
+        "total_time_ms": totals.total_time_ms,
+        "maps_bytes": header.maps_bytes,
+        "history_bytes": header.history_bytes,
+    }
+
+
+def _decode(row: Sequence[Any]) -> Header:
+    stored = dict(zip(_FIXED + _CHANGING, row, strict=True))
+    try:
+        return Header(
+            id=UUID(stored["id"]),
+            user_id=stored["user_id"],
+            type=stored["type"],
+            title=stored["title"],
+            assets=json.loads(stored["assets"]),
+            tags=json.loads(stored["tags"]),
+            created_at=from_micros(stored["created_at"]),
+            expires_at=from_micros(stored["expires_at"]),
+            last_accessed_at=from_micros(stored["last_accessed_at"]),
+            version=stored["version"],
+            totals=QueryTotals(
+                total_queries=stored["total_queries"],
+                cache_hits=stored["cache_hits"],
+                first_query_at=_moment(stored["first_query_at"]),
+                last_query_at=_moment(stored["last_query_at"]),
+                query_types=json.loads(stored["query_types"]),
+                timed_queries=stored["timed_queries"],
+                total_time_ms=stored["total_time_ms"],
+            ),
+            maps_bytes=stored["maps_bytes"],
+            history_bytes=stored["history_bytes"],
+            format=stored["format"],
+        )
+    except (ValueError, TypeError, OverflowError) as exc:
+        raise CorruptRecord(f"live session {stored['id']}", str(exc)) from exc
+
+
+def _moment(micros: int | None) -> datetime | None:
+    return None if micros is None else from_micros(micros)

@@ -1,0 +1,21 @@
+-- A live session, with its entries and its last queries.
+-- KEYS 1 header, 2 entries, 3 queries
+-- ARGV 1 owner ('' for any), 2 now in microseconds ('' leaves the last access), 3 how many queries ('' for all)
+-- Returns header, entries and queries, or nil where the session isn't there for this owner.
+if redis.call('EXISTS', KEYS[1]) == 0 then return nil end
+if ARGV[1] ~= '' and redis.call('HGET', KEYS[1], 'user') ~= ARGV[1] then return nil end
+
+if ARGV[2] ~= '' then
+  local times = redis.call('HMGET', KEYS[1], 'expires', 'accessed')
+  if tonumber(ARGV[2]) < tonumber(times[1]) and tonumber(ARGV[2]) > tonumber(times[2]) then
+    redis.call('HSET', KEYS[1], 'accessed', ARGV[2])
+  end
+end
+
+local queries = {}
+if ARGV[3] == '' then
+  queries = redis.call('LRANGE', KEYS[3], 0, -1)
+elseif ARGV[3] ~= '0' then
+  queries = redis.call('LRANGE', KEYS[3], -tonumber(ARGV[3]), -1)
+end
+return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]), queries}

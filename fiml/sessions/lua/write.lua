@@ -1,0 +1,111 @@
+-- Apply a change to a live session: all of it or nothing. Values stay as they are, undecoded.
+-- KEYS 1 header, 2 entries, 3 queries, 4 ids of the queries
+-- ARGV 1 owner ('' for any), 2 now and 3 last access in microseconds, 4 expected version ('' for any),
+--      5 most queries, 6 most bytes of queries, 7 most bytes of entries, 8 most assets, 9 most tags;
+--      then groups, each with its length first: scalars to set (field, value; '' removes the field), names to remove
+--      (field), names to add (field), entries to remove (field), entries to set (field, value), queries (id, JSON,
+--      type, 1 for a cache hit, microseconds of its time, milliseconds it took or '')
+-- Returns {'written', header}; nil where the session isn't there for this owner; or a refusal: {'expired', expiry},
+-- {'conflict', version}, {'queries'}, {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
+local header, entries, queries, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+
+if redis.call('EXISTS', header) == 0 then return nil end
+if ARGV[1] ~= '' and redis.call('HGET', header, 'user') ~= ARGV[1] then return nil end
+local before = redis.call('HMGET', header, 'expires', 'version', 'total', 'history_bytes', 'maps_bytes', 'accessed',
+  'first', 'last')
+if tonumber(ARGV[2]) >= tonumber(before[1]) then return {'expired', before[1]} end
+if ARGV[4] ~= '' and ARGV[4] ~= before[2] then return {'conflict', before[2]} end
+
+local at = 10
+local function group(width)
+  local items = {}
+  local count = tonumber(ARGV[at])
+  at = at + 1
+  for i = 1, count do
+    items[i] = at
+    at = at + width
+  end
+  return items
+end
+local scalars, names_removed, names_added = group(2), group(1), group(1)
+local entries_removed, entries_set, appended = group(1), group(2), group(6)
+
+-- Decide: nothing is written before every limit was checked.
+local fresh, total, history_bytes = {}, tonumber(before[3]), tonumber(before[4])
+local in_this_change = {}
+for _, i in ipairs(appended) do
+  if not in_this_change[ARGV[i]] and redis.call('SISMEMBER', ids, ARGV[i]) == 0 then
+    in_this_change[ARGV[i]] = true
+    fresh[#fresh + 1] = i
+    total = total + 1
+    history_bytes = history_bytes + #ARGV[i + 1]
+  end
+end
+if #fresh > 0 and total > tonumber(ARGV[5]) then return {'queries'} end
+if #fresh > 0 and history_bytes > tonumber(ARGV[6]) then return {'history'} end
+
+local function stored_size(field)
+  local size = redis.call('HSTRLEN', entries, field)
+  if size == 0 then return 0 end
+  return size + #field - 2
+end
+local maps_bytes = tonumber(before[5])
+for _, i in ipairs(entries_removed) do maps_bytes = maps_bytes - stored_size(ARGV[i]) end
+for _, i in ipairs(entries_set) do
+  maps_bytes = maps_bytes - stored_size(ARGV[i]) + #ARGV[i] - 2 + #ARGV[i + 1]
+end
+if #entries_set > 0 and maps_bytes > tonumber(ARGV[7]) then return {'maps', maps_bytes} end
+
+if #names_added > 0 or #names_removed > 0 then
+  local names = {}
+  for _, field in ipairs(redis.call('HKEYS', header)) do names[field] = true end
+  for _, i in ipairs(names_removed) do names[ARGV[i]] = nil end
+  for _, i in ipairs(names_added) do names[ARGV[i]] = true end
+  local assets, tags = 0, 0
+  for field in pairs(names) do
+    local kind = string.sub(field, 1, 2)
+    if kind == 'a:' then assets = assets + 1 elseif kind == 't:' then tags = tags + 1 end
+  end
+  if assets == 0 or assets > tonumber(ARGV[8]) then return {'assets', assets} end
+  if tags > tonumber(ARGV[9]) then return {'tags', tags} end
+end
+
+-- Do.
+for _, i in ipairs(scalars) do
+  if ARGV[i + 1] == '' then
+    redis.call('HDEL', header, ARGV[i])
+  else
+    redis.call('HSET', header, ARGV[i], ARGV[i + 1])
+  end
+end
+for _, i in ipairs(names_removed) do redis.call('HDEL', header, ARGV[i]) end
+for _, i in ipairs(names_added) do
+  redis.call('HSETNX', header, ARGV[i], redis.call('HINCRBY', header, 'order', 1))
+end
+for _, i in ipairs(entries_removed) do redis.call('HDEL', entries, ARGV[i]) end
+for _, i in ipairs(entries_set) do redis.call('HSET', entries, ARGV[i], ARGV[i + 1]) end
+
+local first, last = before[7], before[8]
+for _, i in ipairs(fresh) do
+  redis.call('SADD', ids, ARGV[i])
+  redis.call('RPUSH', queries, ARGV[i + 1])
+  redis.call('HINCRBY', header, 'n:' .. ARGV[i + 2], 1)
+  if ARGV[i + 3] == '1' then redis.call('HINCRBY', header, 'hits', 1) end
+  local moment = ARGV[i + 4]
+  if not first or tonumber(moment) < tonumber(first) then first = moment end
+  if not last or tonumber(moment) > tonumber(last) then last = moment end
+  if ARGV[i + 5] ~= '' then
+    redis.call('HINCRBY', header, 'timed', 1)
+    redis.call('HINCRBYFLOAT', header, 'time_ms', ARGV[i + 5])
+  end
+end
+if #fresh > 0 then
+  redis.call('HSET', header, 'first', first, 'last', last, 'total', total,
+    'history_bytes', string.format('%.0f', history_bytes))
+end
+
+local accessed = ARGV[3]
+if tonumber(before[6]) > tonumber(accessed) then accessed = before[6] end
+redis.call('HSET', header, 'accessed', accessed, 'maps_bytes', string.format('%.0f', maps_bytes))
+redis.call('HINCRBY', header, 'version', 1)
+return {'written', redis.call('HGETALL', header)}

@@ -1,0 +1,375 @@
+"""What a session is: plain values without I/O. The time comes from the clock."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+from fiml.core import clock
+from fiml.core.config import Settings
+from fiml.core.errors import InvalidInput, echo
+from fiml.sessions import values
+
+
+class SessionType(StrEnum):
+    """What a session analyses."""
+
+    EQUITY = "equity"
+    CRYPTO = "crypto"
+    PORTFOLIO = "portfolio"
+    COMPARATIVE = "comparative"
+    MACRO = "macro"
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """The type of this name.
+
+        Raises:
+            InvalidInput: there is none.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            raise InvalidInput("session type", f"{echo(value)} is unknown", f"valid are {', '.join(cls)}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRecord:
+    """One question and what came back. A fact: it never changes, and its `id` makes appending it twice harmless.
+
+    `timestamp` is when it was asked; `execution_time_ms` is milliseconds, `None` where it wasn't measured.
+    """
+
+    query_type: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    result_summary: str | None = None
+    execution_time_ms: float | None = None
+    cache_hit: bool = False
+    timestamp: datetime = field(default_factory=clock.now)
+    id: UUID = field(default_factory=uuid4)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "id": str(self.id),
+            "query_type": self.query_type,
+            "parameters": self.parameters,
+            "result_summary": self.result_summary,
+            "execution_time_ms": self.execution_time_ms,
+            "cache_hit": self.cache_hit,
+            "timestamp": clock.to_iso(self.timestamp),
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(
+            record["query_type"],
+            record["parameters"],
+            record["result_summary"],
+            record["execution_time_ms"],
+            record["cache_hit"],
+            datetime.fromisoformat(record["timestamp"]),
+            UUID(record["id"]),
+        )
+
+
+@dataclass(slots=True)
+class QueryTotals:
+    """What a session's queries add up to, kept as they come, so that the thousandth costs what the first did.
+
+    `total_time_ms` sums the `timed_queries`, those whose execution time was measured.
+    """
+
+    total_queries: int = 0
+    cache_hits: int = 0
+    first_query_at: datetime | None = None
+    last_query_at: datetime | None = None
+    query_types: dict[str, int] = field(default_factory=dict)
+    timed_queries: int = 0
+    total_time_ms: float = 0.0
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """From 0 to 1; 0 where there are no queries."""
+        return self.cache_hits / self.total_queries if self.total_queries else 0.0
+
+    def add(self, query: QueryRecord) -> None:
+        """Count one query more."""
+        self.total_queries += 1
+        self.cache_hits += query.cache_hit
+        self.first_query_at = min(self.first_query_at or query.timestamp, query.timestamp)
+        self.last_query_at = max(self.last_query_at or query.timestamp, query.timestamp)
+        self.query_types[query.query_type] = self.query_types.get(query.query_type, 0) + 1
+        if query.execution_time_ms is not None:
+            self.timed_queries += 1
+            self.total_time_ms += query.execution_time_ms
+
+
+class AnalysisHistory:
+    """The queries of a session, oldest first, and what they add up to.
+
+    `queries` may hold only the last ones, when a session was read so; the totals always cover all of them.
+    """
+
+    def __init__(self, queries: list[QueryRecord] | None = None) -> None:
+        self.queries: list[QueryRecord] = [] if queries is None else queries
+        self._totals = QueryTotals()
+        self._counted = 0
+        self._is_whole = True
+
+    @classmethod
+    def stored(cls, queries: list[QueryRecord], totals: QueryTotals) -> Self:
+        """A history whose totals, over `queries` and those before them, are known already."""
+        history = cls(queries)
+        history._totals = totals
+        history._counted = len(queries)
+        history._is_whole = totals.total_queries == len(queries)
+        return history
+
+    @property
+    def totals(self) -> QueryTotals:
+        """Counts what was appended since the last look, and nothing twice."""
+        if len(self.queries) < self._counted and self._is_whole:
+            self._totals, self._counted = QueryTotals(), 0
+        for query in self.queries[self._counted :]:
+            self._totals.add(query)
+        self._counted = len(self.queries)
+        return self._totals
+
+    @property
+    def total_queries(self) -> int:
+        return self.totals.total_queries
+
+    @property
+    def first_query_at(self) -> datetime | None:
+        return self.totals.first_query_at
+
+    @property
+    def last_query_at(self) -> datetime | None:
+        return self.totals.last_query_at
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """The part of the queries that a cache answered, from 0 to 1."""
+        return self.totals.cache_hit_rate
+
+    def add_query(self, query: QueryRecord) -> None:
+        """Append a query."""
+        self.queries.append(query)
+
+    def get_recent_queries(self, n: int = 10) -> list[QueryRecord]:
+        """The last `n` queries, oldest first."""
+        return self.queries[-n:] if n > 0 else []
+
+    def get_query_types_summary(self) -> dict[str, int]:
+        """How many queries there are of each type."""
+        return dict(self.totals.query_types)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AnalysisHistory) and self.queries == other.queries and self.totals == other.totals
+
+    __hash__ = None  # type: ignore[assignment]  # mutable, like the lists and dicts it holds
+
+    def __repr__(self) -> str:
+        return f"AnalysisHistory({self.total_queries} queries, {len(self.queries)} of them here)"
+
+
+@dataclass
+class SessionState:
+    """What a session knows. The four maps are plain dicts of JSON values."""
+
+    context: dict[str, Any] = field(default_factory=dict)
+    preferences: dict[str, Any] = field(default_factory=dict)
+    intermediate_results: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    history: AnalysisHistory = field(default_factory=AnalysisHistory)
+
+    def update_context(self, key: str, value: Any) -> None:
+        """Set one entry of the context.
+
+        Raises:
+            InvalidInput: the value is not JSON or too large; nothing was set.
+        """
+        values.check_entry("context", key, value)
+        self.context[key] = value
+
+    def get_context(self, key: str, default: Any = None) -> Any:
+        """One entry of the context."""
+        return self.context.get(key, default)
+
+    def store_intermediate_result(self, key: str, value: Any) -> None:
+        """Set one intermediate result.
+
+        Raises:
+            InvalidInput: the value is not JSON or too large; nothing was set.
+        """
+        values.check_entry("intermediate_results", key, value)
+        self.intermediate_results[key] = value
+
+    def get_intermediate_result(self, key: str) -> Any:
+        """One intermediate result, or `None`."""
+        return self.intermediate_results.get(key)
+
+
+def _default_expiry() -> datetime:
+    return clock.now() + timedelta(hours=Settings().session_default_ttl_hours)
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One analysis: whom and what it is about, how long it lives, and what it knows.
+
+    Times are aware and in UTC. `version` rises with every write to the store, and is the store's to set.
+    """
+
+    id: UUID = field(default_factory=uuid4)
+    user_id: str | None = None
+    type: SessionType
+    title: str | None = None
+    assets: list[str]
+    tags: list[str] = field(default_factory=list)
+    created_at: datetime = field(default_factory=clock.now)
+    expires_at: datetime = field(default_factory=_default_expiry)
+    last_accessed_at: datetime = field(default_factory=clock.now)
+    is_archived: bool = False
+    version: int = 1
+    state: SessionState = field(default_factory=SessionState)
+    # What the store last read or wrote of this object: `changes` compares against it.
+    _written: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.type = SessionType.parse(self.type)
+        self.created_at = values.check_moment(self.created_at, "created_at")
+        self.expires_at = values.check_moment(self.expires_at, "expires_at")
+        self.last_accessed_at = values.check_moment(self.last_accessed_at, "last_accessed_at")
+
+    @property
+    def is_expired(self) -> bool:
+        return clock.now() >= self.expires_at
+
+    @property
+    def time_remaining(self) -> timedelta:
+        """Until the expiry; negative after it."""
+        return self.expires_at - clock.now()
+
+    @property
+    def duration(self) -> timedelta:
+        """From the creation to the last access."""
+        return self.last_accessed_at - self.created_at
+
+    def add_query(self, query: QueryRecord) -> None:
+        """Append a query to the history, and count this as an access."""
+        self.state.history.add_query(query)
+        self.touch()
+
+    def extend(self, hours: int) -> None:
+        """Move the expiry of this object `hours` later; the store's `extend_session` does it for everybody."""
+        self.expires_at += timedelta(hours=hours)
+
+    def touch(self) -> None:
+        """Count this moment as an access."""
+        self.last_accessed_at = max(self.last_accessed_at, clock.now())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `Session.from_dict` is the inverse."""
+        history = self.state.history
+        return {
+            "id": str(self.id),
+            "user_id": self.user_id,
+            "type": self.type.value,
+            "title": self.title,
+            "assets": list(self.assets),
+            "tags": list(self.tags),
+            "created_at": clock.to_iso(self.created_at),
+            "expires_at": clock.to_iso(self.expires_at),
+            "last_accessed_at": clock.to_iso(self.last_accessed_at),
+            "is_archived": self.is_archived,
+            "version": self.version,
+            "state": {
+                "context": self.state.context,
+                "preferences": self.state.preferences,
+                "intermediate_results": self.state.intermediate_results,
+                "metadata": self.state.metadata,
+                "history": {
+                    "total_queries": history.total_queries,
+                    "first_query_at": history.first_query_at and clock.to_iso(history.first_query_at),
+                    "last_query_at": history.last_query_at and clock.to_iso(history.last_query_at),
+                    "cache_hit_rate": history.cache_hit_rate,
+                    "queries": [query.to_dict() for query in history.queries],
+                },
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Self:
+        """The session that `to_dict` wrote.
+
+        Raises:
+            InvalidInput: a field is missing or of another type.
+        """
+        try:
+            return cls._from_dict(document)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            problem = f"has no field {exc}" if isinstance(exc, KeyError) else f"can't be read ({exc})"
+            raise InvalidInput("session document", problem, "give what Session.to_dict() wrote") from exc
+
+    @classmethod
+    def _from_dict(cls, document: dict[str, Any]) -> Self:
+        state = document["state"]
+        return cls(
+            id=UUID(document["id"]),
+            user_id=document["user_id"],
+            type=document["type"],
+            title=document["title"],
+            assets=list(document["assets"]),
+            tags=list(document["tags"]),
+            created_at=datetime.fromisoformat(document["created_at"]),
+            expires_at=datetime.fromisoformat(document["expires_at"]),
+            last_accessed_at=datetime.fromisoformat(document["last_accessed_at"]),
+            is_archived=document["is_archived"],
+            version=document["version"],
+            state=SessionState(
+                context=dict(state["context"]),
+                preferences=dict(state["preferences"]),
+                intermediate_results=dict(state["intermediate_results"]),
+                metadata=dict(state["metadata"]),
+                history=AnalysisHistory([QueryRecord.from_dict(query) for query in state["history"]["queries"]]),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSummary:
+    """A session as a listing shows it: without its state."""
+
+    id: UUID
+    user_id: str | None
+    type: SessionType
+    title: str | None
+    assets: list[str]
+    tags: list[str]
+    created_at: datetime
+    expires_at: datetime
+    last_accessed_at: datetime
+    total_queries: int
+    is_expired: bool
+    is_archived: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "id": str(self.id),
+            "user_id": self.user_id,
+            "type": self.type.value,
+            "title": self.title,
+            "assets": list(self.assets),
+            "tags": list(self.tags),
+            "created_at": clock.to_iso(self.created_at),
+            "expires_at": clock.to_iso(self.expires_at),
+            "last_accessed_at": clock.to_iso(self.last_accessed_at),
+            "total_queries": self.total_queries,
+            "is_expired": self.is_expired,
+            "is_archived": self.is_archived,
+        }

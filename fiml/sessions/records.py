@@ -1,0 +1,258 @@
+"""A session as the engines keep it: a header, and JSON that travels as text."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from fiml.core import clock
+from fiml.core.errors import CorruptRecord, InvalidInput, SchemaTooNew, echo
+from fiml.sessions import values
+from fiml.sessions.models import (
+    AnalysisHistory,
+    QueryRecord,
+    QueryTotals,
+    Session,
+    SessionState,
+    SessionSummary,
+    SessionType,
+)
+
+FORMAT = 1
+MAPS = ("context", "preferences", "intermediate_results", "metadata")
+
+Entries = dict[str, dict[str, str]]
+
+
+@dataclass(slots=True)
+class Header:
+    """Everything about a session but its entries and queries."""
+
+    id: UUID
+    user_id: str | None
+    type: str
+    title: str | None
+    assets: list[str]
+    tags: list[str]
+    created_at: datetime
+    expires_at: datetime
+    last_accessed_at: datetime
+    version: int
+    totals: QueryTotals = field(default_factory=QueryTotals)
+    maps_bytes: int = 0
+    history_bytes: int = 0
+    format: int = FORMAT
+
+
+@dataclass(slots=True)
+class SessionRecord:
+    """A session with its entries as JSON texts and its history, a JSON array that may hold only the last queries."""
+
+    header: Header
+    entries: Entries = field(default_factory=dict)
+    history: str = "[]"
+    is_archived: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQuery:
+    """A query on its way to an engine: its JSON, and what the totals need of it."""
+
+    query: QueryRecord
+    text: str
+
+    @property
+    def id(self) -> UUID:
+        return self.query.id
+
+    @property
+    def size(self) -> int:
+        """Bytes of the JSON."""
+        return len(self.text.encode())
+
+
+@dataclass(slots=True)
+class Written:
+    """What the store last read or wrote of a `Session` object."""
+
+    session_id: UUID
+    user_id: str | None
+    created_at: datetime
+    version: int
+    is_archived: bool
+    type: str
+    title: str | None
+    assets: list[str]
+    tags: list[str]
+    expires_at: datetime
+    last_accessed_at: datetime
+    entries: Entries
+    queries: list[QueryRecord]
+
+
+def encode_query(query: QueryRecord) -> EncodedQuery:
+    """Check a query and write its JSON.
+
+    Raises:
+        InvalidInput: names the part that is not storable.
+    """
+    if not isinstance(query, QueryRecord):
+        raise InvalidInput("query", f"is a {type(query).__name__}", "give a QueryRecord")
+    query_type = values.check_text(query.query_type, "query_type", max_characters=values.MAX_NAME_CHARACTERS)
+    if not isinstance(query.parameters, dict):
+        raise InvalidInput("query.parameters", f"is a {type(query.parameters).__name__}", "give a dict")
+    if query.result_summary is not None and not isinstance(query.result_summary, str):
+        raise InvalidInput("query.result_summary", f"is a {type(query.result_summary).__name__}", "give text or None")
+    if not isinstance(query.cache_hit, bool):
+        raise InvalidInput("query.cache_hit", f"is {echo(query.cache_hit)}", "give True or False")
+    _check_duration(query.execution_time_ms)
+    moment = values.check_moment(query.timestamp, "query.timestamp")
+    text = (
+        f'{{"id":"{query.id}","query_type":{values.to_json(query_type, "query.query_type")}'
+        f',"parameters":{values.to_json(query.parameters, "query.parameters")}'
+        f',"result_summary":{values.to_json(query.result_summary, "query.result_summary")}'
+        f',"execution_time_ms":{values.to_json(query.execution_time_ms, "query.execution_time_ms")}'
+        f',"cache_hit":{"true" if query.cache_hit else "false"},"timestamp":"{clock.to_iso(moment)}"}}'
+    )
+    return EncodedQuery(query, text)
+
+
+def _check_duration(duration_ms: object) -> None:
+    if duration_ms is None:
+        return
+    if isinstance(duration_ms, bool) or not isinstance(duration_ms, int | float):
+        raise InvalidInput("query.execution_time_ms", f"is {echo(duration_ms)}", "give milliseconds or None")
+    if not (math.isfinite(duration_ms) and duration_ms >= 0):
+        raise InvalidInput("query.execution_time_ms", f"is {echo(duration_ms)}", "give a finite number from 0 on")
+
+
+def entry_size(key: str, text: str) -> int:
+    """What an entry counts against the limit of a session's maps, bytes."""
+    return len(key.encode()) + len(text.encode())
+
+
+def history_json(texts: Iterable[str]) -> str:
+    """The JSON array of a history."""
+    return "[" + ",".join(texts) + "]"
+
+
+def decode_history(history: str) -> list[QueryRecord]:
+    """The queries of a JSON array."""
+    return [QueryRecord.from_dict(query) for query in json.loads(history)]
+
+
+def new_record(session: Session) -> SessionRecord:
+    """A session that was just created, without entries or queries, as the engines keep it."""
+    return SessionRecord(
+        Header(
+            id=session.id,
+            user_id=session.user_id,
+            type=session.type.value,
+            title=session.title,
+            assets=list(session.assets),
+            tags=list(session.tags),
+            created_at=session.created_at,
+            expires_at=session.expires_at,
+            last_accessed_at=session.last_accessed_at,
+            version=session.version,
+        )
+    )
+
+
+def to_session(record: SessionRecord) -> Session:
+    """The session of a record, which knows what was read, so that its changes can be found.
+
+    Raises:
+        CorruptRecord: the record can't be decoded.
+        SchemaTooNew: a later fiml wrote it.
+    """
+    header = record.header
+    if header.format > FORMAT:
+        raise SchemaTooNew(f"record format {header.format}", f"format {FORMAT}")
+    try:
+        maps = {name: {key: json.loads(text) for key, text in record.entries.get(name, {}).items()} for name in MAPS}
+        queries = decode_history(record.history)
+        session = _session(header, maps, queries, is_archived=record.is_archived)
+    except (ValueError, KeyError, TypeError, AttributeError, InvalidInput) as exc:
+        raise CorruptRecord(f"session {header.id}", f"{type(exc).__name__}: {exc}") from exc
+    mark_written(session, record.entries)
+    return session
+
+
+def _session(
+    header: Header, maps: dict[str, dict[str, Any]], queries: list[QueryRecord], *, is_archived: bool
+) -> Session:
+    return Session(
+        id=header.id,
+        user_id=header.user_id,
+        type=SessionType(header.type),
+        title=header.title,
+        assets=list(header.assets),
+        tags=list(header.tags),
+        created_at=header.created_at,
+        expires_at=header.expires_at,
+        last_accessed_at=header.last_accessed_at,
+        is_archived=is_archived,
+        version=header.version,
+        # The archive keeps no totals by type: there the whole history is counted, when somebody asks.
+        state=SessionState(
+            **maps,
+            history=AnalysisHistory(queries) if is_archived else AnalysisHistory.stored(queries, header.totals),
+        ),
+    )
+
+
+def mark_written(session: Session, entries: Entries) -> None:
+    """From here on, `session` differs from the store only in what is changed from now."""
+    session._written = Written(  # noqa: SLF001  the session carries this for us
+        session_id=session.id,
+        user_id=session.user_id,
+        created_at=session.created_at,
+        version=session.version,
+        is_archived=session.is_archived,
+        type=session.type,
+        title=session.title,
+        assets=list(session.assets),
+        tags=list(session.tags),
+        expires_at=session.expires_at,
+        last_accessed_at=session.last_accessed_at,
+        entries=entries,
+        queries=list(session.state.history.queries),
+    )
+
+
+def revived(record: SessionRecord, *, until: datetime, now: datetime) -> tuple[SessionRecord, list[EncodedQuery]]:
+    """An archived session as it goes on living: the next version, everything it held, and its queries one by one."""
+    session = to_session(record)
+    queries = [encode_query(query) for query in session.state.history.queries]
+    header = replace(
+        record.header,
+        expires_at=until,
+        last_accessed_at=max(now, record.header.last_accessed_at),
+        version=record.header.version + 1,
+        totals=session.state.history.totals,
+        maps_bytes=sum(entry_size(key, text) for entries in record.entries.values() for key, text in entries.items()),
+        history_bytes=sum(query.size for query in queries),
+    )
+    return SessionRecord(header, record.entries, history_json(query.text for query in queries)), queries
+
+
+def to_summary(header: Header, *, is_archived: bool) -> SessionSummary:
+    """How a listing shows a session."""
+    return SessionSummary(
+        id=header.id,
+        user_id=header.user_id,
+        type=SessionType(header.type),
+        title=header.title,
+        assets=header.assets,
+        tags=header.tags,
+        created_at=header.created_at,
+        expires_at=header.expires_at,
+        last_accessed_at=header.last_accessed_at,
+        total_queries=header.totals.total_queries,
+        is_expired=clock.now() >= header.expires_at,
+        is_archived=is_archived,
+    )

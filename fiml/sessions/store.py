@@ -1,0 +1,373 @@
+"""The verbs of a session's life, over live and archived sessions alike."""
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime, timedelta
+from typing import Final, Self, TypeVar
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from fiml.core import clock
+from fiml.core.clock import from_micros, to_micros
+from fiml.core.config import Settings
+from fiml.core.errors import (
+    FimlError,
+    InvalidInput,
+    NotPermitted,
+    SessionArchived,
+    SessionExpired,
+    SessionNotFound,
+    Unavailable,
+    echo,
+)
+from fiml.sessions import values
+from fiml.sessions.backends import open_backend
+from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteRules
+from fiml.sessions.changes import Change, change_of, settle
+from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionSummary, SessionType
+from fiml.sessions.records import Header, encode_query, new_record, to_session, to_summary
+
+SWEEP_BATCH: Final = 200
+# A session may move between the tiers while it is looked for; it can't do so three times in one call.
+_LOOKS: Final = 3
+
+SessionId = UUID | str
+Found = TypeVar("Found")
+
+
+class SummaryPage(list[SessionSummary]):
+    """One page of a listing; `next_cursor` asks for the next one and is `None` at the end."""
+
+    def __init__(self, summaries: Iterable[SessionSummary], next_cursor: str | None) -> None:
+        super().__init__(summaries)
+        self.next_cursor = next_cursor
+
+
+class SessionVerbs:
+    """What can be done with sessions, in the name of `owner`; without one, of all of them.
+
+    Ids are `UUID` or text; a malformed one raises `InvalidSessionId`. Every verb raises `Unavailable` when an engine
+    is away.
+    """
+
+    def __init__(self, settings: Settings, owner: str | None) -> None:
+        self.settings = settings
+        self._owner = owner
+
+    @property
+    def _backend(self) -> Backend:
+        raise NotImplementedError
+
+    async def create_session(
+        self,
+        assets: list[str],
+        session_type: SessionType | str,
+        user_id: str | None = None,
+        ttl_hours: int | None = None,
+        tags: list[str] | None = None,
+        title: str | None = None,
+    ) -> Session:
+        """A new session, which lives `ttl_hours` (default: `session_default_ttl_hours`). One round trip.
+
+        Raises:
+            InvalidInput: a value is over a limit; nothing was written.
+        """
+        hours = self._hours(ttl_hours, "ttl_hours")
+        now = clock.now()
+        session = Session(
+            user_id=self._acting_as(values.check_user_id(user_id)),
+            type=SessionType.parse(session_type),
+            title=values.check_title(title),
+            assets=values.check_assets(assets),
+            tags=values.check_tags(tags),
+            created_at=now,
+            expires_at=now + timedelta(hours=hours),
+            last_accessed_at=now,
+        )
+        record = new_record(session)
+        await self._backend.create(record)
+        return to_session(record)
+
+    async def get_session(self, session_id: SessionId, *, recent_queries: int | None = None) -> Session | None:
+        """A session with its whole history, or with the last `recent_queries` of it. One round trip for a live one.
+
+        A live session's last access moves to now. An archived or expired one is for reading. `None` where there is
+        no such session.
+
+        Raises:
+            CorruptRecord: what is stored can't be read.
+        """
+        parsed = values.parse_session_id(session_id)
+        if recent_queries is not None and recent_queries < 0:
+            raise InvalidInput("recent_queries", f"is {recent_queries}", "give a number from 0 on, or None for all")
+        for look in range(_LOOKS):
+            if look % 2 == 0:
+                record = await self._backend.read(parsed, now=clock.now(), owner=self._owner, recent=recent_queries)
+            else:
+                record = await self._backend.read_archived(parsed, owner=self._owner)
+            if record is not None:
+                return to_session(record)
+        return None
+
+    async def update_session(
+        self, session_id: SessionId, session: Session, expected_version: int | None = None
+    ) -> Session:
+        """Write what changed on `session` since it was read or last written; the merged session.
+
+        Changes of several writers commute: queries are appended, entries set or removed one by one, names added or
+        removed, scalars set. With `expected_version`, nothing is written unless the session is at it.
+
+        Raises:
+            SessionNotFound, SessionExpired, SessionArchived: it isn't live.
+            SessionConflict: it isn't at the expected version.
+            SessionFull: it would hold too many queries.
+            InvalidInput: a value can't be stored.
+        """
+        parsed = values.parse_session_id(session_id)
+        if session.id != parsed:
+            raise InvalidInput("session", f"has the id {session.id}, not {parsed}", "update a session under its own id")
+        change = change_of(session, max_ttl_hours=self.settings.session_max_ttl_hours)
+        header = await self._write(parsed, change, expected_version)
+        settle(session, change, header, is_current=expected_version is not None or header.version == session.version + 1)
+        merged = await self.get_session(parsed)
+        if merged is None:
+            raise SessionNotFound(parsed)
+        return merged
+
+    async def record_query(
+        self,
+        session_id: SessionId,
+        query: QueryRecord,
+        *,
+        context: dict[str, object] | None = None,
+        intermediate_results: dict[str, object] | None = None,
+    ) -> QueryTotals:
+        """Append a query without reading the session, with entries that go with it; the new totals. One round trip.
+
+        Repeating it with the same `query.id` appends nothing.
+
+        Raises:
+            SessionNotFound, SessionExpired, SessionArchived, SessionFull: as `update_session`.
+            InvalidInput: a value can't be stored; nothing was written.
+        """
+        maps = {"context": context or {}, "intermediate_results": intermediate_results or {}}
+        change = Change(
+            queries=[encode_query(query)],
+            entries_set={
+                name: {key: values.check_entry(name, key, value) for key, value in entries.items()}
+                for name, entries in maps.items()
+                if entries
+            },
+        )
+        header = await self._write(values.parse_session_id(session_id), change, None)
+        return header.totals
+
+    async def extend_session(self, session_id: SessionId, hours: int) -> Session:
+        """Move the expiry `hours` later, at most to now plus the maximum TTL; the session. One round trip.
+
+        Raises:
+            SessionNotFound, SessionExpired, SessionArchived: it isn't live.
+        """
+        parsed = values.parse_session_id(session_id)
+        by = timedelta(hours=self._hours(hours, "hours"))
+        now = clock.now()
+        latest = now + timedelta(hours=self.settings.session_max_ttl_hours)
+        record = await self._on_live(
+            parsed, lambda: self._backend.extend(parsed, by=by, latest=latest, now=now, owner=self._owner)
+        )
+        return to_session(record)
+
+    async def resume_session(self, session_id: SessionId, hours: int | None = None) -> Session:
+        """An expired or archived session, live again for `hours`, with its whole history; a live one as it is.
+
+        Raises:
+            SessionNotFound: there is no such session.
+        """
+        parsed = values.parse_session_id(session_id)
+        now = clock.now()
+        until = now + timedelta(hours=self._hours(hours, "hours"))
+        record = await self._backend.resume(parsed, until=until, now=now, owner=self._owner)
+        if record is None:
+            raise SessionNotFound(parsed)
+        return to_session(record)
+
+    async def archive_session(self, session_id: SessionId) -> bool:
+        """End a session now and move it to the archive; `False` where it isn't live."""
+        parsed = values.parse_session_id(session_id)
+        return await self._backend.archive(parsed, self._ended(clock.now()), owner=self._owner)
+
+    async def delete_session(self, session_id: SessionId) -> bool:
+        """Remove a session from both tiers for good; `False` where there is none."""
+        return await self._backend.delete(values.parse_session_id(session_id), now=clock.now(), owner=self._owner)
+
+    async def list_user_sessions(
+        self,
+        user_id: str | None,
+        include_archived: bool = False,  # noqa: FBT001, FBT002  the contract's signature
+        limit: int = 50,
+        cursor: str | None = None,
+        type: SessionType | str | None = None,  # noqa: A002  the contract's name
+        tag: str | None = None,
+        asset: str | None = None,
+    ) -> SummaryPage:
+        """A page of a user's sessions, newest first; of everybody's where `user_id` is `None`.
+
+        The pages of one cursor are complete and without doubles while sessions come and go.
+
+        Raises:
+            InvalidInput: a limit or a cursor is not valid.
+        """
+        size = values.check_limit(limit)
+        query = PageQuery(
+            limit=size + 1,
+            include_archived=include_archived,
+            user_id=self._acting_as(values.check_user_id(user_id)),
+            type=None if type is None else SessionType.parse(type).value,
+            tag=tag,
+            asset=asset,
+            after=None if cursor is None else _decode_cursor(cursor),
+        )
+        found = await self._backend.page(query)
+        summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in found[:size]]
+        return SummaryPage(summaries, _encode_cursor(summaries[-1]) if len(found) > size else None)
+
+    def _acting_as(self, user_id: str | None) -> str | None:
+        if self._owner is None or user_id is None or user_id == self._owner:
+            return user_id or self._owner
+        raise NotPermitted(f"user {echo(user_id)} is somebody else", "leave the user out to act as yourself")
+
+    def _hours(self, hours: int | None, field: str) -> int:
+        if hours is None:
+            return self.settings.session_default_ttl_hours
+        return values.check_hours(hours, field, max_hours=self.settings.session_max_ttl_hours)
+
+    def _ended(self, at: datetime) -> Ended:
+        return Ended(at, write_metrics=self.settings.session_enable_analytics)
+
+    async def _write(self, session_id: UUID, change: Change, expected_version: int | None) -> Header:
+        rules = WriteRules(
+            now=clock.now(),
+            max_queries=self.settings.session_max_queries_per_session,
+            expected_version=expected_version,
+            owner=self._owner,
+        )
+        return await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
+
+    async def _on_live(self, session_id: UUID, operation: Callable[[], Awaitable[Found | None]]) -> Found:
+        """What `operation` finds among the live sessions.
+
+        Raises:
+            SessionArchived: it is archived.
+            SessionNotFound: it is nowhere.
+        """
+        for look in range(_LOOKS):
+            if look % 2 == 0:
+                found = await operation()
+                if found is not None:
+                    return found
+            elif await self._backend.read_archived(session_id, owner=self._owner) is not None:
+                raise SessionArchived(session_id)
+        raise SessionNotFound(session_id)
+
+
+class PrincipalStore(SessionVerbs):
+    """A store as one user sees it: another's session is as one that does not exist."""
+
+    def __init__(self, store: "SessionStore", owner: str | None) -> None:
+        super().__init__(store.settings, owner)
+        self._store = store
+
+    @property
+    def _backend(self) -> Backend:
+        return self._store._backend  # noqa: SLF001  a view of that store
+
+
+class SessionStore(SessionVerbs):
+    """The sessions of one installation, for trusted code: it sees everybody's.
+
+    Use it as an async context manager, or call `initialize` and `shutdown`. It starts no background work: somebody
+    calls `cleanup_expired_sessions` now and then.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__(settings or Settings(), owner=None)
+        self._opened: Backend | None = None
+        self._opening = asyncio.Lock()
+
+    async def initialize(self) -> None:
+        """Connect, and create the schema in an empty database. Calling it again is harmless.
+
+        Raises:
+            Misconfigured: a part is missing, or a database can't be used as it is.
+            Unavailable: an engine is away.
+        """
+        async with self._opening:
+            if self._opened is None:
+                self._opened = await open_backend(self.settings)
+
+    async def shutdown(self) -> None:
+        """Let go of all connections. Calling it again is harmless."""
+        async with self._opening:
+            if self._opened is not None:
+                backend, self._opened = self._opened, None
+                await backend.close()
+
+    async def __aenter__(self) -> Self:
+        await self.initialize()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.shutdown()
+
+    @property
+    def session_maker(self) -> async_sessionmaker[AsyncSession]:
+        """SQLAlchemy sessions over the database of ended sessions, for `SessionAnalytics`."""
+        return self._backend.session_maker
+
+    def as_principal(self, user_id: str | None) -> PrincipalStore:
+        """A view with the same verbs that sees what `user_id` owns; `None` is the local user, who owns all."""
+        return PrincipalStore(self, values.check_user_id(user_id))
+
+    async def cleanup_expired_sessions(self) -> int:
+        """Move every expired session to the archive; how many were moved. Several may run at once."""
+        ended = self._ended(clock.now())
+        total, is_done = 0, False
+        while not is_done:
+            moved, is_done = await self._backend.archive_expired(ended, at_most=SWEEP_BATCH)
+            total += moved
+        return total
+
+    @property
+    def _backend(self) -> Backend:
+        if self._opened is None:
+            raise Unavailable("the session store", "it is not open: await store.initialize() first")
+        return self._opened
+
+
+_process_store: SessionStore | None = None
+
+
+async def get_session_store() -> SessionStore:
+    """The store of this process, opened from the environment's settings at the first call."""
+    global _process_store  # noqa: PLW0603  the contract's one store of a process
+    if _process_store is None:
+        _process_store = SessionStore()
+    await _process_store.initialize()
+    return _process_store
+
+
+def _encode_cursor(last: SessionSummary) -> str:
+    position = json.dumps([to_micros(last.created_at), last.id.hex])
+    return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str) -> tuple[datetime, UUID]:
+    try:
+        micros, session_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        return from_micros(micros), UUID(session_id)
+    except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error) as exc:
+        raise InvalidInput("cursor", f"{echo(cursor)} is malformed", "give next_cursor of the page before") from exc

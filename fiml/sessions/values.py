@@ -1,0 +1,252 @@
+"""What a session may hold: the limits, and JSON that comes back equal from every tier."""
+
+import json
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from decimal import Decimal
+from json.encoder import encode_basestring
+from typing import Any
+from uuid import UUID
+
+from fiml.core.errors import InvalidInput, InvalidSessionId, echo
+
+MAX_ASSETS = 100
+MAX_TAGS = 50
+MAX_NAME_CHARACTERS = 64
+MAX_USER_ID_CHARACTERS = 255
+MAX_TITLE_CHARACTERS = 200
+MAX_PAGE = 200
+MAX_VALUE_BYTES = 256 * 1024
+MAX_VALUE_DEPTH = 32
+MAX_MAPS_BYTES = 4 * 1024 * 1024
+# PostgreSQL keeps at most 256 MiB in one JSONB value.
+MAX_HISTORY_BYTES = 128 * 1024 * 1024
+MAX_INTEGER_DIGITS = 1000
+_MAX_INTEGER_BITS = int(MAX_INTEGER_DIGITS * math.log2(10))
+
+
+def to_json(value: object, path: str) -> str:
+    """Compact JSON that decodes to a value equal to `value` from Redis, SQLite and PostgreSQL alike.
+
+    Floats are written without an exponent: JSONB would otherwise turn `1e23` into an integer that is another number.
+
+    Raises:
+        InvalidInput: names the path of the part that is not JSON, or the limit that the whole exceeds.
+    """
+    text = "".join(_encode(value, path, MAX_VALUE_DEPTH))
+    size = len(text) if text.isascii() else len(text.encode())
+    if size > MAX_VALUE_BYTES:
+        raise InvalidInput(
+            shown_path(path), f"is {size} bytes of JSON", f"one stored value has at most {MAX_VALUE_BYTES} (256 KiB)"
+        )
+    return text
+
+
+def check_entry(where: str, key: object, value: object) -> str:
+    """The JSON of one entry of a session's maps.
+
+    Raises:
+        InvalidInput: the key isn't a string that every tier keeps, or the value isn't JSON.
+    """
+    if not isinstance(key, str):
+        raise InvalidInput(where, f"has the key {echo(key)}, a {type(key).__name__}", "keys of JSON are strings")
+    check_characters(key, f"a key of {where}")
+    return to_json(value, f"{where}.{key}")
+
+
+def from_json(text: str | bytes) -> Any:
+    """The inverse of `to_json`."""
+    return json.loads(text)
+
+
+def _encode(value: object, path: str, depth_left: int) -> Iterable[str]:
+    match value:
+        case None:
+            return ("null",)
+        case True:
+            return ("true",)
+        case False:
+            return ("false",)
+        case str():
+            return (_encode_text(value, path),)
+        case int():
+            return (_encode_integer(value, path),)
+        case float():
+            return (_encode_float(value, path),)
+        case dict() | list() if depth_left == 0:
+            raise InvalidInput(
+                shown_path(path), "is nested too deeply", f"a stored value has a depth of at most {MAX_VALUE_DEPTH}"
+            )
+        case list():
+            return _encode_list(value, path, depth_left - 1)
+        case dict():
+            return _encode_dict(value, path, depth_left - 1)
+    raise InvalidInput(
+        shown_path(path),
+        f"is a {type(value).__name__}",
+        "stored values are JSON: None, bool, int, float, str, list, dict with string keys",
+    )
+
+
+def _encode_list(value: list[object], path: str, depth_left: int) -> list[str]:
+    parts = ["["]
+    for index, item in enumerate(value):
+        if index:
+            parts.append(",")
+        parts += _encode(item, f"{path}[{index}]", depth_left)
+    parts.append("]")
+    return parts
+
+
+def _encode_dict(value: dict[object, object], path: str, depth_left: int) -> list[str]:
+    parts = ["{"]
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise InvalidInput(
+                shown_path(path), f"has the key {echo(key)}, a {type(key).__name__}", "keys of JSON are strings"
+            )
+        if len(parts) > 1:
+            parts.append(",")
+        parts += (_encode_text(key, f"{path}.{key}"), ":")
+        parts += _encode(item, f"{path}.{key}", depth_left)
+    parts.append("}")
+    return parts
+
+
+def _encode_text(value: str, path: str) -> str:
+    check_characters(value, path)
+    return encode_basestring(value)
+
+
+def _encode_integer(value: int, path: str) -> str:
+    if value.bit_length() > _MAX_INTEGER_BITS:
+        raise InvalidInput(shown_path(path), "is too large an integer", f"at most {MAX_INTEGER_DIGITS} digits")
+    return int.__repr__(value)
+
+
+def _encode_float(value: float, path: str) -> str:
+    if not math.isfinite(value):
+        raise InvalidInput(shown_path(path), f"is {value}", "JSON has no NaN and no infinities; store None instead")
+    text = float.__repr__(value)
+    if "e" not in text:
+        return text
+    positional = format(Decimal(text), "f")
+    return positional if "." in positional else positional + ".0"
+
+
+def shown_path(path: str) -> str:
+    """A path as it may stand in a message."""
+    return echo(path)[1:-1]
+
+
+def check_characters(value: str, path: str) -> None:
+    """Refuse what no tier can keep: NUL characters and lone surrogates."""
+    if "\0" in value:
+        raise InvalidInput(shown_path(path), "has a NUL character", "remove it: no database keeps it in text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidInput(
+                shown_path(path), "has a lone surrogate", "it is half a character: decode the text properly"
+            ) from None
+
+
+def check_text(value: object, field: str, *, max_characters: int) -> str:
+    """A text of 1 to `max_characters` characters."""
+    if not isinstance(value, str):
+        raise InvalidInput(field, f"is a {type(value).__name__}", "give a string")
+    if not value.strip():
+        raise InvalidInput(field, "is empty", f"give 1 to {max_characters} characters")
+    if len(value) > max_characters:
+        raise InvalidInput(field, f"has {len(value)} characters", f"at most {max_characters} are allowed")
+    check_characters(value, field)
+    return value
+
+
+def check_user_id(value: object) -> str | None:
+    """A user's id, or `None` for a session that belongs to nobody."""
+    return None if value is None else check_text(value, "user_id", max_characters=MAX_USER_ID_CHARACTERS)
+
+
+def check_title(value: object) -> str | None:
+    """A title, or `None`."""
+    return None if value is None else check_text(value, "title", max_characters=MAX_TITLE_CHARACTERS)
+
+
+def check_assets(value: object) -> list[str]:
+    """1 to 100 names, each once, in the order given."""
+    assets = _check_names(value, "assets", at_most=MAX_ASSETS)
+    if not assets:
+        raise InvalidInput("assets", "is empty", f"name 1 to {MAX_ASSETS} assets")
+    return assets
+
+
+def check_tags(value: object) -> list[str]:
+    """At most 50 names, each once, in the order given."""
+    return [] if value is None else _check_names(value, "tags", at_most=MAX_TAGS)
+
+
+def _check_names(value: object, field: str, *, at_most: int) -> list[str]:
+    if not isinstance(value, list | tuple):
+        raise InvalidInput(field, f"is a {type(value).__name__}", "give a list of strings")
+    if len(value) > at_most:
+        raise InvalidInput(field, f"has {len(value)} entries", f"at most {at_most} are allowed")
+    names = [
+        check_text(name, f"{field}[{index}]", max_characters=MAX_NAME_CHARACTERS) for index, name in enumerate(value)
+    ]
+    return list(dict.fromkeys(names))
+
+
+def check_maps_size(size: int) -> None:
+    """Refuse maps that together exceed 4 MiB."""
+    if size > MAX_MAPS_BYTES:
+        raise InvalidInput(
+            "the session's maps", f"would hold {size} bytes", f"together they hold at most {MAX_MAPS_BYTES} (4 MiB)"
+        )
+
+
+def check_hours(value: object, field: str, *, max_hours: int) -> int:
+    """A whole number of hours from 1 to the maximum TTL."""
+    return _check_integer(value, field, at_most=max_hours)
+
+
+def check_limit(value: object) -> int:
+    """The size of a page: 1 to 200."""
+    return _check_integer(value, "limit", at_most=MAX_PAGE)
+
+
+def _check_integer(value: object, field: str, *, at_most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInput(field, f"is {echo(value)}", f"give a whole number from 1 to {at_most}")
+    if not 1 <= value <= at_most:
+        raise InvalidInput(field, f"is {echo(value)}", f"it must lie between 1 and {at_most}")
+    return value
+
+
+def check_moment(value: object, field: str) -> datetime:
+    """An aware time, in UTC."""
+    if not isinstance(value, datetime):
+        raise InvalidInput(field, f"is a {type(value).__name__}", "give an aware datetime")
+    if value.tzinfo is None or value.utcoffset() is None:
+        raise InvalidInput(field, "has no time zone", "give an aware datetime, such as datetime.now(UTC)")
+    return value.astimezone(UTC)
+
+
+def parse_session_id(value: object) -> UUID:
+    """A session's id from a `UUID` or its text form.
+
+    Raises:
+        InvalidSessionId: it is neither.
+    """
+    if isinstance(value, UUID):
+        return value
+    if isinstance(value, str) and len(value) in (32, 36):
+        try:
+            parsed = UUID(value)
+        except ValueError:
+            raise InvalidSessionId(value) from None
+        if value.lower() in (str(parsed), parsed.hex):
+            return parsed
+    raise InvalidSessionId(value)
