@@ -29,7 +29,7 @@ test: lint types ## lint, types and all tests; ARGS='-k name' goes to pytest
 lint: .venv/.dev ## style and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 types: .venv/.dev ## mypy
 	$(BIN)/python -m mypy

@@ -46,7 +46,9 @@ class Settings(BaseSettings):
     session_cleanup_interval_minutes: PositiveInt = Field(60, description="between two runs of the sweeper, minutes")
     session_retention_days: PositiveInt = Field(30, description="archived sessions are kept this long, days")
     session_max_queries_per_session: PositiveInt = Field(1000, description="queries one session holds at most")
-    session_enable_analytics: bool = Field(True, description="whether a session's metrics are written when it ends")
+    session_enable_analytics: bool = Field(
+        default=True, description="whether a session's metrics are written when it ends"
+    )
 
     redis_url: str | None = Field(None, repr=False, description="Redis or Valkey for live sessions")
     database_url: str | None = Field(None, repr=False, description="PostgreSQL for ended sessions")
@@ -119,7 +121,7 @@ def without_secrets(url: str) -> str:
 
 
 def _user_data_folder() -> Path:
-    from platformdirs import user_data_path
+    from platformdirs import user_data_path  # noqa: PLC0415 - needed on a first start only
 
     return user_data_path("fiml", appauthor=False)
 

@@ -106,7 +106,7 @@ class RedisClient:
 
     async def _single(self, command: tuple[Argument, ...]) -> Any:
         try:
-            return await self._redis.execute_command(*command)
+            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]  # as redis-py has it
         except NoScriptError as exc:
             return exc
 

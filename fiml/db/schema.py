@@ -55,8 +55,8 @@ def upgrade(connection: Connection) -> None:
 
 
 def _run_alembic(connection: Connection) -> None:
-    from alembic import command
-    from alembic.config import Config
+    from alembic import command  # noqa: PLC0415 - a quarter of a second, needed once in a database's life
+    from alembic.config import Config  # noqa: PLC0415 - as above
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))

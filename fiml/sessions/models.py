@@ -28,10 +28,9 @@ class SessionType(StrEnum):
         Raises:
             InvalidInput: there is none.
         """
-        try:
+        if isinstance(value, str) and value in cls.__members__.values():
             return cls(value)
-        except ValueError:
-            raise InvalidInput("session type", f"{echo(value)} is unknown", f"valid are {', '.join(cls)}") from None
+        raise InvalidInput("session type", f"{echo(value)} is unknown", f"valid are {', '.join(cls)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,21 +144,20 @@ def decode_history(history: str) -> list[QueryRecord]:
     return [QueryRecord.from_dict(query) for query in json.loads(history)]
 
 
-def new_record(session: Session) -> SessionRecord:
-    """A session that was just created, without entries or queries, as the engines keep it."""
-    return SessionRecord(
-        Header(
-            id=session.id,
-            user_id=session.user_id,
-            type=session.type.value,
-            title=session.title,
-            assets=list(session.assets),
-            tags=list(session.tags),
-            created_at=session.created_at,
-            expires_at=session.expires_at,
-            last_accessed_at=session.last_accessed_at,
-            version=session.version,
-        )
+def header_of(session: Session) -> Header:
+    """The header of a session, as the object stands."""
+    return Header(
+        id=session.id,
+        user_id=session.user_id,
+        type=session.type.value,
+        title=session.title,
+        assets=list(session.assets),
+        tags=list(session.tags),
+        created_at=session.created_at,
+        expires_at=session.expires_at,
+        last_accessed_at=session.last_accessed_at,
+        version=session.version,
+        totals=session.state.history.totals,
     )
 
 

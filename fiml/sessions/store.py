@@ -4,7 +4,8 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, Self, TypeVar
 from uuid import UUID
@@ -15,11 +16,9 @@ from fiml.core import clock
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.config import Settings
 from fiml.core.errors import (
-    FimlError,
     InvalidInput,
     NotPermitted,
     SessionArchived,
-    SessionExpired,
     SessionNotFound,
     Unavailable,
     echo,
@@ -29,7 +28,7 @@ from fiml.sessions.backends import open_backend
 from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteRules
 from fiml.sessions.changes import Change, change_of, settle
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionSummary, SessionType
-from fiml.sessions.records import Header, encode_query, new_record, to_session, to_summary
+from fiml.sessions.records import Header, SessionRecord, encode_query, header_of, to_session, to_summary
 
 SWEEP_BATCH: Final = 200
 # A session may move between the tiers while it is looked for; it can't do so three times in one call.
@@ -88,7 +87,7 @@ class SessionVerbs:
             expires_at=now + timedelta(hours=hours),
             last_accessed_at=now,
         )
-        record = new_record(session)
+        record = SessionRecord(header_of(session))
         await self._backend.create(record)
         return to_session(record)
 
@@ -132,7 +131,8 @@ class SessionVerbs:
             raise InvalidInput("session", f"has the id {session.id}, not {parsed}", "update a session under its own id")
         change = change_of(session, max_ttl_hours=self.settings.session_max_ttl_hours)
         header = await self._write(parsed, change, expected_version)
-        settle(session, change, header, is_current=expected_version is not None or header.version == session.version + 1)
+        is_alone = expected_version is not None or header.version == session.version + 1
+        settle(session, change, header, is_current=is_alone)
         merged = await self.get_session(parsed)
         if merged is None:
             raise SessionNotFound(parsed)
@@ -331,6 +331,20 @@ class SessionStore(SessionVerbs):
     def as_principal(self, user_id: str | None) -> PrincipalStore:
         """A view with the same verbs that sees what `user_id` owns; `None` is the local user, who owns all."""
         return PrincipalStore(self, values.check_user_id(user_id))
+
+    async def live_headers(
+        self, *, user_id: str | None, session_type: str | None, since: datetime
+    ) -> AsyncIterator[Header]:
+        """The headers of live sessions created since a moment, newest first, in pages."""
+        query = PageQuery(limit=values.MAX_PAGE, user_id=user_id, type=session_type)
+        is_done = False
+        while not is_done:
+            headers = [header for header, _ in await self._backend.page(query) if header.created_at >= since]
+            for header in headers:
+                yield header
+            is_done = len(headers) < query.limit
+            if headers:
+                query = replace(query, after=(headers[-1].created_at, headers[-1].id))
 
     async def cleanup_expired_sessions(self) -> int:
         """Move every expired session to the archive; how many were moved. Several may run at once."""

@@ -25,6 +25,8 @@ MAX_HISTORY_BYTES = 128 * 1024 * 1024
 MAX_INTEGER_DIGITS = 1000
 _MAX_INTEGER_BITS = int(MAX_INTEGER_DIGITS * math.log2(10))
 
+_LITERALS = {None: "null", True: "true", False: "false"}
+
 
 def to_json(value: object, path: str) -> str:
     """Compact JSON that decodes to a value equal to `value` from Redis, SQLite and PostgreSQL alike.
@@ -62,31 +64,31 @@ def from_json(text: str | bytes) -> Any:
 
 def _encode(value: object, path: str, depth_left: int) -> Iterable[str]:
     match value:
-        case None:
-            return ("null",)
-        case True:
-            return ("true",)
-        case False:
-            return ("false",)
+        case None | bool():
+            return (_LITERALS[value],)
         case str():
             return (_encode_text(value, path),)
         case int():
             return (_encode_integer(value, path),)
         case float():
             return (_encode_float(value, path),)
-        case dict() | list() if depth_left == 0:
-            raise InvalidInput(
-                shown_path(path), "is nested too deeply", f"a stored value has a depth of at most {MAX_VALUE_DEPTH}"
-            )
-        case list():
-            return _encode_list(value, path, depth_left - 1)
-        case dict():
-            return _encode_dict(value, path, depth_left - 1)
+        case dict() | list():
+            return _encode_nested(value, path, depth_left)
     raise InvalidInput(
         shown_path(path),
         f"is a {type(value).__name__}",
         "stored values are JSON: None, bool, int, float, str, list, dict with string keys",
     )
+
+
+def _encode_nested(value: dict[object, object] | list[object], path: str, depth_left: int) -> list[str]:
+    if depth_left == 0:
+        raise InvalidInput(
+            shown_path(path), "is nested too deeply", f"a stored value has a depth of at most {MAX_VALUE_DEPTH}"
+        )
+    if isinstance(value, list):
+        return _encode_list(value, path, depth_left - 1)
+    return _encode_dict(value, path, depth_left - 1)
 
 
 def _encode_list(value: list[object], path: str, depth_left: int) -> list[str]:

@@ -18,8 +18,8 @@ async def open_backend(settings: Settings) -> Backend:
 
 
 def _embedded(settings: Settings) -> Backend:
-    from fiml.db.sqlite_file import SqliteFile
-    from fiml.sessions.backends.sqlite import SqliteBackend
+    from fiml.db.sqlite_file import SqliteFile  # noqa: PLC0415 - one deployment doesn't load the other
+    from fiml.sessions.backends.sqlite import SqliteBackend  # noqa: PLC0415 - as above
 
     file = SqliteFile(settings.embedded_file, settings.sqlite_synchronous)
     return SqliteBackend(file, settings.sqlite_synchronous)
@@ -27,10 +27,10 @@ def _embedded(settings: Settings) -> Backend:
 
 def _server(settings: Settings) -> Backend:
     try:
-        from fiml.sessions.backends.redis import RedisTier
+        from fiml.sessions.backends.redis import RedisTier  # noqa: PLC0415 - as above
     except ModuleNotFoundError as exc:
         raise MissingExtra("Redis (FIML_REDIS_URL)", "server") from exc
-    from fiml.sessions.backends.tiered import TieredBackend
+    from fiml.sessions.backends.tiered import TieredBackend  # noqa: PLC0415 - as above
 
     assert settings.redis_url is not None  # noqa: S101  the settings have both or neither
     assert settings.database_url is not None  # noqa: S101

@@ -7,8 +7,9 @@ from json.encoder import encode_basestring
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, delete, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, Table, and_, delete, func, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.selectable import TableValuedAlias
 
 from fiml.core.errors import CorruptRecord, InvalidInput
 from fiml.db.tables import session_metrics, sessions, tombstones
@@ -53,9 +54,9 @@ def put(connection: Connection, records: Sequence[SessionRecord], ended: Ended) 
     return buried
 
 
-def put_metrics(connection: Connection, header: Header, at: datetime) -> None:
+def put_metrics(connection: Connection, header: Header, ended_at: datetime | None) -> None:
     """Write the metrics of one session, over an older version only."""
-    connection.execute(_upsert(connection, session_metrics, "session_id"), [metrics_row(header, at)])
+    connection.execute(_upsert(connection, session_metrics, "session_id"), [metrics_row(header, ended_at)])
 
 
 def fetch(connection: Connection, session_id: UUID, owner: str | None = None) -> SessionRecord | None:
@@ -63,8 +64,8 @@ def fetch(connection: Connection, session_id: UUID, owner: str | None = None) ->
     query = select(sessions).where(sessions.c.id == session_id)
     if owner is not None:
         query = query.where(sessions.c.user_id == owner)
-    row = connection.execute(query).one_or_none()
-    return None if row is None else _record(row._mapping)  # noqa: SLF001  its public name, in SQLAlchemy's style
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else _record(row)
 
 
 def find_version(connection: Connection, session_id: UUID, owner: str | None = None) -> int | None:
@@ -102,14 +103,12 @@ def is_buried(connection: Connection, session_id: UUID) -> bool:
 
 def page(connection: Connection, query: PageQuery) -> list[Header]:
     """Ended sessions by `created_at` descending, then id."""
-    rows = connection.execute(_page_statement(connection, query))
-    return [_header(row._mapping) for row in rows]  # noqa: SLF001  its public name, in SQLAlchemy's style
+    return [_header(row) for row in connection.execute(_page_statement(connection, query)).mappings()]
 
 
-def metrics_row(header: Header, at: datetime) -> dict[str, Any]:
-    """What `session_metrics` keeps of a session that ended, or is looked at, at `at`."""
+def metrics_row(header: Header, ended_at: datetime | None) -> dict[str, Any]:
+    """What `session_metrics` keeps of a session; `ended_at` is `None` where it goes on."""
     totals = header.totals
-    is_on_time = at < header.expires_at
     return {
         "session_id": header.id,
         "user_id": header.user_id,
@@ -121,16 +120,31 @@ def metrics_row(header: Header, at: datetime) -> dict[str, Any]:
         "avg_query_time_ms": totals.total_time_ms / totals.timed_queries if totals.timed_queries else None,
         "assets_analyzed": json.dumps(header.assets),
         "query_type_summary": json.dumps(totals.query_types),
-        "completed_normally": is_on_time,
-        "abandoned": not is_on_time and totals.total_queries < 2,
+        "completed_normally": ended_at is not None and ended_at < header.expires_at,
+        "abandoned": ended_at is not None and is_abandoned(header, ended_at),
         "version": header.version,
     }
 
 
-def json_array_has(connection: Connection, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
-    """Whether a JSON array of strings holds `name`."""
+def is_abandoned(header: Header, at: datetime) -> bool:
+    """Whether a session ended by expiry with fewer than two queries."""
+    return at >= header.expires_at and header.totals.total_queries < 2
+
+
+def json_elements(connection: Connection, column: ColumnElement[Any]) -> TableValuedAlias:
+    """The texts of a JSON array, as rows of one column `value`."""
     each = func.jsonb_array_elements_text if connection.dialect.name == "postgresql" else func.json_each
-    elements = each(column).table_valued("value")
+    return each(column).table_valued("value", joins_implicitly=True)
+
+
+def json_members(connection: Connection, column: ColumnElement[Any]) -> TableValuedAlias:
+    """The members of a JSON object, as rows of `key` and `value`, both text."""
+    each = func.jsonb_each_text if connection.dialect.name == "postgresql" else func.json_each
+    return each(column).table_valued("key", "value", joins_implicitly=True)
+
+
+def _has(connection: Connection, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    elements = json_elements(connection, column)
     return select(elements.c.value).where(elements.c.value == name).exists()
 
 
@@ -141,9 +155,9 @@ def _page_statement(connection: Connection, query: PageQuery) -> Select[Any]:
     if query.type is not None:
         statement = statement.where(sessions.c.type == query.type)
     if query.tag is not None:
-        statement = statement.where(json_array_has(connection, sessions.c.tags, query.tag))
+        statement = statement.where(_has(connection, sessions.c.tags, query.tag))
     if query.asset is not None:
-        statement = statement.where(json_array_has(connection, sessions.c.assets, query.asset))
+        statement = statement.where(_has(connection, sessions.c.assets, query.asset))
     if query.after is not None:
         created_at, session_id = query.after
         same_moment = and_(sessions.c.created_at == created_at, sessions.c.id > session_id)
@@ -168,9 +182,7 @@ def _insert(connection: Connection) -> Any:
 def _upsert(connection: Connection, table: Table, key: str) -> Any:
     insert = _insert(connection)(table)
     new = {column.name: insert.excluded[column.name] for column in table.c if not column.primary_key}
-    return insert.on_conflict_do_update(
-        index_elements=[key], set_=new, where=table.c.version < insert.excluded.version
-    )
+    return insert.on_conflict_do_update(index_elements=[key], set_=new, where=table.c.version < insert.excluded.version)
 
 
 def _session_row(record: SessionRecord, ended: Ended) -> dict[str, Any]:
@@ -202,7 +214,7 @@ def _object(entries: Mapping[str, str]) -> str:
     return "{" + ",".join(f"{encode_basestring(key)}:{value}" for key, value in entries.items()) + "}"
 
 
-def _record(row: Mapping[str, Any]) -> SessionRecord:
+def _record(row: RowMapping) -> SessionRecord:
     try:
         entries = {
             name: {key: values.check_entry(name, key, value) for key, value in json.loads(row[name]).items()}
@@ -213,7 +225,7 @@ def _record(row: Mapping[str, Any]) -> SessionRecord:
     return SessionRecord(_header(row), entries, row["history_queries"], is_archived=True)
 
 
-def _header(row: Mapping[str, Any]) -> Header:
+def _header(row: RowMapping) -> Header:
     return Header(
         id=row["id"],
         user_id=row["user_id"],

@@ -36,9 +36,7 @@ def expiry_member(header: Header) -> str:
 def encode_record(record: SessionRecord, queries: Sequence[EncodedQuery]) -> list[Argument]:
     """The arguments of `put.lua`."""
     header = encode_header(record.header)
-    entries = [
-        (_entry_field(name, key), text) for name, texts in record.entries.items() for key, text in texts.items()
-    ]
+    entries = [(_entry_field(name, key), text) for name, texts in record.entries.items() for key, text in texts.items()]
     bodies = [(query.id.bytes, query.text) for query in queries]
     return [record.header.version, *_group(header), *_group(entries), *_group(bodies)]
 
@@ -56,8 +54,8 @@ def encode_header(header: Header) -> list[tuple[str, Argument]]:
         "version": header.version,
         "total": totals.total_queries,
         "hits": totals.cache_hits,
-        "first": totals.first_query_at and to_micros(totals.first_query_at),
-        "last": totals.last_query_at and to_micros(totals.last_query_at),
+        "first": _micros(totals.first_query_at),
+        "last": _micros(totals.last_query_at),
         "timed": totals.timed_queries,
         "time_ms": repr(totals.total_time_ms),
         "maps_bytes": header.maps_bytes,
@@ -130,6 +128,10 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
 def decode_moment(micros: bytes | str) -> datetime:
     """A time from its microseconds."""
     return from_micros(int(micros))
+
+
+def _micros(moment: datetime | None) -> int | None:
+    return None if moment is None else to_micros(moment)
 
 
 def _totals(stored: dict[str, str]) -> QueryTotals:

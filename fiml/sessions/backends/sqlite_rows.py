@@ -104,9 +104,7 @@ def select_record(connection: sqlite3.Connection, header: Header, recent: int | 
     return SessionRecord(header, entries, history_json(body for (body,) in reversed(bodies)))
 
 
-def insert(
-    connection: sqlite3.Connection, header: Header, entries: Entries, queries: Iterable[EncodedQuery]
-) -> None:
+def insert(connection: sqlite3.Connection, header: Header, entries: Entries, queries: Iterable[EncodedQuery]) -> None:
     """Store a session that isn't live."""
     connection.execute(_INSERT, _encode(header))
     connection.executemany(

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core.config import without_secrets
-from fiml.core.errors import Misconfigured, SessionConflict, Unavailable
+from fiml.core.errors import Misconfigured, Unavailable
 from fiml.db import schema
 from fiml.db.engines import postgres_engine
 from fiml.sessions.backends import archive
@@ -84,7 +84,7 @@ class TieredBackend:
             outcome = await self._move(record, ended)
             if outcome != "changed":
                 return outcome == "removed"
-        raise SessionConflict(session_id, expected=record.header.version, actual=record.header.version + 1)
+        raise Unavailable(f"session {session_id}", "others write to it without a pause")
 
     async def archive_expired(self, ended: Ended, *, at_most: int) -> tuple[int, bool]:
         entries = await self._live.due(ended.at, at_most)
