@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
@@ -18,7 +19,7 @@ KILLED_TESTS = """
 import os, signal
 from tests.support.servers import postgres_server, valkey_server
 with valkey_server() as valkey, postgres_server() as postgres:
-    print(valkey.port, postgres.url.partition("host=")[2], flush=True)
+    print(valkey.url, postgres.url, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -96,10 +97,11 @@ def test_servers_end_with_tests_that_are_killed() -> None:
 
     # The guards hold the output open until they are done: here all is over.
     assert killed.returncode == -signal.SIGKILL
-    port, folder = killed.stdout.split()
+    valkey_url, postgres_url = killed.stdout.split()
+    folder = parse_qs(urlsplit(postgres_url).query)["host"][0]
     assert not Path(folder).exists()
     with pytest.raises(redis.ConnectionError):
-        redis.Redis.from_url(f"redis://127.0.0.1:{port}", retry=None).ping()
+        redis.Redis.from_url(valkey_url, retry=None).ping()
 
 
 def test_environment_variables_win(monkeypatch: pytest.MonkeyPatch) -> None:

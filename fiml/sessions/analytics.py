@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core import clock
 from fiml.core.config import Settings
-from fiml.core.errors import InvalidInput, echo
 from fiml.db.tables import session_metrics, sessions
 from fiml.sessions import values
 from fiml.sessions.backends import archive
@@ -70,7 +69,9 @@ class SessionAnalytics:
     ) -> None:
         self._session_maker = session_maker
         self._store = store
-        self._settings = settings or (Settings() if store is None else store.settings)
+        if settings is None:
+            settings = Settings() if store is None else store.settings
+        self._settings = settings
 
     async def record_session_metrics(self, session: Session) -> None:
         """Write the metrics of a session as it is now. The same version twice changes nothing, a later one replaces.
@@ -93,8 +94,7 @@ class SessionAnalytics:
         Raises:
             InvalidInput: a filter is not valid.
         """
-        if isinstance(days, bool) or not isinstance(days, int) or not 1 <= days <= MAX_DAYS:
-            raise InvalidInput("days", f"is {echo(days)}", f"give a whole number from 1 to {MAX_DAYS}")
+        values.check_whole(days, "days", at_most=MAX_DAYS)
         user = values.check_user_id(user_id)
         type_name = None if session_type is None else SessionType.parse(session_type).value
         since = clock.now() - timedelta(days=days)

@@ -7,10 +7,8 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 from uuid import UUID
-
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core import clock
 from fiml.core.clock import from_micros, to_micros
@@ -29,6 +27,9 @@ from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteRules
 from fiml.sessions.changes import Change, change_of, settle
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionSummary, SessionType
 from fiml.sessions.records import Header, SessionRecord, encode_query, header_of, to_session, to_summary
+
+if TYPE_CHECKING:
+    from fiml.sessions.backends.base import SessionMaker
 
 SWEEP_BATCH: Final = 200
 # A session may move between the tiers while it is looked for; it can't do so three times in one call.
@@ -324,7 +325,7 @@ class SessionStore(SessionVerbs):
         await self.shutdown()
 
     @property
-    def session_maker(self) -> async_sessionmaker[AsyncSession]:
+    def session_maker(self) -> "SessionMaker":
         """SQLAlchemy sessions over the database of ended sessions, for `SessionAnalytics`."""
         return self._backend.session_maker
 

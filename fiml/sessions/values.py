@@ -211,15 +211,16 @@ def check_maps_size(size: int) -> None:
 
 def check_hours(value: object, field: str, *, max_hours: int) -> int:
     """A whole number of hours from 1 to the maximum TTL."""
-    return _check_integer(value, field, at_most=max_hours)
+    return check_whole(value, field, at_most=max_hours)
 
 
 def check_limit(value: object) -> int:
     """The size of a page: 1 to 200."""
-    return _check_integer(value, "limit", at_most=MAX_PAGE)
+    return check_whole(value, "limit", at_most=MAX_PAGE)
 
 
-def _check_integer(value: object, field: str, *, at_most: int) -> int:
+def check_whole(value: object, field: str, *, at_most: int) -> int:
+    """A whole number from 1 on."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidInput(field, f"is {echo(value)}", f"give a whole number from 1 to {at_most}")
     if not 1 <= value <= at_most:

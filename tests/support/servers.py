@@ -190,7 +190,7 @@ class PostgresProcess(ServerProcess):
 
     @property
     def url(self) -> str:
-        return f"postgresql://postgres@/postgres?host={self._folder}"
+        return f"postgresql://postgres@/postgres?host={self._folder}&port=5432"
 
     def _prepare(self) -> None:
         if (self._folder / "data").exists():

@@ -17,6 +17,26 @@ async def open_backend(settings: Settings) -> Backend:
     return backend
 
 
+async def upgrade_schema(settings: Settings) -> str:
+    """Bring the database of the settings to this version's schema, and return its revision.
+
+    Raises:
+        SchemaTooNew: a later fiml wrote it.
+        Unavailable: it is away.
+    """
+    from fiml.db.schema import REVISIONS  # noqa: PLC0415 - with SQLAlchemy, which only this needs here
+
+    if settings.database_url is None:
+        backend = _embedded(settings)
+        await backend.open()
+        await backend.close()
+    else:
+        from fiml.db.postgres import upgrade  # noqa: PLC0415 - one deployment doesn't load the other
+
+        await upgrade(settings.database_url)
+    return REVISIONS[-1]
+
+
 def _embedded(settings: Settings) -> Backend:
     from fiml.db.sqlite_file import SqliteFile  # noqa: PLC0415 - one deployment doesn't load the other
     from fiml.sessions.backends.sqlite import SqliteBackend  # noqa: PLC0415 - as above
@@ -30,8 +50,9 @@ def _server(settings: Settings) -> Backend:
         from fiml.sessions.backends.redis import RedisTier  # noqa: PLC0415 - as above
     except ModuleNotFoundError as exc:
         raise MissingExtra("Redis (FIML_REDIS_URL)", "server") from exc
+    from fiml.db.postgres import PostgresDatabase  # noqa: PLC0415 - as above
     from fiml.sessions.backends.tiered import TieredBackend  # noqa: PLC0415 - as above
 
     assert settings.redis_url is not None  # noqa: S101  the settings have both or neither
     assert settings.database_url is not None  # noqa: S101
-    return TieredBackend(RedisTier(settings.redis_url), settings.database_url)
+    return TieredBackend(RedisTier(settings.redis_url), PostgresDatabase(settings.database_url))

@@ -9,13 +9,16 @@ All methods raise `Unavailable` when the engine is away.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
-
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord
+
+if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a server's start waits for nothing of it
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+    SessionMaker = async_sessionmaker[AsyncSession]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,7 @@ class Backend(Protocol):
     archived, the live copy counts.
     """
 
-    session_maker: async_sessionmaker[AsyncSession]
+    session_maker: "SessionMaker"
     """Sessions of SQLAlchemy over the database that holds the archive and the metrics."""
 
     async def open(self) -> None:

@@ -1,18 +1,13 @@
 """Live sessions in Redis, ended ones in PostgreSQL: the order of the steps is what keeps them."""
 
-from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from fiml.core.config import without_secrets
-from fiml.core.errors import Misconfigured, Unavailable
-from fiml.db import schema
-from fiml.db.engines import postgres_engine
+from fiml.core.errors import Unavailable
+from fiml.db.postgres import PostgresDatabase
 from fiml.sessions.backends import archive
 from fiml.sessions.backends.base import Ended, PageQuery, WriteRules, merge_pages
 from fiml.sessions.backends.redis import ExpiryEntry, RedisTier
@@ -21,21 +16,18 @@ from fiml.sessions.records import Header, SessionRecord, revived
 
 _TRIES = 10
 
-Result = TypeVar("Result")
-
 
 class TieredBackend:
     """Keeps `Backend` over Redis and PostgreSQL."""
 
-    def __init__(self, live: RedisTier, database_url: str) -> None:
+    def __init__(self, live: RedisTier, database: PostgresDatabase) -> None:
         self._live = live
-        self._database_name = without_secrets(database_url)
-        self._engine = postgres_engine(database_url)
-        self.session_maker = async_sessionmaker[AsyncSession](self._engine, expire_on_commit=False)
+        self._database = database
+        self.session_maker = async_sessionmaker[AsyncSession](database.engine, expire_on_commit=False)
 
     async def open(self) -> None:
         try:
-            await self._transact(_prepare_schema)
+            await self._database.open()
             await self._live.open()
         except BaseException:
             await self.close()
@@ -43,7 +35,7 @@ class TieredBackend:
 
     async def close(self) -> None:
         await self._live.close()
-        await self._engine.dispose()
+        await self._database.close()
 
     async def create(self, record: SessionRecord) -> None:
         await self._live.put(record)
@@ -54,7 +46,7 @@ class TieredBackend:
         return await self._live.read(session_id, now=now, owner=owner, recent=recent)
 
     async def read_archived(self, session_id: UUID, *, owner: str | None = None) -> SessionRecord | None:
-        return await self._transact(lambda connection: archive.fetch(connection, session_id, owner))
+        return await self._database.transact(lambda connection: archive.fetch(connection, session_id, owner))
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         expires_at = change.scalars.get("expires_at")
@@ -115,7 +107,9 @@ class TieredBackend:
 
     async def delete(self, session_id: UUID, *, now: datetime, owner: str | None = None) -> bool:
         live = await self._live.read(session_id, now=None, owner=owner, recent=0)
-        archived_version = await self._transact(lambda connection: archive.find_version(connection, session_id, owner))
+        archived_version = await self._database.transact(
+            lambda connection: archive.find_version(connection, session_id, owner)
+        )
         if live is None and archived_version is None:
             # It may have come back between the two looks.
             live = await self._live.read(session_id, now=None, owner=owner, recent=0)
@@ -123,7 +117,7 @@ class TieredBackend:
         version = header.version if header else archived_version
         if version is None:
             return False
-        await self._transact(lambda connection: archive.bury(connection, session_id, version=version, now=now))
+        await self._database.transact(lambda connection: archive.bury(connection, session_id, version=version, now=now))
         await self._live.remove_for_good(session_id, header)
         return True
 
@@ -131,7 +125,7 @@ class TieredBackend:
         live = await self._live.page(query)
         if not query.include_archived:
             return [(header, False) for header in live]
-        ended = await self._transact(lambda connection: archive.page(connection, query))
+        ended = await self._database.transact(lambda connection: archive.page(connection, query))
         # One that was resumed between the two looks shows in a third.
         seen = {header.id for header in live}
         live += [header for header in await self._live.page(query) if header.id not in seen]
@@ -139,7 +133,7 @@ class TieredBackend:
 
     async def _move(self, record: SessionRecord, ended: Ended) -> str:
         """Archive first, then remove: a crash leaves a copy too many, never one too few."""
-        buried = await self._transact(lambda connection: archive.put(connection, [record], ended))
+        buried = await self._database.transact(lambda connection: archive.put(connection, [record], ended))
         if buried:
             await self._live.remove_for_good(record.header.id, record.header)
             return "absent"
@@ -149,7 +143,7 @@ class TieredBackend:
     async def _move_all(self, records: list[SessionRecord], ended: Ended) -> int:
         if not records:
             return 0
-        buried = await self._transact(lambda connection: archive.put(connection, records, ended))
+        buried = await self._database.transact(lambda connection: archive.put(connection, records, ended))
         for record in records:
             if record.header.id in buried:
                 await self._live.remove_for_good(record.header.id, record.header)
@@ -162,7 +156,7 @@ class TieredBackend:
 
     async def _take_back(self, header: Header) -> None:
         """A session went on living while it was copied: its copy goes."""
-        await self._transact(lambda connection: archive.remove(connection, header.id, header.version))
+        await self._database.transact(lambda connection: archive.remove(connection, header.id, header.version))
 
     async def _mend_index(self, entry: ExpiryEntry, record: SessionRecord | None) -> None:
         if record is None:
@@ -173,38 +167,16 @@ class TieredBackend:
     async def _confirm(self, record: SessionRecord, archived_version: int) -> SessionRecord | None:
         """Take the archived copy away. Where a newer one is there, or a tombstone, that counts instead of ours."""
         session_id = record.header.id
-        was_overtaken = await self._transact(lambda connection: _take_away(connection, session_id, archived_version))
+        was_overtaken = await self._database.transact(
+            lambda connection: _take_away(connection, session_id, archived_version)
+        )
         if was_overtaken:
             await self._live.remove([record.header])
             return await self.resume(session_id, until=record.header.expires_at, now=record.header.last_accessed_at)
         return record
-
-    async def _transact(self, function: Callable[[Connection], Result]) -> Result:
-        try:
-            async with self._engine.begin() as connection:
-                return await connection.run_sync(function)
-        except (InterfaceError, OSError, TimeoutError) as exc:
-            raise Unavailable(f"PostgreSQL at {self._database_name}", str(exc) or type(exc).__name__) from exc
-        except DBAPIError as exc:
-            raise _translate(self._database_name, exc) from exc
 
 
 def _take_away(connection: Connection, session_id: UUID, version: int) -> bool:
     if archive.remove(connection, session_id, version):
         return False
     return archive.is_buried(connection, session_id) or archive.find_version(connection, session_id) is not None
-
-
-def _prepare_schema(connection: Connection) -> None:
-    found = schema.revision(connection)
-    if found is None:
-        schema.upgrade(connection)
-    else:
-        schema.check(found)
-
-
-def _translate(name: str, exc: DBAPIError) -> Exception:
-    state = getattr(exc.orig, "sqlstate", None) or ""
-    if state.startswith(("28", "3D", "42")):
-        return Misconfigured(f"PostgreSQL at {name} refuses ({exc.orig}); check FIML_DATABASE_URL and its rights")
-    return Unavailable(f"PostgreSQL at {name}", str(exc.orig))

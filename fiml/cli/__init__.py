@@ -1,0 +1,86 @@
+"""The command line: each command parses, calls one verb and shows what came back."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fiml import __version__
+from fiml.cli.doctor import doctor
+from fiml.cli.install import install
+from fiml.cli.sessions import sessions
+from fiml.core.errors import FimlError
+
+app = typer.Typer(
+    name="fiml",
+    help="Keep a financial analysis alive: sessions that remember what was asked, answered and concluded.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+db = typer.Typer(help="Look after the database.", no_args_is_help=True)
+app.add_typer(sessions, name="sessions")
+app.add_typer(db, name="db")
+app.command()(install)
+app.command()(doctor)
+
+
+def main() -> None:
+    """Run the command line; fiml's errors are one line on standard error and the exit code 1."""
+    try:
+        app()
+    except FimlError as exc:
+        print(f"fiml: {exc}", file=sys.stderr)  # noqa: T201 - the command line's own voice
+        sys.exit(1)
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"fiml {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def serve() -> None:
+    """Serve an MCP client on standard input and output."""
+    import asyncio  # noqa: PLC0415 - below, what only this command needs
+
+    from fiml.core.config import Settings  # noqa: PLC0415
+    from fiml.core.log import configure_logging  # noqa: PLC0415
+    from fiml.mcp.server import serve_stdio  # noqa: PLC0415 - the MCP library takes a second
+
+    configure_logging()
+    asyncio.run(serve_stdio(Settings()))
+
+
+@app.command()
+def demo(
+    session: Annotated[str | None, typer.Option(hidden=True, help="carry on a session, as a second process")] = None,
+) -> None:
+    """Show an analysis that remembers, on sample data, in a temporary folder."""
+    from fiml.cli.demo import carry_on, tell  # noqa: PLC0415 - what only this command needs
+
+    if session is None:
+        tell()
+    else:
+        carry_on(session)
+
+
+@db.command()
+def upgrade() -> None:
+    """Bring the database to the schema of this version; an empty one is created."""
+    from fiml.cli.running import run_plain  # noqa: PLC0415 - what only this command needs
+    from fiml.core.config import Settings  # noqa: PLC0415
+    from fiml.sessions.backends import upgrade_schema  # noqa: PLC0415
+
+    revision = run_plain(upgrade_schema(Settings()))
+    typer.echo(f"the database is at schema {revision}")

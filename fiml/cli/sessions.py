@@ -1,0 +1,166 @@
+"""`fiml sessions`: find, read, end, resume, delete and export sessions."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fiml.cli.running import run_plain, with_sessions
+from fiml.core.errors import InvalidInput, SessionNotFound
+from fiml.runtime import open_runtime
+from fiml.sessions.models import Session, SessionSummary
+from fiml.sessions.store import PrincipalStore, SummaryPage
+from fiml.sessions.values import parse_session_id
+
+sessions = typer.Typer(help="Find, read, end, resume, delete and export sessions.", no_args_is_help=True)
+
+SessionId = Annotated[str, typer.Argument(help="the session's id", metavar="ID")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text")]
+
+
+@sessions.command("list")
+def list_(
+    user: Annotated[str | None, typer.Option(help="only this user's")] = None,
+    archived: Annotated[bool, typer.Option("--archived", help="also sessions that have ended")] = False,
+    limit: Annotated[int, typer.Option(help="how many, 1 to 200")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="where the page before ended")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="only this type")] = None,
+    tag: Annotated[str | None, typer.Option(help="only with this tag")] = None,
+    asset: Annotated[str | None, typer.Option(help="only about this asset")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List sessions, newest first."""
+    page = with_sessions(lambda store: store.list_user_sessions(user, archived, limit, cursor, type_, tag, asset))
+    if as_json:
+        listed = {"sessions": [summary.to_dict() for summary in page], "next_cursor": page.next_cursor}
+        typer.echo(json.dumps(listed, indent=2))
+    else:
+        _show_page(page)
+
+
+@sessions.command()
+def show(
+    session_id: SessionId,
+    queries: Annotated[int, typer.Option(help="how many of the last queries")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show a session: what it is about, what it knows, what was asked last."""
+    session = with_sessions(lambda store: _get(store, session_id, None if as_json else queries))
+    if as_json:
+        typer.echo(json.dumps(session.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        _show_session(session)
+
+
+@sessions.command()
+def archive(session_id: SessionId) -> None:
+    """End a session and move it to the archive."""
+    is_moved = with_sessions(lambda store: store.archive_session(session_id))
+    if not is_moved:
+        session = with_sessions(lambda store: _get(store, session_id, 0))
+        typer.echo(f"session {session.id} is archived already")
+        return
+    typer.echo(f"archived; to go on: fiml sessions resume {session_id}")
+
+
+@sessions.command()
+def resume(
+    session_id: SessionId, hours: Annotated[int | None, typer.Option(help="how long it lives from now")] = None
+) -> None:
+    """Bring an expired or archived session back, with its whole history."""
+    session = with_sessions(lambda store: store.resume_session(session_id, hours))
+    typer.echo(f"live until {session.expires_at:%Y-%m-%d %H:%M} UTC, {session.state.history.total_queries} queries")
+
+
+@sessions.command()
+def delete(
+    session_id: SessionId, yes: Annotated[bool, typer.Option("--yes", help="don't ask whether it is meant")] = False
+) -> None:
+    """Delete a session for good, from everywhere."""
+    session = with_sessions(lambda store: _get(store, session_id, 0))
+    if not yes:
+        typer.confirm(f"Delete {_title(session)} with {session.state.history.total_queries} queries?", abort=True)
+    with_sessions(lambda store: store.delete_session(session_id))
+    typer.echo("deleted")
+
+
+@sessions.command()
+def export(
+    session_id: SessionId, output: Annotated[Path | None, typer.Option(help="a new file instead of the screen")] = None
+) -> None:
+    """Write a session with its whole history as JSON."""
+    session = with_sessions(lambda store: _get(store, session_id, None))
+    document = json.dumps(session.to_dict(), indent=2, ensure_ascii=False)
+    if output is None:
+        typer.echo(document)
+        return
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(document + "\n")
+    except FileExistsError:
+        raise InvalidInput("--output", f"{output} exists already", "name a new file, or remove that one") from None
+    except OSError as exc:
+        raise InvalidInput("--output", f"{output} can't be written ({exc.strerror})", "name another file") from exc
+    typer.echo(f"{session.state.history.total_queries} queries written to {output}")
+
+
+@sessions.command()
+def sweep() -> None:
+    """Move every expired session to the archive."""
+
+    async def sweep_all() -> int:
+        async with open_runtime() as runtime:
+            return await (await runtime.store()).cleanup_expired_sessions()
+
+    typer.echo(f"{run_plain(sweep_all())} sessions moved to the archive")
+
+
+async def _get(store: PrincipalStore, session_id: str, recent: int | None) -> Session:
+    parsed = parse_session_id(session_id)
+    session = await store.get_session(parsed, recent_queries=recent)
+    if session is None:
+        raise SessionNotFound(parsed)
+    return session
+
+
+def _show_page(page: SummaryPage) -> None:
+    if not page:
+        typer.echo("no sessions")
+    for summary in page:
+        typer.echo(f"{summary.id}  {summary.type}  {summary.total_queries} queries  {_state(summary)}")
+        typer.echo(f"    {_title(summary)}")
+    if page.next_cursor:
+        typer.echo(f"more: --cursor {page.next_cursor}")
+
+
+def _show_session(session: Session) -> None:
+    history = session.state.history
+    typer.echo(f"{session.id}  version {session.version}  {_state(session)}")
+    typer.echo(f"  about    {_title(session)} ({session.type})")
+    typer.echo(f"  user     {session.user_id or 'none'}")
+    typer.echo(
+        f"  created  {session.created_at:%Y-%m-%d %H:%M} UTC, last used {session.last_accessed_at:%Y-%m-%d %H:%M}"
+    )
+    typer.echo(f"  queries  {history.total_queries}, {history.cache_hit_rate:.0%} from what the session held")
+    for name in ("context", "preferences", "intermediate_results", "metadata"):
+        if entries := getattr(session.state, name):
+            typer.echo(f"  {name}: {', '.join(entries)}")
+    for query in history.queries:
+        hit = ", from the session" if query.cache_hit else ""
+        typer.echo(
+            f"  {query.timestamp:%m-%d %H:%M}  {query.query_type}{hit}: {query.result_summary or query.parameters}"
+        )
+
+
+def _title(session: Session | SessionSummary) -> str:
+    about = ", ".join(session.assets)
+    tags = f"  [{', '.join(session.tags)}]" if session.tags else ""
+    return (f"{session.title}: {about}" if session.title else about) + tags
+
+
+def _state(session: Session | SessionSummary) -> str:
+    if session.is_archived:
+        return "archived"
+    moment = f"{session.expires_at:%Y-%m-%d %H:%M} UTC"
+    return f"expired {moment}" if session.is_expired else f"live until {moment}"

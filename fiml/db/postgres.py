@@ -1,0 +1,72 @@
+"""A PostgreSQL database behind one pool: a call is one transaction."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from fiml.core.config import without_secrets
+from fiml.core.errors import Misconfigured, Unavailable
+from fiml.db import schema
+from fiml.db.engines import postgres_engine
+
+Result = TypeVar("Result")
+
+# Classes of SQLSTATE: who we are, which database, and what is in it.
+_CONFIGURATION = ("28", "3D", "42")
+
+
+class PostgresDatabase:
+    """The database of the server deployment.
+
+    Raises:
+        Unavailable: from every call, when the server is away or refuses.
+        Misconfigured: it is there, but doesn't let us in or lacks what we need.
+    """
+
+    def __init__(self, database_url: str) -> None:
+        self._name = without_secrets(database_url)
+        self.engine = postgres_engine(database_url)
+
+    async def open(self) -> None:
+        """Connect. An empty database gets its schema; one with another schema is refused."""
+        await self.transact(_prepare_schema)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()
+
+    async def transact(self, function: Callable[[Connection], Result]) -> Result:
+        """Run a function in a transaction; when it raises, nothing was written."""
+        try:
+            async with self.engine.begin() as connection:
+                return await connection.run_sync(function)
+        except (InterfaceError, PoolTimeoutError, OSError) as exc:
+            raise Unavailable(f"PostgreSQL at {self._name}", str(exc) or type(exc).__name__) from exc
+        except DBAPIError as exc:
+            raise self._translate(exc) from exc
+
+    def _translate(self, exc: DBAPIError) -> Exception:
+        state = getattr(exc.orig, "sqlstate", None) or ""
+        if state.startswith(_CONFIGURATION):
+            return Misconfigured(f"PostgreSQL at {self._name} refuses ({exc.orig}); check FIML_DATABASE_URL")
+        return Unavailable(f"PostgreSQL at {self._name}", str(exc.orig))
+
+
+async def upgrade(database_url: str) -> None:
+    """Bring a database to the current schema."""
+    database = PostgresDatabase(database_url)
+    try:
+        await database.transact(schema.upgrade)
+    finally:
+        await database.close()
+
+
+def _prepare_schema(connection: Connection) -> None:
+    found = schema.revision(connection)
+    if found is None:
+        schema.upgrade(connection)
+    else:
+        schema.check(found)

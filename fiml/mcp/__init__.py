@@ -1,0 +1,1 @@
+"""The MCP door: `server` builds the server, `tools` holds the tools."""

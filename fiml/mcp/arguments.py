@@ -1,0 +1,64 @@
+"""The arguments of the tools: each is described the same way wherever it stands."""
+
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field
+
+from fiml.sessions import values
+
+
+def _also(name: str) -> AliasChoices:
+    """The name in the schema, and its snake_case form, which models are prone to write."""
+    snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+    return AliasChoices(name, snake)
+
+
+SessionType = Literal["equity", "crypto", "portfolio", "comparative", "macro"]
+SessionIdText = Field(
+    validation_alias=_also("sessionId"),
+    description="UUID from create-analysis-session, e.g. 550e8400-e29b-41d4-a716-446655440000",
+    max_length=100,
+)
+SessionId = Annotated[str, SessionIdText]
+OptionalSessionId = Annotated[str | None, SessionIdText]
+UserId = Annotated[
+    str | None,
+    Field(validation_alias=_also("userId"), description="whose sessions, e.g. analyst_001; left out: no user, or all"),
+]
+OptionalSessionType = Annotated[
+    SessionType | None, Field(validation_alias=_also("sessionType"), description="only sessions of this type")
+]
+Assets = Annotated[
+    list[str], Field(description=f'1 to {values.MAX_ASSETS} symbols the analysis is about, e.g. ["AAPL", "MSFT"]')
+]
+RequiredSessionType = Annotated[
+    SessionType, Field(validation_alias=_also("sessionType"), description="what kind of analysis it is")
+]
+TtlHours = Annotated[
+    int | None,
+    Field(
+        validation_alias=_also("ttlHours"), description="hours the session lives, e.g. 24; default and maximum above"
+    ),
+]
+Tags = Annotated[list[str] | None, Field(description=f'at most {values.MAX_TAGS} labels, e.g. ["tech"]')]
+Title = Annotated[str | None, Field(description=f"at most {values.MAX_TITLE_CHARACTERS} characters, to find it again")]
+IncludeArchived = Annotated[
+    bool, Field(validation_alias=_also("includeArchived"), description="also sessions that have ended")
+]
+Limit = Annotated[int, Field(description=f"sessions per page, 1 to {values.MAX_PAGE}")]
+Cursor = Annotated[str | None, Field(description="next_cursor of the page before", max_length=500)]
+Tag = Annotated[str | None, Field(description="only sessions with this tag")]
+Asset = Annotated[str | None, Field(description="only sessions about this asset")]
+Hours = Annotated[int, Field(description="hours to add, e.g. 24; the sum is cut at the maximum from now")]
+Days = Annotated[int, Field(description="sessions created within so many days, e.g. 30")]
+Symbol = Annotated[str, Field(description="ticker, e.g. AAPL or ^GSPC", max_length=1000)]
+CoinSymbol = Annotated[str, Field(description="coin, e.g. BTC", max_length=1000)]
+Market = Annotated[str, Field(description="market of the ticker, e.g. US")]
+Exchange = Annotated[
+    str | None, Field(description="exchange of the price, e.g. Bitstamp; left out: the source's choice")
+]
+Pair = Annotated[str, Field(description="currency of the price, e.g. USD")]
+Depth = Annotated[
+    Literal["quick", "standard", "deep"],
+    Field(description="quick: quote; standard: also technicals and fundamentals; deep: also compared with the session"),
+]

@@ -1,0 +1,220 @@
+"""What the tools return, as output schemas."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+from fiml.analysis import Answer, SinceLastLook
+from fiml.sessions.models import QueryRecord, Session, SessionSummary
+
+RECENT_QUERIES = 5
+_MAX_SUMMARY_CHARACTERS = 200
+_MAX_PARAMETERS_CHARACTERS = 400
+
+
+class _Result(BaseModel):
+    status: Literal["success"] = "success"
+
+
+class CreatedSession(_Result):
+    """A new session."""
+
+    session_id: UUID
+    user_id: str | None
+    type: str
+    title: str | None
+    assets: list[str]
+    tags: list[str]
+    expires_at: datetime
+    ttl_hours: int
+
+
+class QueryLine(BaseModel):
+    """A query of a session's history, shortened."""
+
+    id: UUID
+    query_type: str
+    parameters: dict[str, Any]
+    result_summary: str | None
+    cache_hit: bool
+    timestamp: datetime
+
+    @classmethod
+    def of(cls, query: QueryRecord) -> Self:
+        """The line of a query; long texts are cut, and long parameters left out, visibly."""
+        summary = query.result_summary
+        if summary is not None and len(summary) > _MAX_SUMMARY_CHARACTERS:
+            summary = summary[: _MAX_SUMMARY_CHARACTERS - 1] + "…"
+        is_short = len(str(query.parameters)) <= _MAX_PARAMETERS_CHARACTERS
+        return cls(
+            id=query.id,
+            query_type=query.query_type,
+            parameters=query.parameters if is_short else {"truncated": True},
+            result_summary=summary,
+            cache_hit=query.cache_hit,
+            timestamp=query.timestamp,
+        )
+
+
+class SessionInfo(_Result):
+    """A session, without what it holds."""
+
+    session_id: UUID
+    user_id: str | None
+    type: str
+    title: str | None
+    assets: list[str]
+    tags: list[str]
+    created_at: datetime
+    expires_at: datetime
+    last_accessed_at: datetime
+    is_expired: bool
+    is_archived: bool
+    time_remaining_hours: float = Field(description="negative after the expiry")
+    total_queries: int
+    cache_hit_rate: float
+    query_types: dict[str, int]
+    recent_queries: list[QueryLine] = Field(description=f"the last {RECENT_QUERIES}, oldest first")
+
+    @classmethod
+    def of(cls, session: Session) -> Self:
+        """What there is to tell about a session."""
+        history = session.state.history
+        return cls(
+            session_id=session.id,
+            user_id=session.user_id,
+            type=session.type,
+            title=session.title,
+            assets=session.assets,
+            tags=session.tags,
+            created_at=session.created_at,
+            expires_at=session.expires_at,
+            last_accessed_at=session.last_accessed_at,
+            is_expired=session.is_expired,
+            is_archived=session.is_archived,
+            time_remaining_hours=remaining_hours(session),
+            total_queries=history.total_queries,
+            cache_hit_rate=history.cache_hit_rate,
+            query_types=history.get_query_types_summary(),
+            recent_queries=[QueryLine.of(query) for query in history.get_recent_queries(RECENT_QUERIES)],
+        )
+
+
+class SessionLine(BaseModel):
+    """A session in a listing."""
+
+    session_id: UUID
+    user_id: str | None
+    type: str
+    title: str | None
+    assets: list[str]
+    tags: list[str]
+    created_at: datetime
+    expires_at: datetime
+    last_accessed_at: datetime
+    total_queries: int
+    is_expired: bool
+    is_archived: bool
+
+    @classmethod
+    def of(cls, summary: SessionSummary) -> Self:
+        """The line of a session."""
+        fields = summary.to_dict()
+        return cls(session_id=fields.pop("id"), **fields)
+
+
+class SessionList(_Result):
+    """One page of sessions, newest first."""
+
+    sessions: list[SessionLine]
+    next_cursor: str | None = Field(description="give it as cursor for the next page; null at the end")
+
+
+class ExtendedSession(_Result):
+    """A session that lives longer."""
+
+    session_id: UUID
+    expires_at: datetime
+    time_remaining_hours: float
+
+
+class AssetCount(BaseModel):
+    """In how many sessions an asset is."""
+
+    symbol: str
+    count: int
+
+
+class Statistics(_Result):
+    """What sessions add up to."""
+
+    total_sessions: int
+    total_queries: int
+    avg_queries_per_session: float
+    avg_duration_seconds: float
+    abandonment_rate: float = Field(description="0 to 1: ended by expiry with fewer than two queries")
+    top_assets: list[AssetCount]
+    query_type_distribution: dict[str, int]
+    analytics_enabled: bool
+
+    @classmethod
+    def of(cls, stats: dict[str, Any]) -> Self:
+        """The statistics with each asset as an object."""
+        top = [AssetCount(symbol=symbol, count=count) for symbol, count in stats["top_assets"]]
+        return cls(**{**stats, "top_assets": top})
+
+
+Figures = dict[str, Any]
+
+
+class SearchResult(_Result):
+    """The answer to a search, and what became of it in the session."""
+
+    symbol: str
+    depth: str
+    quote: Annotated[
+        Figures, Field(description="price, price_label, currency, exchange, source, as_of, adjustment, change, ...")
+    ]
+    technicals: Annotated[Figures | None, Field(description="averages, RSI, volatility, drawdown, range, returns")]
+    fundamentals: Annotated[Figures | None, Field(description="null figures have a reason in `missing`")]
+    comparisons: Annotated[list[Figures], Field(description="per other asset: overlap, relative return, correlation")]
+    not_compared: Annotated[dict[str, str], Field(description="symbol -> why it could not be compared")]
+    truncated: Annotated[bool, Field(description="the session has more assets than one answer compares")]
+    session_id: UUID | None
+    cache_hit: Annotated[bool, Field(description="answered from what the session held already")]
+    tracked: Annotated[bool, Field(description="the query is in the session's history")]
+    reason: Annotated[str | None, Field(description="why it is not tracked")]
+    total_queries: int | None
+    since_last_look: Annotated[Figures | None, Field(description="what changed since the session last looked")]
+
+    @classmethod
+    def of(cls, answer: Answer) -> Self:
+        """The result of an answer."""
+        market = answer.market.model_dump(mode="json")
+        return cls(
+            symbol=market["quote"]["symbol"],
+            depth=answer.depth,
+            quote=market["quote"],
+            technicals=market["technicals"],
+            fundamentals=market["fundamentals"],
+            comparisons=market["comparisons"],
+            not_compared=market["not_compared"],
+            truncated=answer.not_compared_count > 0,
+            session_id=answer.session_id,
+            cache_hit=answer.cache_hit,
+            tracked=answer.tracked,
+            reason=answer.reason,
+            total_queries=answer.total_queries,
+            since_last_look=_since(answer.since_last_look),
+        )
+
+
+def remaining_hours(session: Session) -> float:
+    """Hours until the expiry, negative after it."""
+    return round(session.time_remaining.total_seconds() / 3600, 4)
+
+
+def _since(since: SinceLastLook | None) -> Figures | None:
+    return None if since is None else since.model_dump(mode="json")

@@ -1,0 +1,48 @@
+"""Builds the MCP server and runs it on stdio."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from mcp.server import MCPServer
+
+from fiml import __version__
+from fiml.core.config import Settings
+from fiml.mcp.refusals import ArgumentCheck
+from fiml.mcp.tools import session_tools
+from fiml.runtime import Runtime, open_runtime, sweeping
+
+INSTRUCTIONS = """\
+fiml keeps a financial analysis alive. Begin one with create-analysis-session and pass its session_id as sessionId to \
+search-by-symbol and search-by-coin: each query is recorded, and the answer tells what changed since the last look.
+To go on with an earlier analysis, find it with list-sessions (includeArchived for ended ones) and read it with \
+get-session-info. extend-session keeps it alive longer.
+Always name a figure's source and as_of date; source `sample` is history, not today's market.
+"""
+
+
+def build_server(runtime: Runtime) -> MCPServer[None]:
+    """A server with the tools over a runtime, which the caller closes; while it runs, it archives expired sessions."""
+    tools = session_tools(runtime)
+
+    @asynccontextmanager
+    async def lifespan(_server: MCPServer[Any]) -> AsyncIterator[None]:
+        async with sweeping(runtime):
+            yield
+
+    return MCPServer(
+        name="fiml",
+        title="fiml: financial analysis sessions",
+        version=__version__,
+        instructions=INSTRUCTIONS,
+        tools=tools,
+        middleware=[ArgumentCheck(tools)],
+        lifespan=lifespan,
+        log_level="WARNING",
+    )
+
+
+async def serve_stdio(settings: Settings) -> None:
+    """Serve the client on standard input and output until it leaves."""
+    async with open_runtime(settings) as runtime:
+        await build_server(runtime).run_stdio_async()

@@ -1,0 +1,223 @@
+"""The tools: each is a task of the user's, and calls one verb."""
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import structlog
+from mcp.server.mcpserver.tools import Tool
+from mcp_types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import BaseModel
+
+from fiml.analysis import Question, ask
+from fiml.core.config import Settings
+from fiml.core.errors import FimlError, Misconfigured, SessionNotFound, Unavailable
+from fiml.market.models import AssetKind, Depth
+from fiml.mcp import arguments as args
+from fiml.mcp.refusals import refuse
+from fiml.mcp.results import (
+    RECENT_QUERIES,
+    CreatedSession,
+    ExtendedSession,
+    SearchResult,
+    SessionInfo,
+    SessionLine,
+    SessionList,
+    Statistics,
+    remaining_hours,
+)
+from fiml.runtime import Runtime
+from fiml.sessions.values import parse_session_id
+
+_log = structlog.get_logger()
+
+
+class SessionTools:
+    """The seven tools over one runtime, in the name of the local user, who sees every session."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def create_analysis_session(
+        self,
+        assets: args.Assets,
+        sessionType: args.RequiredSessionType,
+        userId: args.UserId = None,
+        ttlHours: args.TtlHours = None,
+        tags: args.Tags = None,
+        title: args.Title = None,
+    ) -> CreatedSession:
+        sessions = await self._runtime.sessions()
+        session = await sessions.create_session(
+            assets, sessionType, user_id=userId, ttl_hours=ttlHours, tags=tags, title=title
+        )
+        return CreatedSession(
+            session_id=session.id,
+            user_id=session.user_id,
+            type=session.type,
+            title=session.title,
+            assets=session.assets,
+            tags=session.tags,
+            expires_at=session.expires_at,
+            ttl_hours=ttlHours or self._runtime.settings.session_default_ttl_hours,
+        )
+
+    async def get_session_info(self, sessionId: args.SessionId) -> SessionInfo:
+        parsed = parse_session_id(sessionId)
+        session = await (await self._runtime.sessions()).get_session(parsed, recent_queries=RECENT_QUERIES)
+        if session is None:
+            raise SessionNotFound(parsed)
+        return SessionInfo.of(session)
+
+    async def list_sessions(
+        self,
+        userId: args.UserId = None,
+        includeArchived: args.IncludeArchived = False,  # noqa: FBT002 - an argument of the protocol
+        limit: args.Limit = 10,
+        cursor: args.Cursor = None,
+        sessionType: args.OptionalSessionType = None,
+        tag: args.Tag = None,
+        asset: args.Asset = None,
+    ) -> SessionList:
+        page = await (await self._runtime.sessions()).list_user_sessions(
+            userId, includeArchived, limit, cursor, sessionType, tag, asset
+        )
+        return SessionList(sessions=[SessionLine.of(summary) for summary in page], next_cursor=page.next_cursor)
+
+    async def extend_session(self, sessionId: args.SessionId, hours: args.Hours = 24) -> ExtendedSession:
+        session = await (await self._runtime.sessions()).extend_session(sessionId, hours)
+        return ExtendedSession(
+            session_id=session.id, expires_at=session.expires_at, time_remaining_hours=remaining_hours(session)
+        )
+
+    async def get_session_analytics(
+        self, userId: args.UserId = None, sessionType: args.OptionalSessionType = None, days: args.Days = 30
+    ) -> Statistics:
+        return Statistics.of(await self._runtime.stats(userId, sessionType, days))
+
+    async def search_by_symbol(
+        self,
+        symbol: args.Symbol,
+        market: args.Market = "US",
+        depth: args.Depth = "standard",
+        sessionId: args.OptionalSessionId = None,
+    ) -> SearchResult:
+        question = Question(symbol=symbol, market=market, depth=Depth(depth))
+        return await self._search(question, sessionId)
+
+    async def search_by_coin(
+        self,
+        symbol: args.CoinSymbol,
+        exchange: args.Exchange = None,
+        pair: args.Pair = "USD",
+        depth: args.Depth = "standard",
+        sessionId: args.OptionalSessionId = None,
+    ) -> SearchResult:
+        question = Question(symbol=symbol, kind=AssetKind.COIN, exchange=exchange, pair=pair, depth=Depth(depth))
+        return await self._search(question, sessionId)
+
+    async def _search(self, question: Question, session_id: str | None) -> SearchResult:
+        if session_id is not None:
+            parse_session_id(session_id)
+        try:
+            sessions = None if session_id is None else await self._runtime.sessions()
+        except (Unavailable, Misconfigured) as exc:
+            answer = await ask(question, market=self._runtime.market)
+            return SearchResult.of(answer.model_copy(update={"reason": str(exc)}))
+        return SearchResult.of(
+            await ask(question, market=self._runtime.market, sessions=sessions, session_id=session_id)
+        )
+
+
+def session_tools(runtime: Runtime) -> list[Tool]:
+    """The tools of a server."""
+    tools = SessionTools(runtime)
+    return [
+        _tool(tools.create_analysis_session, "Create analysis session", _create_text(runtime.settings), kind="adds"),
+        _tool(tools.get_session_info, "Get session info", GET_TEXT, kind="reads"),
+        _tool(tools.list_sessions, "List sessions", LIST_TEXT, kind="reads"),
+        _tool(tools.extend_session, "Extend session", _extend_text(runtime.settings), kind="adds"),
+        _tool(tools.get_session_analytics, "Get session analytics", STATS_TEXT, kind="reads"),
+        _tool(tools.search_by_symbol, "Search by symbol", SYMBOL_TEXT, kind="adds"),
+        _tool(tools.search_by_coin, "Search by coin", COIN_TEXT, kind="adds"),
+    ]
+
+
+def _tool(
+    method: Callable[..., Awaitable[BaseModel]], title: str, description: str, *, kind: Literal["reads", "adds"]
+) -> Tool:
+    return Tool.from_function(
+        _answering(method),
+        name=method.__name__.replace("_", "-"),
+        title=title,
+        description=description,
+        annotations=ToolAnnotations(
+            read_only_hint=kind == "reads",
+            destructive_hint=False,
+            idempotent_hint=kind == "reads",
+            open_world_hint=False,
+        ),
+    )
+
+
+def _answering(method: Callable[..., Awaitable[BaseModel]]) -> Callable[..., Awaitable[CallToolResult]]:
+    """The method with its result as compact JSON, and fiml's errors as tool errors."""
+
+    @functools.wraps(method)
+    async def answer(*positional: Any, **named: Any) -> CallToolResult:
+        try:
+            result = await method(*positional, **named)
+        except FimlError as exc:
+            return refuse(exc)
+        return CallToolResult(
+            content=[TextContent(type="text", text=result.model_dump_json())],
+            structured_content=result.model_dump(mode="json"),
+        )
+
+    return answer
+
+
+def _create_text(settings: Settings) -> str:
+    return (
+        "Begin an analysis that remembers: returns a session_id to give as sessionId to the search tools, which then"
+        " track each query and tell what changed. Use it once at the start of an analysis, not for single lookups."
+        f" A session lives ttlHours (default {settings.session_default_ttl_hours}, at most"
+        f" {settings.session_max_ttl_hours}); then it is archived, readable still, and can be resumed. Assets are not"
+        " checked against the market data."
+    )
+
+
+def _extend_text(settings: Settings) -> str:
+    return (
+        "Let a live session live longer, by `hours` from its expiry. Use it when an analysis goes on past"
+        " its time. An expired or archived session can't be extended. Returns the new expiry, at most"
+        f" {settings.session_max_ttl_hours} hours from now."
+    )
+
+
+GET_TEXT = (
+    "What a session is about and how it stands: assets, times, number and types of queries, cache hit rate and the"
+    f" last {RECENT_QUERIES} queries with their results in a line. Use it to pick up an analysis by its id. Archived"
+    " and expired sessions are shown too, and say so."
+)
+LIST_TEXT = (
+    "Find sessions: a page of them, newest first, with title, assets, tags and times. Use it when the user means an"
+    " earlier analysis whose id you don't have. Give next_cursor as cursor for the next page. Ended sessions are"
+    " only in it with includeArchived."
+)
+STATS_TEXT = (
+    "What sessions add up to: how many, queries per session, duration, abandonment, the assets and the types of"
+    " queries most asked for. Use it for questions on the user's own working habits, not for market figures. Live and"
+    " ended sessions count, by their creation within `days`."
+)
+SYMBOL_TEXT = (
+    "Figures of a stock or index: price, technicals, fundamentals, by depth. With sessionId the query is recorded, a"
+    " question that the session can answer already is answered from it, since_last_look tells what changed, and deep"
+    " compares with the session's other assets. Every figure has its source and as_of date: say them. Source"
+    " `sample` is real history, not today's prices."
+)
+COIN_TEXT = (
+    "Figures of a cryptocurrency: price and technicals, by depth. With sessionId it works as search-by-symbol does."
+    " Every figure has its source and as_of date: say them. Source `sample` is real history, not today's prices."
+    " For stocks use search-by-symbol."
+)

@@ -1,0 +1,83 @@
+"""What the suites have in common: how they open stores, and how they look at what is stored."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, settings
+
+from fiml.core.clock import using
+from fiml.sessions.models import Session, SessionSummary
+from fiml.sessions.store import SessionStore, SessionVerbs
+from fiml.testing.clock import FrozenClock
+
+OWNER = "ann"
+STRANGER = "eve"
+_PAGE = 100
+
+
+class OpenStore(Protocol):
+    """What the fixture `open_store` gives: opens stores, all of one test on the same data, empty at its begin."""
+
+    def __call__(self, **settings: Any) -> AbstractAsyncContextManager[SessionStore]:
+        """A store; `settings` change fields of `Settings`."""
+
+
+class Suite:
+    """The fixtures of every suite. Yours is `open_store`."""
+
+    @pytest.fixture(autouse=True)
+    def clock(self) -> Iterator[FrozenClock]:
+        frozen = FrozenClock()
+        with using(frozen):
+            yield frozen
+
+    @pytest_asyncio.fixture
+    async def store(
+        self,
+        open_store: OpenStore,
+        clock: FrozenClock,  # noqa: ARG002  the store lives by it
+    ) -> AsyncIterator[SessionStore]:
+        async with open_store() as opened:
+            yield opened
+
+
+def bounded(examples: int) -> settings:
+    """Hypothesis settings for `examples` examples; a profile with ten times Hypothesis' own number runs ten times."""
+    return settings(
+        max_examples=max(1, examples * settings().max_examples // 100),
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+async def existing(store: SessionVerbs, session_id: UUID) -> Session:
+    """A session that must be there."""
+    session = await store.get_session(session_id)
+    assert session is not None, f"session {session_id} is gone"
+    return session
+
+
+async def listing(store: SessionVerbs, user_id: str | None = OWNER, **filters: Any) -> list[SessionSummary]:
+    """All pages of a listing, of both tiers."""
+    page = await store.list_user_sessions(user_id, **({"include_archived": True, "limit": _PAGE} | filters))
+    found = list(page)
+    while page.next_cursor is not None:
+        page = await store.list_user_sessions(
+            user_id, **({"include_archived": True, "limit": _PAGE} | filters), cursor=page.next_cursor
+        )
+        found += page
+    return found
+
+
+def document(session: Session, *without: str) -> dict[str, Any]:
+    """A session as JSON values, to compare; `without` names fields that may differ."""
+    return {name: value for name, value in session.to_dict().items() if name not in without}
+
+
+def content(session: Session) -> dict[str, Any]:
+    """What must survive every move between the tiers."""
+    return document(session, "version", "expires_at", "last_accessed_at", "is_archived")

@@ -1,0 +1,54 @@
+"""Stores for tests."""
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fiml.core.config import Settings, Synchronous
+from fiml.sessions.backends.base import Backend
+from fiml.sessions.store import SessionStore
+
+_empty_file: bytes | None = None
+
+
+@asynccontextmanager
+async def open_temporary_store(folder: Path, **settings: Any) -> AsyncIterator[SessionStore]:
+    """An embedded store in `folder` that doesn't wait for the disk; fast, and lost in a power cut.
+
+    A folder that has no file yet gets a copy of an empty one, which costs less than the migrations.
+    """
+    chosen = Settings(data_dir=folder, **({"sqlite_synchronous": Synchronous.OFF} | settings))
+    await copy_empty_file(chosen.embedded_file)
+    async with SessionStore(chosen) as store:
+        yield store
+
+
+@asynccontextmanager
+async def open_store_over(backend: Backend, settings: Settings | None = None) -> AsyncIterator[SessionStore]:
+    """A store over a backend of your own, opened and closed with it."""
+    store = SessionStore(settings)
+    await backend.open()
+    store._opened = backend  # noqa: SLF001  outside of tests, the settings choose the backend
+    async with store:
+        yield store
+
+
+async def copy_empty_file(file: Path) -> None:
+    """Put an embedded store's empty file at `file`, unless there is one."""
+    global _empty_file  # noqa: PLW0603  made once for the process
+    if file.exists():
+        return
+    if _empty_file is None:
+        _empty_file = await _make_empty_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(_empty_file)  # noqa: ASYNC240  as short as the calls of a test's own
+
+
+async def _make_empty_file() -> bytes:
+    with tempfile.TemporaryDirectory(prefix="fiml-") as folder:
+        settings = Settings(redis_url=None, database_url=None, data_dir=Path(folder), sqlite_synchronous="off")
+        async with SessionStore(settings):
+            pass
+        return settings.embedded_file.read_bytes()

@@ -1,0 +1,92 @@
+"""What the tests share: the deployments under test, and an environment without the user's settings."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+pytest.register_assert_rewrite("fiml.testing")
+
+from fiml.core.clock import using  # noqa: E402  the rewriting comes first
+from fiml.core.config import Settings, Synchronous  # noqa: E402
+from fiml.sessions.store import SessionStore  # noqa: E402
+from fiml.testing import FrozenClock, open_temporary_store  # noqa: E402
+from fiml.testing.conformance.suite import OpenStore  # noqa: E402
+from tests.support.deployment import Deployment, server_deployment  # noqa: E402
+
+BACKENDS = ("sqlite", "sqlite-without-waiting", "valkey-postgresql")
+
+hypothesis_settings.register_profile("thorough", max_examples=2000)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the user's reaches a test, and no test the user's data."""
+    for name in list(os.environ):
+        if name.startswith("FIML_") and not name.startswith("FIML_TEST_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("FIML_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def clock() -> Iterator[FrozenClock]:
+    frozen = FrozenClock()
+    with using(frozen):
+        yield frozen
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Deployment]:
+    """Valkey and PostgreSQL for the whole run."""
+    with server_deployment() as deployment:
+        yield deployment
+
+
+@pytest.fixture
+def deployment(servers: Deployment) -> Deployment:
+    """Valkey and PostgreSQL, empty."""
+    servers.clean()
+    return servers
+
+
+@pytest.fixture
+def sqlite_settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """The settings of each deployment under test, over empty data."""
+    match request.param:
+        case "sqlite":
+            return Settings(data_dir=tmp_path / "data", sqlite_synchronous=Synchronous.FULL)
+        case "sqlite-without-waiting":
+            return Settings(data_dir=tmp_path / "data", sqlite_synchronous=Synchronous.OFF)
+    deployment: Deployment = request.getfixturevalue("deployment")
+    return deployment.settings()
+
+
+@pytest.fixture
+def open_store(backend_settings: Settings) -> OpenStore:
+    """Opens stores over the data of the test."""
+    return opener(backend_settings)
+
+
+def opener(settings: Settings) -> OpenStore:
+    @asynccontextmanager
+    async def open_store(**changes: Any) -> AsyncIterator[SessionStore]:
+        changed = settings.model_dump(exclude_unset=True) | changes
+        if settings.is_embedded:
+            assert settings.data_dir is not None
+            del changed["data_dir"]
+            async with open_temporary_store(settings.data_dir, **changed) as store:
+                yield store
+        else:
+            async with SessionStore(Settings(**changed)) as store:
+                yield store
+
+    return open_store
