@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from fiml.core import clock
 from fiml.core.clock import from_micros, to_micros
@@ -128,8 +129,12 @@ class SessionVerbs:
             InvalidInput: a value can't be stored.
         """
         parsed = values.parse_session_id(session_id)
+        if not isinstance(session, Session):
+            raise InvalidInput("session", f"is a {type(session).__name__}", "give the Session that was read")
         if session.id != parsed:
             raise InvalidInput("session", f"has the id {session.id}, not {parsed}", "update a session under its own id")
+        if expected_version is not None:
+            values.check_whole(expected_version, "expected_version", at_most=values.MAX_VERSION)
         change = change_of(session, max_ttl_hours=self.settings.session_max_ttl_hours)
         header = await self._write(parsed, change, expected_version)
         is_alone = expected_version is not None or header.version == session.version + 1
@@ -228,8 +233,8 @@ class SessionVerbs:
             include_archived=include_archived,
             user_id=self._acting_as(values.check_user_id(user_id)),
             type=None if type is None else SessionType.parse(type).value,
-            tag=tag,
-            asset=asset,
+            tag=None if tag is None else values.check_name(tag, "tag"),
+            asset=None if asset is None else values.check_name(asset, "asset"),
             after=None if cursor is None else _decode_cursor(cursor),
         )
         found = await self._backend.page(query)
@@ -363,16 +368,18 @@ class SessionStore(SessionVerbs):
         return self._opened
 
 
-_process_store: SessionStore | None = None
+# Connections belong to the event loop that made them; a process has one loop at a time, tests have many.
+_stores: WeakKeyDictionary[asyncio.AbstractEventLoop, SessionStore] = WeakKeyDictionary()
 
 
 async def get_session_store() -> SessionStore:
     """The store of this process, opened from the environment's settings at the first call."""
-    global _process_store  # noqa: PLW0603  the contract's one store of a process
-    if _process_store is None:
-        _process_store = SessionStore()
-    await _process_store.initialize()
-    return _process_store
+    loop = asyncio.get_running_loop()
+    store = _stores.get(loop)
+    if store is None:
+        store = _stores[loop] = SessionStore()
+    await store.initialize()
+    return store
 
 
 def _encode_cursor(last: SessionSummary) -> str:

@@ -17,6 +17,7 @@ MAX_NAME_CHARACTERS = 64
 MAX_USER_ID_CHARACTERS = 255
 MAX_TITLE_CHARACTERS = 200
 MAX_PAGE = 200
+MAX_VERSION = (1 << 53) - 1
 MAX_VALUE_BYTES = 256 * 1024
 MAX_VALUE_DEPTH = 32
 MAX_MAPS_BYTES = 4 * 1024 * 1024
@@ -190,14 +191,17 @@ def check_tags(value: object) -> list[str]:
     return [] if value is None else _check_names(value, "tags", at_most=MAX_TAGS)
 
 
+def check_name(value: object, field: str) -> str:
+    """The name of an asset or a tag."""
+    return check_text(value, field, max_characters=MAX_NAME_CHARACTERS)
+
+
 def _check_names(value: object, field: str, *, at_most: int) -> list[str]:
     if not isinstance(value, list | tuple):
         raise InvalidInput(field, f"is a {type(value).__name__}", "give a list of strings")
     if len(value) > at_most:
         raise InvalidInput(field, f"has {len(value)} entries", f"at most {at_most} are allowed")
-    names = [
-        check_text(name, f"{field}[{index}]", max_characters=MAX_NAME_CHARACTERS) for index, name in enumerate(value)
-    ]
+    names = [check_name(name, f"{field}[{index}]") for index, name in enumerate(value)]
     return list(dict.fromkeys(names))
 
 

@@ -18,7 +18,18 @@ from fiml.testing.clock import FrozenClock
 from fiml.testing.conformance.suite import OWNER, STRANGER, OpenStore, Suite, content, document, existing, listing
 from fiml.testing.samples import make_query, make_session
 
-MALFORMED_IDS = ["", "x", "550e8400", "550e8400-e29b-41d4-a716-44665544000g", "*", "../etc", "1" * 37, 5, None, b"x" * 16]
+MALFORMED_IDS = [
+    "",
+    "x",
+    "550e8400",
+    "550e8400-e29b-41d4-a716-44665544000g",
+    "*",
+    "../etc",
+    "1" * 37,
+    5,
+    None,
+    b"x" * 16,
+]
 
 
 class ContractSuite(Suite):
