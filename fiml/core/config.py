@@ -116,7 +116,8 @@ def variable(field: str) -> str:
 def without_secrets(url: str) -> str:
     """`url` without user, password and query, for messages and reports."""
     scheme, _, rest = url.partition("://")
-    location = rest.partition("?")[0].rpartition("@")[2]
+    # The last @ first: a password may hold any character, even one that it shouldn't.
+    location = rest.rpartition("@")[2].partition("?")[0]
     return f"{scheme}://{location}"
 
 

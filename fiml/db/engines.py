@@ -4,16 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from fiml.core.config import Synchronous
-from fiml.core.errors import Misconfigured, MissingExtra
+from fiml.core.errors import Misconfigured, MissingExtra, echo
 
 BUSY_TIMEOUT_S = 30
 CONNECT_TIMEOUT_S = 5
-# What libpq calls `sslmode`, asyncpg calls `ssl`.
-_LIBPQ_NAMES = {"sslmode": "ssl"}
+_ADDRESS = ("host", "port")
+_PARAMETERS = ("sslmode", "connect_timeout", "application_name")
 
 
 def _as_text(value: str) -> str:
@@ -21,31 +22,59 @@ def _as_text(value: str) -> str:
 
 
 def postgres_engine(database_url: str) -> AsyncEngine:
-    """A pooled engine over asyncpg.
+    """A pooled engine over asyncpg, from a URL as libpq's tools write it.
 
     Raises:
+        Misconfigured: it is no URL, or has a parameter that isn't known here.
         MissingExtra: asyncpg is not installed.
     """
+    url = _parse(database_url)
     try:
         return create_async_engine(
-            asyncpg_url(database_url),
+            url.set(drivername="postgresql+asyncpg", query={k: v for k, v in url.query.items() if k in _ADDRESS}),
             json_serializer=_as_text,
             json_deserializer=_as_text,
             pool_pre_ping=True,
-            connect_args={"timeout": CONNECT_TIMEOUT_S},
+            connect_args=_connect_args(url),
         )
     except ModuleNotFoundError as exc:
         raise MissingExtra("PostgreSQL (FIML_DATABASE_URL)", "server") from exc
 
 
-def asyncpg_url(database_url: str) -> URL:
-    """The URL as other tools write it, for SQLAlchemy and asyncpg."""
+def _parse(database_url: str) -> URL:
     try:
         url = make_url(database_url)
-    except ValueError as exc:
-        raise Misconfigured("FIML_DATABASE_URL is no URL; valid is postgresql://user@host/name") from exc
-    query = {_LIBPQ_NAMES.get(name, name): value for name, value in url.query.items()}
-    return url.set(drivername="postgresql+asyncpg", query=query)
+    except (ArgumentError, ValueError):
+        # Their messages repeat the URL, and with it the password.
+        raise Misconfigured(
+            "FIML_DATABASE_URL is no URL; valid is postgresql://user@host/name, with reserved characters of a "
+            "password percent-encoded"
+        ) from None
+    unknown = [name for name in url.query if name not in (*_ADDRESS, *_PARAMETERS)]
+    if unknown:
+        known = ", ".join((*_ADDRESS, *_PARAMETERS))
+        raise Misconfigured(f"FIML_DATABASE_URL has the parameter {echo(unknown[0])}; known here are {known}")
+    return url
+
+
+def _connect_args(url: URL) -> dict[str, Any]:
+    """What libpq calls otherwise than asyncpg."""
+    given = {name: str(value) for name, value in url.query.items()}
+    arguments: dict[str, Any] = {"timeout": _seconds(given.get("connect_timeout"))}
+    if "sslmode" in given:
+        arguments["ssl"] = given["sslmode"]
+    if "application_name" in given:
+        arguments["server_settings"] = {"application_name": given["application_name"]}
+    return arguments
+
+
+def _seconds(text: str | None) -> float:
+    if text is None:
+        return CONNECT_TIMEOUT_S
+    try:
+        return float(text)
+    except ValueError:
+        raise Misconfigured(f"FIML_DATABASE_URL has connect_timeout={echo(text)}; give seconds") from None
 
 
 def sqlite_engine(file: Path, synchronous: Synchronous) -> Engine:

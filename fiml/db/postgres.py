@@ -1,6 +1,7 @@
 """A PostgreSQL database behind one pool: a call is one transaction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -40,19 +41,23 @@ class PostgresDatabase:
 
     async def transact(self, function: Callable[[Connection], Result]) -> Result:
         """Run a function in a transaction; when it raises, nothing was written."""
-        try:
+        with translated(self._name):
             async with self.engine.begin() as connection:
                 return await connection.run_sync(function)
-        except (InterfaceError, PoolTimeoutError, OSError) as exc:
-            raise Unavailable(f"PostgreSQL at {self._name}", str(exc) or type(exc).__name__) from exc
-        except DBAPIError as exc:
-            raise self._translate(exc) from exc
 
-    def _translate(self, exc: DBAPIError) -> Exception:
+
+@contextmanager
+def translated(name: str) -> Iterator[None]:
+    """The driver's errors as fiml's; `name` is the database's, without secrets."""
+    try:
+        yield
+    except (InterfaceError, PoolTimeoutError, OSError, TimeoutError) as exc:
+        raise Unavailable(f"PostgreSQL at {name}", str(exc) or type(exc).__name__) from exc
+    except DBAPIError as exc:
         state = getattr(exc.orig, "sqlstate", None) or ""
         if state.startswith(_CONFIGURATION):
-            return Misconfigured(f"PostgreSQL at {self._name} refuses ({exc.orig}); check FIML_DATABASE_URL")
-        return Unavailable(f"PostgreSQL at {self._name}", str(exc.orig))
+            raise Misconfigured(f"PostgreSQL at {name} refuses ({exc.orig}); check FIML_DATABASE_URL") from exc
+        raise Unavailable(f"PostgreSQL at {name}", str(exc.orig)) from exc
 
 
 async def upgrade(database_url: str) -> None:

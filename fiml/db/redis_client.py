@@ -63,8 +63,12 @@ class RedisClient:
                     retry=Retry(NoBackoff(), 0),
                 )
             )
-        except ValueError as exc:
-            raise Misconfigured(f"FIML_REDIS_URL is no URL ({exc}); valid is redis://host:6379/0") from exc
+        except ValueError:
+            # Its message may hold a piece of the password.
+            raise Misconfigured(
+                "FIML_REDIS_URL is no URL; valid is redis://host:6379/0, with reserved characters of a password "
+                "percent-encoded"
+            ) from None
 
     async def open(self) -> None:
         """Reach the server and give it the scripts."""

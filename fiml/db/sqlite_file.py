@@ -74,7 +74,7 @@ class SqliteFile:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise Misconfigured(f"the folder {self.path.parent} can't be made ({exc}); set FIML_DATA_DIR") from exc
-        with _translated(self.path):
+        with translated(self.path):
             self._connection = self._engine.connect()
             with self._connection.begin():
                 schema.upgrade(self._connection)
@@ -86,7 +86,7 @@ class SqliteFile:
         self._engine.dispose()
 
     def _in_transaction(self, function: Callable[[sqlite3.Connection], Result], begin: str) -> Result:
-        with _translated(self.path):
+        with translated(self.path):
             connection = driver(self._opened)
             connection.execute(begin)
             try:
@@ -99,7 +99,7 @@ class SqliteFile:
             return result
 
     def _in_sqlalchemy(self, function: Callable[[Connection], Result]) -> Result:
-        with _translated(self.path), self._opened.begin():
+        with translated(self.path), self._opened.begin():
             return function(self._opened)
 
     @property
@@ -117,7 +117,8 @@ def driver(connection: Connection) -> sqlite3.Connection:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
+    """The driver's errors as fiml's."""
     try:
         yield
     except DBAPIError as exc:

@@ -1,7 +1,6 @@
 """A session as the engines keep it: a header, and JSON that travels as text."""
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -125,8 +124,10 @@ def _check_duration(duration_ms: object) -> None:
         return
     if isinstance(duration_ms, bool) or not isinstance(duration_ms, int | float):
         raise InvalidInput("query.execution_time_ms", f"is {echo(duration_ms)}", "give milliseconds or None")
-    if not (math.isfinite(duration_ms) and duration_ms >= 0):
-        raise InvalidInput("query.execution_time_ms", f"is {echo(duration_ms)}", "give a finite number from 0 on")
+    if not 0 <= duration_ms <= values.MAX_DURATION_MS:
+        raise InvalidInput(
+            "query.execution_time_ms", f"is {echo(duration_ms)}", f"give a number from 0 to {values.MAX_DURATION_MS}"
+        )
 
 
 def entry_size(key: str, text: str) -> int:

@@ -24,6 +24,8 @@ MAX_MAPS_BYTES = 4 * 1024 * 1024
 # PostgreSQL keeps at most 256 MiB in one JSONB value.
 MAX_HISTORY_BYTES = 128 * 1024 * 1024
 MAX_INTEGER_DIGITS = 1000
+# 32 years: no session's times add up to an infinity.
+MAX_DURATION_MS = 10**12
 _MAX_INTEGER_BITS = int(MAX_INTEGER_DIGITS * math.log2(10))
 
 _LITERALS = {None: "null", True: "true", False: "false"}
@@ -238,7 +240,10 @@ def check_moment(value: object, field: str) -> datetime:
         raise InvalidInput(field, f"is a {type(value).__name__}", "give an aware datetime")
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidInput(field, "has no time zone", "give an aware datetime, such as datetime.now(UTC)")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInput(field, f"is {echo(value)}", "give a time whose UTC lies in the years 1 to 9999") from None
 
 
 def parse_session_id(value: object) -> UUID:

@@ -53,7 +53,11 @@ class Deployment:
 def server_deployment() -> Iterator[Deployment]:
     """Servers with an empty schema for as long as the block runs."""
     # With a loop factory the runner leaves the thread's current loop alone.
-    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner, redis_url() as redis, database_url() as database:
+    with (
+        asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner,
+        redis_url() as redis,
+        database_url() as database,
+    ):
         with free_redis_database(redis) as live, new_database(database, runner) as archive:
             runner.run(_create_schema(Settings(redis_url=live, database_url=archive)))
             with closing(Deployment(live, archive, runner)) as deployment:

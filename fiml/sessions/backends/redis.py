@@ -16,11 +16,11 @@ from fiml.core.errors import InvalidInput, SessionConflict, SessionExpired, Sess
 from fiml.db.redis_client import Argument, RedisClient, Script
 from fiml.sessions import values
 from fiml.sessions.backends import redis_fields as fields
+from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import PageQuery, WriteRules
 from fiml.sessions.changes import Change
 from fiml.sessions.records import EncodedQuery, Header, SessionRecord
 
-PARTS = 64
 FLOOR_S = 3600
 TOMBSTONE_S = 24 * 3600
 _FILTERED_CHUNK = 500
@@ -58,7 +58,7 @@ class RedisTier:
     async def put(self, record: SessionRecord, queries: Sequence[EncodedQuery] = ()) -> str:
         """Store a session that isn't live: `stored`, or why not: `live`, `outdated`, `deleted`."""
         header = record.header
-        put = PUT([*_session_keys(header.id), _floor_key(header.id)], *fields.encode_record(record, queries))
+        put = PUT([*keys.session_keys(header.id), keys.floor_key(header.id)], *fields.encode_record(record, queries))
         # The indexes once more behind the session: a sweeper may have dropped the entries of the session's past life.
         commands = [*_index(header), put, *(_index(header) if queries or header.version > 1 else ())]
         replies = await self._client.run(commands)
@@ -80,7 +80,7 @@ class RedisTier:
         """Apply a change, as `Backend.write` says."""
         accessed = max(rules.now, change.last_accessed_at or rules.now)
         write = WRITE(
-            _session_keys(session_id)[:4],
+            keys.session_keys(session_id)[:4],
             rules.owner or "",
             to_micros(rules.now),
             to_micros(accessed),
@@ -107,7 +107,7 @@ class RedisTier:
     ) -> SessionRecord | None:
         """Move the expiry later, as `Backend.extend` says. The index stays: the sweeper moves its entry."""
         micros = by // timedelta(microseconds=1)
-        extend = EXTEND([_header_key(session_id)], owner or "", to_micros(now), micros, to_micros(latest))
+        extend = EXTEND([keys.header_key(session_id)], owner or "", to_micros(now), micros, to_micros(latest))
         outcome, reply = await self._client.run([extend, _read(session_id, None, owner, None)])
         if outcome is None:
             return None
@@ -119,14 +119,14 @@ class RedisTier:
         self, session_id: UUID, *, until: datetime, now: datetime, owner: str | None
     ) -> SessionRecord | None:
         """A live session; one that has expired lives on until `until`."""
-        go_on = GO_ON([_header_key(session_id)], owner or "", to_micros(now), to_micros(until))
+        go_on = GO_ON([keys.header_key(session_id)], owner or "", to_micros(now), to_micros(until))
         _, reply = await self._client.run([go_on, _read(session_id, None, owner, None)])
         return fields.decode_record(session_id, reply)
 
     async def remove(self, headers: Sequence[Header]) -> list[str]:
         """Remove sessions at their versions: for each `removed`, `changed` or `absent`."""
         commands = [
-            REMOVE([*_session_keys(header.id), _floor_key(header.id)], header.version, header.version, FLOOR_S)
+            REMOVE([*keys.session_keys(header.id), keys.floor_key(header.id)], header.version, header.version, FLOOR_S)
             for header in headers
         ]
         outcomes = [reply.decode() for reply in await self._client.run(commands)]
@@ -137,7 +137,7 @@ class RedisTier:
 
     async def remove_for_good(self, session_id: UUID, header: Header | None) -> None:
         """Remove a session at any version, and let nothing bring it back."""
-        remove = REMOVE([*_session_keys(session_id), _floor_key(session_id)], "", "deleted", TOMBSTONE_S)
+        remove = REMOVE([*keys.session_keys(session_id), keys.floor_key(session_id)], "", "deleted", TOMBSTONE_S)
         await self._client.run([remove, *(_unindex(header) if header else ())])
 
     async def page(self, query: PageQuery) -> list[Header]:
@@ -157,44 +157,44 @@ class RedisTier:
 
     async def due(self, now: datetime, at_most: int) -> list[ExpiryEntry]:
         """Entries of the expiry index whose time has come, from all its parts."""
-        each = max(1, at_most // PARTS)
+        each = max(1, at_most // keys.PARTS)
         ranges = [
-            ("ZRANGE", _expiry_key(part), "-inf", to_micros(now), "BYSCORE", "LIMIT", 0, each, "WITHSCORES")
-            for part in range(PARTS)
+            ("ZRANGE", keys.expiry_key(part), "-inf", to_micros(now), "BYSCORE", "LIMIT", 0, each, "WITHSCORES")
+            for part in range(keys.PARTS)
         ]
         replies = await self._client.run(ranges)
         return [_expiry_entry(member, score) for reply in replies for member, score in _scored(reply)]
 
     async def reindex(self, entry: ExpiryEntry, header: Header) -> None:
         """Move an entry to a session's true expiry, unless somebody else moved it."""
-        key = _expiry_key(_part(entry.session_id))
+        key = keys.expiry_key(keys.part(entry.session_id))
         await self._client.run([REINDEX([key], entry.member, entry.score, to_micros(header.expires_at))])
 
     async def drop(self, entry: ExpiryEntry) -> None:
         """Drop the entries of a session that is gone, unless it came back meanwhile."""
-        key = _expiry_key(_part(entry.session_id))
+        key = keys.expiry_key(keys.part(entry.session_id))
         [dropped] = await self._client.run([REINDEX([key], entry.member, entry.score, "")])
         if not dropped:
             return
         listed = entry.member[: fields.POSITION_CHARACTERS]
-        commands: list[_Command] = [("ZREM", _all_key(_part(entry.session_id)), listed)]
+        commands: list[_Command] = [("ZREM", keys.all_key(keys.part(entry.session_id)), listed)]
         if entry.user_id is not None:
-            commands.append(("ZREM", _user_key(entry.user_id), listed))
+            commands.append(("ZREM", keys.user_key(entry.user_id), listed))
         await self._client.run(commands)
         back = await self.read(entry.session_id, now=None)
         if back is not None:
             await self._client.run(_index(back.header))
 
     async def _positions(self, user_id: str | None, after: str, count: int) -> list[str]:
-        keys = [_all_key(part) for part in range(PARTS)] if user_id is None else [_user_key(user_id)]
+        indexes = keys.all_keys() if user_id is None else [keys.user_key(user_id)]
         replies = await self._client.run(
-            [("ZRANGE", key, after, "+", "BYLEX", "LIMIT", 0, count) for key in keys],
+            [("ZRANGE", key, after, "+", "BYLEX", "LIMIT", 0, count) for key in indexes],
         )
         return sorted(member.decode() for reply in replies for member in reply)[:count]
 
     async def _headers(self, positions: Sequence[str]) -> list[Header]:
         session_ids = [fields.id_at(position) for position in positions]
-        replies = await self._client.run([("HGETALL", _header_key(session_id)) for session_id in session_ids])
+        replies = await self._client.run([("HGETALL", keys.header_key(session_id)) for session_id in session_ids])
         found = zip(session_ids, replies, strict=True)
         return [fields.decode_header(session_id, reply) for session_id, reply in found if reply]
 
@@ -220,7 +220,7 @@ def _raise_refusal(session_id: UUID, rules: WriteRules, reply: list[Any]) -> Non
 
 def _read(session_id: UUID, now: datetime | None, owner: str | None, recent: int | None) -> _Command:
     return READ(
-        _session_keys(session_id)[:3],
+        keys.session_keys(session_id)[:3],
         owner or "",
         "" if now is None else to_micros(now),
         "" if recent is None else recent,
@@ -229,23 +229,23 @@ def _read(session_id: UUID, now: datetime | None, owner: str | None, recent: int
 
 def _index(header: Header) -> list[_Command]:
     position = fields.position(header.created_at, header.id)
-    commands: list[_Command] = [("ZADD", _all_key(_part(header.id)), 0, position)]
+    commands: list[_Command] = [("ZADD", keys.all_key(keys.part(header.id)), 0, position)]
     if header.user_id is not None:
-        commands.append(("ZADD", _user_key(header.user_id), 0, position))
+        commands.append(("ZADD", keys.user_key(header.user_id), 0, position))
     return [*commands, _index_expiry(header, to_micros(header.expires_at))]
 
 
 def _index_expiry(header: Header, micros: int) -> _Command:
-    return ("ZADD", _expiry_key(_part(header.id)), micros, fields.expiry_member(header))
+    return ("ZADD", keys.expiry_key(keys.part(header.id)), micros, fields.expiry_member(header))
 
 
 def _unindex(header: Header) -> list[_Command]:
     position = fields.position(header.created_at, header.id)
-    commands: list[_Command] = [("ZREM", _all_key(_part(header.id)), position)]
+    commands: list[_Command] = [("ZREM", keys.all_key(keys.part(header.id)), position)]
     if header.user_id is not None:
-        commands.append(("ZREM", _user_key(header.user_id), position))
+        commands.append(("ZREM", keys.user_key(header.user_id), position))
     # The expiry last: while it is there, a sweeper can find and drop the others.
-    return [*commands, ("ZREM", _expiry_key(_part(header.id)), fields.expiry_member(header))]
+    return [*commands, ("ZREM", keys.expiry_key(keys.part(header.id)), fields.expiry_member(header))]
 
 
 def _expiry_entry(member: bytes, score: float) -> ExpiryEntry:
@@ -258,32 +258,3 @@ def _scored(reply: list[Any]) -> list[tuple[bytes, float]]:
     if reply and isinstance(reply[0], list | tuple):
         return [(member, float(score)) for member, score in reply]
     return [(member, float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]
-
-
-def _part(session_id: UUID) -> int:
-    return session_id.int % PARTS
-
-
-def _header_key(session_id: UUID) -> str:
-    return f"fiml:{{{session_id.hex}}}:header"
-
-
-def _session_keys(session_id: UUID) -> list[str]:
-    tag = f"fiml:{{{session_id.hex}}}"
-    return [f"{tag}:header", f"{tag}:entries", f"{tag}:queries", f"{tag}:ids"]
-
-
-def _floor_key(session_id: UUID) -> str:
-    return f"fiml:{{{session_id.hex}}}:floor"
-
-
-def _user_key(user_id: str) -> str:
-    return f"fiml:user:{user_id}"
-
-
-def _all_key(part: int) -> str:
-    return f"fiml:all:{part}"
-
-
-def _expiry_key(part: int) -> str:
-    return f"fiml:expiry:{part}"

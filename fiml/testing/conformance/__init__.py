@@ -15,7 +15,24 @@ Have pytest explain their assertions: `pytest.register_assert_rewrite("fiml.test
 """
 
 from fiml.testing.conformance.contract import ContractSuite, PrincipalSuite
+from fiml.testing.conformance.json_values import JsonValuesSuite
 from fiml.testing.conformance.lifecycle import LifecycleSuite
+from fiml.testing.conformance.limits import LimitsSuite
+from fiml.testing.conformance.listing import ListingSuite
+from fiml.testing.conformance.machine import MachineSuite
+from fiml.testing.conformance.races import RacesSuite
 from fiml.testing.conformance.suite import OpenStore, Suite
+from fiml.testing.conformance.updates import UpdatesSuite
 
-__all__ = ["ContractSuite", "LifecycleSuite", "OpenStore", "PrincipalSuite", "Suite"]
+__all__ = [
+    "ContractSuite",
+    "JsonValuesSuite",
+    "LifecycleSuite",
+    "LimitsSuite",
+    "ListingSuite",
+    "MachineSuite", "OpenStore",
+    "PrincipalSuite",
+    "RacesSuite",
+    "Suite",
+    "UpdatesSuite",
+]

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
+from copy import deepcopy
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -45,9 +46,10 @@ class Suite:
             yield opened
 
 
-def bounded(examples: int) -> settings:
+def bounded(examples: int, **more: Any) -> settings:
     """Hypothesis settings for `examples` examples; a profile with ten times Hypothesis' own number runs ten times."""
     return settings(
+        **more,
         max_examples=max(1, examples * settings().max_examples // 100),
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -75,7 +77,7 @@ async def listing(store: SessionVerbs, user_id: str | None = OWNER, **filters: A
 
 def document(session: Session, *without: str) -> dict[str, Any]:
     """A session as JSON values, to compare; `without` names fields that may differ."""
-    return {name: value for name, value in session.to_dict().items() if name not in without}
+    return deepcopy({name: value for name, value in session.to_dict().items() if name not in without})
 
 
 def content(session: Session) -> dict[str, Any]:

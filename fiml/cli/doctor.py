@@ -1,0 +1,284 @@
+"""`fiml doctor`: what is configured, what is reachable, what is wrong and what to do about it. Changes nothing."""
+
+import asyncio
+import os
+import platform
+import shutil
+import sys
+import textwrap
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fiml import __version__
+from fiml.core.config import DATABASE_SCHEMES, REDIS_SCHEMES, MarketData, Settings, variable, without_secrets
+from fiml.core.errors import FimlError, Misconfigured, Unavailable
+
+if TYPE_CHECKING:  # loaded by the command, not by every start of the command line
+    from fiml.db.health import RedisFacts, SchemaFacts
+
+EXTRAS = {"server": ("redis", "hiredis", "asyncpg"), "testing": ("hypothesis", "pytest", "pytest_asyncio")}
+_MARK_CHARACTERS = 8
+
+
+class Mark(StrEnum):
+    """How a check came out; only a problem fails the command."""
+
+    OK = "ok"
+    NOTE = "note"
+    PROBLEM = "PROBLEM"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at, what was found, and what to do where something should be done."""
+
+    mark: Mark
+    subject: str
+    finding: str
+    remedy: str | None = None
+
+    def __str__(self) -> str:
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        # Servers' messages may span lines.
+        return f"{self.mark:<{_MARK_CHARACTERS}}" + " ".join(f"{self.subject}: {self.finding}{remedy}".split())
+
+
+def doctor() -> None:
+    """Check the configuration and the databases, and say what to do about each problem."""
+    checks = asyncio.run(examine())
+    for check in checks:
+        typer.echo(_fitted(str(check)))
+    count = sum(check.mark is Mark.PROBLEM for check in checks)
+    typer.echo("no problems" if count == 0 else f"{count} problem{'s' if count > 1 else ''}")
+    if count:
+        raise typer.Exit(1)
+
+
+async def examine() -> list[Check]:
+    """Look at everything. What can't be looked at is a problem; it doesn't keep the rest from being looked at."""
+    versions = Check(Mark.OK, "fiml", f"{__version__} on Python {platform.python_version()}")
+    try:
+        settings = Settings()
+        configured = _deployment(settings)
+    except Misconfigured as exc:
+        settings = _settings_as_far_as_possible()
+        configured = Check(Mark.PROBLEM, "settings", str(exc))
+    return [
+        versions,
+        *_misspelt(),
+        configured,
+        *await _databases(settings),
+        *_extras(settings),
+        _market(settings),
+    ]
+
+
+def _fitted(line: str) -> str:
+    """A line as it is for a program, wrapped for a person."""
+    if not sys.stdout.isatty():
+        return line
+    return textwrap.fill(
+        line,
+        shutil.get_terminal_size().columns,
+        subsequent_indent=" " * _MARK_CHARACTERS,
+        break_long_words=False,  # a path stays whole, to be copied
+        break_on_hyphens=False,
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Our variables, however their names are written: the settings don't mind either."""
+    return {name.upper(): value for name, value in os.environ.items() if name.upper().startswith("FIML_")}
+
+
+def _misspelt() -> list[Check]:
+    known = [variable(field) for field in Settings.model_fields]
+    return [
+        Check(Mark.PROBLEM, name, "is no setting and has no effect", _nearest(name, known))
+        for name in sorted(_environment())
+        if name not in known
+    ]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else "unset it"
+
+
+def _settings_as_far_as_possible() -> Settings:
+    """What can be looked at although the settings as a whole are wrong."""
+    given = _environment()
+    redis_url, database_url = given.get("FIML_REDIS_URL", ""), given.get("FIML_DATABASE_URL", "")
+    folder, market = given.get("FIML_DATA_DIR"), given.get("FIML_MARKET_DATA", "")
+    return Settings.model_construct(
+        redis_url=redis_url if redis_url.startswith(REDIS_SCHEMES) else None,
+        database_url=database_url if database_url.startswith(DATABASE_SCHEMES) else None,
+        data_dir=Path(folder) if folder else None,
+        market_data=MarketData(market) if market in set(MarketData) else MarketData.AUTO,
+    )
+
+
+def _deployment(settings: Settings) -> Check:
+    if settings.is_embedded:
+        return Check(Mark.OK, "deployment", "embedded, everything in one file")
+    return Check(Mark.OK, "deployment", "server, live sessions in Redis and ended ones in PostgreSQL")
+
+
+async def _databases(settings: Settings) -> list[Check]:
+    probes = []
+    if settings.redis_url is not None:
+        probes.append(_redis(settings.redis_url, settings.session_cleanup_interval_minutes))
+    if settings.database_url is not None:
+        probes.append(_postgres(settings.database_url))
+    if not probes:
+        probes.append(_file(settings.embedded_file, settings.session_cleanup_interval_minutes))
+    return [check for checks in await asyncio.gather(*probes) for check in checks]
+
+
+async def _redis(url: str, interval_minutes: int) -> list[Check]:
+    from fiml.db.health import redis_facts  # noqa: PLC0415 - only this command needs it
+    from fiml.sessions.backends.redis_keys import expiry_keys  # noqa: PLC0415 - as above
+
+    facts = await _or_problem("Redis", "FIML_REDIS_URL", redis_facts(url, expiry_keys=expiry_keys()))
+    if isinstance(facts, Check):
+        return [facts]
+    server = f"{facts.name} {facts.version or 'of unknown version'}"
+    return [
+        Check(Mark.OK, "Redis", f"{without_secrets(url)} is reachable, {server}, {facts.latency_ms:.1f} ms"),
+        _eviction(facts),
+        _durability(facts),
+        _backlog(facts.most_waiting, interval_minutes, is_exact=False),
+    ]
+
+
+def _eviction(facts: "RedisFacts") -> Check:
+    subject = f"{facts.name} maxmemory-policy"
+    if facts.eviction_policy is None:
+        return Check(Mark.NOTE, subject, "unknown, as the server doesn't tell", "make sure that it is noeviction")
+    if facts.eviction_policy == "noeviction":
+        return Check(Mark.OK, subject, "noeviction")
+    finding = f"{facts.eviction_policy} may drop sessions when memory is short"
+    return Check(Mark.NOTE, subject, finding, "set maxmemory-policy to noeviction")
+
+
+def _durability(facts: "RedisFacts") -> Check:
+    subject = f"{facts.name} append-only file"
+    if facts.is_append_only is None:
+        return Check(Mark.NOTE, subject, "unknown, as the server doesn't tell", "make sure that appendonly is yes")
+    if facts.is_append_only:
+        return Check(Mark.OK, subject, "on")
+    finding = "off, so a crash of the server may lose live sessions"
+    return Check(Mark.NOTE, subject, finding, "set appendonly to yes")
+
+
+async def _postgres(url: str) -> list[Check]:
+    from fiml.db.health import postgres_facts  # noqa: PLC0415 - only this command needs it
+
+    facts = await _or_problem("PostgreSQL", "FIML_DATABASE_URL", postgres_facts(url))
+    if isinstance(facts, Check):
+        return [facts]
+    server = f"{facts.name} {facts.version}"
+    return [
+        Check(Mark.OK, "PostgreSQL", f"{without_secrets(url)} is reachable, {server}, {facts.latency_ms:.1f} ms"),
+        _schema(facts.schema, outdated=Mark.PROBLEM, upgrade="run `fiml db upgrade`"),
+    ]
+
+
+async def _file(path: Path, interval_minutes: int) -> list[Check]:
+    from fiml.db.health import can_write, sqlite_facts  # noqa: PLC0415 - only this command needs it
+
+    facts = await _or_problem("file", "FIML_DATA_DIR", sqlite_facts(path))
+    if isinstance(facts, Check):
+        return [facts]
+    writable = Check(Mark.OK, "folder", f"{path.parent} can be written")
+    if not can_write(path):
+        writable = Check(
+            Mark.PROBLEM,
+            "folder",
+            f"{path.parent}, or the file in it, can't be written",
+            "change its rights, or set FIML_DATA_DIR to a folder that can be written",
+        )
+    if facts is None:
+        return [Check(Mark.OK, "file", f"{path} is not there yet, it is made at first use"), writable]
+    size_mib = facts.size_bytes / 1024**2
+    return [
+        Check(
+            Mark.OK,
+            "file",
+            f"{path}, {size_mib:.1f} MiB, {facts.name} {facts.version}, read in {facts.latency_ms:.1f} ms",
+        ),
+        writable,
+        _schema(facts.schema, outdated=Mark.NOTE, upgrade="it is upgraded at next use"),
+        _backlog(facts.waiting, interval_minutes, is_exact=True),
+    ]
+
+
+def _schema(facts: "SchemaFacts", *, outdated: Mark, upgrade: str) -> Check:
+    from fiml.db.health import SchemaState  # noqa: PLC0415 - only this command needs it
+    from fiml.db.schema import REVISIONS  # noqa: PLC0415 - as above
+
+    match facts.state:
+        case SchemaState.NONE:
+            return Check(Mark.OK, "schema", "none yet, it is made at first use")
+        case SchemaState.OUTDATED:
+            return Check(outdated, "schema", f"{facts.revision} is outdated, this fiml needs {REVISIONS[-1]}", upgrade)
+        case SchemaState.NEWER:
+            finding = f"{facts.revision} is later than the {REVISIONS[-1]} that this fiml knows"
+            return Check(Mark.PROBLEM, "schema", finding, "install a newer fiml")
+    return Check(Mark.OK, "schema", f"{facts.revision}, current")
+
+
+def _backlog(waiting: int | None, interval_minutes: int, *, is_exact: bool) -> Check:
+    if waiting is None:
+        return Check(Mark.NOTE, "backlog", "unknown, as the server doesn't tell")
+    if waiting == 0:
+        return Check(Mark.OK, "backlog", "no expired session waits to be archived")
+    finding = f"{'' if is_exact else 'at most '}{waiting} expired session{'s' if waiting > 1 else ''} to be archived"
+    remedy = f"`fiml serve` does it every {interval_minutes} minutes while it runs, `fiml sessions sweep` at once"
+    return Check(Mark.NOTE, "backlog", finding, remedy)
+
+
+async def _or_problem(subject: str, name: str, probe: Coroutine[Any, Any, Any]) -> Any:
+    """What a probe found, or its failure as a check."""
+    try:
+        return await probe
+    except Unavailable as exc:
+        # Its message ends with the advice to run this command.
+        return Check(Mark.PROBLEM, subject, str(exc).rpartition("; ")[0], f"start it, or mend {name}")
+    except FimlError as exc:
+        return Check(Mark.PROBLEM, subject, str(exc))
+
+
+def _extras(settings: Settings) -> list[Check]:
+    is_server_needed = settings.redis_url is not None or settings.database_url is not None
+    return [
+        _extra("server", is_needed=is_server_needed, purpose="FIML_REDIS_URL and FIML_DATABASE_URL need it"),
+        _extra("testing", is_needed=False, purpose="only tests that use fiml.testing need it"),
+    ]
+
+
+def _extra(name: str, *, is_needed: bool, purpose: str) -> Check:
+    missing = [module for module in EXTRAS[name] if find_spec(module) is None]
+    if not missing:
+        return Check(Mark.OK, f"extra [{name}]", "installed")
+    finding = f"not installed ({', '.join(missing)} missing)"
+    if is_needed:
+        return Check(Mark.PROBLEM, f"extra [{name}]", f"{finding}, but {purpose}", f"pip install 'fiml[{name}]'")
+    return Check(Mark.OK, f"extra [{name}]", f"{finding}, and not needed here")
+
+
+def _market(settings: Settings) -> Check:
+    from fiml.market.service import open_market  # noqa: PLC0415 - only this command needs it
+
+    try:
+        source = open_market(settings).source
+    except FimlError as exc:
+        return Check(Mark.PROBLEM, "market data", str(exc))
+    return Check(Mark.OK, "market data", f"{source} (FIML_MARKET_DATA is {settings.market_data})")

@@ -1,0 +1,214 @@
+"""What can be found out about the databases without changing anything in them."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, NullPool, create_engine, func, select, text
+
+from fiml.core.clock import now, stopwatch, to_micros
+from fiml.core.config import without_secrets
+from fiml.core.errors import MissingExtra, Unavailable
+from fiml.db import schema
+from fiml.db.engines import postgres_engine
+from fiml.db.postgres import translated as postgres_translated
+from fiml.db.sqlite_file import translated as sqlite_translated
+from fiml.db.tables import active_sessions
+
+if TYPE_CHECKING:  # redis-py is an extra
+    from fiml.db.redis_client import Argument, RedisClient
+
+
+class SchemaState(StrEnum):
+    """How a database's schema stands to this version of fiml."""
+
+    NONE = "none yet"
+    CURRENT = "current"
+    OUTDATED = "outdated"
+    NEWER = "newer"
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaFacts:
+    """The revision of a database, `None` where it is empty, and what that means."""
+
+    revision: str | None
+    state: SchemaState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisFacts:
+    """A server that was reached. `None` is what it didn't tell."""
+
+    name: str
+    version: str | None
+    latency_ms: float
+    eviction_policy: str | None
+    is_append_only: bool | None
+    most_waiting: int | None
+    """Live sessions whose expiry may have passed: extended ones are counted until the sweeper has looked at them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresFacts:
+    """A server that was reached."""
+
+    name: str
+    version: str
+    latency_ms: float
+    schema: SchemaFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SqliteFacts:
+    """A file that is there; `size_bytes` with its log, `waiting` live sessions whose expiry has passed."""
+
+    name: str
+    version: str
+    latency_ms: float
+    schema: SchemaFacts
+    size_bytes: int
+    waiting: int
+
+
+async def redis_facts(url: str, *, expiry_keys: Sequence[str]) -> RedisFacts:
+    """What a Redis or Valkey server tells about itself; `expiry_keys` are its indexes of what expires when.
+
+    Raises:
+        Misconfigured: the URL is none.
+        MissingExtra: redis-py is not installed.
+        Unavailable: it can't be reached, or doesn't let us in.
+    """
+    client = _redis_client(url)
+    try:
+        await client.run([("PING",)])  # connects, which is no part of a round trip
+        elapsed_ms = stopwatch()
+        await client.run([("PING",)])
+        latency_ms = elapsed_ms()
+        [server] = await _told(client, [("INFO", "server")]) or [{}]
+        configured = await _told(client, [("CONFIG GET", "maxmemory-policy"), ("CONFIG GET", "appendonly")])
+        due = await _told(client, [("ZCOUNT", key, "-inf", to_micros(now())) for key in expiry_keys])
+    finally:
+        await client.close()
+    policy, append_only = (next(iter(found.values()), None) for found in configured or [{}, {}])
+    return RedisFacts(
+        name="Valkey" if server.get("server_name") == "valkey" else "Redis",
+        version=server.get("valkey_version") or server.get("redis_version"),
+        latency_ms=latency_ms,
+        eviction_policy=policy,
+        is_append_only=None if append_only is None else append_only == "yes",
+        most_waiting=None if due is None else sum(due),
+    )
+
+
+async def postgres_facts(url: str) -> PostgresFacts:
+    """What a PostgreSQL database tells about itself, in a transaction that can't write.
+
+    Raises:
+        Misconfigured: the URL is wrong, or the server refuses this user or database.
+        MissingExtra: asyncpg is not installed.
+        Unavailable: it can't be reached.
+    """
+    engine = postgres_engine(url)
+    try:
+        with postgres_translated(without_secrets(url)):
+            async with engine.connect() as connection:
+                await connection.execution_options(postgresql_readonly=True)
+                version = str(await connection.scalar(text("SHOW server_version")))
+                elapsed_ms = stopwatch()
+                await connection.execute(text("SELECT 1"))
+                latency_ms = elapsed_ms()
+                revision = await connection.run_sync(schema.revision)
+    finally:
+        await engine.dispose()
+    return PostgresFacts(
+        name="PostgreSQL", version=version.split(maxsplit=1)[0], latency_ms=latency_ms, schema=_schema_facts(revision)
+    )
+
+
+async def sqlite_facts(file: Path) -> SqliteFacts | None:
+    """What the embedded file tells; `None` where there is no file yet, and none is made.
+
+    Raises:
+        Misconfigured: it can't be opened, or is no database.
+        CorruptRecord: it is damaged.
+        Unavailable: the disk refuses.
+    """
+    return await asyncio.to_thread(_sqlite_facts, file)
+
+
+def can_write(file: Path) -> bool:
+    """Whether this user may write a file, or make it with its folders where it is missing."""
+    if file.exists() and not os.access(file, os.W_OK):
+        return False
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _redis_client(url: str) -> "RedisClient":
+    try:
+        from fiml.db.redis_client import RedisClient  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as exc:
+        raise MissingExtra("Redis (FIML_REDIS_URL)", "server") from exc
+    return RedisClient(url, ())
+
+
+async def _told(client: "RedisClient", commands: "list[tuple[Argument, ...]]") -> list[Any] | None:
+    """The replies, `None` where the server forbids one of the commands."""
+    from redis.exceptions import ResponseError  # noqa: PLC0415 - an extra, which is there: it made the client
+
+    try:
+        return await client.run(commands)
+    except Unavailable as exc:
+        if isinstance(exc.__cause__, ResponseError):
+            return None
+        raise
+
+
+def _sqlite_facts(file: Path) -> SqliteFacts | None:
+    log = file.with_name(file.name + "-wal")
+    if not file.exists():
+        return None
+    size_bytes = file.stat().st_size + (log.stat().st_size if log.exists() else 0)
+    # SQLite's own read-only mode makes a log beside the file and leaves it there. Without a log nobody is writing.
+    mode = "mode=ro" if log.exists() else "immutable=1"
+    uri = f"{file.absolute().as_uri()}?{mode}"
+    engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True), poolclass=NullPool)
+    with sqlite_translated(file), closing(engine.connect()) as connection:
+        revision = schema.revision(connection)
+        elapsed_ms = stopwatch()
+        waiting = _count_waiting(connection)
+        latency_ms = elapsed_ms()
+    return SqliteFacts(
+        name="SQLite",
+        version=sqlite3.sqlite_version,
+        latency_ms=latency_ms,
+        schema=_schema_facts(revision),
+        size_bytes=size_bytes,
+        waiting=waiting,
+    )
+
+
+def _count_waiting(connection: Connection) -> int:
+    if not connection.dialect.has_table(connection, active_sessions.name):
+        return 0
+    has_expired = active_sessions.c.expires_at <= to_micros(now())
+    return connection.scalar(select(func.count()).select_from(active_sessions).where(has_expired)) or 0
+
+
+def _schema_facts(revision: str | None) -> SchemaFacts:
+    if revision is None:
+        state = SchemaState.NONE
+    elif revision not in schema.REVISIONS:
+        state = SchemaState.NEWER
+    elif revision != schema.REVISIONS[-1]:
+        state = SchemaState.OUTDATED
+    else:
+        state = SchemaState.CURRENT
+    return SchemaFacts(revision, state)

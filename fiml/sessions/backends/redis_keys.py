@@ -1,0 +1,51 @@
+"""The keys in Redis. Those of one session share a hash tag, and with it a slot of a Cluster."""
+
+from uuid import UUID
+
+PARTS = 64
+
+
+def part(session_id: UUID) -> int:
+    """Which part of the indexes over all sessions a session stands in."""
+    return session_id.int % PARTS
+
+
+def header_key(session_id: UUID) -> str:
+    """The hash of a session's header."""
+    return f"fiml:{{{session_id.hex}}}:header"
+
+
+def session_keys(session_id: UUID) -> list[str]:
+    """Header, entries, queries and ids of the queries of a session."""
+    tag = f"fiml:{{{session_id.hex}}}"
+    return [f"{tag}:header", f"{tag}:entries", f"{tag}:queries", f"{tag}:ids"]
+
+
+def floor_key(session_id: UUID) -> str:
+    """Below which version a session can't come back."""
+    return f"fiml:{{{session_id.hex}}}:floor"
+
+
+def user_key(user_id: str) -> str:
+    """The index of a user's sessions."""
+    return f"fiml:user:{user_id}"
+
+
+def all_key(part_number: int) -> str:
+    """A part of the index of all sessions."""
+    return f"fiml:all:{part_number}"
+
+
+def all_keys() -> list[str]:
+    """All parts of the index of all sessions."""
+    return [all_key(number) for number in range(PARTS)]
+
+
+def expiry_key(part_number: int) -> str:
+    """A part of the index of expiries."""
+    return f"fiml:expiry:{part_number}"
+
+
+def expiry_keys() -> list[str]:
+    """All parts of the index of expiries."""
+    return [expiry_key(number) for number in range(PARTS)]

@@ -1,0 +1,290 @@
+"""What the tools refuse: each refusal is a tool error that says what was wrong and what to do, and changes nothing."""
+
+import base64
+import json
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from fiml.core.config import Settings
+from tests.support.deployment import Deployment
+from tests.support.mcp_client import ERAS, Door, door
+
+SESSION = "the session of the test"
+UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
+GOOGOLS = 10**5000
+HUGE = "x" * 10_000
+NUL = "A\0B"
+HALF = "A\ud800"  # a lone surrogate: half a character
+ROCKET = "\N{ROCKET}"
+SHOWN_AT_MOST = 80
+TOO_LONG = 4000
+CREATE = {"assets": ["AAPL"], "sessionType": "equity"}
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A call that is refused: with which code, and in whose words."""
+
+    tool: str
+    arguments: dict[str, Any]
+    code: str = "invalid_input"
+    says: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        shown = {
+            name: "a googol of googols" if value in (GOOGOLS, -GOOGOLS) else value
+            for name, value in self.arguments.items()
+        }
+        return f"{self.tool} {ascii(shown)[:60]}"
+
+
+def of_session(value: object, code: str = "invalid_session_id") -> list[Bad]:
+    """A bad id, wherever one is taken."""
+    named = {"sessionId": value}
+    return [
+        Bad("get-session-info", named, code),
+        Bad("extend-session", named, code),
+        Bad("search-by-symbol", {"symbol": "AAPL"} | named, code),
+        Bad("search-by-coin", {"symbol": "BTC"} | named, code),
+    ]
+
+
+def creating(says: str, **arguments: Any) -> Bad:
+    return Bad("create-analysis-session", CREATE | arguments, says=[says])
+
+
+def listing(says: str, **arguments: Any) -> Bad:
+    return Bad("list-sessions", arguments, says=[says])
+
+
+def extending(says: str, hours: object) -> Bad:
+    return Bad("extend-session", {"sessionId": SESSION, "hours": hours}, says=[says])
+
+
+def searching(says: str, code: str = "invalid_input", **arguments: Any) -> Bad:
+    return Bad("search-by-symbol", {"symbol": "AAPL", "sessionId": SESSION} | arguments, code, [says])
+
+
+def coin(says: str, code: str = "invalid_input", **arguments: Any) -> Bad:
+    return Bad("search-by-coin", {"symbol": "BTC", "sessionId": SESSION} | arguments, code, [says])
+
+
+def misspelt(tool: str, says: str, **arguments: Any) -> Bad:
+    return Bad(tool, arguments, "unknown_argument", [says])
+
+
+def cursor(value: object) -> str:
+    """A cursor that was made like ours, of something else."""
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+
+IDS = [
+    *of_session(UNKNOWN, "session_not_found"),
+    *of_session(UNKNOWN.replace("-", ""), "session_not_found"),
+    *(
+        bad
+        for value in ("", " ", "abc", "null", f"{{{UNKNOWN}}}", f" {UNKNOWN}", f"{UNKNOWN}\n", "5" * 36, NUL, HALF)
+        for bad in of_session(value)
+    ),
+    *of_session(f"urn:uuid:{UNKNOWN}"),
+    *of_session(UNKNOWN.replace("5", "５")),
+    *of_session(ROCKET * 36),
+    *of_session(HUGE, "invalid_input"),
+    *of_session(5, "invalid_input"),
+    *of_session([UNKNOWN], "invalid_input"),
+    *of_session({"id": UNKNOWN}, "invalid_input"),
+    Bad("get-session-info", {"sessionId": None}),
+    Bad("extend-session", {"sessionId": None}),
+    Bad("get-session-info", {}, says=["sessionId"]),
+    Bad("extend-session", {"hours": 24}, says=["sessionId"]),
+]
+NAMES = [
+    *(
+        creating(field, **{field: value})
+        for field, most in (("assets", 100), ("tags", 50))
+        for value in (
+            [f"X{number}" for number in range(most + 1)],
+            ["x" * 65],
+            [HUGE],
+            [""],
+            ["AAPL", "   "],
+            [NUL],
+            [HALF],
+            [None],
+            [5],
+            [["AAPL"]],
+            [{"symbol": "AAPL"}],
+            "AAPL",
+            "",
+            {},
+            5,
+        )
+    ),
+    creating("name 1 to 100 assets", assets=[]),
+    creating("assets", assets=None),
+    creating("at most 100 are allowed", assets=["AAPL"] * 100_000),
+    creating("at most 50 are allowed", tags=["tech"] * 100_000),
+    Bad("create-analysis-session", {"sessionType": "equity"}, says=["assets"]),
+    Bad("create-analysis-session", {"assets": ["AAPL"]}, says=["sessionType"]),
+    *(creating("title", title=value) for value in ("", "  ", NUL, HALF, "x" * 201, HUGE, 5, ["a"], {"a": 1})),
+    *(creating("user_id", userId=value) for value in ("", NUL, HALF, "x" * 256, HUGE)),
+    *(creating("userId", userId=value) for value in (5, ["a"], {"a": 1})),
+]
+TYPES = [
+    *(
+        creating("'equity', 'crypto'", sessionType=value)
+        for value in ("stocks", "EQUITY", "", HUGE, NUL, HALF, None, 5)
+    ),
+    *(listing("'equity', 'crypto'", sessionType=value) for value in ("stocks", HUGE, 5, ["equity"])),
+    Bad("get-session-analytics", {"sessionType": "stocks"}, says=["'equity', 'crypto'"]),
+    *(searching("'quick', 'standard' or 'deep'", depth=value) for value in ("shallow", "QUICK", "", HUGE, None, 5, [])),
+]
+HOURS = [
+    *(creating("between 1 and 168", ttlHours=value) for value in (0, -1, 169, 10**9, -(10**9), GOOGOLS, -GOOGOLS)),
+    *(extending("between 1 and 168", value) for value in (0, -1, 169, 10**9, GOOGOLS)),
+    *(creating("ttlHours", ttlHours=value) for value in (1.5, "soon", HUGE, [24], {}, float("nan"), float("inf"))),
+    *(extending("hours", value) for value in (1.5, "soon", None, [24], {})),
+]
+NUMBERS = [
+    *(listing("between 1 and 200", limit=value) for value in (0, 201, -1, GOOGOLS)),
+    *(listing("limit", limit=value) for value in ("ten", None, 1.5, [], {})),
+    *(
+        Bad("get-session-analytics", {"days": value}, says=["days", "1 to 3650"])
+        for value in (0, -1, 3651, 10**9, GOOGOLS)
+    ),
+    *(Bad("get-session-analytics", {"days": value}, says=["days"]) for value in ("many", None, 1.5, [])),
+    *(listing("includeArchived", includeArchived=value) for value in ("perhaps", None, 5, [])),
+]
+CURSORS = [
+    *(
+        listing("next_cursor of the page before", cursor=value)
+        for value in (
+            "",
+            "abc",
+            "%%%",
+            "é",
+            NUL,
+            HALF,
+            ROCKET,
+            cursor([]),
+            cursor([1]),
+            cursor({}),
+            cursor(5),
+            cursor("text"),
+            cursor([1, 2]),
+            cursor([1, None]),
+            cursor([1, "no id"]),
+            cursor([1, UNKNOWN, 3]),
+            cursor(["soon", UNKNOWN]),
+            cursor([None, UNKNOWN]),
+            cursor([[], UNKNOWN]),
+            cursor([10**200, UNKNOWN]),
+            cursor([-(10**200), UNKNOWN]),
+            cursor([float("nan"), UNKNOWN]),
+            cursor([float("inf"), UNKNOWN]),
+        )
+    ),
+    *(listing("cursor", cursor=value) for value in (HUGE, 5, [], {})),
+]
+FILTERS = [
+    listing(name, **{name: value}) for name in ("tag", "asset") for value in (NUL, HALF, HUGE, 5, ["a"], {"a": 1})
+] + [listing("user_id", userId=value) for value in ("", NUL, HALF, HUGE)]
+SYMBOLS = [
+    *(
+        bad
+        for value in ("", " ", "AA PL", "AA\tPL", "AA\nPL", "A" * 33, NUL, HALF)
+        for bad in (searching("is not a symbol", symbol=value), coin("is not a symbol", symbol=value))
+    ),
+    *(
+        searching("is not in the sample data; it has AAPL", "symbol_not_found", symbol=value)
+        for value in ('A"B', "A'B", "'; DROP--", ROCKET, "../etc", "null", "ÅÄÖ", "<script>", "%s%n", "{0}", "BTC")
+    ),
+    coin("it has BTC, ETH, LTC", "symbol_not_found", symbol="AAPL"),
+    *(searching("symbol", symbol=value) for value in (HUGE, None, 5, True, [], ["AAPL"], {}, {"symbol": "AAPL"})),
+    *(coin("symbol", symbol=value) for value in (HUGE, None, 5, [], {})),
+    *(searching("valid: US", market=value) for value in ("", "DE", HUGE, NUL, HALF, ROCKET)),
+    *(searching("market", market=value) for value in (None, 5, [])),
+    *(coin("valid: Bitstamp", exchange=value) for value in ("", "Kraken", HUGE, NUL, HALF)),
+    *(coin("exchange", exchange=value) for value in (5, [], {})),
+    *(coin("valid: USD", pair=value) for value in ("", "EUR", HUGE, HALF)),
+    *(coin("pair", pair=value) for value in (None, 5, [])),
+    Bad("search-by-symbol", {}, says=["symbol"]),
+]
+MISSPELT = [
+    misspelt("search-by-symbol", "did you mean sessionId", symbol="AAPL", sessionid=SESSION),
+    misspelt("search-by-symbol", "did you mean sessionId", symbol="AAPL", sesionId=SESSION),
+    misspelt("search-by-symbol", "did you mean depth", symbol="AAPL", depht="deep"),
+    misspelt("get-session-info", "did you mean sessionId", sessionid=SESSION),
+    misspelt("list-sessions", "did you mean includeArchived", include_archive=True),
+    misspelt("create-analysis-session", "did you mean ttlHours", **CREATE, ttlHour=24),
+    misspelt("create-analysis-session", "the tool takes assets, sessionType", **CREATE, zzz=24),
+    *(misspelt("list-sessions", "there is no argument", **{name: 1}) for name in ("", HUGE, NUL, HALF, ROCKET, "_")),
+    *(
+        Bad(tool, {"symbol": symbol, "sessionId": SESSION, "session_id": SESSION}, says=["sessionId", "give it once"])
+        for tool, symbol in (("search-by-symbol", "AAPL"), ("search-by-coin", "BTC"))
+    ),
+    Bad("list-sessions", {"userId": "ann", "user_id": "eve"}, says=["userId", "give it once"]),
+]
+EVERY_BAD = [*IDS, *NAMES, *TYPES, *HOURS, *NUMBERS, *CURSORS, *FILTERS, *SYMBOLS, *MISSPELT]
+
+
+async def everything(caller: Door, session_id: str) -> tuple[Any, Any]:
+    """All that a refused call could have changed."""
+    page = await caller.answer("list-sessions", includeArchived=True, limit=200)
+    session = await (await caller.runtime.store()).get_session(UUID(session_id))
+    assert session is not None
+    untouched = {name: value for name, value in page["sessions"][0].items() if name != "last_accessed_at"}
+    return [untouched, *page["sessions"][1:]], session.state
+
+
+def with_session(arguments: dict[str, Any], session_id: str) -> dict[str, Any]:
+    return {name: session_id if value == SESSION else value for name, value in arguments.items()}
+
+
+def long_runs(value: object) -> list[str]:
+    """The texts of a value that are longer than a message shows of them."""
+    if isinstance(value, list):
+        return [run for item in value for run in long_runs(item)]
+    return [value[: SHOWN_AT_MOST + 1]] if isinstance(value, str) and len(value) > SHOWN_AT_MOST else []
+
+
+async def check(caller: Door, bad: Bad, session_id: str) -> None:
+    before = await everything(caller, session_id)
+
+    refusal = await caller.refusal(bad.tool, **with_session(bad.arguments, session_id))
+
+    message = refusal["message"]
+    assert refusal["code"] == bad.code, message
+    assert refusal["next_step"]
+    assert all(words in message for words in bad.says), message
+    assert len(message) < TOO_LONG
+    assert not [run for name, value in bad.arguments.items() for run in long_runs([name, value]) if run in message]
+    assert message.isprintable(), ascii(message)
+    assert await everything(caller, session_id) == before
+
+
+@pytest.mark.parametrize("bad", EVERY_BAD, ids=str)
+async def test_a_bad_call_is_refused_with_the_next_step_and_changes_nothing(
+    sqlite_settings: Settings, bad: Bad
+) -> None:
+    async with door(sqlite_settings) as caller:
+        session_id = await caller.create("AAPL", "MSFT")
+
+        await check(caller, bad, session_id)
+
+
+async def test_the_server_deployment_refuses_the_same(deployment: Deployment) -> None:
+    async with door(deployment.settings()) as caller:
+        session_id = await caller.create("AAPL", "MSFT")
+        for bad in EVERY_BAD:
+            await check(caller, bad, session_id)
+
+
+async def test_the_handshake_era_refuses_the_same(sqlite_settings: Settings) -> None:
+    async with door(sqlite_settings, era=ERAS[0]) as caller:
+        session_id = await caller.create("AAPL", "MSFT")
+        for bad in EVERY_BAD:
+            await check(caller, bad, session_id)
