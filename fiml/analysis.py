@@ -92,7 +92,7 @@ class _Held(BaseModel):
     def answers(self, question: Question, instrument: Instrument, others: list[str]) -> bool:
         """Whether it holds every figure that is asked for. Figures of the sample are always current."""
         is_deep_enough = _DEPTHS.index(self.depth) >= _DEPTHS.index(question.depth)
-        is_compared = question.depth is not Depth.DEEP or self.compared_with == others
+        is_compared = question.depth is not Depth.DEEP or set(self.compared_with) == set(others)
         is_same = self.kind is instrument.kind and self.answer.quote.exchange == instrument.exchange
         return is_same and is_deep_enough and is_compared and self.answer.quote.source == "sample"
 

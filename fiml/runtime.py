@@ -23,8 +23,19 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.market: MarketService = open_market(settings)
         self._store = SessionStore(settings)
+        self._market: MarketService | None = None
+
+    @property
+    def market(self) -> MarketService:
+        """The market.
+
+        Raises:
+            NotSupported: the settings name a source that this version doesn't have.
+        """
+        if self._market is None:
+            self._market = open_market(self.settings)
+        return self._market
 
     async def store(self) -> SessionStore:
         """The store, open.
@@ -50,7 +61,8 @@ class Runtime:
 
     async def close(self) -> None:
         """Let go of everything."""
-        await self.market.aclose()
+        if self._market is not None:
+            await self._market.aclose()
         await self._store.shutdown()
 
 

@@ -26,10 +26,10 @@ app.command()(doctor)
 
 
 def main() -> None:
-    """Run the command line; fiml's errors are one line on standard error and the exit code 1."""
+    """Run the command line; an error is one line on standard error and the exit code 1."""
     try:
-        app()
-    except FimlError as exc:
+        app(prog_name="fiml")
+    except (FimlError, OSError) as exc:
         print(f"fiml: {exc}", file=sys.stderr)  # noqa: T201 - the command line's own voice
         sys.exit(1)
 

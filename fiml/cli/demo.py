@@ -167,7 +167,7 @@ def _show(console: Console, answer: Answer) -> None:
         looked = answer.since_last_look
         _say(console, f"      since the last look at {looked.looked_at:%H:%M:%S} UTC: {looked.summary}")
     origin = "answered from the session" if answer.cache_hit else "recorded"
-    _say(console, f"      {origin}; {answer.total_queries} queries so far")
+    _say(console, f"      {origin}; queries so far: {answer.total_queries}")
 
 
 def _show_comparison(console: Console, comparison: Comparison) -> None:

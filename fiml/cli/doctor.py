@@ -103,7 +103,8 @@ def _misspelt() -> list[Check]:
     return [
         Check(Mark.PROBLEM, name, "is no setting and has no effect", _nearest(name, known))
         for name in sorted(_environment())
-        if name not in known
+        # FIML_TEST_ variables name servers for the tests.
+        if name not in known and not name.startswith("FIML_TEST_")
     ]
 
 

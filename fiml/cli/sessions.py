@@ -42,7 +42,7 @@ def list_(
 @sessions.command()
 def show(
     session_id: SessionId,
-    queries: Annotated[int, typer.Option(help="how many of the last queries")] = 10,
+    queries: Annotated[int, typer.Option(help="how many of the last queries", min=0)] = 10,
     as_json: AsJson = False,
 ) -> None:
     """Show a session: what it is about, what it knows, what was asked last."""
@@ -70,7 +70,7 @@ def resume(
 ) -> None:
     """Bring an expired or archived session back, with its whole history."""
     session = with_sessions(lambda store: store.resume_session(session_id, hours))
-    typer.echo(f"live until {session.expires_at:%Y-%m-%d %H:%M} UTC, {session.state.history.total_queries} queries")
+    typer.echo(f"live until {session.expires_at:%Y-%m-%d %H:%M} UTC, {_count(session.state.history.total_queries)}")
 
 
 @sessions.command()
@@ -80,7 +80,7 @@ def delete(
     """Delete a session for good, from everywhere."""
     session = with_sessions(lambda store: _get(store, session_id, 0))
     if not yes:
-        typer.confirm(f"Delete {_title(session)} with {session.state.history.total_queries} queries?", abort=True)
+        typer.confirm(f"Delete {_title(session)} with {_count(session.state.history.total_queries)}?", abort=True)
     with_sessions(lambda store: store.delete_session(session_id))
     typer.echo("deleted")
 
@@ -102,7 +102,7 @@ def export(
         raise InvalidInput("--output", f"{output} exists already", "name a new file, or remove that one") from None
     except OSError as exc:
         raise InvalidInput("--output", f"{output} can't be written ({exc.strerror})", "name another file") from exc
-    typer.echo(f"{session.state.history.total_queries} queries written to {output}")
+    typer.echo(f"{_count(session.state.history.total_queries)} written to {output}")
 
 
 @sessions.command()
@@ -128,7 +128,7 @@ def _show_page(page: SummaryPage) -> None:
     if not page:
         typer.echo("no sessions")
     for summary in page:
-        typer.echo(f"{summary.id}  {summary.type}  {summary.total_queries} queries  {_state(summary)}")
+        typer.echo(f"{summary.id}  {summary.type}  {_count(summary.total_queries)}  {_state(summary)}")
         typer.echo(f"    {_title(summary)}")
     if page.next_cursor:
         typer.echo(f"more: --cursor {page.next_cursor}")
@@ -138,25 +138,33 @@ def _show_session(session: Session) -> None:
     history = session.state.history
     typer.echo(f"{session.id}  version {session.version}  {_state(session)}")
     typer.echo(f"  about    {_title(session)} ({session.type})")
-    typer.echo(f"  user     {session.user_id or 'none'}")
+    typer.echo(f"  user     {_plain(session.user_id or 'none')}")
     typer.echo(
         f"  created  {session.created_at:%Y-%m-%d %H:%M} UTC, last used {session.last_accessed_at:%Y-%m-%d %H:%M}"
     )
     typer.echo(f"  queries  {history.total_queries}, {history.cache_hit_rate:.0%} from what the session held")
     for name in ("context", "preferences", "intermediate_results", "metadata"):
         if entries := getattr(session.state, name):
-            typer.echo(f"  {name}: {', '.join(entries)}")
+            typer.echo(f"  {name}: {_plain(', '.join(entries))}")
     for query in history.queries:
         hit = ", from the session" if query.cache_hit else ""
-        typer.echo(
-            f"  {query.timestamp:%m-%d %H:%M}  {query.query_type}{hit}: {query.result_summary or query.parameters}"
-        )
+        result = _plain(str(query.result_summary or query.parameters))
+        typer.echo(f"  {query.timestamp:%m-%d %H:%M}  {_plain(query.query_type)}{hit}: {result}")
 
 
 def _title(session: Session | SessionSummary) -> str:
     about = ", ".join(session.assets)
     tags = f"  [{', '.join(session.tags)}]" if session.tags else ""
-    return (f"{session.title}: {about}" if session.title else about) + tags
+    return _plain((f"{session.title}: {about}" if session.title else about) + tags)
+
+
+def _plain(text: str) -> str:
+    """Without what would steer a terminal: an assistant may have written it."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def _count(queries: int) -> str:
+    return "1 query" if queries == 1 else f"{queries} queries"
 
 
 def _state(session: Session | SessionSummary) -> str:

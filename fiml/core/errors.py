@@ -27,13 +27,15 @@ _ECHO_CHARACTERS = 80
 
 
 def echo(value: object) -> str:
-    """A caller's value as it may stand in a message: quoted, escaped, at most 80 characters."""
+    """A caller's value as it may stand in a message: escaped, at most 80 characters, a text in quotes."""
     try:
         text = value if isinstance(value, str) else repr(value)
     except ValueError:  # an integer too long to be written
-        text = f"a {type(value).__name__}"
+        return f"a very long {type(value).__name__}"
     cut = text if len(text) <= _ECHO_CHARACTERS else text[: _ECHO_CHARACTERS - 1] + "…"
-    return ascii(cut) if not cut.isprintable() else f"'{cut}'"
+    if not cut.isprintable():
+        return ascii(cut)
+    return f"'{cut}'" if isinstance(value, str) else cut
 
 
 class FimlError(Exception):

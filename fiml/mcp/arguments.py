@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from fiml.sessions import values
 
@@ -13,6 +14,14 @@ def _also(name: str) -> AliasChoices:
     return AliasChoices(name, snake)
 
 
+def _no_boolean(value: object) -> object:
+    """Pydantic takes `true` for 1."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "Input should be a whole number")
+    return value
+
+
+_Whole = BeforeValidator(_no_boolean)
 SessionType = Literal["equity", "crypto", "portfolio", "comparative", "macro"]
 SessionIdText = Field(
     validation_alias=_also("sessionId"),
@@ -39,18 +48,19 @@ TtlHours = Annotated[
     Field(
         validation_alias=_also("ttlHours"), description="hours the session lives, e.g. 24; default and maximum above"
     ),
+    _Whole,
 ]
 Tags = Annotated[list[str] | None, Field(description=f'at most {values.MAX_TAGS} labels, e.g. ["tech"]')]
 Title = Annotated[str | None, Field(description=f"at most {values.MAX_TITLE_CHARACTERS} characters, to find it again")]
 IncludeArchived = Annotated[
     bool, Field(validation_alias=_also("includeArchived"), description="also sessions that have ended")
 ]
-Limit = Annotated[int, Field(description=f"sessions per page, 1 to {values.MAX_PAGE}")]
+Limit = Annotated[int, Field(description=f"sessions per page, 1 to {values.MAX_PAGE}"), _Whole]
 Cursor = Annotated[str | None, Field(description="next_cursor of the page before", max_length=500)]
 Tag = Annotated[str | None, Field(description="only sessions with this tag")]
 Asset = Annotated[str | None, Field(description="only sessions about this asset")]
-Hours = Annotated[int, Field(description="hours to add, e.g. 24; the sum is cut at the maximum from now")]
-Days = Annotated[int, Field(description="sessions created within so many days, e.g. 30")]
+Hours = Annotated[int, Field(description="hours to add, e.g. 24; the sum is cut at the maximum from now"), _Whole]
+Days = Annotated[int, Field(description="sessions created within so many days, e.g. 30"), _Whole]
 Symbol = Annotated[str, Field(description="ticker, e.g. AAPL or ^GSPC", max_length=1000)]
 CoinSymbol = Annotated[str, Field(description="coin, e.g. BTC", max_length=1000)]
 Market = Annotated[str, Field(description="market of the ticker, e.g. US")]

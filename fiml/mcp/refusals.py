@@ -4,15 +4,12 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import structlog
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult, TextContent
 from pydantic import AliasChoices, ValidationError
 
 from fiml.core.errors import FimlError, InvalidInput, SessionArchived, SessionExpired, SessionNotFound, echo
-
-_log = structlog.get_logger()
 
 _NEXT_STEPS: dict[type[FimlError], str] = {
     SessionNotFound: "call list-sessions to find the session, or create-analysis-session to begin one",
@@ -38,6 +35,19 @@ def _error(code: str, message: str, next_step: str | None) -> CallToolResult:
     )
 
 
+def with_refusals(answer_schema: dict[str, Any]) -> dict[str, Any]:
+    """The output schema of a tool whose answers have `answer_schema`: its refusals fit it too.
+
+    Clients check the structured content of an error as well, and show the model their own error where it doesn't fit.
+    """
+    refused = {"code": {"type": "string"}, "message": {"type": "string"}, "next_step": {"type": "string"}}
+    return {
+        **{name: part for name, part in answer_schema.items() if name != "required"},
+        "properties": answer_schema["properties"] | {"status": {"enum": ["success", "error"]}} | refused,
+        "anyOf": [{"required": ["status", *answer_schema["required"]]}, {"required": ["status", "code", "message"]}],
+    }
+
+
 class ArgumentCheck:
     """Refuses arguments that a tool doesn't have, or that don't fit its schema, before the tool is called.
 
@@ -55,16 +65,19 @@ class ArgumentCheck:
         return await call_next(ctx)
 
     def _check(self, name: object, arguments: object) -> CallToolResult | None:
-        tool = self._tools.get(name) if isinstance(name, str) else None
-        if tool is None or not isinstance(arguments, Mapping):
+        if not isinstance(name, str) or not isinstance(arguments, Mapping):
             return None  # the SDK has an answer for both
+        tool = self._tools.get(name)
+        if tool is None:
+            message = f"there is no tool {echo(name)}; there are {', '.join(self._tools)}"
+            return _error("unknown_tool", message, "call one of these")
         accepted = _accepted_names(tool)
         for given in arguments:
             if given not in accepted:
                 return _unknown_argument(given, list(tool.parameters["properties"]))
         if twice := _given_twice(arguments, accepted):
             return _error("invalid_input", f"{twice} is given under two names", "give it once")
-        return _misfit(tool, dict(arguments))
+        return _misfit(tool, dict(arguments), accepted)
 
 
 def _accepted_names(tool: Tool) -> dict[str, str]:
@@ -93,15 +106,19 @@ def _unknown_argument(given: str, known: list[str]) -> CallToolResult:
     return _error("unknown_argument", message, "call again with the right names")
 
 
-def _misfit(tool: Tool, arguments: dict[str, Any]) -> CallToolResult | None:
+def _misfit(tool: Tool, arguments: dict[str, Any], accepted: Mapping[str, str]) -> CallToolResult | None:
     try:
-        tool.fn_metadata.validate_arguments(arguments)
+        taken = tool.fn_metadata.validate_arguments(arguments)
     except ValidationError as exc:
         problems = [
             f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}{_given(error)}"
             for error in exc.errors(include_url=False, include_context=False)[:5]
         ]
         return _error("invalid_input", "; ".join(problems), _NEXT_STEPS[InvalidInput])
+    for given, value in arguments.items():
+        # The SDK reads texts as JSON where it can: `"null"` for a session would leave a query untracked.
+        if isinstance(value, str) and taken[accepted[given]] is None:
+            return _error("invalid_input", f"{given} is the text 'null'", "leave the argument out, or give a value")
     return None
 
 

@@ -18,15 +18,27 @@ class _Result(BaseModel):
     status: Literal["success"] = "success"
 
 
-class CreatedSession(_Result):
-    """A new session."""
-
+class _About(BaseModel):
     session_id: UUID
     user_id: str | None
     type: str
     title: str | None
     assets: list[str]
     tags: list[str]
+
+
+class _Standing(_About):
+    created_at: datetime
+    expires_at: datetime
+    last_accessed_at: datetime
+    total_queries: int
+    is_expired: bool
+    is_archived: bool
+
+
+class CreatedSession(_About, _Result):
+    """A new session."""
+
     expires_at: datetime
     ttl_hours: int
 
@@ -58,22 +70,10 @@ class QueryLine(BaseModel):
         )
 
 
-class SessionInfo(_Result):
+class SessionInfo(_Standing, _Result):
     """A session, without what it holds."""
 
-    session_id: UUID
-    user_id: str | None
-    type: str
-    title: str | None
-    assets: list[str]
-    tags: list[str]
-    created_at: datetime
-    expires_at: datetime
-    last_accessed_at: datetime
-    is_expired: bool
-    is_archived: bool
     time_remaining_hours: float = Field(description="negative after the expiry")
-    total_queries: int
     cache_hit_rate: float
     query_types: dict[str, int]
     recent_queries: list[QueryLine] = Field(description=f"the last {RECENT_QUERIES}, oldest first")
@@ -102,21 +102,8 @@ class SessionInfo(_Result):
         )
 
 
-class SessionLine(BaseModel):
+class SessionLine(_Standing):
     """A session in a listing."""
-
-    session_id: UUID
-    user_id: str | None
-    type: str
-    title: str | None
-    assets: list[str]
-    tags: list[str]
-    created_at: datetime
-    expires_at: datetime
-    last_accessed_at: datetime
-    total_queries: int
-    is_expired: bool
-    is_archived: bool
 
     @classmethod
     def of(cls, summary: SessionSummary) -> Self:

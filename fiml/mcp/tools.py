@@ -4,7 +4,6 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-import structlog
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel
@@ -14,7 +13,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import FimlError, Misconfigured, SessionNotFound, Unavailable
 from fiml.market.models import AssetKind, Depth
 from fiml.mcp import arguments as args
-from fiml.mcp.refusals import refuse
+from fiml.mcp.refusals import refuse, with_refusals
 from fiml.mcp.results import (
     RECENT_QUERIES,
     CreatedSession,
@@ -29,14 +28,13 @@ from fiml.mcp.results import (
 from fiml.runtime import Runtime
 from fiml.sessions.values import parse_session_id
 
-_log = structlog.get_logger()
-
 
 class SessionTools:
     """The seven tools over one runtime, in the name of the local user, who sees every session."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._market = runtime.market
 
     async def create_analysis_session(
         self,
@@ -122,11 +120,9 @@ class SessionTools:
         try:
             sessions = None if session_id is None else await self._runtime.sessions()
         except (Unavailable, Misconfigured) as exc:
-            answer = await ask(question, market=self._runtime.market)
+            answer = await ask(question, market=self._market)
             return SearchResult.of(answer.model_copy(update={"reason": str(exc)}))
-        return SearchResult.of(
-            await ask(question, market=self._runtime.market, sessions=sessions, session_id=session_id)
-        )
+        return SearchResult.of(await ask(question, market=self._market, sessions=sessions, session_id=session_id))
 
 
 def session_tools(runtime: Runtime) -> list[Tool]:
@@ -146,7 +142,7 @@ def session_tools(runtime: Runtime) -> list[Tool]:
 def _tool(
     method: Callable[..., Awaitable[BaseModel]], title: str, description: str, *, kind: Literal["reads", "adds"]
 ) -> Tool:
-    return Tool.from_function(
+    tool = Tool.from_function(
         _answering(method),
         name=method.__name__.replace("_", "-"),
         title=title,
@@ -158,6 +154,9 @@ def _tool(
             open_world_hint=False,
         ),
     )
+    assert tool.fn_metadata.output_schema is not None  # noqa: S101 - every method returns a model
+    tool.fn_metadata.output_schema = with_refusals(tool.fn_metadata.output_schema)
+    return tool
 
 
 def _answering(method: Callable[..., Awaitable[BaseModel]]) -> Callable[..., Awaitable[CallToolResult]]:
@@ -202,7 +201,7 @@ GET_TEXT = (
 )
 LIST_TEXT = (
     "Find sessions: a page of them, newest first, with title, assets, tags and times. Use it when the user means an"
-    " earlier analysis whose id you don't have. Give next_cursor as cursor for the next page. Ended sessions are"
+    " earlier analysis whose id you don't have. Give next_cursor as cursor for the next page. Archived sessions are"
     " only in it with includeArchived."
 )
 STATS_TEXT = (

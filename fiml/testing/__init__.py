@@ -9,8 +9,8 @@
 
         assert (await store.get_session(session.id)).is_expired
 
-Outside of pytest, `open_temporary_store(folder)` opens such a store, and `fiml.core.clock.using(FrozenClock())` installs
-such a clock. Needs the extra [testing].
+Outside of pytest, `open_temporary_store(folder)` opens such a store, and `fiml.core.clock.using(FrozenClock())`
+installs such a clock. Needs the extra [testing].
 """
 
 from fiml.testing.clock import FrozenClock

@@ -27,7 +27,7 @@ def clock() -> Iterator[FrozenClock]:
 
 
 @pytest_asyncio.fixture
-async def store(clock: FrozenClock, tmp_path: Path) -> AsyncIterator[SessionStore]:  # noqa: ARG001  the store lives by it
+async def store(clock: FrozenClock, tmp_path: Path) -> AsyncIterator[SessionStore]:
     """An open, empty, fast store."""
     async with open_temporary_store(tmp_path / "fiml") as opened:
         yield opened

@@ -38,17 +38,22 @@ async def open_store_over(backend: Backend, settings: Settings | None = None) ->
 async def copy_empty_file(file: Path) -> None:
     """Put an embedded store's empty file at `file`, unless there is one."""
     global _empty_file  # noqa: PLW0603  made once for the process
-    if file.exists():
-        return
     if _empty_file is None:
         _empty_file = await _make_empty_file()
+    _write_new(file, _empty_file)
+
+
+def _write_new(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(_empty_file)  # noqa: ASYNC240  as short as the calls of a test's own
+    if not file.exists():
+        file.write_bytes(content)
 
 
 async def _make_empty_file() -> bytes:
     with tempfile.TemporaryDirectory(prefix="fiml-") as folder:
-        settings = Settings(redis_url=None, database_url=None, data_dir=Path(folder), sqlite_synchronous="off")
+        settings = Settings(
+            redis_url=None, database_url=None, data_dir=Path(folder), sqlite_synchronous=Synchronous.OFF
+        )
         async with SessionStore(settings):
             pass
         return settings.embedded_file.read_bytes()

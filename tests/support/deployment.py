@@ -52,17 +52,18 @@ class Deployment:
 @contextmanager
 def server_deployment() -> Iterator[Deployment]:
     """Servers with an empty schema for as long as the block runs."""
-    # With a loop factory the runner leaves the thread's current loop alone.
     with (
+        # With a loop factory the runner leaves the thread's current loop alone.
         asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner,
         redis_url() as redis,
         database_url() as database,
+        free_redis_database(redis) as live,
+        new_database(database, runner) as archive,
     ):
-        with free_redis_database(redis) as live, new_database(database, runner) as archive:
-            runner.run(_create_schema(Settings(redis_url=live, database_url=archive)))
-            with closing(Deployment(live, archive, runner)) as deployment:
-                yield deployment
-                deployment.clean()
+        runner.run(_create_schema(Settings(redis_url=live, database_url=archive)))
+        with closing(Deployment(live, archive, runner)) as deployment:
+            yield deployment
+            deployment.clean()
 
 
 @contextmanager

@@ -9,28 +9,38 @@
     class TestContract(conformance.ContractSuite): ...
 
 `open_store(**settings)` opens a store; those of one test share their data, which is empty at its begin. `CrashSuite`
-and `BudgetSuite` need one fixture more each: they say which.
+and `BudgetSuite` need the fixture `open_crashing_store` too: `open_crashing_store(faults)` opens a store whose backend
+sends each call to an engine through `faults.around`.
 
 Have pytest explain their assertions: `pytest.register_assert_rewrite("fiml.testing")` in `conftest.py`.
 """
 
-from fiml.testing.conformance.contract import ContractSuite, PrincipalSuite
+from fiml.testing.conformance.budgets import BudgetSuite
+from fiml.testing.conformance.contract import ContractSuite
+from fiml.testing.conformance.crashes import Crash, CrashSuite, Faults, OpenCrashingStore
 from fiml.testing.conformance.json_values import JsonValuesSuite
 from fiml.testing.conformance.lifecycle import LifecycleSuite
 from fiml.testing.conformance.limits import LimitsSuite
 from fiml.testing.conformance.listing import ListingSuite
 from fiml.testing.conformance.machine import MachineSuite
+from fiml.testing.conformance.principals import PrincipalSuite
 from fiml.testing.conformance.races import RacesSuite
 from fiml.testing.conformance.suite import OpenStore, Suite
 from fiml.testing.conformance.updates import UpdatesSuite
 
 __all__ = [
+    "BudgetSuite",
     "ContractSuite",
+    "Crash",
+    "CrashSuite",
+    "Faults",
     "JsonValuesSuite",
     "LifecycleSuite",
     "LimitsSuite",
     "ListingSuite",
-    "MachineSuite", "OpenStore",
+    "MachineSuite",
+    "OpenCrashingStore",
+    "OpenStore",
     "PrincipalSuite",
     "RacesSuite",
     "Suite",

@@ -1,13 +1,12 @@
 """What each verb promises of a session that is there."""
 
 from datetime import timedelta
-from uuid import UUID
+from typing import Any
 
 import pytest
 
 from fiml.core.errors import (
     InvalidSessionId,
-    NotPermitted,
     SessionConflict,
     SessionExpired,
     SessionFull,
@@ -15,7 +14,7 @@ from fiml.core.errors import (
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing.clock import FrozenClock
-from fiml.testing.conformance.suite import OWNER, STRANGER, OpenStore, Suite, content, document, existing, listing
+from fiml.testing.conformance.suite import OWNER, OpenStore, Suite, content, document, existing, listing
 from fiml.testing.samples import make_query, make_session
 
 MALFORMED_IDS = [
@@ -85,7 +84,11 @@ class ContractSuite(Suite):
         ],
     )
     async def test_a_malformed_id_is_refused(self, store: SessionStore, verb: str) -> None:
-        more = {"update_session": [make_session()], "record_query": [make_query()], "extend_session": [1]}
+        more: dict[str, list[Any]] = {
+            "update_session": [make_session()],
+            "record_query": [make_query()],
+            "extend_session": [1],
+        }
 
         for malformed in MALFORMED_IDS:
             with pytest.raises(InvalidSessionId):
@@ -377,58 +380,3 @@ class ContractSuite(Suite):
 
             assert document(await existing(second, live.id)) == document(await existing(first, live.id))
             assert document(await existing(second, ended.id)) == document(await existing(first, ended.id))
-
-
-class PrincipalSuite(Suite):
-    """What a principal sees; the lifecycle's table has its refusals."""
-
-    async def test_a_principal_creates_sessions_of_its_own(self, store: SessionStore) -> None:
-        session = await store.as_principal(OWNER).create_session(["AAPL"], SessionType.EQUITY)
-
-        assert session.user_id == OWNER
-        assert (await existing(store.as_principal(OWNER), session.id)).id == session.id
-        assert await store.as_principal(STRANGER).get_session(session.id) is None
-
-    async def test_a_principal_creates_none_for_another(self, store: SessionStore) -> None:
-        with pytest.raises(NotPermitted):
-            await store.as_principal(STRANGER).create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER)
-
-        assert await listing(store, None) == []
-
-    async def test_a_principal_lists_only_its_own(self, store: SessionStore) -> None:
-        mine = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER)
-        await store.create_session(["AAPL"], SessionType.EQUITY, user_id=STRANGER)
-        await store.create_session(["AAPL"], SessionType.EQUITY)
-        principal = store.as_principal(OWNER)
-
-        assert [found.id for found in await listing(principal, None)] == [mine.id]
-        assert [found.id for found in await listing(principal, OWNER)] == [mine.id]
-        with pytest.raises(NotPermitted):
-            await principal.list_user_sessions(STRANGER)
-
-    async def test_a_session_of_nobody_is_no_principals(self, store: SessionStore) -> None:
-        live = await store.create_session(["AAPL"], SessionType.EQUITY)
-        ended = await store.create_session(["AAPL"], SessionType.EQUITY)
-        await store.archive_session(ended.id)
-
-        for session_id in (live.id, ended.id):
-            assert await store.as_principal(OWNER).get_session(session_id) is None
-            assert not await store.as_principal(OWNER).delete_session(session_id)
-
-    async def test_the_store_itself_and_the_local_user_see_everybodys(self, store: SessionStore) -> None:
-        ids = {(await store.create_session(["AAPL"], SessionType.EQUITY, user_id=user)).id for user in ("a", "b", None)}
-
-        for view in (store, store.as_principal(None)):
-            assert {found.id for found in await listing(view, None)} == ids
-            assert all([await view.get_session(session_id) for session_id in ids])
-
-    async def test_similar_names_are_different_principals(self, store: SessionStore) -> None:
-        names = ["ann", "Ann", "ann ", "an", "ann\u0301", "%", "*", "a*"]
-        ids: dict[str, UUID] = {}
-        for name in names:
-            ids[name] = (await store.create_session(["AAPL"], SessionType.EQUITY, user_id=name)).id
-
-        for name in names:
-            view = store.as_principal(name)
-            assert [found.id for found in await listing(view, name)] == [ids[name]]
-            assert [other for other in names if await view.get_session(ids[other])] == [name]

@@ -104,7 +104,7 @@ class JsonValuesSuite(Suite):
         cache_hit=st.booleans(),
         moment=st.datetimes(timezones=st.just(UTC)),
     )
-    async def test_any_query_comes_back_equal(  # noqa: PLR0917  as many as a query has fields
+    async def test_any_query_comes_back_equal(
         self,
         store: SessionStore,
         query_type: str,

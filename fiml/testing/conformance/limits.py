@@ -86,6 +86,16 @@ def _fill(session: Session) -> None:
         session.state.metadata[f"{n:02}"] = _text_of(VALUE_BYTES - 2)
 
 
+def _fill_and_add(session: Session) -> None:
+    _fill(session)
+    session.state.context["a"] = 1
+
+
+def _take_ages(session: Session) -> None:
+    session.add_query(make_query(execution_time_ms=1.7e308))
+    session.add_query(make_query(execution_time_ms=1.7e308))
+
+
 def _set_title(session: Session) -> None:
     session.title = "t" * 201
 
@@ -115,7 +125,7 @@ REFUSED_CHANGES: dict[str, Callable[[Session], object]] = {
     "metadata": lambda session: session.state.metadata.update(bad=_nested(DEPTH + 1)),
     "intermediate": lambda session: session.state.intermediate_results.update(bad=_text_of(VALUE_BYTES + 1)),
     "endless": _loop,
-    "maps": lambda session: [_fill(session), session.state.context.update(a=1)],
+    "maps": _fill_and_add,
     "title": _set_title,
     "too many tags": lambda session: session.tags.extend(f"t{n}" for n in range(51)),
     "too many assets": lambda session: session.assets.extend(f"A{n}" for n in range(101)),
@@ -126,11 +136,11 @@ REFUSED_CHANGES: dict[str, Callable[[Session], object]] = {
     "summary": lambda session: session.add_query(make_query(result_summary="\0")),
     "time": lambda session: session.add_query(make_query(execution_time_ms=float("nan"))),
     "negative time": lambda session: session.add_query(make_query(execution_time_ms=-1)),
-    "times that add up to infinity": lambda session: [session.add_query(make_query(execution_time_ms=1.7e308))] * 2,
+    "times that add up to infinity": _take_ages,
     "long time": lambda session: session.add_query(make_query(execution_time_ms=10**400)),
     "naive moment": lambda session: session.add_query(make_query(timestamp=datetime(2024, 1, 1))),  # noqa: DTZ001
     "moment off the calendar": lambda session: session.add_query(
-        make_query(timestamp=datetime.min.replace(tzinfo=timezone(timedelta(hours=14))))  # noqa: DTZ901
+        make_query(timestamp=datetime.min.replace(tzinfo=timezone(timedelta(hours=14))))
     ),
     "moment's type": lambda session: session.add_query(make_query(timestamp="2024-01-01T00:00:00Z")),
     "query type": lambda session: session.add_query(make_query("\ud800")),

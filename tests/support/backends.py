@@ -1,0 +1,83 @@
+"""The deployments' backends with a hook around each call to an engine."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Connection
+
+from fiml.core.config import Settings
+from fiml.db.postgres import PostgresDatabase
+from fiml.db.redis_client import Argument, RedisClient
+from fiml.db.sqlite_file import SqliteFile
+from fiml.sessions.backends import redis
+from fiml.sessions.backends.base import Backend
+from fiml.sessions.backends.redis import RedisTier
+from fiml.sessions.backends.sqlite import SqliteBackend
+from fiml.sessions.backends.tiered import TieredBackend
+from fiml.sessions.store import SessionStore
+from fiml.testing import open_store_over
+
+SCRIPTS = (redis.READ, redis.PUT, redis.WRITE, redis.EXTEND, redis.GO_ON, redis.REMOVE, redis.REINDEX)
+Result = TypeVar("Result")
+
+
+class Around(Protocol):
+    """Makes a call to an engine, or doesn't."""
+
+    async def __call__(self, call: Callable[[], Awaitable[Result]]) -> Result: ...
+
+
+class WatchedFile(SqliteFile):
+    """A SQLite file; a call to the engine is a hop to its thread."""
+
+    around: Around
+
+    async def _hop(self, work: Callable[[], Result]) -> Result:
+        async def hop() -> Result:
+            return await super(WatchedFile, self)._hop(work)
+
+        return await self.around(hop)
+
+
+class WatchedClient(RedisClient):
+    """A Redis client; a call to the engine is a round trip."""
+
+    around: Around
+
+    async def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        async def send() -> list[Any]:
+            return await super(WatchedClient, self)._send(commands)
+
+        return await self.around(send)
+
+
+class WatchedDatabase(PostgresDatabase):
+    """A PostgreSQL database; a call to the engine is a transaction."""
+
+    around: Around
+
+    async def transact(self, function: Callable[[Connection], Result]) -> Result:
+        async def transact() -> Result:
+            return await super(WatchedDatabase, self).transact(function)
+
+        return await self.around(transact)
+
+
+def watched_backend(settings: Settings, around: Around) -> Backend:
+    """The backend of the settings, each of whose calls to its engines goes through `around`."""
+    if settings.redis_url is None or settings.database_url is None:
+        file = WatchedFile(settings.embedded_file, settings.sqlite_synchronous)
+        file.around = around
+        return SqliteBackend(file, settings.sqlite_synchronous)
+    client = WatchedClient(settings.redis_url, SCRIPTS)
+    client.around = around
+    live = RedisTier(settings.redis_url)
+    live._client = client
+    database = WatchedDatabase(settings.database_url)
+    database.around = around
+    return TieredBackend(live, database)
+
+
+def open_watched_store(settings: Settings, around: Around) -> AbstractAsyncContextManager[SessionStore]:
+    return open_store_over(watched_backend(settings, around), settings)

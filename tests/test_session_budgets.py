@@ -1,0 +1,224 @@
+"""Round trips are a budget: counted on the wire to Valkey and PostgreSQL, and in statements of SQLite."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import make_url
+
+from fiml.core.config import Settings
+from fiml.core.errors import FimlError
+from fiml.db.sqlite_file import driver
+from fiml.sessions.backends.sqlite import SqliteBackend
+from fiml.sessions.models import Session, SessionType
+from fiml.sessions.store import SessionStore, SessionVerbs
+from fiml.testing import FrozenClock, make_query, make_session, open_temporary_store
+from tests.support.deployment import Deployment
+from tests.support.wire import Wire, tcp_wire, unix_wire
+
+OWNER, STRANGER = "ann", "eve"
+LONG_HISTORY = 1000
+Verb = Callable[[SessionVerbs, Session], Awaitable[object]]
+
+VERBS: dict[str, Verb] = {
+    "create": lambda store, _: store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, tags=["t"]),
+    "track": lambda store, session: store.record_query(session.id, make_query()),
+    "read": lambda store, session: store.get_session(session.id),
+    "read the last 5": lambda store, session: store.get_session(session.id, recent_queries=5),
+    "extend": lambda store, session: store.extend_session(session.id, 1),
+    "page": lambda store, _: store.list_user_sessions(OWNER),
+    "page of all": lambda store, _: store.list_user_sessions(None),
+}
+ROUND_TRIPS = dict.fromkeys(VERBS, 1) | {"page": 2, "page of all": 2}
+ON_ONE_SESSION: dict[str, Verb] = {
+    "get": lambda store, session: store.get_session(session.id),
+    "get the last 5": lambda store, session: store.get_session(session.id, recent_queries=5),
+    "update": lambda store, session: store.update_session(session.id, session),
+    "update at a version": lambda store, session: store.update_session(session.id, session, expected_version=1),
+    "record": lambda store, session: store.record_query(session.id, make_query(id=UUID(int=1))),
+    "extend": lambda store, session: store.extend_session(session.id, 1),
+    "resume": lambda store, session: store.resume_session(session.id),
+    "archive": lambda store, session: store.archive_session(session.id),
+    "delete": lambda store, session: store.delete_session(session.id),
+}
+
+
+class Wires:
+    """A store on Valkey and PostgreSQL, and the wires it speaks over."""
+
+    def __init__(self, store: SessionStore, redis: Wire, postgres: Wire) -> None:
+        self.store = store
+        self.redis = redis
+        self.postgres = postgres
+
+    async def listen(self, call: Awaitable[object]) -> object:
+        """What the call returned or raised; the wires have heard only it."""
+        self.redis.clear()
+        self.postgres.clear()
+        try:
+            return await call
+        except FimlError as exc:
+            return exc
+
+
+@pytest.fixture
+async def wires(deployment: Deployment, clock: FrozenClock) -> AsyncIterator[Wires]:
+    redis_address, postgres_url = urlsplit(deployment.redis_url), make_url(deployment.database_url)
+    assert redis_address.hostname is not None
+    # A Unix socket's path has room for 104 bytes: pytest's own folders are too deep.
+    with tempfile.TemporaryDirectory(prefix="fiml-", dir="/tmp") as name:
+        folder = Path(name)
+        socket = Path(str(postgres_url.query["host"])) / ".s.PGSQL.5432"
+        async with (
+            tcp_wire(redis_address.hostname, redis_address.port or 6379) as (redis, port),
+            unix_wire(socket, folder) as postgres,
+        ):
+            settings = Settings(
+                redis_url=f"redis://127.0.0.1:{port}{redis_address.path}",
+                database_url=postgres_url.set(query={"host": name}).render_as_string(hide_password=False),
+            )
+            async with SessionStore(settings) as store:
+                yield Wires(store, redis, postgres)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_verb_takes_its_round_trips_whatever_the_history(wires: Wires, verb: str) -> None:
+    commands = []
+    for queries in (0, LONG_HISTORY - 1):
+        session = await a_session(wires.store, queries=queries)
+
+        await wires.listen(VERBS[verb](wires.store, session))
+
+        assert wires.redis.round_trips == ROUND_TRIPS[verb]
+        assert wires.postgres.round_trips == 0
+        commands.append(len(wires.redis.commands))
+    assert commands[0] == commands[1] or verb.startswith("page")
+
+
+@pytest.mark.parametrize("user_id", [OWNER, None])
+async def test_a_page_costs_the_same_with_10_and_with_2000_sessions(wires: Wires, user_id: str | None) -> None:
+    heard = []
+    for count in (10, 1990):
+        await asyncio.gather(*(a_session(wires.store) for _ in range(count)))
+        page = await wires.listen(wires.store.list_user_sessions(user_id, limit=10))
+        assert isinstance(page, list)
+        assert len(page) == 10
+        heard.append((wires.redis.round_trips, [command[0] for command in wires.redis.commands]))
+
+    assert heard[0] == heard[1]
+    assert heard[0][0] == 2
+
+
+async def test_an_update_of_a_live_session_reads_it_once_after(wires: Wires) -> None:
+    session = await a_session(wires.store)
+    session.state.context["a"] = 1
+    session.add_query(make_query())
+
+    await wires.listen(wires.store.update_session(session.id, session))
+
+    assert wires.redis.round_trips <= 2
+    assert wires.postgres.round_trips == 0
+
+
+@pytest.mark.parametrize("state", ["active", "expired", "archived"])
+@pytest.mark.parametrize("verb", ON_ONE_SESSION)
+async def test_anothers_session_is_on_the_wire_as_one_that_does_not_exist(
+    wires: Wires, clock: FrozenClock, verb: str, state: str
+) -> None:
+    stranger = wires.store.as_principal(STRANGER)
+    anothers = await a_session(wires.store, queries=3)
+    if state != "active":
+        clock.advance(hours=1)
+    if state == "archived":
+        await wires.store.archive_session(anothers.id)
+    heard = []
+    # The first one warms up: PostgreSQL prepares its statements once.
+    for session_id in (uuid4(), uuid4(), anothers.id):
+        session = make_session(id=session_id)
+
+        outcome = await wires.listen(ON_ONE_SESSION[verb](stranger, session))
+
+        heard.append((repr(outcome), *transcript(wires, session_id)))
+        heard[-1] = tuple(mask(part, session_id) if isinstance(part, str) else part for part in heard[-1])
+
+    assert heard[2] == heard[1]
+
+
+def transcript(wires: Wires, session_id: UUID) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
+    """All that was said, with the id taken out."""
+    return tuple(
+        [(speaker, mask_bytes(said, session_id)) for speaker, said in wire.turns]
+        for wire in (wires.redis, wires.postgres)
+    )
+
+
+def mask(text: str, session_id: UUID) -> str:
+    return text.replace(str(session_id), "ID").replace(session_id.hex, "ID")
+
+
+def mask_bytes(said: bytes, session_id: UUID) -> bytes:
+    for form in (session_id.bytes, session_id.hex.encode(), str(session_id).encode()):
+        said = said.replace(form, b"ID")
+    return said
+
+
+async def a_session(store: SessionStore, *, queries: int = 0) -> Session:
+    session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
+    for _ in range(queries):
+        session.add_query(make_query())
+    return await store.update_session(session.id, session) if queries else session
+
+
+@pytest.fixture
+async def embedded(tmp_path: Path, clock: FrozenClock) -> AsyncIterator[SessionStore]:
+    async with open_temporary_store(tmp_path) as store:
+        yield store
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_sqlite_runs_as_many_statements_whatever_the_history(embedded: SessionStore, verb: str) -> None:
+    counts = []
+    for queries in (1, LONG_HISTORY - 1):
+        session = await a_session(embedded, queries=queries)
+
+        counts.append(len(await statements(embedded, VERBS[verb](embedded, session))))
+
+    assert counts[0] == counts[1] <= 10
+
+
+async def statements(store: SessionStore, call: Awaitable[object]) -> list[str]:
+    """The SQL that a call runs on the store's connection."""
+    backend = store._opened
+    assert isinstance(backend, SqliteBackend)
+    heard: list[str] = []
+
+    def trace(callback: Callable[[str], Any] | None) -> Callable[[Any], None]:
+        return lambda connection: driver(connection).set_trace_callback(callback)
+
+    await backend._file.transact(trace(heard.append))
+    heard.clear()
+    await call
+    before_the_end = list(heard)
+    await backend._file.transact(trace(None))
+    return before_the_end
+
+
+@pytest.mark.parametrize(("verb", "index"), [("page", "by_user"), ("page of all", "by_creation")])
+async def test_sqlite_reads_a_page_by_its_index(embedded: SessionStore, verb: str, index: str) -> None:
+    """Without a sort, a page costs the same however many sessions there are."""
+    session = await a_session(embedded)
+    [select] = [text for text in await statements(embedded, VERBS[verb](embedded, session)) if "SELECT" in text]
+    backend = embedded._opened
+    assert isinstance(backend, SqliteBackend)
+
+    plan = await backend._file.read(
+        lambda connection: [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {select}")]
+    )
+
+    assert any(f"active_sessions_{index}" in step for step in plan)
+    assert not any("TEMP B-TREE" in step for step in plan)
