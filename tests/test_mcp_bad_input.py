@@ -53,6 +53,11 @@ def of_session(value: object, code: str = "invalid_session_id") -> list[Bad]:
     ]
 
 
+def each(*values: Any) -> tuple[Any, ...]:
+    """Values of any types, to go through."""
+    return values
+
+
 def creating(says: str, **arguments: Any) -> Bad:
     return Bad("create-analysis-session", CREATE | arguments, says=[says])
 
@@ -87,11 +92,11 @@ IDS = [
     *of_session(UNKNOWN.replace("-", ""), "session_not_found"),
     *(
         bad
-        for value in ("", " ", "abc", f"{{{UNKNOWN}}}", f" {UNKNOWN}", f"{UNKNOWN}\n", "5" * 36, NUL)
+        for value in each("", " ", "abc", f"{{{UNKNOWN}}}", f" {UNKNOWN}", f"{UNKNOWN}\n", "5" * 36, NUL)
         for bad in of_session(value)
     ),
     *of_session(f"urn:uuid:{UNKNOWN}"),
-    *of_session(UNKNOWN.replace("5", "５")),
+    *of_session(UNKNOWN.replace("5", "\N{FULLWIDTH DIGIT FIVE}")),
     *of_session(ROCKET * 36),
     *of_session(HUGE, "invalid_input"),
     *of_session(HALF, "invalid_input"),
@@ -132,36 +137,39 @@ NAMES = [
     creating("at most 50 are allowed", tags=["tech"] * 100_000),
     Bad("create-analysis-session", {"sessionType": "equity"}, says=["assets"]),
     Bad("create-analysis-session", {"assets": ["AAPL"]}, says=["sessionType"]),
-    *(creating("title", title=value) for value in ("", "  ", NUL, HALF, "x" * 201, HUGE, 5, ["a"], {"a": 1})),
-    *(creating("user_id", userId=value) for value in ("", NUL, HALF, "x" * 256, HUGE)),
-    *(creating("userId", userId=value) for value in (5, ["a"], {"a": 1})),
+    *(creating("title", title=value) for value in each("", "  ", NUL, HALF, "x" * 201, HUGE, 5, ["a"], {"a": 1})),
+    *(creating("user_id", userId=value) for value in each("", NUL, HALF, "x" * 256, HUGE)),
+    *(creating("userId", userId=value) for value in each(5, ["a"], {"a": 1})),
 ]
 TYPES = [
-    *(creating("'equity', 'crypto'", sessionType=value) for value in ("stocks", "EQUITY", "", HUGE, NUL, None, 5)),
-    *(listing("'equity', 'crypto'", sessionType=value) for value in ("stocks", HUGE, 5, ["equity"])),
+    *(creating("'equity', 'crypto'", sessionType=value) for value in each("stocks", "EQUITY", "", HUGE, NUL, None, 5)),
+    *(listing("'equity', 'crypto'", sessionType=value) for value in each("stocks", HUGE, 5, ["equity"])),
     Bad("get-session-analytics", {"sessionType": "stocks"}, says=["'equity', 'crypto'"]),
-    *(searching("'quick', 'standard' or 'deep'", depth=value) for value in ("shallow", "QUICK", "", HUGE, None, 5, [])),
+    *(
+        searching("'quick', 'standard' or 'deep'", depth=value)
+        for value in each("shallow", "QUICK", "", HUGE, None, 5, [])
+    ),
 ]
 HOURS = [
-    *(creating("between 1 and 168", ttlHours=value) for value in (0, -1, 169, 10**9, -(10**9), GOOGOLS, -GOOGOLS)),
-    *(extending("between 1 and 168", value) for value in (0, -1, 169, 10**9, GOOGOLS)),
-    *(creating("ttlHours", ttlHours=value) for value in (1.5, True, "soon", HUGE, [24], {})),
-    *(extending("hours", value) for value in (1.5, True, "soon", None, [24], {})),
+    *(creating("between 1 and 168", ttlHours=value) for value in each(0, -1, 169, 10**9, -(10**9), GOOGOLS, -GOOGOLS)),
+    *(extending("between 1 and 168", value) for value in each(0, -1, 169, 10**9, GOOGOLS)),
+    *(creating("ttlHours", ttlHours=value) for value in each(1.5, True, "soon", HUGE, [24], {})),
+    *(extending("hours", value) for value in each(1.5, True, "soon", None, [24], {})),
 ]
 NUMBERS = [
-    *(listing("between 1 and 200", limit=value) for value in (0, 201, -1, GOOGOLS)),
-    *(listing("limit", limit=value) for value in ("ten", None, 1.5, True, [], {})),
+    *(listing("between 1 and 200", limit=value) for value in each(0, 201, -1, GOOGOLS)),
+    *(listing("limit", limit=value) for value in each("ten", None, 1.5, True, [], {})),
     *(
         Bad("get-session-analytics", {"days": value}, says=["days", "between 1 and 3650"])
-        for value in (0, -1, 3651, 10**9, GOOGOLS)
+        for value in each(0, -1, 3651, 10**9, GOOGOLS)
     ),
-    *(Bad("get-session-analytics", {"days": value}, says=["days"]) for value in ("many", None, 1.5, True, [])),
-    *(listing("includeArchived", includeArchived=value) for value in ("perhaps", None, 5, [])),
+    *(Bad("get-session-analytics", {"days": value}, says=["days"]) for value in each("many", None, 1.5, True, [])),
+    *(listing("includeArchived", includeArchived=value) for value in each("perhaps", None, 5, [])),
 ]
 CURSORS = [
     *(
         listing("next_cursor of the page before", cursor=value)
-        for value in (
+        for value in each(
             "",
             "abc",
             "%%%",
@@ -186,30 +194,33 @@ CURSORS = [
             cursor([float("inf"), UNKNOWN]),
         )
     ),
-    *(listing("cursor", cursor=value) for value in (HUGE, HALF, 5, [], {})),
+    *(listing("cursor", cursor=value) for value in each(HUGE, HALF, 5, [], {})),
 ]
 FILTERS = [
-    listing(name, **{name: value}) for name in ("tag", "asset") for value in (NUL, HALF, HUGE, 5, ["a"], {"a": 1})
-] + [listing("user_id", userId=value) for value in ("", NUL, HALF, HUGE)]
+    listing(name, **{name: value}) for name in ("tag", "asset") for value in each(NUL, HALF, HUGE, 5, ["a"], {"a": 1})
+] + [listing("user_id", userId=value) for value in each("", NUL, HALF, HUGE)]
 SYMBOLS = [
     *(
         bad
-        for value in ("", " ", "AA PL", "AA\tPL", "AA\nPL", "A" * 33, NUL)
+        for value in each("", " ", "AA PL", "AA\tPL", "AA\nPL", "A" * 33, NUL)
         for bad in (searching("is not a symbol", symbol=value), coin("is not a symbol", symbol=value))
     ),
     *(
         searching("is not in the sample data; it has AAPL", "symbol_not_found", symbol=value)
-        for value in ('A"B', "A'B", "';DROP--", ROCKET, "../etc", "null", "ÅÄÖ", "<script>", "%s%n", "{0}", "BTC")
+        for value in each('A"B', "A'B", "';DROP--", ROCKET, "../etc", "null", "ÅÄÖ", "<script>", "%s%n", "{0}", "BTC")
     ),
     coin("it has BTC, ETH, LTC", "symbol_not_found", symbol="AAPL"),
-    *(searching("symbol", symbol=value) for value in (HUGE, HALF, None, 5, True, [], ["AAPL"], {}, {"symbol": "AAPL"})),
-    *(coin("symbol", symbol=value) for value in (HUGE, HALF, None, 5, [], {})),
-    *(searching("valid: US", market=value) for value in ("", "DE", HUGE, NUL, ROCKET)),
-    *(searching("market", market=value) for value in (HALF, None, 5, [])),
-    *(coin("valid: Bitstamp", exchange=value) for value in ("", "Kraken", HUGE, NUL)),
-    *(coin("exchange", exchange=value) for value in (HALF, 5, [], {})),
-    *(coin("valid: USD", pair=value) for value in ("", "EUR", HUGE)),
-    *(coin("pair", pair=value) for value in (HALF, None, 5, [])),
+    *(
+        searching("symbol", symbol=value)
+        for value in each(HUGE, HALF, None, 5, True, [], ["AAPL"], {}, {"symbol": "AAPL"})
+    ),
+    *(coin("symbol", symbol=value) for value in each(HUGE, HALF, None, 5, [], {})),
+    *(searching("valid: US", market=value) for value in each("", "DE", HUGE, NUL, ROCKET)),
+    *(searching("market", market=value) for value in each(HALF, None, 5, [])),
+    *(coin("valid: Bitstamp", exchange=value) for value in each("", "Kraken", HUGE, NUL)),
+    *(coin("exchange", exchange=value) for value in each(HALF, 5, [], {})),
+    *(coin("valid: USD", pair=value) for value in each("", "EUR", HUGE)),
+    *(coin("pair", pair=value) for value in each(HALF, None, 5, [])),
     Bad("search-by-symbol", {}, says=["symbol"]),
 ]
 MISSPELT = [

@@ -113,7 +113,8 @@ def sweep() -> None:
         async with open_runtime() as runtime:
             return await (await runtime.store()).cleanup_expired_sessions()
 
-    typer.echo(f"{run_plain(sweep_all())} sessions moved to the archive")
+    moved = run_plain(sweep_all())
+    typer.echo(f"{moved} session{'' if moved == 1 else 's'} moved to the archive")
 
 
 async def _get(store: PrincipalStore, session_id: str, recent: int | None) -> Session:

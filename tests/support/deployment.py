@@ -70,7 +70,7 @@ def server_deployment() -> Iterator[Deployment]:
 def free_redis_database(url: str) -> Iterator[str]:
     """The URL of an empty numbered database, claimed until the block ends."""
     for number in range(NUMBERED_DATABASES):
-        candidate = urlunsplit(urlsplit(url)._replace(path=f"/{number}"))
+        candidate = _numbered(url, number)
         with redis.Redis.from_url(candidate) as client:
             if client.dbsize() == 0 and client.set(CLAIM, "1", nx=True, ex=CLAIM_S):
                 try:
@@ -79,6 +79,12 @@ def free_redis_database(url: str) -> Iterator[str]:
                     client.delete(CLAIM)
                 return
     raise RuntimeError(f"each of the {NUMBERED_DATABASES} databases of {url} holds something: name an unused server")
+
+
+def _numbered(url: str, number: int) -> str:
+    address = urlsplit(url)
+    in_query = address.scheme == "unix"  # there the path is the socket's
+    return urlunsplit(address._replace(query=f"db={number}") if in_query else address._replace(path=f"/{number}"))
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from uuid import UUID
 
 from mcp.client import Client
@@ -187,7 +188,7 @@ def environment(folder: Path) -> dict[str, str]:
     return {"FIML_DATA_DIR": str(folder), "FIML_MARKET_DATA": "sample", "PYTHONWARNINGS": "error::UserWarning"}
 
 
-def log_file(folder: Path) -> IO[str]:
+def log_file(folder: Path) -> TextIOWrapper:
     return (folder.parent / "server.log").open("a")
 
 

@@ -1,12 +1,17 @@
 """A relay between a client and a server that hears what is said: how often, which commands, which replies."""
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from sqlalchemy import make_url
 
 CHUNK_BYTES = 1 << 20
+POSTGRES_SOCKET = ".s.PGSQL.5432"
 
 
 @dataclass
@@ -104,22 +109,49 @@ class Relay:
 async def tcp_wire(host: str, port: int) -> AsyncIterator[tuple[Wire, int]]:
     """A wire to a server, and the port on loopback at which it answers."""
     wire = Wire()
-    async with closing_relay(wire, lambda: asyncio.open_connection(host, port)) as relay:
-        async with await asyncio.start_server(relay.accept, "127.0.0.1", 0) as server:
-            yield wire, server.sockets[0].getsockname()[1]
+    async with (
+        _relay(wire, lambda: asyncio.open_connection(host, port)) as relay,
+        await asyncio.start_server(relay.accept, "127.0.0.1", 0) as server,
+    ):
+        yield wire, server.sockets[0].getsockname()[1]
 
 
 @asynccontextmanager
 async def unix_wire(socket: Path, folder: Path) -> AsyncIterator[Wire]:
     """A wire to a server on a Unix socket; it answers in `folder`, under the same name."""
     wire = Wire()
-    async with closing_relay(wire, lambda: asyncio.open_unix_connection(socket)) as relay:
-        async with await asyncio.start_unix_server(relay.accept, folder / socket.name):
-            yield wire
+    async with (
+        _relay(wire, lambda: asyncio.open_unix_connection(socket)) as relay,
+        await asyncio.start_unix_server(relay.accept, folder / socket.name),
+    ):
+        yield wire
 
 
 @asynccontextmanager
-async def closing_relay(wire: Wire, connect: Callable[[], Awaitable[Streams]]) -> AsyncIterator[Relay]:
+async def redis_wire(url: str) -> AsyncIterator[tuple[Wire, str]]:
+    """A wire to a Redis server, and the URL at which it answers."""
+    address = urlsplit(url)
+    async with tcp_wire(address.hostname or "localhost", address.port or 6379) as (wire, port):
+        account = f"{address.username or ''}:{address.password}@" if address.password else ""
+        yield wire, urlunsplit(address._replace(netloc=f"{account}127.0.0.1:{port}"))
+
+
+@asynccontextmanager
+async def postgres_wire(url: str) -> AsyncIterator[tuple[Wire, str]]:
+    """A wire to a PostgreSQL server, and the URL at which it answers."""
+    address = make_url(url)
+    if socket_folder := address.query.get("host"):
+        # In /tmp, since a Unix socket's path has room for 104 bytes.
+        with tempfile.TemporaryDirectory(prefix="fiml-", dir="/tmp") as folder:
+            async with unix_wire(Path(str(socket_folder)) / POSTGRES_SOCKET, Path(folder)) as wire:
+                yield wire, address.set(query={"host": folder}).render_as_string(hide_password=False)
+    else:
+        async with tcp_wire(address.host or "localhost", address.port or 5432) as (wire, port):
+            yield wire, address.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+
+
+@asynccontextmanager
+async def _relay(wire: Wire, connect: Callable[[], Awaitable[Streams]]) -> AsyncIterator[Relay]:
     relay = Relay(wire, connect)
     try:
         yield relay

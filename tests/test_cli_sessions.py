@@ -1,0 +1,227 @@
+"""`fiml sessions`, `fiml db` and `fiml demo`, as a user at a shell meets them."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fiml.cli import app
+from fiml.core.clock import using
+from fiml.core.config import Settings
+from fiml.core.errors import FimlError, InvalidInput, InvalidSessionId, SessionNotFound
+from fiml.db.schema import REVISIONS
+from fiml.sessions.models import QueryRecord, Session, SessionType
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock
+
+ROOT = Path(__file__).parent.parent
+UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
+
+
+def fiml(*arguments: str, answer: str | None = None) -> Result:
+    result = CliRunner().invoke(app, list(arguments), input=answer)
+    if isinstance(result.exception, FimlError):
+        raise result.exception
+    return result
+
+
+def make_session(**values: object) -> Session:
+    async def make() -> Session:
+        async with SessionStore() as store:
+            session = await store.create_session(["AAPL", "MSFT"], SessionType.EQUITY, **values)  # type: ignore[arg-type]
+            summary = "AAPL: close 173.93 USD"
+            await store.record_query(session.id, QueryRecord("price", {"symbol": "AAPL"}, summary, 12.5))
+            return session
+
+    return asyncio.run(make())
+
+
+def test_a_listing_shows_each_session_with_its_state() -> None:
+    session = make_session(title="Large tech", tags=["tech"])
+
+    result = fiml("sessions", "list")
+
+    assert result.exit_code == 0
+    assert f"{session.id}  equity  1 query  live until" in result.stdout
+    assert "Large tech: AAPL, MSFT  [tech]" in result.stdout
+
+
+def test_an_empty_listing_says_so() -> None:
+    assert fiml("sessions", "list").stdout == "no sessions\n"
+
+
+def test_pages_of_a_listing_lead_to_each_other() -> None:
+    ids = {str(make_session().id) for _ in range(3)}
+
+    first = json.loads(fiml("sessions", "list", "--limit", "2", "--json").stdout)
+    second = json.loads(fiml("sessions", "list", "--limit", "2", "--json", "--cursor", first["next_cursor"]).stdout)
+
+    assert {line["id"] for line in first["sessions"] + second["sessions"]} == ids
+    assert second["next_cursor"] is None
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "is_found"),
+    [
+        ("--user", "ann", True),
+        ("--user", "bob", False),
+        ("--type", "equity", True),
+        ("--type", "crypto", False),
+        ("--tag", "tech", True),
+        ("--asset", "NVDA", False),
+    ],
+)
+def test_a_listing_is_filtered(option: str, value: str, is_found: bool) -> None:
+    session = make_session(user_id="ann", tags=["tech"])
+
+    assert (str(session.id) in fiml("sessions", "list", option, value).stdout) is is_found
+
+
+def test_a_session_is_shown_with_its_last_queries() -> None:
+    session = make_session()
+
+    shown = fiml("sessions", "show", str(session.id)).stdout
+
+    assert "queries  1, 0% from what the session held" in shown
+    assert "price: AAPL: close 173.93 USD" in shown
+
+
+def test_what_would_steer_a_terminal_is_not_shown() -> None:
+    make_session(title="red\x1b[31m\nand more")
+
+    assert "\x1b" not in fiml("sessions", "list").stdout
+    assert "red�[31m�and more" in fiml("sessions", "list").stdout
+
+
+def test_an_archived_session_is_found_and_resumed() -> None:
+    session_id = str(make_session().id)
+
+    assert "archived" in fiml("sessions", "archive", session_id).stdout
+    assert session_id not in fiml("sessions", "list").stdout
+    assert f"{session_id}  equity  1 query  archived" in fiml("sessions", "list", "--archived").stdout
+    assert "is archived already" in fiml("sessions", "archive", session_id).stdout
+    assert "1 query" in fiml("sessions", "resume", session_id, "--hours", "5").stdout
+    assert session_id in fiml("sessions", "list").stdout
+
+
+def test_a_session_is_deleted_only_when_it_is_meant() -> None:
+    session_id = str(make_session().id)
+
+    refused = fiml("sessions", "delete", session_id, answer="n\n")
+    assert refused.exit_code == 1
+    assert session_id in fiml("sessions", "list").stdout
+
+    assert fiml("sessions", "delete", session_id, "--yes").stdout == "deleted\n"
+    assert fiml("sessions", "list", "--archived").stdout == "no sessions\n"
+
+
+def test_an_export_holds_the_whole_session(tmp_path: Path) -> None:
+    session = make_session()
+    file = tmp_path / "session.json"
+
+    fiml("sessions", "export", str(session.id), "--output", str(file))
+
+    exported = Session.from_dict(json.loads(file.read_text()))
+    assert exported.id == session.id
+    assert exported.state.history.queries[0].parameters == {"symbol": "AAPL"}
+    assert json.loads(fiml("sessions", "export", str(session.id)).stdout)["id"] == str(session.id)
+
+
+def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
+    session = make_session()
+    file = tmp_path / "session.json"
+    file.write_text("mine")
+
+    with pytest.raises(InvalidInput, match="exists already"):
+        fiml("sessions", "export", str(session.id), "--output", str(file))
+
+    assert file.read_text() == "mine"
+
+
+def test_a_sweep_archives_what_has_expired(clock: FrozenClock) -> None:
+    with using(clock):
+        session_id = str(make_session(ttl_hours=1).id)
+        clock.advance(hours=2)
+
+        assert fiml("sessions", "sweep").stdout == "1 session moved to the archive\n"
+        assert "archived" in fiml("sessions", "show", session_id).stdout
+        assert fiml("sessions", "sweep").stdout == "0 sessions moved to the archive\n"
+
+
+@pytest.mark.parametrize("command", ["show", "resume", "export", "archive", "delete"])
+def test_an_unknown_session_is_a_typed_error(command: str) -> None:
+    with pytest.raises(SessionNotFound):
+        fiml("sessions", command, UNKNOWN)
+
+
+def test_a_malformed_id_is_a_typed_error() -> None:
+    with pytest.raises(InvalidSessionId):
+        fiml("sessions", "show", "tomorrow")
+
+
+def test_the_database_is_upgraded_from_nothing() -> None:
+    assert fiml("db", "upgrade").stdout == f"the database is at schema {REVISIONS[-1]}\n"
+    assert Settings().embedded_file.exists()
+
+
+def test_an_error_is_one_line_on_standard_error_and_exit_code_1() -> None:
+    done = run_fiml("sessions", "show", UNKNOWN)
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"fiml: no session {UNKNOWN}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_full_device_is_no_traceback() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fiml", "sessions", "list"],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+
+
+def test_the_demo_tells_the_whole_story_and_leaves_nothing(tmp_path: Path) -> None:
+    done = run_fiml("demo", TMPDIR=str(tmp_path), FIML_DATA_DIR=str(tmp_path / "mine"))
+
+    assert done.returncode == 0, done.stderr
+    assert "close 173.93 USD" in done.stdout
+    assert "as of 2023-09-21" in done.stdout
+    assert "answered from the session" in done.stdout
+    assert "goes on with NVDA" in done.stdout
+    assert "resumed under the same id: 5 queries" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_the_demo_cuts_no_number_at_the_edge_of_a_terminal(columns: str) -> None:
+    done = run_fiml("demo", COLUMNS=columns, FORCE_COLOR="1", TERM="xterm")
+
+    assert done.returncode == 0, done.stderr
+    assert "173.93" in done.stdout
+    assert "…" not in done.stdout
+
+
+def test_the_example_is_the_demo() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "examples/session_demo.py"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert "close 173.93 USD" in done.stdout
+
+
+def run_fiml(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fiml", *arguments],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
