@@ -24,7 +24,7 @@ from fiml.market.service import MarketService
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, open_temporary_store
-from tests.conftest import OpenStore
+from fiml.testing.conformance.suite import OpenStore
 from tests.support.deployment import Deployment
 from tests.support.servers import ValkeyProcess, valkey_server
 

@@ -1,0 +1,46 @@
+"""What the doors are wired from."""
+
+import asyncio
+
+import pytest
+
+from fiml.core.config import MarketData, Settings
+from fiml.core.errors import NotSupported
+from fiml.mcp.server import build_server
+from fiml.runtime import Runtime, open_runtime, sweeping
+from fiml.sessions.models import SessionType
+from fiml.sessions.store import get_session_store
+from fiml.testing import FrozenClock
+
+
+async def test_a_running_server_archives_what_has_expired(clock: FrozenClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fiml.runtime.FIRST_SWEEP_S", 0)
+    async with open_runtime() as runtime:
+        session = await (await runtime.store()).create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
+        clock.advance(hours=2)
+
+        async with sweeping(runtime), asyncio.timeout(10):
+            while not (await is_archived(runtime, str(session.id))):
+                pass
+
+
+async def test_sessions_are_listed_without_a_market() -> None:
+    async with open_runtime(Settings(market_data=MarketData.LIVE)) as runtime:
+        assert await (await runtime.sessions()).list_user_sessions(None) == []
+
+
+async def test_a_server_without_its_market_refuses_to_start() -> None:
+    with pytest.raises(NotSupported, match="FIML_MARKET_DATA=sample"):
+        build_server(Runtime(Settings(market_data=MarketData.LIVE)))
+
+
+async def test_the_store_of_a_process_is_one() -> None:
+    first, second = await asyncio.gather(get_session_store(), get_session_store())
+
+    assert first is second
+    await first.shutdown()
+
+
+async def is_archived(runtime: Runtime, session_id: str) -> bool:
+    session = await (await runtime.store()).get_session(session_id)
+    return session is not None and session.is_archived
