@@ -257,7 +257,8 @@ def _since(held: _Held, now: MarketAnswer) -> SinceLastLook:
     new = [name for name in _SECTIONS if before[name] is None and after[name] is not None]
     new += ["comparisons"] if now.comparisons and not held.answer.comparisons else []
     as_of = held.answer.quote.as_of.isoformat()
-    summary = f"{len(changed)} figures changed" if changed else f"no figure changed; the market date is {as_of} still"
+    count = f"{len(changed)} figure{'s' if len(changed) > 1 else ''} changed"
+    summary = count if changed else f"no figure changed; the market date is {as_of} still"
     summary += f"; new: {', '.join(new)}" if new else ""
     return SinceLastLook(looked_at=held.looked_at, as_of_then=as_of, changed=changed, new_sections=new, summary=summary)
 

@@ -180,7 +180,7 @@ async def test_figures_of_a_moving_market_are_asked_for_again(store: SessionStor
     assert since is not None
     assert since.looked_at == looked_at
     assert [(change.figure, change.before, change.now) for change in since.changed] == [("quote.price", 174.93, 175.93)]
-    assert since.summary == "1 figures changed"
+    assert since.summary == "1 figure changed"
 
 
 async def test_another_source_is_asked_though_the_session_holds_the_sample(

@@ -113,7 +113,7 @@ NAMES = [
     *(
         creating(field, **{field: value})
         for field, most in (("assets", 100), ("tags", 50))
-        for value in (
+        for value in each(
             [f"X{number}" for number in range(most + 1)],
             ["x" * 65],
             [HUGE],

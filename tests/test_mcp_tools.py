@@ -1,4 +1,4 @@
-"""What the tools answer, over a server in this process."""
+"""What the search tools answer, and what the session learns of it, over a server in this process."""
 
 import asyncio
 from pathlib import Path
@@ -13,19 +13,10 @@ from tests.support.deployment import Deployment
 from tests.support.mcp_client import Door, door
 from tests.support.servers import valkey_server
 
-SEARCHES = ("search-by-symbol", "search-by-coin")
-NAMED_SESSION = ("get-session-info", "extend-session", *SEARCHES)
-
 
 async def look(caller: Door, symbol: str, depth: str, session_id: str) -> dict[str, Any]:
     """The answer on a stock, within a session."""
     return await caller.answer("search-by-symbol", symbol=symbol, depth=depth, sessionId=session_id)
-
-
-def arguments_of(tool: str, session_id: str) -> dict[str, Any]:
-    """What a tool that takes a session is called with."""
-    symbol = {"search-by-symbol": {"symbol": "AAPL"}, "search-by-coin": {"symbol": "BTC"}}.get(tool, {})
-    return {"sessionId": session_id} | symbol
 
 
 async def test_each_depth_holds_more_than_the_one_before(sqlite_settings: Settings) -> None:
@@ -325,48 +316,6 @@ async def test_a_redis_that_goes_away_leaves_the_answer_untracked_until_it_is_ba
     assert (after["tracked"], after["total_queries"]) == (True, 2)
 
 
-@pytest.mark.parametrize("tool", NAMED_SESSION)
-async def test_an_unknown_session_is_refused_with_the_way_out(sqlite_settings: Settings, tool: str) -> None:
-    async with door(sqlite_settings) as caller:
-        refusal = await caller.refusal(tool, **arguments_of(tool, str(uuid4())))
-
-    assert refusal["code"] == "session_not_found"
-    assert "list-sessions" in refusal["next_step"]
-    assert "create-analysis-session" in refusal["next_step"]
-
-
-@pytest.mark.parametrize("tool", ["extend-session", *SEARCHES])
-async def test_an_expired_session_is_refused_with_the_way_out(
-    sqlite_settings: Settings, clock: FrozenClock, tool: str
-) -> None:
-    async with door(sqlite_settings) as caller:
-        session_id = await caller.create(ttlHours=1)
-        clock.advance(hours=1)
-
-        refusal = await caller.refusal(tool, **arguments_of(tool, session_id))
-
-        info = await caller.answer("get-session-info", sessionId=session_id)
-    assert refusal["code"] == "session_expired"
-    assert "create-analysis-session" in refusal["next_step"]
-    assert "resume" in refusal["next_step"]
-    assert (info["is_expired"], info["is_archived"], info["total_queries"]) == (True, False, 0)
-
-
-@pytest.mark.parametrize("tool", ["extend-session", *SEARCHES])
-async def test_an_archived_session_is_refused_with_the_way_out(sqlite_settings: Settings, tool: str) -> None:
-    async with door(sqlite_settings) as caller:
-        session_id = await caller.create()
-        await (await caller.runtime.store()).archive_session(session_id)
-
-        refusal = await caller.refusal(tool, **arguments_of(tool, session_id))
-
-        info = await caller.answer("get-session-info", sessionId=session_id)
-    assert refusal["code"] == "session_archived"
-    assert "create-analysis-session" in refusal["next_step"]
-    assert "resume" in refusal["next_step"]
-    assert (info["is_archived"], info["total_queries"]) == (True, 0)
-
-
 async def test_thirty_searches_at_once_in_one_session_are_all_tracked(backend_settings: Settings) -> None:
     symbols = ["AAPL", "MSFT", "NVDA"]
     async with door(backend_settings) as caller:
@@ -390,77 +339,3 @@ async def test_a_search_counts_as_an_access_of_the_session(sqlite_settings: Sett
         page = await caller.answer("list-sessions")
 
     assert page["sessions"][0]["last_accessed_at"] == "2024-12-23T18:30:00Z"
-
-
-async def test_a_session_without_a_time_to_live_has_the_default_one(
-    sqlite_settings: Settings, clock: FrozenClock
-) -> None:
-    async with door(sqlite_settings) as caller:
-        created = await caller.answer("create-analysis-session", assets=["AAPL"], sessionType="equity")
-
-    assert created["ttl_hours"] == 24
-    assert created["expires_at"] == "2024-12-24T15:30:00Z"
-
-
-async def test_an_extension_is_cut_at_the_maximum_from_now(sqlite_settings: Settings, clock: FrozenClock) -> None:
-    async with door(sqlite_settings) as caller:
-        session_id = await caller.create(ttlHours=24)
-
-        extended = await caller.answer("extend-session", sessionId=session_id, hours=168)
-
-    assert extended["expires_at"] == "2024-12-30T15:30:00Z"
-    assert extended["time_remaining_hours"] == 168
-
-
-async def test_pages_of_a_listing_are_complete_and_newest_first(sqlite_settings: Settings, clock: FrozenClock) -> None:
-    async with door(sqlite_settings) as caller:
-        created = []
-        for number in range(5):
-            created.append(await caller.create("AAPL", title=f"Analysis {number}"))
-            clock.advance(minutes=1)
-
-        found: list[str] = []
-        cursor = None
-        while not found or cursor is not None:
-            page = await caller.answer("list-sessions", limit=2, cursor=cursor)
-            found += [session["session_id"] for session in page["sessions"]]
-            cursor = page["next_cursor"]
-
-    assert found == created[::-1]
-
-
-async def test_ended_sessions_are_listed_only_when_they_are_asked_for(sqlite_settings: Settings) -> None:
-    async with door(sqlite_settings) as caller:
-        session_id = await caller.create(userId="analyst_001")
-        await (await caller.runtime.store()).archive_session(session_id)
-
-        live = await caller.answer("list-sessions", userId="analyst_001")
-        every = await caller.answer("list-sessions", userId="analyst_001", includeArchived=True)
-
-    assert live["sessions"] == []
-    assert [(found["session_id"], found["is_archived"]) for found in every["sessions"]] == [(session_id, True)]
-
-
-async def test_without_a_user_listing_and_analytics_cover_everybody(sqlite_settings: Settings) -> None:
-    async with door(sqlite_settings) as caller:
-        await caller.create("AAPL")
-        await caller.create("AAPL", "MSFT", userId="analyst_001")
-
-        page = await caller.answer("list-sessions")
-        stats = await caller.answer("get-session-analytics")
-
-    assert sorted(str(session["user_id"]) for session in page["sessions"]) == ["None", "analyst_001"]
-    assert stats["total_sessions"] == 2
-    assert stats["top_assets"] == [{"symbol": "AAPL", "count": 2}, {"symbol": "MSFT", "count": 1}]
-
-
-async def test_snake_case_arguments_are_taken_too(sqlite_settings: Settings) -> None:
-    async with door(sqlite_settings) as caller:
-        created = await caller.answer(
-            "create-analysis-session", assets=["AAPL"], session_type="equity", user_id="analyst_001", ttl_hours=2
-        )
-
-        found = await caller.answer("search-by-symbol", symbol="AAPL", session_id=created["session_id"])
-
-    assert (created["type"], created["user_id"], created["ttl_hours"]) == ("equity", "analyst_001", 2)
-    assert (found["tracked"], found["total_queries"]) == (True, 1)

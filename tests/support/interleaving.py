@@ -1,0 +1,77 @@
+"""Runs calls against each other in every order of their calls to the engines, up to a number of preemptions."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+class Schedule:
+    """One order: `choices` says who goes on at each step; beyond them, whoever went last goes on."""
+
+    def __init__(self, choices: Sequence[int]) -> None:
+        self._choices = list(choices)
+        self._actors: dict[asyncio.Task[Any], int] = {}
+        self._gates: dict[int, asyncio.Future[None]] = {}
+        self._is_anybody_new = asyncio.Event()
+        self.taken: list[int] = []
+        self.waiting: list[list[int]] = []
+
+    async def around(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """A call to an engine; a call of an actor waits for its turn."""
+        task = asyncio.current_task()
+        actor = self._actors.get(task) if task is not None else None
+        if actor is not None:
+            self._gates[actor] = asyncio.get_running_loop().create_future()
+            self._is_anybody_new.set()
+            await self._gates[actor]
+        return await call()
+
+    async def run(self, calls: Sequence[Awaitable[Any]]) -> list[Any]:
+        """What each call returned or raised."""
+        tasks = [asyncio.ensure_future(call) for call in calls]
+        self._actors = {task: actor for actor, task in enumerate(tasks)}
+        for task in tasks:
+            task.add_done_callback(lambda _: self._is_anybody_new.set())
+        while not all(task.done() for task in tasks):
+            self._is_anybody_new.clear()
+            if all(task.done() or actor in self._gates for task, actor in self._actors.items()):
+                self._gates.pop(self._choose()).set_result(None)
+            else:
+                await self._is_anybody_new.wait()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _choose(self) -> int:
+        waiting = sorted(self._gates)
+        step = len(self.taken)
+        if step < len(self._choices):
+            choice = self._choices[step]
+        else:
+            last = self.taken[-1] if self.taken else waiting[0]
+            choice = last if last in waiting else waiting[0]
+        self.taken.append(choice)
+        self.waiting.append(waiting)
+        return choice
+
+    def preemptions(self, choices: Sequence[int]) -> int:
+        """How often somebody was interrupted who could have gone on."""
+        pairs = zip(choices, choices[1:], self.waiting[1:], strict=False)
+        return sum(now != before and before in waiting for before, now, waiting in pairs)
+
+    def alternatives(self, at_most: int) -> Iterator[list[int]]:
+        """The schedules that differ from this one for the first time after its own choices."""
+        for step in range(len(self._choices), len(self.taken)):
+            for other in self.waiting[step]:
+                choices = [*self.taken[:step], other]
+                if other != self.taken[step] and self.preemptions(choices) <= at_most:
+                    yield choices
+
+
+def explore(at_most_preemptions: int) -> Iterator[Schedule]:
+    """Every schedule, each to be run before the next one is asked for."""
+    open_choices: list[list[int]] = [[]]
+    while open_choices:
+        schedule = Schedule(open_choices.pop())
+        yield schedule
+        open_choices += schedule.alternatives(at_most_preemptions)

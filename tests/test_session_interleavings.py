@@ -1,0 +1,204 @@
+"""Two calls on one session, in every order of their steps: what a race may do, it does here each time."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from copy import deepcopy
+from datetime import timedelta
+from itertools import combinations_with_replacement
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+from fiml.core import clock
+from fiml.core.config import Settings
+from fiml.core.errors import SessionArchived, SessionExpired, SessionNotFound
+from fiml.sessions.models import QueryTotals, Session, SessionType
+from fiml.sessions.store import SessionStore, SummaryPage
+from fiml.testing import FrozenClock, make_query
+from fiml.testing.conformance import Crash, Faults
+from fiml.testing.conformance.suite import OWNER, existing, listing
+from tests.support.backends import open_watched_store
+from tests.support.deployment import Deployment
+from tests.support.interleaving import Schedule, explore
+
+PREEMPTIONS = 2 if hypothesis_settings().max_examples <= 100 else 99
+ENDED = (SessionExpired, SessionArchived)
+Result = TypeVar("Result")
+Call = Callable[[SessionStore, Session], Awaitable[Any]]
+
+
+async def _end(store: SessionStore, session: Session) -> Session:
+    ended = deepcopy(session)
+    ended.expires_at = clock.now() - timedelta(seconds=1)
+    return await store.update_session(session.id, ended)
+
+
+CALLS: dict[str, Call] = {
+    "archive": lambda store, session: store.archive_session(session.id),
+    "sweep": lambda store, _: store.cleanup_expired_sessions(),
+    "resume": lambda store, session: store.resume_session(session.id),
+    "delete": lambda store, session: store.delete_session(session.id),
+    "record": lambda store, session: store.record_query(session.id, make_query("raced")),
+    "extend": lambda store, session: store.extend_session(session.id, 1),
+    "end": _end,
+    "get": lambda store, session: store.get_session(session.id),
+    "list": lambda store, _: store.list_user_sessions(OWNER, include_archived=True),
+}
+READERS = ("get", "list")
+PAIRS = [pair for pair in combinations_with_replacement(CALLS, 2) if not set(pair) <= {*READERS, "record", "extend"}]
+STATES = ("live", "expired", "archived", "half archived", "half resumed")
+
+
+class Switch:
+    """Sends the calls to engines through the schedule of the moment."""
+
+    schedule = Schedule([])
+
+    async def around(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        return await self.schedule.around(call)
+
+
+@pytest.fixture
+def settings(deployment: Deployment) -> Settings:
+    return deployment.settings()
+
+
+@pytest.fixture
+async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
+    async with SessionStore(settings) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+async def test_two_calls_in_any_order_of_their_steps(
+    store: SessionStore, settings: Settings, clock: FrozenClock, one: str, other: str, state: str
+) -> None:
+    start, switch = clock.now(), Switch()
+    async with open_watched_store(settings, switch.around) as watched:
+        for switch.schedule in explore(PREEMPTIONS):
+            clock.set(start)
+            session = await arrange(store, settings, clock, state)
+
+            outcomes = await switch.schedule.run([CALLS[name](watched, session) for name in (one, other)])
+
+            try:
+                await Check(store, session, [(one, outcomes[0]), (other, outcomes[1])]).everything(clock)
+            except Exception as exc:
+                exc.add_note(f"the order of the steps was {switch.schedule.taken}, the outcomes {outcomes}")
+                raise
+
+
+async def arrange(store: SessionStore, settings: Settings, clock: FrozenClock, state: str) -> Session:
+    session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=2)
+    for n in range(2):
+        await store.record_query(session.id, make_query(f"{n}"), context={f"{n}": n})
+    if state == "expired":
+        clock.advance(hours=2)
+    if state in ("archived", "half resumed"):
+        await store.archive_session(session.id)
+    if state.startswith("half"):
+        await crash(settings, CALLS["archive" if state == "half archived" else "resume"], session)
+    return await existing(store, session.id)
+
+
+async def crash(settings: Settings, call: Call, session: Session) -> None:
+    """Let a process die behind the step that leaves a session in both tiers."""
+    faults = Faults()
+    async with open_watched_store(settings, faults.around) as crashing:
+        faults.crash_at(2 if call is CALLS["archive"] else 3, is_reply_lost=True)
+        with suppress(Crash):
+            await call(crashing, session)
+        faults.disarm()
+
+
+class Check:
+    """What holds after two calls on a session, whatever their order was."""
+
+    def __init__(self, store: SessionStore, session: Session, outcomes: list[tuple[str, Any]]) -> None:
+        self.store = store
+        self.session = session
+        self.outcomes = outcomes
+
+    async def everything(self, clock: FrozenClock) -> None:
+        if "delete" in (name for name, _ in self.outcomes):
+            assert True in self.of("delete")
+            await self.is_gone()
+            clock.advance(hours=200)
+            assert await self.store.cleanup_expired_sessions() == 0
+            await self.is_gone()
+            return
+        self.every_answer_is_true()
+        found = await self.is_found_once()
+        self.holds_what_was_acknowledged(found)
+        self.is_where_it_belongs(found)
+        await self.goes_on(clock, found)
+
+    def of(self, name: str) -> list[Any]:
+        return [outcome for each, outcome in self.outcomes if each == name]
+
+    def every_answer_is_true(self) -> None:
+        for name, outcome in self.outcomes:
+            match outcome:
+                case Session():
+                    assert outcome.state.history.queries[:2] == self.session.state.history.queries
+                case SummaryPage():
+                    assert [summary.id for summary in outcome] == [self.session.id]
+                case QueryTotals():
+                    assert outcome.total_queries >= 3
+                case bool() | int():
+                    assert name in ("archive", "sweep")
+                case _:
+                    assert isinstance(outcome, ENDED), f"{name} gave {outcome!r}"
+                    assert name in ("record", "extend", "end")
+
+    async def is_found_once(self) -> Session:
+        found = await existing(self.store, self.session.id)
+        [listed] = await listing(self.store)
+        assert (listed.id, listed.is_archived) == (found.id, found.is_archived)
+        assert found.version >= self.session.version
+        assert found.state.context == self.session.state.context
+        return found
+
+    def holds_what_was_acknowledged(self, found: Session) -> None:
+        recorded = sum(isinstance(outcome, QueryTotals) for outcome in self.of("record"))
+        assert found.state.history.get_query_types_summary() == {"0": 1, "1": 1} | (
+            {"raced": recorded} if recorded else {}
+        )
+        assert found.state.history.total_queries == len(found.state.history.queries) == 2 + recorded
+        names = {name for name, _ in self.outcomes}
+        if "resume" not in names and "end" not in names:
+            extended = sum(isinstance(outcome, Session) for outcome in self.of("extend"))
+            assert found.expires_at == self.session.expires_at + timedelta(hours=extended)
+        if "resume" not in names and any(isinstance(outcome, Session) for outcome in self.of("end")):
+            assert found.is_expired
+
+    def is_where_it_belongs(self, found: Session) -> None:
+        names = {name for name, _ in self.outcomes}
+        was_moved = any(outcome in (True, 1) for outcome in self.of("archive") + self.of("sweep"))
+        if was_moved and "resume" not in names:
+            assert found.is_archived
+        if "resume" in names and not names & {"archive", "end"}:
+            assert not found.is_archived
+            assert not found.is_expired
+
+    async def is_gone(self) -> None:
+        assert await self.store.get_session(self.session.id) is None
+        assert await listing(self.store) == []
+        assert not await self.store.delete_session(self.session.id)
+        with pytest.raises(SessionNotFound):
+            await self.store.resume_session(self.session.id)
+
+    async def goes_on(self, clock: FrozenClock, found: Session) -> None:
+        """A sweep finds it when its time has come, and a resume brings it back whole."""
+        clock.advance(hours=200)
+        assert await self.store.cleanup_expired_sessions() == (0 if found.is_archived else 1)
+        assert await self.store.cleanup_expired_sessions() == 0
+        archived = await self.is_found_once()
+        assert archived.is_archived
+        assert archived.state == found.state
+        resumed = await self.store.resume_session(found.id)
+        assert resumed.state == found.state
+        assert await self.store.delete_session(found.id)
+        await self.is_gone()

@@ -1,0 +1,195 @@
+"""Settings: read from the environment, checked at start, and silent about secrets."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fiml.core.config import MarketData, Settings, Synchronous, without_secrets
+from fiml.core.errors import Misconfigured
+from fiml.sessions.store import SessionStore
+
+SPECIFIED = {
+    "session_default_ttl_hours": 24,
+    "session_max_ttl_hours": 168,
+    "session_cleanup_interval_minutes": 60,
+    "session_retention_days": 30,
+    "session_max_queries_per_session": 1000,
+    "session_enable_analytics": True,
+}
+BAD = [
+    ("FIML_SESSION_DEFAULT_TTL_HOURS", "0"),
+    ("FIML_SESSION_DEFAULT_TTL_HOURS", "-1"),
+    ("FIML_SESSION_DEFAULT_TTL_HOURS", "a day"),
+    ("FIML_SESSION_DEFAULT_TTL_HOURS", "1.5"),
+    ("FIML_SESSION_DEFAULT_TTL_HOURS", "169"),
+    ("FIML_SESSION_DEFAULT_TTL_HOURS", ""),
+    ("FIML_SESSION_MAX_TTL_HOURS", "0"),
+    ("FIML_SESSION_MAX_TTL_HOURS", "99999999999999"),
+    ("FIML_SESSION_MAX_TTL_HOURS", "inf"),
+    ("FIML_SESSION_CLEANUP_INTERVAL_MINUTES", "0"),
+    ("FIML_SESSION_RETENTION_DAYS", "0"),
+    ("FIML_SESSION_RETENTION_DAYS", "-30"),
+    ("FIML_SESSION_MAX_QUERIES_PER_SESSION", "0"),
+    ("FIML_SESSION_MAX_QUERIES_PER_SESSION", "many"),
+    ("FIML_SESSION_ENABLE_ANALYTICS", "perhaps"),
+    ("FIML_MARKET_DATA", "fake"),
+    ("FIML_SQLITE_SYNCHRONOUS", "fast"),
+]
+BAD_URLS = [
+    ("FIML_REDIS_URL", "localhost:6379"),
+    ("FIML_REDIS_URL", "http://localhost"),
+    ("FIML_DATABASE_URL", "mysql://localhost/db"),
+    ("FIML_DATABASE_URL", "sqlite:///file.db"),
+    ("FIML_DATABASE_URL", "localhost"),
+]
+REDIS, DATABASE = "redis://localhost:6379/0", "postgresql://user@localhost/fiml"
+
+
+def test_the_defaults_are_the_specifications() -> None:
+    settings = Settings()
+
+    assert {name: getattr(settings, name) for name in SPECIFIED} == SPECIFIED
+    assert settings.is_embedded
+    assert (settings.redis_url, settings.database_url) == (None, None)
+    assert settings.market_data is MarketData.AUTO
+    assert settings.sqlite_synchronous is Synchronous.FULL
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("FIML_SESSION_DEFAULT_TTL_HOURS", "48", {"session_default_ttl_hours": 48}),
+        ("FIML_SESSION_MAX_TTL_HOURS", "24", {"session_max_ttl_hours": 24}),
+        ("FIML_SESSION_ENABLE_ANALYTICS", "false", {"session_enable_analytics": False}),
+        ("FIML_SESSION_ENABLE_ANALYTICS", "0", {"session_enable_analytics": False}),
+        ("FIML_MARKET_DATA", "sample", {"market_data": MarketData.SAMPLE}),
+        ("FIML_DATA_DIR", "/somewhere/else", {"data_dir": Path("/somewhere/else")}),
+        ("FIML_REDIS_URL", "", {"redis_url": None}),
+    ],
+)
+def test_a_variable_sets_its_field(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, expected: dict[str, Any]
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    settings = Settings()
+
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(("variable", "value"), BAD + BAD_URLS)
+def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    if (variable, value) in BAD_URLS:
+        monkeypatch.setenv("FIML_REDIS_URL", REDIS)
+        monkeypatch.setenv("FIML_DATABASE_URL", DATABASE)
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(Misconfigured, match=variable):
+        Settings()
+
+
+def test_every_bad_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in (("FIML_SESSION_RETENTION_DAYS", "0"), ("FIML_MARKET_DATA", "fake")):
+        monkeypatch.setenv(variable, value)
+
+    with pytest.raises(Misconfigured, match=r"(?s)FIML_SESSION_RETENTION_DAYS.*FIML_MARKET_DATA"):
+        Settings()
+
+
+def test_what_would_be_valid_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIML_MARKET_DATA", "fake")
+
+    with pytest.raises(Misconfigured, match="'sample', 'live' or 'auto'"):
+        Settings()
+
+
+def test_the_default_life_is_at_most_the_longest() -> None:
+    with pytest.raises(Misconfigured, match="FIML_SESSION_DEFAULT_TTL_HOURS"):
+        Settings(session_default_ttl_hours=25, session_max_ttl_hours=24)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [({"redis_url": REDIS}, "FIML_DATABASE_URL"), ({"database_url": DATABASE}, "FIML_REDIS_URL")],
+)
+def test_one_url_alone_is_refused_and_the_other_named(given: dict[str, str], missing: str) -> None:
+    with pytest.raises(Misconfigured, match=f"{missing} is not set"):
+        Settings(**given)
+
+
+@pytest.mark.parametrize("redis_url", [REDIS, "rediss://user:word@host/1", "unix:///run/valkey.sock?db=1"])
+@pytest.mark.parametrize(
+    "database_url", [DATABASE, "postgres://localhost/fiml", "postgresql://user@/name?host=/socket/folder"]
+)
+def test_both_urls_make_the_server_deployment(redis_url: str, database_url: str) -> None:
+    assert not Settings(redis_url=redis_url, database_url=database_url).is_embedded
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(Misconfigured, match="session_ttl"):
+        Settings(session_ttl=5)
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = Settings(
+        redis_url="redis://user:s3cret@host/0",
+        database_url="postgresql://user:s3cret@host/db",
+        broker_url="amqp://user:s3cret@host",
+    )
+
+    assert "s3cret" not in repr(settings) + str(settings)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("FIML_REDIS_URL", "http://user:s3cret@host"), ("FIML_DATABASE_URL", "mysql://user:s3cret@host/db")],
+)
+def test_secrets_are_not_in_an_error(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(Misconfigured) as raised:
+        Settings()
+
+    assert "s3cret" not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:s3cret@host:6379/0", "redis://host:6379/0"),
+        ("postgresql://user:s3@cret@host/db?password=s3cret", "postgresql://host/db"),
+        ("unix:///run/valkey.sock?password=s3cret", "unix:///run/valkey.sock"),
+        ("redis://host", "redis://host"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
+
+
+def test_settings_do_not_change() -> None:
+    settings = Settings()
+
+    with pytest.raises(Exception, match="frozen"):
+        settings.session_retention_days = 5  # type: ignore[misc]  # that is the point
+
+
+def test_the_file_lies_in_the_folder_that_is_set(tmp_path: Path) -> None:
+    assert Settings(data_dir=tmp_path).embedded_file.parent == tmp_path
+
+
+def test_without_a_folder_the_file_lies_in_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FIML_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+    assert tmp_path in Settings().embedded_file.parents
+
+
+async def test_the_default_life_reaches_the_store(tmp_path: Path) -> None:
+    async with SessionStore(Settings(data_dir=tmp_path, session_default_ttl_hours=3)) as store:
+        session = await store.create_session(["AAPL"], "equity")
+
+    assert session.expires_at - session.created_at == timedelta(hours=3)

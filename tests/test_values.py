@@ -1,0 +1,118 @@
+"""The JSON that sessions hold: written so that no tier changes it, and refused where one would."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fiml.core.errors import InvalidInput, InvalidSessionId
+from fiml.sessions import values
+
+TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**200), 10**200) | FLOATS | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=20,
+)
+ANYTHING = st.recursive(
+    st.none() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers() | st.dates() | st.uuids(),
+    lambda inner: st.lists(inner) | st.sets(st.integers()) | st.tuples(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(value=JSON_VALUES)
+@example(value=[1e23, 5e-324, -0.0, 1.7976931348623157e308, 2**64, [], {}, "", {"": {}}])
+def test_json_decodes_to_the_equal_value(value: Any) -> None:
+    again = values.from_json(values.to_json(value, "value"))
+
+    assert again == value
+    assert json.dumps(again) == json.dumps(value)
+
+
+@given(value=st.floats(allow_nan=False, allow_infinity=False))
+@example(value=1e23)
+@example(value=5e-324)
+def test_a_float_has_a_point_and_no_exponent(value: float) -> None:
+    """JSONB would turn 1e23 into another number, and 1e2 into an integer."""
+    assert re.fullmatch(r"-?\d+\.\d+", values.to_json(value, "value"))
+
+
+@given(value=ANYTHING)
+def test_anything_is_either_kept_or_refused_by_path(value: Any) -> None:
+    refusal = refused(lambda: values.to_json(value, "context.key"))
+
+    if refusal is None:
+        assert json.loads(values.to_json(value, "context.key")) == value
+    else:
+        assert str(refusal).startswith("context.key")
+
+
+@given(value=st.text() | st.binary() | st.integers() | st.none() | st.lists(st.text()))
+@example(value="{550e8400-e29b-41d4-a716-446655440000}")
+@example(value="urn:uuid:550e8400-e29b-41d4-a716-446655440000")
+@example(value="\uff15" * 32)
+@example(value="5" * 5000)
+@example(value="550e8400\n-e29b-41d4-a716-44665544000")
+def test_what_is_no_id_is_refused(value: object) -> None:
+    with pytest.raises(InvalidSessionId) as raised:
+        values.parse_session_id(value)
+
+    assert len(str(raised.value)) < 300
+    assert str(raised.value).isprintable()
+
+
+def test_an_id_is_taken_in_its_usual_forms() -> None:
+    session_id = uuid4()
+
+    for form in (session_id, str(session_id), str(session_id).upper()):
+        assert values.parse_session_id(form) == session_id
+    assert isinstance(values.parse_session_id(str(session_id)), UUID)
+
+
+@given(
+    value=st.text() | st.integers() | st.none() | st.lists(st.text() | st.integers()),
+    check=st.sampled_from(
+        [
+            values.check_assets,
+            values.check_tags,
+            values.check_title,
+            values.check_user_id,
+            values.check_limit,
+            lambda value: values.check_hours(value, "hours", max_hours=5),
+            lambda value: values.check_moment(value, "expires_at"),
+        ]
+    ),
+)
+def test_a_check_lets_pass_or_raises_a_typed_error(value: Any, check: Any) -> None:
+    refusal = refused(lambda: check(value))
+
+    if refusal is not None:
+        assert str(refusal).isprintable()
+        assert len(str(refusal)) < 300
+
+
+def refused(call: Callable[[], object]) -> InvalidInput | None:
+    try:
+        call()
+    except InvalidInput as exc:
+        return exc
+    return None
+
+
+def test_a_path_in_a_message_is_cut() -> None:
+    with pytest.raises(InvalidInput) as raised:
+        values.to_json({"k" * 5000: float("nan")}, "context")
+
+    assert len(str(raised.value)) < 300
+
+
+def test_names_come_in_the_order_given_each_once() -> None:
+    assert values.check_assets(["B", "A", "B", "C", "A"]) == ["B", "A", "C"]
+    assert values.check_tags(None) == values.check_tags([]) == []
