@@ -25,6 +25,11 @@ def refuse(error: FimlError) -> CallToolResult:
     return _error(error.code, str(error), next_step)
 
 
+def refuse_unreadable(problem: str) -> CallToolResult:
+    """The tool error of a call that is no JSON."""
+    return _error("invalid_input", f"the call can't be read: {problem}", _NEXT_STEPS[InvalidInput])
+
+
 def _error(code: str, message: str, next_step: str | None) -> CallToolResult:
     content = {"status": "error", "code": code, "message": message}
     if next_step is not None:

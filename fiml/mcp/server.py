@@ -9,6 +9,7 @@ from mcp.server import MCPServer
 from fiml import __version__
 from fiml.core.config import Settings
 from fiml.mcp.refusals import ArgumentCheck
+from fiml.mcp.stdio import run_on_stdio
 from fiml.mcp.tools import session_tools
 from fiml.runtime import Runtime, open_runtime, sweeping
 
@@ -45,4 +46,4 @@ def build_server(runtime: Runtime) -> MCPServer[None]:
 async def serve_stdio(settings: Settings) -> None:
     """Serve the client on standard input and output until it leaves."""
     async with open_runtime(settings) as runtime:
-        await build_server(runtime).run_stdio_async()
+        await run_on_stdio(build_server(runtime))

@@ -133,6 +133,10 @@ class RedisTier:
         gone = [header for header, outcome in zip(headers, outcomes, strict=True) if outcome == "removed"]
         if gone:
             await self._client.run([command for header in gone for command in _unindex(header)])
+            # The entries of one that was resumed in between went with them.
+            back = await self._headers([fields.position(header.created_at, header.id) for header in gone])
+            if back:
+                await self._client.run([command for header in back for command in _index(header)])
         return outcomes
 
     async def remove_for_good(self, session_id: UUID, header: Header | None) -> None:

@@ -1,0 +1,64 @@
+"""Requests that aren't JSON to the SDK: each is answered, and the server goes on."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.support.mcp_client import HANDSHAKE, ROOT, SERVE
+
+CALL = '{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"create-analysis-session","arguments":%s}}'
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": "first",
+    "method": "initialize",
+    "params": {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}
+
+
+def exchange(*lines: str) -> list[dict[str, Any]]:
+    """What the server answers to lines of the wire, each of which it has to answer."""
+    with subprocess.Popen(
+        [sys.executable, *SERVE], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        answers = []
+        for line in (json.dumps(INITIALIZE), *lines):
+            server.stdin.write(line + "\n")
+            server.stdin.flush()
+            answers.append(json.loads(server.stdout.readline()))
+        server.stdin.close()
+    return answers[1:]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        r'{"assets":["AAPL"],"sessionType":"equity","title":"\ud800"}',
+        '{"assets":["AAPL"],"sessionType":"equity","ttlHours":1' + "0" * 5000 + "}",
+        '{"assets":["AAPL"],"sessionType":"equity","title":' + "[" * 300 + "]" * 300 + "}",
+    ],
+    ids=["half a character", "a very long integer", "deep nesting"],
+)
+def test_a_call_that_cant_be_read_is_a_tool_error_and_the_server_goes_on(arguments: str) -> None:
+    readable = '{"assets":["AAPL"],"sessionType":"equity"}'
+
+    refused, text_id, created = exchange(CALL % (7, arguments), CALL % ('"a"', arguments), CALL % (8, readable))
+
+    assert refused["id"] == 7
+    assert refused["result"]["isError"] is True
+    assert refused["result"]["structuredContent"]["code"] == "invalid_input"
+    assert "can't be read" in refused["result"]["structuredContent"]["message"]
+    assert text_id["id"] == "a"
+    assert created["id"] == 8
+    assert created["result"]["structuredContent"]["status"] == "success"
+
+
+def test_another_request_that_cant_be_read_is_a_parse_error() -> None:
+    [answer] = exchange(r'{"jsonrpc":"2.0","id":3,"method":"prompts/list","params":{"cursor":"\udc00"}}')
+
+    assert answer["id"] == 3
+    assert answer["error"]["code"] == -32700
