@@ -96,6 +96,9 @@ async def _sweep_now_and_then(runtime: Runtime) -> None:
             moved = await (await runtime.store()).cleanup_expired_sessions()
         except FimlError as exc:
             _log.warning("sweep_failed", code=exc.code, problem=str(exc))
+        except Exception:
+            _log.exception("sweeping_ended")  # at once: who awaits the task does so at the very end
+            raise
         else:
             if moved:
                 _log.info("sessions_archived", count=moved)

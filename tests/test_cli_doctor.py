@@ -492,7 +492,7 @@ class TestHealth:
             await postgres_facts(f"{postgres}&nonsense=1")
 
     async def test_a_password_that_is_wrong_is_not_shown(self, empty_redis: str) -> None:
-        with pytest.raises(Unavailable) as caught:
+        with pytest.raises(Misconfigured) as caught:
             await redis_facts(empty_redis.replace("//", f"//me:{PASSWORD}@"), expiry_keys=expiry_keys())
 
         assert PASSWORD not in str(caught.value)

@@ -13,8 +13,9 @@ from hypothesis import settings as hypothesis_settings
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.core.errors import SessionArchived, SessionExpired, SessionNotFound
+from fiml.sessions.listing import SummaryPage
 from fiml.sessions.models import QueryTotals, Session, SessionType
-from fiml.sessions.store import SessionStore, SummaryPage
+from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance import Crash, Faults
 from fiml.testing.conformance.suite import OWNER, existing, listing
@@ -22,7 +23,8 @@ from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
 from tests.support.interleaving import Schedule, explore
 
-PREEMPTIONS = 2 if hypothesis_settings().max_examples <= 100 else 99
+# How often a call may be interrupted by the other; the profile "thorough" takes every order there is.
+PREEMPTIONS = 1 if hypothesis_settings().max_examples <= 100 else 99
 ENDED = (SessionExpired, SessionArchived)
 Result = TypeVar("Result")
 Call = Callable[[SessionStore, Session], Awaitable[Any]]

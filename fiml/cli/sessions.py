@@ -9,8 +9,9 @@ import typer
 from fiml.cli.running import run_plain, with_sessions
 from fiml.core.errors import InvalidInput, SessionNotFound
 from fiml.runtime import open_runtime
+from fiml.sessions.listing import SummaryPage
 from fiml.sessions.models import Session, SessionSummary
-from fiml.sessions.store import PrincipalStore, SummaryPage
+from fiml.sessions.store import PrincipalStore
 from fiml.sessions.values import parse_session_id
 
 sessions = typer.Typer(help="Find, read, end, resume, delete and export sessions.", no_args_is_help=True)

@@ -227,4 +227,6 @@ class CorruptRecord(FimlError):
 
     def __init__(self, record: str, problem: str) -> None:
         self.record = record
-        super().__init__(f"{record} can't be read ({problem}); it was left as it is: restore it from a backup")
+        super().__init__(
+            f"{record} can't be read ({problem}); it was left as it is: restore it from a backup, or delete it"
+        )

@@ -12,6 +12,8 @@ from fiml.core.config import Synchronous
 from fiml.core.errors import Misconfigured, MissingExtra, echo
 
 BUSY_TIMEOUT_S = 30
+# The execution option that names how a transaction on SQLite begins.
+SQLITE_BEGIN = "fiml_sqlite_begin"
 CONNECT_TIMEOUT_S = 5
 _ADDRESS = ("host", "port")
 _PARAMETERS = ("sslmode", "connect_timeout", "application_name")
@@ -114,4 +116,4 @@ def _set_up_sqlite(engine: Engine, synchronous: Synchronous, *, begin: str) -> N
 
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        connection.exec_driver_sql(connection.get_execution_options().get(SQLITE_BEGIN, begin))

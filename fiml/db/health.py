@@ -117,7 +117,7 @@ async def postgres_facts(url: str) -> PostgresFacts:
     """
     engine = postgres_engine(url)
     try:
-        with postgres_translated(without_secrets(url)):
+        with postgres_translated(f"PostgreSQL at {without_secrets(url)}"):
             async with engine.connect() as connection:
                 await connection.execution_options(postgresql_readonly=True)
                 version = str(await connection.scalar(text("SHOW server_version")))

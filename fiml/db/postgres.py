@@ -41,23 +41,23 @@ class PostgresDatabase:
 
     async def transact(self, function: Callable[[Connection], Result]) -> Result:
         """Run a function in a transaction; when it raises, nothing was written."""
-        with translated(self._name):
+        with translated(f"PostgreSQL at {self._name}"):
             async with self.engine.begin() as connection:
                 return await connection.run_sync(function)
 
 
 @contextmanager
 def translated(name: str) -> Iterator[None]:
-    """The driver's errors as fiml's; `name` is the database's, without secrets."""
+    """SQLAlchemy's errors as fiml's; `name` says which database, without secrets."""
     try:
         yield
     except (InterfaceError, PoolTimeoutError, OSError, TimeoutError) as exc:
-        raise Unavailable(f"PostgreSQL at {name}", str(exc) or type(exc).__name__) from exc
+        raise Unavailable(name, str(exc) or type(exc).__name__) from exc
     except DBAPIError as exc:
         state = getattr(exc.orig, "sqlstate", None) or ""
         if state.startswith(_CONFIGURATION):
-            raise Misconfigured(f"PostgreSQL at {name} refuses ({exc.orig}); check FIML_DATABASE_URL") from exc
-        raise Unavailable(f"PostgreSQL at {name}", str(exc.orig)) from exc
+            raise Misconfigured(f"{name} refuses ({exc.orig}); check FIML_DATABASE_URL") from exc
+        raise Unavailable(name, str(exc.orig)) from exc
 
 
 async def upgrade(database_url: str) -> None:

@@ -5,21 +5,35 @@ from dataclasses import dataclass
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from fiml.core.config import without_secrets
-from fiml.core.errors import Misconfigured, Unavailable
+from fiml.core.errors import Misconfigured, Unavailable, echo
 
 MAX_CONNECTIONS = 64
 CONNECT_TIMEOUT_S = 2
 REPLY_TIMEOUT_S = 5
 POOL_TIMEOUT_S = 5
+
+_URL_PARAMETERS = {
+    "db",
+    "protocol",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "socket_timeout",
+    "ssl_ca_certs",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+}
 
 Argument = str | bytes | int | float
 
@@ -52,23 +66,7 @@ class RedisClient:
     def __init__(self, url: str, scripts: Sequence[Script]) -> None:
         self._name = without_secrets(url)
         self._scripts = scripts
-        try:
-            self._redis = Redis.from_pool(
-                BlockingConnectionPool.from_url(
-                    url,
-                    max_connections=MAX_CONNECTIONS,
-                    timeout=POOL_TIMEOUT_S,
-                    socket_connect_timeout=CONNECT_TIMEOUT_S,
-                    socket_timeout=REPLY_TIMEOUT_S,
-                    retry=Retry(NoBackoff(), 0),
-                )
-            )
-        except ValueError:
-            # Its message may hold a piece of the password.
-            raise Misconfigured(
-                "FIML_REDIS_URL is no URL; valid is redis://host:6379/0, with reserved characters of a password "
-                "percent-encoded"
-            ) from None
+        self._redis = Redis.from_pool(_pool(url))
 
     async def open(self) -> None:
         """Reach the server and give it the scripts."""
@@ -103,7 +101,11 @@ class RedisClient:
             for command in commands:
                 pipeline.execute_command(*command)
             return await pipeline.execute(raise_on_error=False)
+        except AuthenticationError as exc:
+            raise Misconfigured(f"Redis at {self._name} refuses ({exc}); check FIML_REDIS_URL") from exc
         except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
+            # The server went: the idle connections went with it, and each would fail a call of its own.
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
             raise Unavailable(f"Redis at {self._name}", str(exc) or type(exc).__name__) from exc
         except RedisError as exc:
             raise self._refused(exc) from exc
@@ -116,3 +118,27 @@ class RedisClient:
 
     def _refused(self, exc: Exception) -> Unavailable:
         return Unavailable(f"Redis at {self._name}", f"it refused: {exc}")
+
+
+def _pool(url: str) -> BlockingConnectionPool:
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=POOL_TIMEOUT_S,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=REPLY_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError:
+        # Its message may hold a piece of the password.
+        raise Misconfigured(
+            "FIML_REDIS_URL is no URL; valid is redis://host:6379/0, with reserved characters of a password "
+            "percent-encoded"
+        ) from None
+    given = set(parse_qs(urlsplit(url).query))
+    if unknown := sorted(given - _URL_PARAMETERS):
+        raise Misconfigured(
+            f"FIML_REDIS_URL has the parameter {echo(unknown[0])}; known here are {', '.join(sorted(_URL_PARAMETERS))}"
+        )
+    return pool

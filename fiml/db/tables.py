@@ -97,6 +97,7 @@ session_metrics = Table(
     Column("query_type_summary", Json, nullable=False),
     Column("completed_normally", Boolean, nullable=False),
     Column("abandoned", Boolean, nullable=False),
+    Column("ended_at", UtcDateTime),
     Column("version", BigInteger, nullable=False, server_default=text("1")),
     UniqueConstraint("session_id", name="session_metrics_session_id_key"),
     Index("session_metrics_by_creation", "created_at"),

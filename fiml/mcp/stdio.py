@@ -82,8 +82,10 @@ def answer_unreadable(error: ValidationError) -> JSONRPCResponse | JSONRPCError 
     return JSONRPCResponse(jsonrpc="2.0", id=request_id, result=result)
 
 
-def _read_leniently(line: str | bytes) -> dict[str, Any]:
+def _read_leniently(line: object) -> dict[str, Any]:
     """What Python's own parser, which takes more, makes of a line; empty where that is no object either."""
+    if not isinstance(line, str | bytes):
+        return {}
     try:
         read = json.loads(line, parse_int=lambda digits: int(digits) if len(digits) <= _MAX_DIGITS else None)
     except (ValueError, RecursionError):

@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core import clock
 from fiml.core.config import Settings
+from fiml.db.engines import SQLITE_BEGIN
+from fiml.db.postgres import translated
 from fiml.db.tables import session_metrics, sessions
 from fiml.sessions import values
 from fiml.sessions.backends import archive
@@ -54,7 +56,7 @@ class _Sums:
 
 
 class SessionAnalytics:
-    """Figures over ended sessions; with a store, over live ones too.
+    """Figures over sessions whose metrics were written, as when they end; with a store, over live ones too.
 
     `session_maker` is the store's. Where `session_enable_analytics` is off, nothing is written, and the figures come
     from what is there.
@@ -70,8 +72,8 @@ class SessionAnalytics:
         self._session_maker = session_maker
         self._store = store
         if settings is None:
-            settings = Settings() if store is None else store.settings
-        self._settings = settings
+            settings = store.settings if store is not None else session_maker.kw.get("info", {}).get("settings")
+        self._settings = settings or Settings()
 
     async def record_session_metrics(self, session: Session) -> None:
         """Write the metrics of a session as it is now. The same version twice changes nothing, a later one replaces.
@@ -80,7 +82,10 @@ class SessionAnalytics:
         """
         if self._settings.session_enable_analytics:
             header = header_of(session)
-            await self._transact(lambda connection: _write_metrics(connection, header, is_archived=session.is_archived))
+            await self._transact(
+                lambda connection: _write_metrics(connection, header, is_archived=session.is_archived),
+                begin="BEGIN IMMEDIATE",
+            )
 
     async def get_session_stats(
         self, user_id: str | None = None, session_type: SessionType | str | None = None, days: int = 30
@@ -108,10 +113,11 @@ class SessionAnalytics:
         found = self._store.live_headers(user_id=user_id, session_type=session_type, since=since)
         return [header async for header in found]
 
-    async def _transact(self, function: Callable[[Connection], Result]) -> Result:
-        async with self._session_maker.begin() as session:
-            connection = await session.connection()
-            return await connection.run_sync(function)
+    async def _transact(self, function: Callable[[Connection], Result], *, begin: str = "BEGIN") -> Result:
+        with translated("the database of ended sessions"):
+            async with self._session_maker.begin() as session:
+                connection = await session.connection(execution_options={SQLITE_BEGIN: begin})
+                return await connection.run_sync(function)
 
 
 def _write_metrics(connection: Connection, header: Header, *, is_archived: bool) -> None:

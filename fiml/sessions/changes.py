@@ -1,14 +1,25 @@
 """What changed on a session since it was read, in a form in which the changes of several writers commute."""
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from fiml.core import clock
 from fiml.core.errors import InvalidInput
 from fiml.sessions import values
-from fiml.sessions.models import QueryRecord, Session, SessionType
-from fiml.sessions.records import MAPS, EncodedQuery, Entries, Header, Written, encode_query, mark_written
+from fiml.sessions.models import AnalysisHistory, QueryRecord, Session, SessionState, SessionType
+from fiml.sessions.records import (
+    MAPS,
+    EncodedQuery,
+    Entries,
+    Header,
+    Written,
+    decode_history,
+    encode_query,
+    history_json,
+    longer_history,
+    written_of,
+)
 
 
 @dataclass(slots=True)
@@ -37,46 +48,56 @@ class Change:
     assets: NamesChange = field(default_factory=NamesChange)
     tags: NamesChange = field(default_factory=NamesChange)
     scalars: dict[str, Any] = field(default_factory=dict)
-    last_accessed_at: datetime | None = None
 
 
-def change_of(session: Session, *, max_ttl_hours: int) -> Change:
-    """Everything that differs from what the store last read or wrote of this object, checked.
+def baseline_of(session: Session) -> Written | None:
+    """What the store last read or wrote of this object; `None` for one that never came from a store."""
+    kept: Written | dict[str, Any] | None = session._written  # noqa: SLF001 - the session carries this for us
+    if not isinstance(kept, dict):
+        return kept
+    document = Session.from_dict(kept)
+    return written_of(document, _entries(document), history_json(_texts(document.state.history.queries)))
 
-    An object that never came from the store adds all that it holds.
+
+def change_of(session: Session, before: Written, *, max_ttl_hours: int) -> tuple[Change, Written]:
+    """Everything that differs from the baseline, checked, and the baseline after it is written.
 
     Raises:
-        InvalidInput: a value can't be stored, or a field was changed that never changes.
+        InvalidInput: a value can't be stored, or something was changed that never changes.
     """
-    before: Written | None = session._written  # noqa: SLF001  `records` put it there
-    if before is not None:
-        _check_fixed_fields(session, before)
-    maps_set, maps_removed = _entry_changes(session, before.entries if before else {})
-    return Change(
-        queries=[encode_query(query) for query in _appended(session, before.queries if before else [])],
-        entries_set=maps_set,
-        entries_removed=maps_removed,
-        assets=_names_change(before.assets if before else [], values.check_assets(session.assets)),
-        tags=_names_change(before.tags if before else [], values.check_tags(session.tags)),
+    _check_fixed_fields(session, before)
+    _check_state(session)
+    entries = _entries(session)
+    appended = [encode_query(query) for query in _appended(session.state.history.queries, before.history)]
+    change = Change(
+        queries=appended,
+        entries_set=_entries_set(entries, before.entries),
+        entries_removed=_entries_removed(entries, before.entries),
+        assets=_names_change(before.assets, values.check_assets(session.assets)),
+        tags=_names_change(before.tags, values.check_tags(session.tags)),
         scalars=_scalar_changes(session, before, max_ttl_hours),
-        last_accessed_at=values.check_moment(session.last_accessed_at, "last_accessed_at"),
     )
+    return change, written_of(session, entries, longer_history(before.history, appended))
 
 
-def settle(session: Session, change: Change, header: Header, *, is_current: bool) -> None:
-    """Note that `change` was written, so that writing the object again writes only what is new.
+def settle(session: Session, after: Written, header: Header, *, is_current: bool) -> None:
+    """Note that a change was written, so that writing the object again writes only what is new.
 
     The object takes the new version only where it holds everything that the version holds (`is_current`).
     """
-    before: Written | None = session._written  # noqa: SLF001  `records` put it there
-    entries = {name: dict((before.entries if before else {}).get(name, {})) for name in MAPS}
-    for name in MAPS:
-        entries[name].update(change.entries_set.get(name, {}))
-        for key in change.entries_removed.get(name, ()):
-            entries[name].pop(key, None)
     if is_current:
-        session.version = header.version
-    mark_written(session, entries)
+        session.version = after.version = header.version
+    session._written = after  # noqa: SLF001 - the session carries this for us
+
+
+def _check_state(session: Session) -> None:
+    state: object = session.state
+    if not isinstance(state, SessionState):
+        raise InvalidInput("state", f"is a {type(state).__name__}", "give a SessionState")
+    history: object = state.history
+    queries: object = history.queries if isinstance(history, AnalysisHistory) else None
+    if not isinstance(queries, list):
+        raise InvalidInput("state.history", "is no history of queries", "leave it as it was read, and add queries")
 
 
 def _check_fixed_fields(session: Session, before: Written) -> None:
@@ -92,33 +113,46 @@ def _check_fixed_fields(session: Session, before: Written) -> None:
             raise InvalidInput(name, "was changed", "a session keeps it for life; read the session again")
 
 
-def _appended(session: Session, known: list[QueryRecord]) -> list[QueryRecord]:
-    queries = session.state.history.queries
+def _appended(queries: list[QueryRecord], history: str) -> list[QueryRecord]:
+    known = decode_history(history)
     if queries[: len(known)] == known:
         return queries[len(known) :]
+    by_id = {encode_query(query).id: query for query in queries}
+    for query in known:
+        if query.id not in by_id:
+            raise InvalidInput("history.queries", f"lacks the query {query.id} that was read", "a history only grows")
+        if by_id[query.id] != query:
+            raise InvalidInput(
+                "history.queries", f"has another query {query.id} than was read", "a recorded query never changes"
+            )
     known_ids = {query.id for query in known}
-    missing = known_ids - {query.id for query in queries}
-    if missing:
-        raise InvalidInput(
-            "history.queries", f"lacks {len(missing)} of the queries that were read", "a history only grows"
-        )
     return [query for query in queries if query.id not in known_ids]
 
 
-def _entry_changes(session: Session, before: Entries) -> tuple[Entries, dict[str, list[str]]]:
-    changed: Entries = {}
-    removed: dict[str, list[str]] = {}
+def _texts(queries: list[QueryRecord]) -> list[str]:
+    return [encode_query(query).text for query in queries]
+
+
+def _entries(session: Session) -> Entries:
+    entries: Entries = {}
     for name in MAPS:
         current = getattr(session.state, name)
         if not isinstance(current, dict):
             raise InvalidInput(name, f"is a {type(current).__name__}", "give a dict")
-        known = before.get(name, {})
-        texts = {key: values.check_entry(name, key, value) for key, value in current.items()}
-        if different := {key: text for key, text in texts.items() if known.get(key) != text}:
-            changed[name] = different
-        if gone := [key for key in known if key not in texts]:
-            removed[name] = gone
-    return changed, removed
+        entries[name] = {key: values.check_entry(name, key, value) for key, value in current.items()}
+    return entries
+
+
+def _entries_set(now: Entries, before: Entries) -> Entries:
+    changed = {
+        name: {key: text for key, text in now[name].items() if before.get(name, {}).get(key) != text} for name in MAPS
+    }
+    return {name: texts for name, texts in changed.items() if texts}
+
+
+def _entries_removed(now: Entries, before: Entries) -> dict[str, list[str]]:
+    removed = {name: [key for key in before.get(name, {}) if key not in now[name]] for name in MAPS}
+    return {name: keys for name, keys in removed.items() if keys}
 
 
 def _names_change(before: list[str], now: list[str]) -> NamesChange:
@@ -129,13 +163,17 @@ def _names_change(before: list[str], now: list[str]) -> NamesChange:
     return NamesChange(removed=before, added=now)  # reordered: all of them, anew
 
 
-def _scalar_changes(session: Session, before: Written | None, max_ttl_hours: int) -> dict[str, Any]:
+def _scalar_changes(session: Session, before: Written, max_ttl_hours: int) -> dict[str, Any]:
     now = {
         "type": SessionType.parse(session.type).value,
         "title": values.check_title(session.title),
         "expires_at": values.check_moment(session.expires_at, "expires_at"),
     }
-    changed = {name: value for name, value in now.items() if before is None or value != getattr(before, name)}
-    if "expires_at" in changed and session.expires_at > clock.now() + timedelta(hours=max_ttl_hours):
+    changed = {name: value for name, value in now.items() if value != getattr(before, name)}
+    latest = clock.now() + timedelta(hours=max_ttl_hours)
+    if "expires_at" in changed and session.expires_at > latest:
         raise InvalidInput("expires_at", "is too far away", f"a session lives at most {max_ttl_hours} hours from now")
+    accessed = values.check_moment(session.last_accessed_at, "last_accessed_at")
+    if accessed != before.last_accessed_at and accessed > clock.now():
+        raise InvalidInput("last_accessed_at", "lies in the future", "leave it: writing counts as an access")
     return changed

@@ -1,5 +1,6 @@
 """What a session is: plain values without I/O. The time comes from the clock."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -7,7 +8,7 @@ from typing import Any, Self
 from uuid import UUID, uuid4
 
 from fiml.core import clock
-from fiml.core.config import Settings
+from fiml.core.config import MAX_TTL_HOURS, Settings
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions import values
 
@@ -235,7 +236,7 @@ class Session:
     is_archived: bool = False
     version: int = 1
     state: SessionState = field(default_factory=SessionState)
-    # What the store last read or wrote of this object: `changes` compares against it.
+    # What the store last read or wrote of this object, or the document it was made from: `changes` compares with it.
     _written: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -264,8 +265,12 @@ class Session:
         self.touch()
 
     def extend(self, hours: int) -> None:
-        """Move the expiry of this object `hours` later; the store's `extend_session` does it for everybody."""
-        self.expires_at += timedelta(hours=hours)
+        """Move the expiry of this object `hours` later; the store's `extend_session` does it for everybody.
+
+        Raises:
+            InvalidInput: that is no whole number of hours, or more than ten years.
+        """
+        self.expires_at += timedelta(hours=values.check_hours(hours, "hours", max_hours=MAX_TTL_HOURS))
 
     def touch(self) -> None:
         """Count this moment as an access."""
@@ -303,16 +308,18 @@ class Session:
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Self:
-        """The session that `to_dict` wrote.
+        """The session that `to_dict` wrote; what is changed on it from here on can be written to the store.
 
         Raises:
             InvalidInput: a field is missing or of another type.
         """
         try:
-            return cls._from_dict(document)
+            session = cls._from_dict(document)
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             problem = f"has no field {exc}" if isinstance(exc, KeyError) else f"can't be read ({exc})"
             raise InvalidInput("session document", problem, "give what Session.to_dict() wrote") from exc
+        session._written = deepcopy(document)  # noqa: SLF001 - its own
+        return session
 
     @classmethod
     def _from_dict(cls, document: dict[str, Any]) -> Self:

@@ -1,7 +1,7 @@
 """A session as the engines keep it: a header, and JSON that travels as text."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -28,7 +28,10 @@ Entries = dict[str, dict[str, str]]
 
 @dataclass(slots=True)
 class Header:
-    """Everything about a session but its entries and queries."""
+    """Everything about a session but its entries and queries.
+
+    `life` is the version at which it last became live.
+    """
 
     id: UUID
     user_id: str | None
@@ -43,6 +46,7 @@ class Header:
     totals: QueryTotals = field(default_factory=QueryTotals)
     maps_bytes: int = 0
     history_bytes: int = 0
+    life: int = 1
     format: int = FORMAT
 
 
@@ -89,7 +93,7 @@ class Written:
     expires_at: datetime
     last_accessed_at: datetime
     entries: Entries
-    queries: list[QueryRecord]
+    history: str
 
 
 def encode_query(query: QueryRecord) -> EncodedQuery:
@@ -100,6 +104,8 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
     """
     if not isinstance(query, QueryRecord):
         raise InvalidInput("query", f"is a {type(query).__name__}", "give a QueryRecord")
+    if not isinstance(query.id, UUID):
+        raise InvalidInput("query.id", f"is a {type(query.id).__name__}", "leave it out, or give a UUID")
     query_type = values.check_text(query.query_type, "query_type", max_characters=values.MAX_NAME_CHARACTERS)
     if not isinstance(query.parameters, dict):
         raise InvalidInput("query.parameters", f"is a {type(query.parameters).__name__}", "give a dict")
@@ -135,6 +141,12 @@ def entry_size(key: str, text: str) -> int:
     return len(key.encode()) + len(text.encode())
 
 
+def longer_history(history: str, queries: Sequence[EncodedQuery]) -> str:
+    """The JSON array of a history with more queries at its end."""
+    parts = [history[1:-1]] if len(history) > len("[]") else []
+    return history_json([*parts, *(query.text for query in queries)])
+
+
 def history_json(texts: Iterable[str]) -> str:
     """The JSON array of a history."""
     return "[" + ",".join(texts) + "]"
@@ -162,24 +174,34 @@ def header_of(session: Session) -> Header:
     )
 
 
-def to_session(record: SessionRecord) -> Session:
+def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
     """The session of a record, which knows what was read, so that its changes can be found.
+
+    `recent` leaves only the last queries of an archived one; a live one was read so.
 
     Raises:
         CorruptRecord: the record can't be decoded.
         SchemaTooNew: a later fiml wrote it.
     """
     header = record.header
-    if header.format > FORMAT:
-        raise SchemaTooNew(f"record format {header.format}", f"format {FORMAT}")
+    check_format(header.format)
     try:
         maps = {name: {key: json.loads(text) for key, text in record.entries.get(name, {}).items()} for name in MAPS}
         queries = decode_history(record.history)
         session = _session(header, maps, queries, is_archived=record.is_archived)
+        if record.is_archived and recent is not None:
+            totals = session.state.history.totals
+            session.state.history = AnalysisHistory.stored(queries[len(queries) - min(recent, len(queries)) :], totals)
     except (ValueError, KeyError, TypeError, AttributeError, InvalidInput) as exc:
         raise CorruptRecord(f"session {header.id}", f"{type(exc).__name__}: {exc}") from exc
-    mark_written(session, record.entries)
+    session._written = written_of(session, record.entries, record.history)  # noqa: SLF001 - it carries this for us
     return session
+
+
+def check_format(format_number: int) -> None:
+    """Refuse a record that a later fiml wrote."""
+    if format_number > FORMAT:
+        raise SchemaTooNew(f"record format {format_number}", f"format {FORMAT}")
 
 
 def _session(
@@ -205,9 +227,9 @@ def _session(
     )
 
 
-def mark_written(session: Session, entries: Entries) -> None:
-    """From here on, `session` differs from the store only in what is changed from now."""
-    session._written = Written(  # noqa: SLF001  the session carries this for us
+def written_of(session: Session, entries: Entries, history: str) -> Written:
+    """What there is to remember of a session whose entries and history are these in JSON."""
+    return Written(
         session_id=session.id,
         user_id=session.user_id,
         created_at=session.created_at,
@@ -220,7 +242,7 @@ def mark_written(session: Session, entries: Entries) -> None:
         expires_at=session.expires_at,
         last_accessed_at=session.last_accessed_at,
         entries=entries,
-        queries=list(session.state.history.queries),
+        history=history,
     )
 
 
@@ -233,6 +255,7 @@ def revived(record: SessionRecord, *, until: datetime, now: datetime) -> tuple[S
         expires_at=until,
         last_accessed_at=max(now, record.header.last_accessed_at),
         version=record.header.version + 1,
+        life=record.header.version + 1,
         totals=session.state.history.totals,
         maps_bytes=sum(entry_size(key, text) for entries in record.entries.values() for key, text in entries.items()),
         history_bytes=sum(query.size for query in queries),

@@ -1,23 +1,20 @@
 """The verbs of a session's life, over live and archived sessions alike."""
 
 import asyncio
-import base64
-import binascii
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from fiml.core import clock
-from fiml.core.clock import from_micros, to_micros
 from fiml.core.config import Settings
 from fiml.core.errors import (
     InvalidInput,
     NotPermitted,
     SessionArchived,
+    SessionExpired,
     SessionNotFound,
     Unavailable,
     echo,
@@ -25,8 +22,9 @@ from fiml.core.errors import (
 from fiml.sessions import values
 from fiml.sessions.backends import open_backend
 from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteRules
-from fiml.sessions.changes import Change, change_of, settle
-from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionSummary, SessionType
+from fiml.sessions.changes import Change, baseline_of, change_of, settle
+from fiml.sessions.listing import SummaryPage, decode_cursor, encode_cursor
+from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
 from fiml.sessions.records import Header, SessionRecord, encode_query, header_of, to_session, to_summary
 
 if TYPE_CHECKING:
@@ -38,14 +36,6 @@ _LOOKS: Final = 3
 
 SessionId = UUID | str
 Found = TypeVar("Found")
-
-
-class SummaryPage(list[SessionSummary]):
-    """One page of a listing; `next_cursor` asks for the next one and is `None` at the end."""
-
-    def __init__(self, summaries: Iterable[SessionSummary], next_cursor: str | None) -> None:
-        super().__init__(summaries)
-        self.next_cursor = next_cursor
 
 
 class SessionVerbs:
@@ -103,15 +93,15 @@ class SessionVerbs:
             CorruptRecord: what is stored can't be read.
         """
         parsed = values.parse_session_id(session_id)
-        if recent_queries is not None and recent_queries < 0:
-            raise InvalidInput("recent_queries", f"is {recent_queries}", "give a number from 0 on, or None for all")
+        if recent_queries is not None:
+            values.check_whole(recent_queries, "recent_queries", at_least=0, at_most=values.MAX_VERSION)
         for look in range(_LOOKS):
             if look % 2 == 0:
                 record = await self._backend.read(parsed, now=clock.now(), owner=self._owner, recent=recent_queries)
             else:
                 record = await self._backend.read_archived(parsed, owner=self._owner)
             if record is not None:
-                return to_session(record)
+                return to_session(record, recent=recent_queries)
         return None
 
     async def update_session(
@@ -135,10 +125,13 @@ class SessionVerbs:
             raise InvalidInput("session", f"has the id {session.id}, not {parsed}", "update a session under its own id")
         if expected_version is not None:
             values.check_whole(expected_version, "expected_version", at_most=values.MAX_VERSION)
-        change = change_of(session, max_ttl_hours=self.settings.session_max_ttl_hours)
+        before = baseline_of(session)
+        if before is None:
+            await self._refuse_unread(parsed)
+        change, after = change_of(session, before, max_ttl_hours=self.settings.session_max_ttl_hours)
         header = await self._write(parsed, change, expected_version)
         is_alone = expected_version is not None or header.version == session.version + 1
-        settle(session, change, header, is_current=is_alone)
+        settle(session, after, header, is_current=is_alone)
         merged = await self.get_session(parsed)
         if merged is None:
             raise SessionNotFound(parsed)
@@ -160,14 +153,10 @@ class SessionVerbs:
             SessionNotFound, SessionExpired, SessionArchived, SessionFull: as `update_session`.
             InvalidInput: a value can't be stored; nothing was written.
         """
-        maps = {"context": context or {}, "intermediate_results": intermediate_results or {}}
+        maps = {"context": context, "intermediate_results": intermediate_results}
         change = Change(
             queries=[encode_query(query)],
-            entries_set={
-                name: {key: values.check_entry(name, key, value) for key, value in entries.items()}
-                for name, entries in maps.items()
-                if entries
-            },
+            entries_set={name: values.check_entries(name, entries) for name, entries in maps.items() if entries},
         )
         header = await self._write(values.parse_session_id(session_id), change, None)
         return header.totals
@@ -179,9 +168,10 @@ class SessionVerbs:
             SessionNotFound, SessionExpired, SessionArchived: it isn't live.
         """
         parsed = values.parse_session_id(session_id)
-        by = timedelta(hours=self._hours(hours, "hours"))
+        max_hours = self.settings.session_max_ttl_hours
+        by = timedelta(hours=values.check_hours(hours, "hours", max_hours=max_hours))
         now = clock.now()
-        latest = now + timedelta(hours=self.settings.session_max_ttl_hours)
+        latest = now + timedelta(hours=max_hours)
         record = await self._on_live(
             parsed, lambda: self._backend.extend(parsed, by=by, latest=latest, now=now, owner=self._owner)
         )
@@ -235,11 +225,11 @@ class SessionVerbs:
             type=None if type is None else SessionType.parse(type).value,
             tag=None if tag is None else values.check_name(tag, "tag"),
             asset=None if asset is None else values.check_name(asset, "asset"),
-            after=None if cursor is None else _decode_cursor(cursor),
+            after=None if cursor is None else decode_cursor(cursor),
         )
         found = await self._backend.page(query)
         summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in found[:size]]
-        return SummaryPage(summaries, _encode_cursor(summaries[-1]) if len(found) > size else None)
+        return SummaryPage(summaries, encode_cursor(summaries[-1]) if len(found) > size else None)
 
     def _acting_as(self, user_id: str | None) -> str | None:
         if self._owner is None or user_id is None or user_id == self._owner:
@@ -262,6 +252,17 @@ class SessionVerbs:
             owner=self._owner,
         )
         return await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
+
+    async def _refuse_unread(self, session_id: UUID) -> NoReturn:
+        """Refuse to write an object that never came from the store: nobody knows what changed on it."""
+        stored = await self.get_session(session_id, recent_queries=0)
+        if stored is None:
+            raise SessionNotFound(session_id)
+        if stored.is_archived:
+            raise SessionArchived(session_id)
+        if stored.is_expired:
+            raise SessionExpired(session_id, stored.expires_at)
+        raise InvalidInput("session", "was not read from the store", "change and write what get_session returned")
 
     async def _on_live(self, session_id: UUID, operation: Callable[[], Awaitable[Found | None]]) -> Found:
         """What `operation` finds among the live sessions.
@@ -380,16 +381,3 @@ async def get_session_store() -> SessionStore:
         store = _stores[loop] = SessionStore()
     await store.initialize()
     return store
-
-
-def _encode_cursor(last: SessionSummary) -> str:
-    position = json.dumps([to_micros(last.created_at), last.id.hex])
-    return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
-
-
-def _decode_cursor(cursor: str) -> tuple[datetime, UUID]:
-    try:
-        micros, session_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return from_micros(micros), UUID(session_id)
-    except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error) as exc:
-        raise InvalidInput("cursor", f"{echo(cursor)} is malformed", "give next_cursor of the page before") from exc

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
 from json.encoder import encode_basestring
@@ -39,13 +38,91 @@ def to_json(value: object, path: str) -> str:
     Raises:
         InvalidInput: names the path of the part that is not JSON, or the limit that the whole exceeds.
     """
-    text = "".join(_encode(value, path, MAX_VALUE_DEPTH))
-    size = len(text) if text.isascii() else len(text.encode())
-    if size > MAX_VALUE_BYTES:
-        raise InvalidInput(
-            shown_path(path), f"is {size} bytes of JSON", f"one stored value has at most {MAX_VALUE_BYTES} (256 KiB)"
-        )
-    return text
+    encoder = _Encoder(path)
+    encoder.encode(value, path, MAX_VALUE_DEPTH)
+    return encoder.text()
+
+
+class _Encoder:
+    """Writes one value, and stops at the limit of its size: a small value may refer to itself a million times."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._parts: list[str] = []
+        self._characters = 0
+
+    def text(self) -> str:
+        text = "".join(self._parts)
+        self._refuse_over(len(text) if text.isascii() else len(text.encode()))
+        return text
+
+    def encode(self, value: object, path: str, depth_left: int) -> None:
+        match value:
+            case None | bool():
+                self._add(_LITERALS[value])
+            case str():
+                self._add(_encode_text(value, path))
+            case int():
+                self._add(_encode_integer(value, path))
+            case float():
+                self._add(_encode_float(value, path))
+            case dict() | list():
+                self._encode_nested(value, path, depth_left)
+            case _:
+                raise InvalidInput(
+                    shown_path(path),
+                    f"is a {type(value).__name__}",
+                    "stored values are JSON: None, bool, int, float, str, list, dict with string keys",
+                )
+
+    def _encode_nested(self, value: dict[object, object] | list[object], path: str, depth_left: int) -> None:
+        if depth_left == 0:
+            raise InvalidInput(
+                shown_path(path), "is nested too deeply", f"a stored value has a depth of at most {MAX_VALUE_DEPTH}"
+            )
+        if isinstance(value, list):
+            self._encode_list(value, path, depth_left - 1)
+        else:
+            self._encode_dict(value, path, depth_left - 1)
+
+    def _encode_list(self, value: list[object], path: str, depth_left: int) -> None:
+        self._add("[")
+        for index, item in enumerate(value):
+            if index:
+                self._add(",")
+            self.encode(item, f"{path}[{index}]", depth_left)
+        self._add("]")
+
+    def _encode_dict(self, value: dict[object, object], path: str, depth_left: int) -> None:
+        self._add("{")
+        for index, (key, item) in enumerate(value.items()):
+            if not isinstance(key, str):
+                raise InvalidInput(
+                    shown_path(path), f"has the key {echo(key)}, a {type(key).__name__}", "keys of JSON are strings"
+                )
+            self._add(f"{',' if index else ''}{_encode_text(key, f'{path}.{key}')}:")
+            self.encode(item, f"{path}.{key}", depth_left)
+        self._add("}")
+
+    def _add(self, part: str) -> None:
+        self._parts.append(part)
+        self._characters += len(part)
+        self._refuse_over(self._characters)
+
+    def _refuse_over(self, size: int) -> None:
+        if size > MAX_VALUE_BYTES:
+            raise InvalidInput(
+                shown_path(self._path),
+                f"is more than {MAX_VALUE_BYTES} bytes of JSON",
+                "one stored value has at most 256 KiB",
+            )
+
+
+def check_entries(where: str, entries: object) -> dict[str, str]:
+    """The JSON of entries of a session's maps."""
+    if not isinstance(entries, dict):
+        raise InvalidInput(where, f"is a {type(entries).__name__}", "give a dict")
+    return {key: check_entry(where, key, value) for key, value in entries.items()}
 
 
 def check_entry(where: str, key: object, value: object) -> str:
@@ -63,60 +140,6 @@ def check_entry(where: str, key: object, value: object) -> str:
 def from_json(text: str | bytes) -> Any:
     """The inverse of `to_json`."""
     return json.loads(text)
-
-
-def _encode(value: object, path: str, depth_left: int) -> Iterable[str]:
-    match value:
-        case None | bool():
-            return (_LITERALS[value],)
-        case str():
-            return (_encode_text(value, path),)
-        case int():
-            return (_encode_integer(value, path),)
-        case float():
-            return (_encode_float(value, path),)
-        case dict() | list():
-            return _encode_nested(value, path, depth_left)
-    raise InvalidInput(
-        shown_path(path),
-        f"is a {type(value).__name__}",
-        "stored values are JSON: None, bool, int, float, str, list, dict with string keys",
-    )
-
-
-def _encode_nested(value: dict[object, object] | list[object], path: str, depth_left: int) -> list[str]:
-    if depth_left == 0:
-        raise InvalidInput(
-            shown_path(path), "is nested too deeply", f"a stored value has a depth of at most {MAX_VALUE_DEPTH}"
-        )
-    if isinstance(value, list):
-        return _encode_list(value, path, depth_left - 1)
-    return _encode_dict(value, path, depth_left - 1)
-
-
-def _encode_list(value: list[object], path: str, depth_left: int) -> list[str]:
-    parts = ["["]
-    for index, item in enumerate(value):
-        if index:
-            parts.append(",")
-        parts += _encode(item, f"{path}[{index}]", depth_left)
-    parts.append("]")
-    return parts
-
-
-def _encode_dict(value: dict[object, object], path: str, depth_left: int) -> list[str]:
-    parts = ["{"]
-    for key, item in value.items():
-        if not isinstance(key, str):
-            raise InvalidInput(
-                shown_path(path), f"has the key {echo(key)}, a {type(key).__name__}", "keys of JSON are strings"
-            )
-        if len(parts) > 1:
-            parts.append(",")
-        parts += (_encode_text(key, f"{path}.{key}"), ":")
-        parts += _encode(item, f"{path}.{key}", depth_left)
-    parts.append("}")
-    return parts
 
 
 def _encode_text(value: str, path: str) -> str:
@@ -225,12 +248,12 @@ def check_limit(value: object) -> int:
     return check_whole(value, "limit", at_most=MAX_PAGE)
 
 
-def check_whole(value: object, field: str, *, at_most: int) -> int:
-    """A whole number from 1 on."""
+def check_whole(value: object, field: str, *, at_least: int = 1, at_most: int) -> int:
+    """A whole number within bounds."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidInput(field, f"is {echo(value)}", f"give a whole number from 1 to {at_most}")
-    if not 1 <= value <= at_most:
-        raise InvalidInput(field, f"is {echo(value)}", f"it must lie between 1 and {at_most}")
+        raise InvalidInput(field, f"is {echo(value)}", f"give a whole number from {at_least} to {at_most}")
+    if not at_least <= value <= at_most:
+        raise InvalidInput(field, f"is {echo(value)}", f"it must lie between {at_least} and {at_most}")
     return value
 
 

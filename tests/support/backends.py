@@ -10,7 +10,6 @@ from fiml.core.config import Settings
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import Argument, RedisClient
 from fiml.db.sqlite_file import SqliteFile
-from fiml.sessions.backends import redis
 from fiml.sessions.backends.base import Backend
 from fiml.sessions.backends.redis import RedisTier
 from fiml.sessions.backends.sqlite import SqliteBackend
@@ -18,7 +17,6 @@ from fiml.sessions.backends.tiered import TieredBackend
 from fiml.sessions.store import SessionStore
 from fiml.testing import open_store_over
 
-SCRIPTS = (redis.READ, redis.PUT, redis.WRITE, redis.EXTEND, redis.GO_ON, redis.REMOVE, redis.REINDEX)
 Result = TypeVar("Result")
 
 
@@ -70,10 +68,9 @@ def watched_backend(settings: Settings, around: Around) -> Backend:
         file = WatchedFile(settings.embedded_file, settings.sqlite_synchronous)
         file.around = around
         return SqliteBackend(file, settings.sqlite_synchronous)
-    client = WatchedClient(settings.redis_url, SCRIPTS)
-    client.around = around
     live = RedisTier(settings.redis_url)
-    live._client = client
+    live._client = client = WatchedClient(settings.redis_url, live._client._scripts)
+    client.around = around
     database = WatchedDatabase(settings.database_url)
     database.around = around
     return TieredBackend(live, database)

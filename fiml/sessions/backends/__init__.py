@@ -13,6 +13,7 @@ async def open_backend(settings: Settings) -> Backend:
         Unavailable: an engine is away.
     """
     backend = _embedded(settings) if settings.redis_url is None else _server(settings)
+    backend.session_maker.configure(info={"settings": settings})
     await backend.open()
     return backend
 

@@ -1,7 +1,8 @@
 """Ended sessions in SQL, the same on PostgreSQL and SQLite. The functions run in the caller's transaction."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from json.encoder import encode_basestring
 from typing import Any
@@ -47,16 +48,16 @@ def put(connection: Connection, records: Sequence[SessionRecord], ended: Ended) 
     buried = _buried(connection, [record.header.id for record in records])
     alive = [record for record in records if record.header.id not in buried]
     if alive:
-        connection.execute(_upsert(connection, sessions, "id"), [_session_row(record, ended) for record in alive])
+        connection.execute(_upsert_session(connection), [_session_row(record, ended) for record in alive])
         if ended.write_metrics:
             rows = [metrics_row(record.header, ended.at) for record in alive]
-            connection.execute(_upsert(connection, session_metrics, "session_id"), rows)
+            connection.execute(_upsert_metrics(connection), rows)
     return buried
 
 
 def put_metrics(connection: Connection, header: Header, ended_at: datetime | None) -> None:
     """Write the metrics of one session, over an older version only."""
-    connection.execute(_upsert(connection, session_metrics, "session_id"), [metrics_row(header, ended_at)])
+    connection.execute(_upsert_metrics(connection), [metrics_row(header, ended_at)])
 
 
 def fetch(connection: Connection, session_id: UUID, owner: str | None = None) -> SessionRecord | None:
@@ -114,9 +115,10 @@ def metrics_row(header: Header, ended_at: datetime | None) -> dict[str, Any]:
         "user_id": header.user_id,
         "session_type": header.type,
         "created_at": header.created_at,
-        "duration_seconds": int((header.last_accessed_at - header.created_at).total_seconds()),
+        "duration_seconds": max(0, int((header.last_accessed_at - header.created_at).total_seconds())),
         "total_queries": totals.total_queries,
         "cache_hit_rate": totals.cache_hit_rate,
+        "ended_at": ended_at,
         "avg_query_time_ms": totals.total_time_ms / totals.timed_queries if totals.timed_queries else None,
         "assets_analyzed": json.dumps(header.assets),
         "query_type_summary": json.dumps(totals.query_types),
@@ -179,10 +181,27 @@ def _insert(connection: Connection) -> Any:
     return postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
 
 
-def _upsert(connection: Connection, table: Table, key: str) -> Any:
-    insert = _insert(connection)(table)
-    new = {column.name: insert.excluded[column.name] for column in table.c if not column.primary_key}
-    return insert.on_conflict_do_update(index_elements=[key], set_=new, where=table.c.version < insert.excluded.version)
+def _upsert_session(connection: Connection) -> Any:
+    insert = _insert(connection)(sessions)
+    return insert.on_conflict_do_update(
+        index_elements=["id"], set_=_new_values(sessions, insert), where=sessions.c.version < insert.excluded.version
+    )
+
+
+def _upsert_metrics(connection: Connection) -> Any:
+    insert = _insert(connection)(session_metrics)
+    old, new = session_metrics.c, insert.excluded
+    # Ending raises no version: figures of the end replace those taken while the session lived.
+    has_ended = and_(old.version == new.version, old.ended_at.is_(None), new.ended_at.is_not(None))
+    return insert.on_conflict_do_update(
+        index_elements=["session_id"],
+        set_=_new_values(session_metrics, insert),
+        where=or_(old.version < new.version, has_ended),
+    )
+
+
+def _new_values(table: Table, insert: Any) -> dict[str, Any]:
+    return {column.name: insert.excluded[column.name] for column in table.c if not column.primary_key}
 
 
 def _session_row(record: SessionRecord, ended: Ended) -> dict[str, Any]:
@@ -215,24 +234,32 @@ def _object(entries: Mapping[str, str]) -> str:
 
 
 def _record(row: RowMapping) -> SessionRecord:
-    try:
+    with _corruption_of(row):
         entries = {
             name: {key: values.check_entry(name, key, value) for key, value in json.loads(row[name]).items()}
             for name in MAPS
         }
-    except (ValueError, AttributeError, InvalidInput) as exc:
-        raise CorruptRecord(f"archived session {row['id']}", str(exc)) from exc
     return SessionRecord(_header(row), entries, row["history_queries"], is_archived=True)
 
 
+@contextmanager
+def _corruption_of(row: RowMapping) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, InvalidInput) as exc:
+        raise CorruptRecord(f"archived session {row['id']}", str(exc)) from exc
+
+
 def _header(row: RowMapping) -> Header:
+    with _corruption_of(row):
+        assets, tags = json.loads(row["assets"]), json.loads(row["tags"])
     return Header(
         id=row["id"],
         user_id=row["user_id"],
         type=row["type"],
         title=row["title"],
-        assets=json.loads(row["assets"]),
-        tags=json.loads(row["tags"]),
+        assets=assets,
+        tags=tags,
         created_at=row["created_at"],
         expires_at=row["expires_at"],
         last_accessed_at=row["last_accessed_at"],

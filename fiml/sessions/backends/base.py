@@ -68,7 +68,7 @@ class Backend(Protocol):
     """
 
     session_maker: "SessionMaker"
-    """Sessions of SQLAlchemy over the database that holds the archive and the metrics."""
+    """Sessions of SQLAlchemy over the database of the archive and the metrics, with the settings as their `info`."""
 
     async def open(self) -> None:
         """Connect; create the schema where the database is empty.

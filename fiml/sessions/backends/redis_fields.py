@@ -28,9 +28,18 @@ def id_at(text: str) -> UUID:
     return UUID(text[16:POSITION_CHARACTERS])
 
 
-def expiry_member(header: Header) -> str:
-    """How the expiry index names a session: with its place in the listings, so that they can be mended by it."""
-    return position(header.created_at, header.id) + (header.user_id or "")
+def listed_member(created_at: datetime, session_id: UUID, life: int) -> str:
+    """How a listing names a session: by its place and its life.
+
+    A session that comes back begins a new life with entries of its own, so that clearing up behind the old one, which
+    may happen late, takes nothing away from the new one.
+    """
+    return f"{position(created_at, session_id)}{life:x}"
+
+
+def life_at(member: str) -> int:
+    """The life in a listing's member."""
+    return int(member[POSITION_CHARACTERS:], 16)
 
 
 def encode_record(record: SessionRecord, queries: Sequence[EncodedQuery]) -> list[Argument]:
@@ -60,6 +69,7 @@ def encode_header(header: Header) -> list[tuple[str, Argument]]:
         "time_ms": repr(totals.total_time_ms),
         "maps_bytes": header.maps_bytes,
         "history_bytes": header.history_bytes,
+        "life": header.life,
         "format": header.format,
         "order": len(header.assets) + len(header.tags),
     }
@@ -92,19 +102,22 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
     if reply is None:
         return None
     header, entries, queries = reply
-    with_names = zip(entries[::2], entries[1::2], strict=True)
     maps: Entries = {}
-    for field, text in with_names:
-        letter, _, key = field.decode().partition(":")
-        maps.setdefault(_MAPS_BY_LETTER[letter], {})[key] = text.decode()
-    return SessionRecord(decode_header(session_id, header), maps, history_json(body.decode() for body in queries))
+    try:
+        for field, text in zip(entries[::2], entries[1::2], strict=True):
+            letter, _, key = field.decode().partition(":")
+            maps.setdefault(_MAPS_BY_LETTER[letter], {})[key] = text.decode()
+        history = history_json(body.decode() for body in queries)
+    except (KeyError, UnicodeDecodeError) as exc:
+        raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
+    return SessionRecord(decode_header(session_id, header), maps, history)
 
 
 def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> Header:
     """A header from what HGETALL gives: a dict, or in a script's reply one flat list."""
     raw = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
-    stored = {field.decode(): value.decode() for field, value in raw}
     try:
+        stored = {field.decode(): value.decode() for field, value in raw}
         return Header(
             id=session_id,
             user_id=stored.get("user"),
@@ -119,6 +132,7 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
             totals=_totals(stored),
             maps_bytes=int(stored["maps_bytes"]),
             history_bytes=int(stored["history_bytes"]),
+            life=int(stored["life"]),
             format=int(stored["format"]),
         )
     except (KeyError, ValueError, OverflowError) as exc:

@@ -15,7 +15,7 @@ from fiml.sessions.backends import archive
 from fiml.sessions.backends import sqlite_rows as rows
 from fiml.sessions.backends.base import Ended, PageQuery, WriteRules, merge_pages
 from fiml.sessions.changes import Change
-from fiml.sessions.records import Header, SessionRecord, revived
+from fiml.sessions.records import Header, SessionRecord, check_format, revived
 
 
 class SqliteBackend:
@@ -24,7 +24,7 @@ class SqliteBackend:
     def __init__(self, file: SqliteFile, synchronous: Synchronous) -> None:
         self._file = file
         self._engine = async_sqlite_engine(file.path, synchronous)
-        self.session_maker = async_sessionmaker[AsyncSession](self._engine, expire_on_commit=False)
+        self.session_maker = async_sessionmaker[AsyncSession](self._engine)
 
     async def open(self) -> None:
         await self._file.open()
@@ -57,6 +57,7 @@ class SqliteBackend:
             header = rows.select_header(connection, session_id, rules.owner)
             if header is None:
                 return None
+            check_format(header.format)
             _refuse_if_stale(header, rules)
             rows.append_queries(connection, header, change.queries, max_queries=rules.max_queries)
             rows.change_entries(connection, header, change)
@@ -89,10 +90,9 @@ class SqliteBackend:
         return await self._file.transact(move)
 
     async def archive_expired(self, ended: Ended, *, at_most: int) -> tuple[int, bool]:
-        def move(connection: Connection) -> int:
-            return _move(connection, rows.select_expired(driver(connection), ended.at, at_most), ended)
-
-        moved = await self._file.transact(move)
+        moved = await self._file.transact(
+            lambda connection: _move(connection, rows.select_expired(driver(connection), ended.at, at_most), ended)
+        )
         return moved, moved < at_most
 
     async def resume(
@@ -109,8 +109,9 @@ class SqliteBackend:
 
     async def delete(self, session_id: UUID, *, now: datetime, owner: str | None = None) -> bool:
         def remove(connection: Connection) -> bool:
-            live = rows.select_header(driver(connection), session_id, owner)
-            version = live.version if live else archive.find_version(connection, session_id, owner)
+            version = rows.select_version(driver(connection), session_id, owner)
+            if version is None:
+                version = archive.find_version(connection, session_id, owner)
             if version is None:
                 return False
             rows.delete(driver(connection), [session_id])

@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord, SessionFull
 from fiml.sessions import values
@@ -14,6 +16,8 @@ from fiml.sessions.backends.base import PageQuery
 from fiml.sessions.changes import Change
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import EncodedQuery, Entries, Header, SessionRecord, entry_size, history_json
+
+_log = structlog.get_logger()
 
 _FIXED = ("id", "user_id", "created_at", "format")
 _CHANGING = (
@@ -61,12 +65,27 @@ def select_header(connection: sqlite3.Connection, session_id: UUID, owner: str |
     return None if row is None else _decode(row)
 
 
+def select_version(connection: sqlite3.Connection, session_id: UUID, owner: str | None = None) -> int | None:
+    """The version of a live session, which may be beyond reading otherwise."""
+    row = connection.execute(
+        "SELECT version FROM active_sessions WHERE id = :id AND (:owner IS NULL OR user_id = :owner)",
+        {"id": session_id.hex, "owner": owner},
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
 def select_expired(connection: sqlite3.Connection, by: datetime, at_most: int) -> list[Header]:
-    """Sessions that have expired, the longest expired first."""
-    found = connection.execute(
-        f"{_SELECT} WHERE expires_at <= ? ORDER BY expires_at, id LIMIT ?", (to_micros(by), at_most)
-    )
-    return [_decode(row) for row in found]
+    """Sessions that have expired, the longest expired first; one that can't be read is left, and reported."""
+    expired: list[Header] = []
+    found = connection.execute(f"{_SELECT} WHERE expires_at <= ? ORDER BY expires_at, id", (to_micros(by),))
+    for row in found:
+        try:
+            expired.append(_decode(row))
+        except CorruptRecord as exc:
+            _log.error("session_set_aside", problem=str(exc))
+        if len(expired) == at_most:
+            break
+    return expired
 
 
 def select_page(connection: sqlite3.Connection, query: PageQuery) -> list[Header]:
@@ -187,7 +206,7 @@ def change_header(header: Header, change: Change, now: datetime) -> None:
     header.tags = values.check_tags(change.tags.apply(header.tags))
     for name, value in change.scalars.items():
         setattr(header, name, value)
-    header.last_accessed_at = max(header.last_accessed_at, change.last_accessed_at or now, now)
+    header.last_accessed_at = max(header.last_accessed_at, now)
     header.version += 1
 
 

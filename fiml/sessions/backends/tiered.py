@@ -3,18 +3,22 @@
 from datetime import datetime, timedelta
 from uuid import UUID
 
+import structlog
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from fiml.core.errors import Unavailable
+from fiml.core.errors import CorruptRecord, Unavailable
 from fiml.db.postgres import PostgresDatabase
 from fiml.sessions.backends import archive
 from fiml.sessions.backends.base import Ended, PageQuery, WriteRules, merge_pages
-from fiml.sessions.backends.redis import ExpiryEntry, RedisTier
+from fiml.sessions.backends.redis import ExpiryEntry, RedisTier, locate
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, revived
 
 _TRIES = 10
+_SET_ASIDE_FOR = timedelta(days=1)
+
+_log = structlog.get_logger()
 
 
 class TieredBackend:
@@ -23,7 +27,7 @@ class TieredBackend:
     def __init__(self, live: RedisTier, database: PostgresDatabase) -> None:
         self._live = live
         self._database = database
-        self.session_maker = async_sessionmaker[AsyncSession](database.engine, expire_on_commit=False)
+        self.session_maker = async_sessionmaker[AsyncSession](database.engine)
 
     async def open(self) -> None:
         try:
@@ -83,10 +87,14 @@ class TieredBackend:
         records = await self._live.read_many([entry.session_id for entry in entries])
         expired = []
         for entry, record in zip(entries, records, strict=True):
-            if record is not None and ended.at >= record.header.expires_at:
+            if isinstance(record, CorruptRecord):
+                await self._set_aside(entry, record, ended)
+            elif record is None or record.header.life != entry.life:
+                await self._live.drop(entry)
+            elif ended.at >= record.header.expires_at:
                 expired.append(record)
             else:
-                await self._mend_index(entry, record)
+                await self._live.reindex(entry, record.header.expires_at)
         return await self._move_all(expired, ended), not entries
 
     async def resume(
@@ -106,19 +114,18 @@ class TieredBackend:
         return None
 
     async def delete(self, session_id: UUID, *, now: datetime, owner: str | None = None) -> bool:
-        live = await self._live.read(session_id, now=None, owner=owner, recent=0)
+        live = await self._live.locate(session_id, owner)
         archived_version = await self._database.transact(
             lambda connection: archive.find_version(connection, session_id, owner)
         )
         if live is None and archived_version is None:
             # It may have come back between the two looks.
-            live = await self._live.read(session_id, now=None, owner=owner, recent=0)
-        header = live.header if live else None
-        version = header.version if header else archived_version
+            live = await self._live.locate(session_id, owner)
+        version = live.version if live else archived_version
         if version is None:
             return False
         await self._database.transact(lambda connection: archive.bury(connection, session_id, version=version, now=now))
-        await self._live.remove_for_good(session_id, header)
+        await self._live.remove_for_good(session_id, live)
         return True
 
     async def page(self, query: PageQuery) -> list[tuple[Header, bool]]:
@@ -135,7 +142,7 @@ class TieredBackend:
         """Archive first, then remove: a crash leaves a copy too many, never one too few."""
         buried = await self._database.transact(lambda connection: archive.put(connection, [record], ended))
         if buried:
-            await self._live.remove_for_good(record.header.id, record.header)
+            await self._live.remove_for_good(record.header.id, locate(record.header))
             return "absent"
         [outcome] = await self._live.remove([record.header])
         return outcome
@@ -146,7 +153,7 @@ class TieredBackend:
         buried = await self._database.transact(lambda connection: archive.put(connection, records, ended))
         for record in records:
             if record.header.id in buried:
-                await self._live.remove_for_good(record.header.id, record.header)
+                await self._live.remove_for_good(record.header.id, locate(record.header))
         moved = [record.header for record in records if record.header.id not in buried]
         outcomes = await self._live.remove(moved)
         for header, outcome in zip(moved, outcomes, strict=True):
@@ -158,11 +165,10 @@ class TieredBackend:
         """A session went on living while it was copied: its copy goes."""
         await self._database.transact(lambda connection: archive.remove(connection, header.id, header.version))
 
-    async def _mend_index(self, entry: ExpiryEntry, record: SessionRecord | None) -> None:
-        if record is None:
-            await self._live.drop(entry)
-        else:
-            await self._live.reindex(entry, record.header)
+    async def _set_aside(self, entry: ExpiryEntry, problem: CorruptRecord, ended: Ended) -> None:
+        """Leave a session that can't be read as it is, and the others their turn."""
+        _log.error("session_set_aside", session_id=str(entry.session_id), problem=str(problem))
+        await self._live.reindex(entry, ended.at + _SET_ASIDE_FOR)
 
     async def _confirm(self, record: SessionRecord, archived_version: int) -> SessionRecord | None:
         """Take the archived copy away. Where a newer one is there, or a tombstone, that counts instead of ours."""

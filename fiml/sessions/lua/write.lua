@@ -1,20 +1,21 @@
 -- Apply a change to a live session: all of it or nothing. Values stay as they are, undecoded.
 -- KEYS 1 header, 2 entries, 3 queries, 4 ids of the queries
--- ARGV 1 owner ('' for any), 2 now and 3 last access in microseconds, 4 expected version ('' for any),
+-- ARGV 1 owner ('' for any), 2 now in microseconds, 3 expected version ('' for any), 4 newest format known,
 --      5 most queries, 6 most bytes of queries, 7 most bytes of entries, 8 most assets, 9 most tags;
 --      then groups, each with its length first: scalars to set (field, value; '' removes the field), names to remove
 --      (field), names to add (field), entries to remove (field), entries to set (field, value), queries (id, JSON,
 --      type, 1 for a cache hit, microseconds of its time, milliseconds it took or '')
 -- Returns {'written', header}; nil where the session isn't there for this owner; or a refusal: {'expired', expiry},
--- {'conflict', version}, {'queries'}, {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
+-- {'conflict', version}, {'format', number}, {'queries'}, {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
 local header, entries, queries, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 if redis.call('EXISTS', header) == 0 then return nil end
 if ARGV[1] ~= '' and redis.call('HGET', header, 'user') ~= ARGV[1] then return nil end
 local before = redis.call('HMGET', header, 'expires', 'version', 'total', 'history_bytes', 'maps_bytes', 'accessed',
-  'first', 'last')
+  'first', 'last', 'format')
+if tonumber(before[9]) > tonumber(ARGV[4]) then return {'format', before[9]} end
 if tonumber(ARGV[2]) >= tonumber(before[1]) then return {'expired', before[1]} end
-if ARGV[4] ~= '' and ARGV[4] ~= before[2] then return {'conflict', before[2]} end
+if ARGV[3] ~= '' and ARGV[3] ~= before[2] then return {'conflict', before[2]} end
 
 local at = 10
 local function group(width)
@@ -104,7 +105,7 @@ if #fresh > 0 then
     'history_bytes', string.format('%.0f', history_bytes))
 end
 
-local accessed = ARGV[3]
+local accessed = ARGV[2]
 if tonumber(before[6]) > tonumber(accessed) then accessed = before[6] end
 redis.call('HSET', header, 'accessed', accessed, 'maps_bytes', string.format('%.0f', maps_bytes))
 redis.call('HINCRBY', header, 'version', 1)

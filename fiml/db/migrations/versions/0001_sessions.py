@@ -71,6 +71,7 @@ def _create_session_metrics() -> None:
         sa.Column("query_type_summary", json_type, nullable=False),
         sa.Column("completed_normally", sa.Boolean, nullable=False),
         sa.Column("abandoned", sa.Boolean, nullable=False),
+        sa.Column("ended_at", moment),
         sa.Column("version", sa.BigInteger, nullable=False, server_default=sa.text("1")),
         sa.UniqueConstraint("session_id", name="session_metrics_session_id_key"),
     )
