@@ -165,7 +165,7 @@ def _encode_float(value: float, path: str) -> str:
 
 def shown_path(path: str) -> str:
     """A path as it may stand in a message."""
-    return echo(path).strip("'")
+    return echo(path)[1:-1]
 
 
 def check_characters(value: str, path: str) -> None:

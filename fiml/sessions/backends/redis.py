@@ -109,7 +109,10 @@ class RedisTier:
         if stored is None or stored[1] is None:
             return None
         user_id, version, life, created = stored
-        member = fields.listed_member(fields.decode_moment(created or b"0"), session_id, int(life or 0))
+        try:
+            member = fields.listed_member(fields.decode_moment(created), session_id, int(life))
+        except (TypeError, ValueError, OverflowError):
+            member = ""  # it has lost its place; a sweeper drops the entries that are left there
         return Location(session_id, int(version), user_id and user_id.decode(), member)
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:

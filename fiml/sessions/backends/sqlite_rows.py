@@ -271,7 +271,7 @@ def _decode(row: Sequence[Any]) -> Header:
             format=stored["format"],
         )
     except (ValueError, TypeError, OverflowError) as exc:
-        raise CorruptRecord(f"live session {stored['id']}", str(exc)) from exc
+        raise CorruptRecord(f"live session {UUID(stored['id'])}", str(exc)) from exc
 
 
 def _moment(micros: int | None) -> datetime | None:
