@@ -9,6 +9,7 @@ from uuid import UUID
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.rule import Rule
 
 from fiml.analysis import Answer, Question, ask
@@ -153,7 +154,9 @@ def _chapter(console: Console, title: str) -> None:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(f"  {text}")
+    """A line two columns in; one that is too long goes on under its own beginning."""
+    said = text.lstrip()
+    console.print(Padding(said, (0, 0, 0, 2 + len(text) - len(said)), expand=False))
 
 
 def _show(console: Console, answer: Answer) -> None:
