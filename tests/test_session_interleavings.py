@@ -4,11 +4,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from copy import deepcopy
 from datetime import timedelta
-from itertools import combinations_with_replacement, product
+from functools import partial
+from itertools import combinations_with_replacement, count, product
 from typing import Any, TypeVar
+from uuid import UUID
 
 import pytest
 from hypothesis import settings as hypothesis_settings
+from sqlalchemy import text
 
 from fiml.core import clock
 from fiml.core.config import Settings
@@ -58,6 +61,58 @@ CASES = [
 ]
 
 
+async def _resume_and_write(store: SessionStore, session_id: UUID) -> None:
+    await store.resume_session(session_id)
+    await store.record_query(session_id, make_query("newer"), context={"newer": True})
+
+
+async def _write_and_archive(store: SessionStore, session_id: UUID) -> None:
+    await _resume_and_write(store, session_id)
+    await store.archive_session(session_id)
+
+
+async def _live_two_lives(store: SessionStore, session_id: UUID) -> None:
+    await _write_and_archive(store, session_id)
+    await store.resume_session(session_id)
+
+
+async def _delete(store: SessionStore, session_id: UUID) -> None:
+    await store.delete_session(session_id)
+
+
+MEANWHILE: dict[str, Callable[[SessionStore, UUID], Awaitable[None]]] = {
+    "written": _resume_and_write,
+    "written and archived": _write_and_archive,
+    "written, archived and resumed": _live_two_lives,
+    "deleted": _delete,
+}
+
+
+class Frozen:
+    """A process that stands still before one of its calls to an engine, while others do something."""
+
+    def __init__(self, meanwhile: Callable[[], Awaitable[None]], *, does_die: bool) -> None:
+        self.has_thawed = False
+        self._calls_left = -1
+        self._meanwhile = meanwhile
+        self._does_die = does_die
+
+    def freeze_at(self, call: int) -> None:
+        """Stand still before a call from now, the first being 1."""
+        self._calls_left = call
+
+    async def around(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        self._calls_left -= 1
+        if self._calls_left != 0:
+            return await call()
+        await self._meanwhile()
+        self.has_thawed = True
+        result = await call()
+        if self._does_die:
+            raise Crash
+        return result
+
+
 class Switch:
     """Sends the calls to engines through the schedule of the moment."""
 
@@ -93,7 +148,7 @@ async def test_two_calls_in_any_order_of_their_steps(
             outcomes = await switch.schedule.run([CALLS[name](watched, session) for name in pair])
 
             try:
-                await Check(store, session, list(zip(pair, outcomes, strict=True))).everything(clock)
+                await Check(store, session, list(zip(pair, outcomes, strict=True)), state).everything(clock)
             except Exception as exc:
                 exc.add_note(f"the order of the steps was {switch.schedule.taken}, the outcomes {outcomes}")
                 raise
@@ -125,10 +180,11 @@ async def crash(settings: Settings, call: Call, session: Session) -> None:
 class Check:
     """What holds after two calls on a session, whatever their order was."""
 
-    def __init__(self, store: SessionStore, session: Session, outcomes: list[tuple[str, Any]]) -> None:
+    def __init__(self, store: SessionStore, session: Session, outcomes: list[tuple[str, Any]], state: str) -> None:
         self.store = store
         self.session = session
         self.outcomes = outcomes
+        self.state = state
 
     async def everything(self, clock: FrozenClock) -> None:
         if "delete" in (name for name, _ in self.outcomes):
@@ -142,6 +198,8 @@ class Check:
         found = await self.is_found_once()
         self.holds_what_was_acknowledged(found)
         self.is_where_it_belongs(found)
+        if self.state in WHOLE:
+            assert await count_archived(self.store) == found.is_archived
         await self.goes_on(clock, found)
 
     def of(self, name: str) -> list[Any]:
@@ -201,8 +259,10 @@ class Check:
 
     async def goes_on(self, clock: FrozenClock, found: Session) -> None:
         """A sweep finds it when its time has come, and a resume brings it back whole."""
+        is_due = found.is_expired and not found.is_archived
+        assert await self.store.cleanup_expired_sessions() == is_due
         clock.advance(hours=200)
-        assert await self.store.cleanup_expired_sessions() == (0 if found.is_archived else 1)
+        assert await self.store.cleanup_expired_sessions() == (not found.is_archived and not is_due)
         assert await self.store.cleanup_expired_sessions() == 0
         archived = await self.is_found_once()
         assert archived.is_archived
@@ -211,3 +271,44 @@ class Check:
         assert resumed.state == found.state
         assert await self.store.delete_session(found.id)
         await self.is_gone()
+
+
+async def count_archived(store: SessionStore) -> int:
+    """How many rows the archive has; no listing shows one that was left behind beside a live session."""
+    async with store.session_maker() as session:
+        count: int = (await session.execute(text("SELECT count(*) FROM sessions"))).scalar_one()
+    return count
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+@pytest.mark.parametrize(
+    ("verb", "state"),
+    [("archive", "live"), ("sweep", "expired"), ("resume", "archived"), ("resume", "expired"), ("record", "live")],
+)
+async def test_a_process_that_was_frozen_writes_no_old_history_over_new(
+    store: SessionStore, settings: Settings, clock: FrozenClock, verb: str, state: str, meanwhile: str
+) -> None:
+    """It may freeze before any of its steps, and go on much later, or die of it behind that step."""
+    start = clock.now()
+    for step in count(1):
+        for does_die in (False, True):
+            clock.set(start)
+            session = await arrange(store, settings, clock, state)
+            frozen = Frozen(partial(MEANWHILE[meanwhile], store, session.id), does_die=does_die)
+            async with open_watched_store(settings, frozen.around) as watched:
+                frozen.freeze_at(step)
+                with suppress(Crash, *ENDED, SessionNotFound):
+                    await CALLS[verb](watched, session)
+
+            if meanwhile == "deleted" and frozen.has_thawed:
+                assert await store.get_session(session.id) is None
+                assert await listing(store) == []
+            elif frozen.has_thawed:
+                found = await existing(store, session.id)
+                assert "newer" in found.state.history.get_query_types_summary()
+                assert found.state.context["newer"] is True
+                [listed] = await listing(store)
+                assert listed.total_queries == found.state.history.total_queries
+            await store.delete_session(session.id)
+        if not frozen.has_thawed:
+            return

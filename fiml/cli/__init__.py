@@ -10,6 +10,7 @@ from fiml.cli.doctor import doctor
 from fiml.cli.install import install
 from fiml.cli.sessions import sessions
 from fiml.core.errors import FimlError
+from fiml.core.log import configure_logging
 
 app = typer.Typer(
     name="fiml",
@@ -27,6 +28,7 @@ app.command()(doctor)
 
 def main() -> None:
     """Run the command line; an error is one line on standard error and the exit code 1."""
+    configure_logging()
     try:
         app(prog_name="fiml")
     except (FimlError, OSError) as exc:
@@ -55,10 +57,8 @@ def serve() -> None:
     import asyncio  # noqa: PLC0415 - below, what only this command needs
 
     from fiml.core.config import Settings  # noqa: PLC0415
-    from fiml.core.log import configure_logging  # noqa: PLC0415
     from fiml.mcp.server import serve_stdio  # noqa: PLC0415 - the MCP library takes a second
 
-    configure_logging()
     asyncio.run(serve_stdio(Settings()))
 
 

@@ -208,15 +208,15 @@ class SchemaOutdated(Misconfigured):
 
 
 class SchemaTooNew(Misconfigured):
-    """The database was written by a later version of fiml."""
+    """The database, or a record in it, was written by a later version of fiml."""
 
     code = "schema_too_new"
 
-    def __init__(self, found: str, known: str) -> None:
+    def __init__(self, found: str, known: str, *, what: str = "schema") -> None:
         self.found = found
         self.known = known
         super().__init__(
-            f"the database is at schema {found}, later than the {known} that this fiml knows; install a newer fiml"
+            f"the database holds {what} {found}, later than the {known} that this fiml knows; install a newer fiml"
         )
 
 

@@ -52,7 +52,7 @@ def translated(name: str) -> Iterator[None]:
     try:
         yield
     except (InterfaceError, PoolTimeoutError, OSError, TimeoutError) as exc:
-        raise Unavailable(name, str(exc) or type(exc).__name__) from exc
+        raise Unavailable(name, str(getattr(exc, "orig", None) or exc) or type(exc).__name__) from exc
     except DBAPIError as exc:
         state = getattr(exc.orig, "sqlstate", None) or ""
         if state.startswith(_CONFIGURATION):

@@ -201,7 +201,7 @@ def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
 def check_format(format_number: int) -> None:
     """Refuse a record that a later fiml wrote."""
     if format_number > FORMAT:
-        raise SchemaTooNew(f"record format {format_number}", f"format {FORMAT}")
+        raise SchemaTooNew(str(format_number), str(FORMAT), what="record format")
 
 
 def _session(
@@ -264,7 +264,13 @@ def revived(record: SessionRecord, *, until: datetime, now: datetime) -> tuple[S
 
 
 def to_summary(header: Header, *, is_archived: bool) -> SessionSummary:
-    """How a listing shows a session."""
+    """How a listing shows a session.
+
+    Raises:
+        CorruptRecord: its type is none.
+    """
+    if header.type not in SessionType.__members__.values():
+        raise CorruptRecord(f"session {header.id}", f"it is of the type {echo(header.type)}")
     return SessionSummary(
         id=header.id,
         user_id=header.user_id,
