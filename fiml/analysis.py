@@ -12,16 +12,13 @@ from fiml.core import clock
 from fiml.core.errors import (
     CorruptRecord,
     InvalidInput,
-    SessionArchived,
-    SessionExpired,
     SessionFull,
-    SessionNotFound,
     Unavailable,
 )
 from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer
 from fiml.market.service import MarketService
 from fiml.sessions.models import QueryRecord, Session
-from fiml.sessions.store import SessionVerbs
+from fiml.sessions.store import SessionVerbs, refuse_unless_live
 from fiml.sessions.values import parse_session_id
 
 MAX_COMPARED = 10
@@ -119,7 +116,7 @@ async def ask(
         return Answer(market=answer, depth=question.depth, reason="no session was named")
     parsed = parse_session_id(session_id)
     try:
-        session = await _open_session(sessions, parsed)
+        session = refuse_unless_live(parsed, await sessions.get_session(parsed, recent_queries=0))
     except (Unavailable, CorruptRecord) as exc:
         answer = await market.answer(instrument, question.depth)
         return Answer(market=answer, depth=question.depth, session_id=parsed, reason=str(exc))
@@ -199,17 +196,6 @@ async def _instrument(question: Question, market: MarketService) -> Instrument:
     if question.kind is AssetKind.COIN:
         return await market.coin(question.symbol, question.exchange, question.pair)
     return await market.equity(question.symbol, question.market)
-
-
-async def _open_session(sessions: SessionVerbs, session_id: UUID) -> Session:
-    session = await sessions.get_session(session_id, recent_queries=0)
-    if session is None:
-        raise SessionNotFound(session_id)
-    if session.is_archived:
-        raise SessionArchived(session_id)
-    if session.is_expired:
-        raise SessionExpired(session_id, session.expires_at)
-    return session
 
 
 async def _answer(market: MarketService, instrument: Instrument, depth: Depth, compared: list[str]) -> MarketAnswer:

@@ -255,13 +255,7 @@ class SessionVerbs:
 
     async def _refuse_unread(self, session_id: UUID) -> NoReturn:
         """Refuse to write an object that never came from the store: nobody knows what changed on it."""
-        stored = await self.get_session(session_id, recent_queries=0)
-        if stored is None:
-            raise SessionNotFound(session_id)
-        if stored.is_archived:
-            raise SessionArchived(session_id)
-        if stored.is_expired:
-            raise SessionExpired(session_id, stored.expires_at)
+        refuse_unless_live(session_id, await self.get_session(session_id, recent_queries=0))
         raise InvalidInput("session", "was not read from the store", "change and write what get_session returned")
 
     async def _on_live(self, session_id: UUID, operation: Callable[[], Awaitable[Found | None]]) -> Found:
@@ -279,6 +273,21 @@ class SessionVerbs:
             elif await self._backend.read_archived(session_id, owner=self._owner) is not None:
                 raise SessionArchived(session_id)
         raise SessionNotFound(session_id)
+
+
+def refuse_unless_live(session_id: UUID, session: Session | None) -> Session:
+    """A session that takes changes.
+
+    Raises:
+        SessionNotFound, SessionArchived, SessionExpired: it doesn't.
+    """
+    if session is None:
+        raise SessionNotFound(session_id)
+    if session.is_archived:
+        raise SessionArchived(session_id)
+    if session.is_expired:
+        raise SessionExpired(session_id, session.expires_at)
+    return session
 
 
 class PrincipalStore(SessionVerbs):
