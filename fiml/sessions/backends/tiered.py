@@ -59,11 +59,13 @@ class TieredBackend:
         # The index first, so that no session is missing from it; and once more behind the session, since a sweeper
         # that came in between moved the entry back.
         before = await self._live.read(session_id, now=None, owner=rules.owner, recent=0)
-        is_earlier = before is not None and expires_at < before.header.expires_at
-        if before is not None and is_earlier:
+        if before is None:
+            return None
+        is_earlier = expires_at < before.header.expires_at
+        if is_earlier:
             await self._live.index_expiry(before.header, expires_at)
         header = await self._live.write(session_id, change, rules)
-        if header is not None and is_earlier:
+        if header is not None and (is_earlier or header.life != before.header.life):
             await self._live.index_expiry(header, expires_at)
         return header
 
