@@ -91,7 +91,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "FIML_REDIS_URL": settings.redis_url,
         "FIML_DATABASE_URL": settings.database_url,
     }
-    return {"PYTHONPATH": str(ROOT)} | {name: str(value) for name, value in given.items() if value is not None}
+    room = {"FIML_SESSION_MAX_QUERIES_PER_SESSION": "1000000"}  # a fast machine writes many before it is killed
+    return {"PYTHONPATH": str(ROOT)} | room | {name: str(value) for name, value in given.items() if value is not None}
 
 
 @asynccontextmanager
