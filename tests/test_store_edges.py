@@ -24,6 +24,7 @@ from fiml.core.errors import (
 from fiml.db.redis_client import RedisClient
 from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.models import QueryRecord, Session, SessionType
+from fiml.sessions.records import FORMAT
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
 from tests.support.servers import postgres_server, valkey_server
@@ -158,9 +159,9 @@ async def test_a_session_that_cant_be_read_stops_no_sweep_and_can_be_deleted(
 async def test_a_record_of_a_later_version_is_not_written_to(
     store: SessionStore, session: Session, backend_settings: Settings
 ) -> None:
-    await corrupt(backend_settings, session.id, field="format", value="2")
+    await corrupt(backend_settings, session.id, field="format", value=str(FORMAT + 1))
 
-    with pytest.raises(SchemaTooNew):
+    with pytest.raises(SchemaTooNew, match=rf"install fiml 0\.{FORMAT + 1}\.0 or newer"):
         await store.record_query(session.id, QueryRecord("price"))
     with pytest.raises(SchemaTooNew):
         await store.get_session(session.id)

@@ -1,5 +1,6 @@
 """Settings, read from the environment and checked at start."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -11,7 +12,10 @@ from fiml.core.errors import Misconfigured, echo
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 DATABASE_SCHEMES = ("postgresql://", "postgres://")
+BROKER_SCHEMES = ("redis://", "rediss://", "unix://", "amqp://", "amqps://")
 MAX_TTL_HOURS = 24 * 365 * 10
+MAX_TASK_MINUTES = 24 * 60
+MAX_RETENTION_DAYS = 365 * 100
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -22,6 +26,13 @@ class MarketData(StrEnum):
     SAMPLE = "sample"
     LIVE = "live"
     AUTO = "auto"
+
+
+class Maintenance(StrEnum):
+    """Who archives and tidies up: the processes of `fiml serve`, or a Celery worker."""
+
+    SERVE = "serve"
+    WORKER = "worker"
 
 
 class Synchronous(StrEnum):
@@ -43,8 +54,12 @@ class Settings(BaseSettings):
 
     session_default_ttl_hours: PositiveInt = Field(24, description="life of a session whose creator names none, hours")
     session_max_ttl_hours: int = Field(168, ge=1, le=MAX_TTL_HOURS, description="longest life from now, hours")
-    session_cleanup_interval_minutes: PositiveInt = Field(60, description="between two runs of the sweeper, minutes")
-    session_retention_days: PositiveInt = Field(30, description="archived sessions are kept this long, days")
+    session_cleanup_interval_minutes: int = Field(
+        60, ge=1, le=MAX_TASK_MINUTES, description="between two runs of the sweeper, minutes"
+    )
+    session_retention_days: int = Field(
+        30, ge=1, le=MAX_RETENTION_DAYS, description="archived sessions are kept this long, days"
+    )
     session_max_queries_per_session: PositiveInt = Field(1000, description="queries one session holds at most")
     session_enable_analytics: bool = Field(
         default=True, description="whether a session's metrics are written when it ends"
@@ -55,6 +70,18 @@ class Settings(BaseSettings):
     data_dir: Path | None = Field(None, description="folder of the embedded file; default: the user's data folder")
     sqlite_synchronous: Synchronous = Field(Synchronous.FULL, description="durability of the embedded file")
     market_data: MarketData = Field(MarketData.AUTO, description="`sample`, `live` or `auto`")
+
+    maintenance: Maintenance = Field(Maintenance.SERVE, description="who archives and tidies up: `serve` or `worker`")
+    daily_tasks_at: str = Field("03:00", description="when the daily tasks run, hours and minutes in UTC")
+    task_time_limit_minutes: int = Field(
+        30, ge=1, le=MAX_TASK_MINUTES, description="a Celery task is ended after this long, minutes"
+    )
+    task_visibility_timeout_minutes: int = Field(
+        60,
+        ge=2,
+        le=2 * MAX_TASK_MINUTES,
+        description="after this long a task that no worker finished is delivered again",
+    )
     broker_url: str | None = Field(None, repr=False, description="Celery's broker where it isn't FIML_REDIS_URL")
 
     def __init__(self, **values: Any) -> None:
@@ -82,12 +109,31 @@ class Settings(BaseSettings):
             raise ValueError("must begin with postgresql://")
         return value
 
+    @field_validator("broker_url")
+    @classmethod
+    def _broker_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(BROKER_SCHEMES):
+            raise ValueError(f"must begin with {', '.join(BROKER_SCHEMES)}")
+        return value
+
+    @field_validator("daily_tasks_at")
+    @classmethod
+    def _time_of_day(cls, value: str) -> str:
+        if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value):
+            raise ValueError("must be a time of day in UTC, from 00:00 to 23:59")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.session_default_ttl_hours > self.session_max_ttl_hours:
             raise ValueError(
                 "FIML_SESSION_DEFAULT_TTL_HOURS must be at most FIML_SESSION_MAX_TTL_HOURS "
                 f"({self.session_max_ttl_hours})"
+            )
+        if self.task_visibility_timeout_minutes <= self.task_time_limit_minutes:
+            raise ValueError(
+                "FIML_TASK_VISIBILITY_TIMEOUT_MINUTES must be above FIML_TASK_TIME_LIMIT_MINUTES "
+                f"({self.task_time_limit_minutes})"
             )
         if (self.redis_url is None) != (self.database_url is None):
             missing = "FIML_REDIS_URL" if self.redis_url is None else "FIML_DATABASE_URL"

@@ -9,6 +9,7 @@ FimlError
 ├── SessionArchived         resume it
 ├── SessionFull             begin a new one
 ├── SessionConflict         read again, then write again
+├── SessionOnHold           release it first
 ├── NotPermitted            ask as somebody else
 ├── NotSupported            another way is needed
 ├── Unavailable             try again later
@@ -16,7 +17,9 @@ FimlError
 │   ├── MissingExtra
 │   ├── SchemaOutdated
 │   └── SchemaTooNew
+├── RecordRefused           the database refuses a session's record; nothing was changed
 └── CorruptRecord           a stored record can't be read; nothing was changed
+    └── SessionQuarantined
 """
 
 from datetime import datetime
@@ -152,6 +155,20 @@ class SessionConflict(_AboutSession):
         )
 
 
+class SessionOnHold(_AboutSession):
+    """The session is on legal hold: it can't be deleted, and retention keeps it."""
+
+    code = "session_on_hold"
+
+    def __init__(self, session_id: UUID, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            session_id,
+            f"session {session_id} is on hold ({echo(reason)}) and can't be deleted; "
+            "release it first (store.release, or `fiml sessions release`)",
+        )
+
+
 class NotPermitted(FimlError):
     """The principal may not do this in another's name."""
 
@@ -212,12 +229,25 @@ class SchemaTooNew(Misconfigured):
 
     code = "schema_too_new"
 
-    def __init__(self, found: str, known: str, *, what: str = "schema") -> None:
+    def __init__(self, found: str, known: str, *, what: str = "schema", needs: str = "") -> None:
         self.found = found
         self.known = known
+        self.needs = needs or None
+        newer = f"fiml {needs} or newer" if needs else "a newer fiml"
         super().__init__(
-            f"the database holds {what} {found}, later than the {known} that this fiml knows; install a newer fiml"
+            f"the database holds {what} {found}, later than the {known} that this fiml knows; install {newer}"
         )
+
+
+class RecordRefused(FimlError):
+    """The database is there, but takes this record at no time; the session was left where it is."""
+
+    code = "record_refused"
+
+    def __init__(self, record: str, problem: str) -> None:
+        self.record = record
+        self.problem = problem
+        super().__init__(f"the database refuses {record} ({problem}); the next sweep sets it aside in the quarantine")
 
 
 class CorruptRecord(FimlError):
@@ -227,6 +257,21 @@ class CorruptRecord(FimlError):
 
     def __init__(self, record: str, problem: str) -> None:
         self.record = record
+        self.problem = problem
         super().__init__(
             f"{record} can't be read ({problem}); it was left as it is: restore it from a backup, or delete it"
+        )
+
+
+class SessionQuarantined(CorruptRecord):
+    """The session could not be archived and was set aside, with its bytes and the reason."""
+
+    code = "session_quarantined"
+
+    def __init__(self, session_id: UUID, reason: str) -> None:
+        super().__init__(f"session {session_id}", reason)
+        self.session_id = session_id
+        self.args = (
+            f"session {session_id} is in quarantine: {reason}; "
+            f"`fiml sessions quarantine show {session_id}` shows it, `quarantine retry` tries again",
         )

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from fiml.core.config import without_secrets
-from fiml.core.errors import Misconfigured, Unavailable
+from fiml.core.errors import Misconfigured, RecordRefused, Unavailable
 from fiml.db import schema
 from fiml.db.engines import postgres_engine
 
@@ -17,6 +17,8 @@ Result = TypeVar("Result")
 
 # Classes of SQLSTATE: who we are, which database, and what is in it.
 _CONFIGURATION = ("28", "3D", "42")
+# Data, constraints and limits: what was sent is at fault, and will be at any time.
+_REFUSAL = ("22", "23", "54")
 
 
 class PostgresDatabase:
@@ -52,12 +54,22 @@ def translated(name: str) -> Iterator[None]:
     try:
         yield
     except (InterfaceError, PoolTimeoutError, OSError, TimeoutError) as exc:
+        if isinstance(_driver_error(exc), ValueError):  # a value that asyncpg can't send
+            raise RecordRefused("the record", str(_driver_error(exc))) from exc
         raise Unavailable(name, str(getattr(exc, "orig", None) or exc) or type(exc).__name__) from exc
     except DBAPIError as exc:
         state = getattr(exc.orig, "sqlstate", None) or ""
         if state.startswith(_CONFIGURATION):
             raise Misconfigured(f"{name} refuses ({exc.orig}); check FIML_DATABASE_URL") from exc
+        if state.startswith(_REFUSAL):
+            raise RecordRefused("the record", str(exc.orig)) from exc
+        if isinstance(_driver_error(exc), ValueError):
+            raise RecordRefused("the record", str(_driver_error(exc))) from exc
         raise Unavailable(name, str(exc.orig)) from exc
+
+
+def _driver_error(exc: BaseException) -> BaseException | None:
+    return getattr(getattr(exc, "orig", None), "__cause__", None)
 
 
 async def upgrade(database_url: str) -> None:

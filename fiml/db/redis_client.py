@@ -36,6 +36,7 @@ _URL_PARAMETERS = {
 }
 
 Argument = str | bytes | int | float
+Command = tuple[Argument, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Script:
         text = files(package).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
         return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
-    def __call__(self, keys: Sequence[str], *arguments: Argument) -> tuple[Argument, ...]:
+    def __call__(self, keys: Sequence[str], *arguments: Argument) -> Command:
         """The command that runs the script."""
         return ("EVALSHA", self.digest, len(keys), *keys, *arguments)
 
@@ -76,11 +77,19 @@ class RedisClient:
         """Close all connections."""
         await self._redis.aclose()
 
-    async def run(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one round trip; their replies, in order.
 
         A server that lost the scripts gets them again, and then only the commands that it didn't know.
         """
+        replies = await self.run_each(commands)
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise self._refused(reply) from reply
+        return replies
+
+    async def run_each(self, commands: Sequence[Command]) -> list[Any]:
+        """As `run`, with the `ResponseError` of a command that the server refused in the place of its reply."""
         replies = await self._send(commands)
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
@@ -88,12 +97,9 @@ class RedisClient:
             again = await self._send([commands[index] for index in unknown])
             for index, reply in zip(unknown, again, strict=True):
                 replies[index] = reply
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise self._refused(reply) from reply
         return replies
 
-    async def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
         try:
             if len(commands) == 1:
                 return [await self._single(commands[0])]
@@ -110,10 +116,10 @@ class RedisClient:
         except RedisError as exc:
             raise self._refused(exc) from exc
 
-    async def _single(self, command: tuple[Argument, ...]) -> Any:
+    async def _single(self, command: Command) -> Any:
         try:
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]  # as redis-py has it
-        except NoScriptError as exc:
+        except ResponseError as exc:
             return exc
 
     def _refused(self, exc: Exception) -> Unavailable:

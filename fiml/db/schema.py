@@ -6,8 +6,12 @@ from sqlalchemy import Connection, text
 
 from fiml.core.errors import SchemaOutdated, SchemaTooNew
 
-REVISIONS = ("0001",)
-"""Every revision, oldest first; a database at the last one is current."""
+REVISIONS = ("0001", "0002_0.2.0")
+"""Every revision, oldest first; a database at the last one is current.
+
+From the second on, a revision ends with the release that brought it: a fiml that meets a later one reads there what to
+install.
+"""
 
 VERSION_TABLE = "fiml_schema_version"
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -32,7 +36,7 @@ def check(found: str | None) -> None:
     if found is None:
         raise SchemaOutdated("none", REVISIONS[-1])
     if found not in REVISIONS:
-        raise SchemaTooNew(found, REVISIONS[-1])
+        raise SchemaTooNew(found, REVISIONS[-1], needs=found.partition("_")[2])
     if found != REVISIONS[-1]:
         raise SchemaOutdated(found, REVISIONS[-1])
 
@@ -50,7 +54,7 @@ def upgrade(connection: Connection) -> None:
     if found == REVISIONS[-1]:
         return
     if found is not None and found not in REVISIONS:
-        raise SchemaTooNew(found, REVISIONS[-1])
+        raise SchemaTooNew(found, REVISIONS[-1], needs=found.partition("_")[2])
     _run_alembic(connection)
 
 

@@ -2,21 +2,25 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+from uuid import UUID
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from fiml.core.config import Synchronous
-from fiml.core.errors import CorruptRecord, Misconfigured, Unavailable
-from fiml.db import schema
+from fiml.core.errors import CorruptRecord, Misconfigured, RecordRefused, Unavailable
+from fiml.db import kept_copies, schema
 from fiml.db.engines import sqlite_engine
 
 Result = TypeVar("Result")
+
+# What was sent is at fault, and will be at any time.
+_REFUSAL = ("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")
 
 
 class SqliteFile:
@@ -64,6 +68,18 @@ class SqliteFile:
         """Run a function in a transaction of SQLAlchemy's; `driver` gives the driver's connection in it."""
         return await self._hop(lambda: self._in_sqlalchemy(function))
 
+    async def erase_traces(self, user_id: str, held: Collection[UUID]) -> list[str]:
+        """Leave nothing of deleted rows in the file, and nothing of a user in its kept copies; which had something."""
+
+        def erase() -> list[str]:
+            with translated(self.path):
+                connection = driver(self._opened)
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                return kept_copies.erase_user(self.path, user_id, held)
+
+        return await self._hop(erase)
+
     async def _hop(self, work: Callable[[], Result]) -> Result:
         if self._thread is None:
             raise Unavailable(f"the file {self.path}", "it is closed: initialize the store first")
@@ -76,7 +92,11 @@ class SqliteFile:
             raise Misconfigured(f"the folder {self.path.parent} can't be made ({exc}); set FIML_DATA_DIR") from exc
         with translated(self.path):
             self._connection = self._engine.connect()
+            # Its own transaction holds the lock of those who write: nothing comes between the copy and the upgrade.
             with self._connection.begin():
+                found = schema.revision(self._connection)
+                if found in schema.REVISIONS[:-1]:
+                    kept_copies.keep(self.path, found=found, needed=schema.REVISIONS[-1])
                 schema.upgrade(self._connection)
 
     def _close(self) -> None:
@@ -135,4 +155,6 @@ def _translate(path: Path, exc: BaseException) -> Exception:
             return Misconfigured(f"{path} can't be opened ({exc}); set FIML_DATA_DIR to a folder that can be written")
         case name if name.startswith("SQLITE_CORRUPT"):
             return CorruptRecord(f"the file {path}", str(exc))
+        case name if name.startswith(_REFUSAL):
+            return RecordRefused("the record", str(exc))
     return Unavailable(f"the file {path}", str(exc))

@@ -7,11 +7,13 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Dialect,
     Double,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -99,6 +101,11 @@ session_metrics = Table(
     Column("abandoned", Boolean, nullable=False),
     Column("ended_at", UtcDateTime),
     Column("version", BigInteger, nullable=False, server_default=text("1")),
+    Column("tags", Json, nullable=False, server_default=text("'[]'")),
+    Column("cache_hits", Integer, nullable=False, server_default=text("0")),
+    Column("time_histogram", Json, nullable=False, server_default=text("'{}'")),
+    Column("queries_by_day", Json, nullable=False, server_default=text("'{}'")),
+    Column("format", Integer, nullable=False, server_default=text("1")),
     UniqueConstraint("session_id", name="session_metrics_session_id_key"),
     Index("session_metrics_by_creation", "created_at"),
     Index("session_metrics_by_user", "user_id", "created_at"),
@@ -110,6 +117,71 @@ tombstones = Table(
     Column("id", Uuid, primary_key=True),
     Column("version", BigInteger, nullable=False),
     Column("deleted_at", UtcDateTime, nullable=False),
+)
+
+# What the metrics of one day's sessions add up to, by user and type, and once more over all users (`everybody`).
+# `user_id` is empty where a session has none, and over all users.
+session_rollups = Table(
+    "session_rollups",
+    shared,
+    Column("id", Integer, primary_key=True),
+    Column("day", Date, nullable=False),
+    Column("everybody", Boolean, nullable=False),
+    Column("user_id", String(255), nullable=False),
+    Column("session_type", String(50), nullable=False),
+    Column("sessions", BigInteger, nullable=False),
+    Column("ended", BigInteger, nullable=False),
+    Column("queries", BigInteger, nullable=False),
+    Column("cache_hits", BigInteger, nullable=False),
+    Column("duration_seconds", BigInteger, nullable=False),
+    Column("abandoned", BigInteger, nullable=False),
+    Column("assets", Json, nullable=False),
+    Column("tags", Json, nullable=False),
+    Column("query_types", Json, nullable=False),
+    Column("time_histogram", Json, nullable=False),
+    Column("queries_by_day", Json, nullable=False),
+    Index("session_rollups_by_user", "user_id", "everybody", "day"),
+    Index("session_rollups_by_day", "day"),
+)
+
+# A row says that the metrics of a day changed since its rollups were made. Rows are only added and removed, so that
+# those who archive never wait for each other.
+rollup_marks = Table(
+    "rollup_marks",
+    shared,
+    Column("id", Integer, primary_key=True),
+    Column("day", Date, nullable=False),
+    Index("rollup_marks_by_day", "day"),
+)
+
+# Whether it is live, archived or in quarantine: a hold is on the session, and stands here alone.
+session_holds = Table(
+    "session_holds",
+    shared,
+    Column("id", Uuid, primary_key=True),
+    Column("reason", String(500), nullable=False),
+    Column("held_at", UtcDateTime, nullable=False),
+)
+
+session_quarantine = Table(
+    "session_quarantine",
+    shared,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", String(255)),
+    Column("reason", Text, nullable=False),
+    Column("quarantined_at", UtcDateTime, nullable=False),
+    Column("record", LargeBinary, nullable=False),
+    Index("session_quarantine_by_time", "quarantined_at", "id"),
+)
+
+maintenance_jobs = Table(
+    "maintenance_jobs",
+    shared,
+    Column("name", String(50), primary_key=True),
+    Column("holder", String(100)),
+    Column("held_until", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    Column("result", Json),
 )
 
 # Times of the live tables are microseconds since 1970 in UTC, ids 32 hexadecimal digits, JSON is text.
@@ -136,6 +208,8 @@ active_sessions = Table(
     Column("maps_bytes", Integer, nullable=False),
     Column("history_bytes", Integer, nullable=False),
     Column("format", Integer, nullable=False),
+    Column("time_histogram", Text, nullable=False, server_default=text("'{}'")),
+    Column("queries_by_day", Text, nullable=False, server_default=text("'{}'")),
     Index("active_sessions_by_user", "user_id", text("created_at DESC"), "id"),
     Index("active_sessions_by_creation", text("created_at DESC"), "id"),
     Index("active_sessions_by_expiry", "expires_at"),

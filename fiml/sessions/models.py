@@ -1,8 +1,9 @@
 """What a session is: plain values without I/O. The time comes from the clock."""
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -34,6 +35,23 @@ class SessionType(StrEnum):
         raise InvalidInput("session type", f"{echo(value)} is unknown", f"valid are {', '.join(cls)}")
 
 
+TIME_BUCKETS_PER_DECADE = 20
+_SHORTEST_MS = 0.001
+
+
+def time_bucket(milliseconds: float) -> int:
+    """The logarithmic bucket of a query's time: the times of one bucket differ by 12 percent at most.
+
+    Anything below a microsecond counts as one.
+    """
+    return math.floor(TIME_BUCKETS_PER_DECADE * math.log10(max(milliseconds, _SHORTEST_MS)))
+
+
+def bucket_bounds_ms(bucket: int) -> tuple[float, float]:
+    """From which time on, and up to which, a bucket counts, in milliseconds."""
+    return 10 ** (bucket / TIME_BUCKETS_PER_DECADE), 10 ** ((bucket + 1) / TIME_BUCKETS_PER_DECADE)
+
+
 @dataclass(frozen=True, slots=True)
 class QueryRecord:
     """One question and what came back. A fact: it never changes, and its `id` makes appending it twice harmless.
@@ -48,6 +66,11 @@ class QueryRecord:
     cache_hit: bool = False
     timestamp: datetime = field(default_factory=clock.now)
     id: UUID = field(default_factory=uuid4)
+
+    @property
+    def day(self) -> str:
+        """The day in UTC on which it was asked, as `2024-12-24`."""
+        return self.timestamp.astimezone(UTC).date().isoformat()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -79,7 +102,8 @@ class QueryRecord:
 class QueryTotals:
     """What a session's queries add up to, kept as they come, so that the thousandth costs what the first did.
 
-    `total_time_ms` sums the `timed_queries`, those whose execution time was measured.
+    `total_time_ms` sums the `timed_queries`, those whose execution time was measured; `time_histogram` counts them by
+    `time_bucket`, `queries_by_day` all of them by their day in UTC.
     """
 
     total_queries: int = 0
@@ -89,6 +113,8 @@ class QueryTotals:
     query_types: dict[str, int] = field(default_factory=dict)
     timed_queries: int = 0
     total_time_ms: float = 0.0
+    time_histogram: dict[int, int] = field(default_factory=dict)
+    queries_by_day: dict[str, int] = field(default_factory=dict)
 
     @property
     def cache_hit_rate(self) -> float:
@@ -102,9 +128,12 @@ class QueryTotals:
         self.first_query_at = min(self.first_query_at or query.timestamp, query.timestamp)
         self.last_query_at = max(self.last_query_at or query.timestamp, query.timestamp)
         self.query_types[query.query_type] = self.query_types.get(query.query_type, 0) + 1
+        self.queries_by_day[query.day] = self.queries_by_day.get(query.day, 0) + 1
         if query.execution_time_ms is not None:
+            bucket = time_bucket(query.execution_time_ms)
             self.timed_queries += 1
             self.total_time_ms += query.execution_time_ms
+            self.time_histogram[bucket] = self.time_histogram.get(bucket, 0) + 1
 
 
 class AnalysisHistory:

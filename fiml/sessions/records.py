@@ -20,7 +20,10 @@ from fiml.sessions.models import (
     SessionType,
 )
 
-FORMAT = 1
+# A format's number is that of the release that brought it: major times 100 plus minor, so that a fiml which meets a
+# later one can name what to install. Format 1 is without `time_histogram` and `queries_by_day`.
+FORMAT = 2
+_FORMAT_OF_ALL_TOTALS = 2
 MAPS = ("context", "preferences", "intermediate_results", "metadata")
 
 Entries = dict[str, dict[str, str]]
@@ -201,7 +204,8 @@ def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
 def check_format(format_number: int) -> None:
     """Refuse a record that a later fiml wrote."""
     if format_number > FORMAT:
-        raise SchemaTooNew(str(format_number), str(FORMAT), what="record format")
+        needs = f"{format_number // 100}.{format_number % 100}.0"
+        raise SchemaTooNew(str(format_number), str(FORMAT), what="record format", needs=needs)
 
 
 def _session(
@@ -259,8 +263,46 @@ def revived(record: SessionRecord, *, until: datetime, now: datetime) -> tuple[S
         totals=session.state.history.totals,
         maps_bytes=sum(entry_size(key, text) for entries in record.entries.values() for key, text in entries.items()),
         history_bytes=sum(query.size for query in queries),
+        format=FORMAT,
     )
     return SessionRecord(header, record.entries, history_json(query.text for query in queries)), queries
+
+
+def counted(record: SessionRecord) -> SessionRecord:
+    """The record with its totals counted anew from its history, which tells more than the header of an old format.
+
+    Raises:
+        CorruptRecord: the history can't be decoded.
+    """
+    try:
+        totals = AnalysisHistory(decode_history(record.history)).totals
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CorruptRecord(f"session {record.header.id}", f"{type(exc).__name__}: {exc}") from exc
+    return replace(record, header=replace(record.header, totals=totals))
+
+
+def check_whole(record: SessionRecord, query_count: int) -> SessionRecord:
+    """The record, if all of its parts are there.
+
+    Raises:
+        CorruptRecord: a part was lost, as where a server short of memory evicted a key.
+    """
+    header = record.header
+    lost = None
+    if header.type not in SessionType.__members__.values():
+        lost = f"it is of the type {echo(header.type)}"
+    elif query_count != header.totals.total_queries:
+        lost = f"its history holds {query_count} of {header.totals.total_queries} queries"
+    elif header.maps_bytes and not record.entries:
+        lost = "its entries are gone"
+    if lost:
+        raise CorruptRecord(f"live session {header.id}", lost)
+    return record
+
+
+def with_all_totals(record: SessionRecord) -> SessionRecord:
+    """The record, counted anew where its format holds fewer totals than ours."""
+    return record if record.header.format >= _FORMAT_OF_ALL_TOTALS else counted(record)
 
 
 def to_summary(header: Header, *, is_archived: bool) -> SessionSummary:

@@ -22,15 +22,16 @@ from fiml.core.errors import (
 from fiml.sessions import values
 from fiml.sessions.backends import open_backend
 from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteRules
+from fiml.sessions.care import CareVerbs
 from fiml.sessions.changes import Change, baseline_of, change_of, settle
 from fiml.sessions.listing import SummaryPage, decode_cursor, encode_cursor
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
 from fiml.sessions.records import Header, SessionRecord, encode_query, header_of, to_session, to_summary
+from fiml.sessions.upkeep import UpkeepVerbs
 
 if TYPE_CHECKING:
     from fiml.sessions.backends.base import SessionMaker
 
-SWEEP_BATCH: Final = 200
 # A session may move between the tiers while it is looked for; it can't do so three times in one call.
 _LOOKS: Final = 3
 
@@ -38,7 +39,7 @@ SessionId = UUID | str
 Found = TypeVar("Found")
 
 
-class SessionVerbs:
+class SessionVerbs(CareVerbs):
     """What can be done with sessions, in the name of `owner`; without one, of all of them.
 
     Ids are `UUID` or text; a malformed one raises `InvalidSessionId`. Every verb raises `Unavailable` when an engine
@@ -90,7 +91,7 @@ class SessionVerbs:
         no such session.
 
         Raises:
-            CorruptRecord: what is stored can't be read.
+            CorruptRecord: what is stored can't be read; a `SessionQuarantined` was set aside for it.
         """
         parsed = values.parse_session_id(session_id)
         if recent_queries is not None:
@@ -197,7 +198,11 @@ class SessionVerbs:
         return await self._backend.archive(parsed, self._ended(clock.now()), owner=self._owner)
 
     async def delete_session(self, session_id: SessionId) -> bool:
-        """Remove a session from both tiers for good; `False` where there is none."""
+        """Remove a session for good, from both tiers and the quarantine; `False` where there is none.
+
+        Raises:
+            SessionOnHold: it is on legal hold; nothing was removed.
+        """
         return await self._backend.delete(values.parse_session_id(session_id), now=clock.now(), owner=self._owner)
 
     async def list_user_sessions(
@@ -302,7 +307,7 @@ class PrincipalStore(SessionVerbs):
         return self._store._backend  # noqa: SLF001  a view of that store
 
 
-class SessionStore(SessionVerbs):
+class SessionStore(SessionVerbs, UpkeepVerbs):
     """The sessions of one installation, for trusted code: it sees everybody's.
 
     Use it as an async context manager, or call `initialize` and `shutdown`. It starts no background work: somebody
@@ -361,15 +366,6 @@ class SessionStore(SessionVerbs):
             is_done = len(headers) < query.limit
             if headers:
                 query = replace(query, after=(headers[-1].created_at, headers[-1].id))
-
-    async def cleanup_expired_sessions(self) -> int:
-        """Move every expired session to the archive; how many were moved. Several may run at once."""
-        ended = self._ended(clock.now())
-        total, is_done = 0, False
-        while not is_done:
-            moved, is_done = await self._backend.archive_expired(ended, at_most=SWEEP_BATCH)
-            total += moved
-        return total
 
     @property
     def _backend(self) -> Backend:

@@ -11,9 +11,8 @@ from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import Argument, RedisClient
 from fiml.db.sqlite_file import SqliteFile
 from fiml.sessions.backends.base import Backend
-from fiml.sessions.backends.redis import RedisTier
 from fiml.sessions.backends.sqlite import SqliteBackend
-from fiml.sessions.backends.tiered import TieredBackend
+from fiml.sessions.backends.tiered import SCRIPTS, TieredBackend
 from fiml.sessions.store import SessionStore
 from fiml.testing import open_store_over
 
@@ -68,12 +67,11 @@ def watched_backend(settings: Settings, around: Around) -> Backend:
         file = WatchedFile(settings.embedded_file, settings.sqlite_synchronous)
         file.around = around
         return SqliteBackend(file, settings.sqlite_synchronous)
-    live = RedisTier(settings.redis_url)
-    live._client = client = WatchedClient(settings.redis_url, live._client._scripts)
+    client = WatchedClient(settings.redis_url, SCRIPTS)
     client.around = around
     database = WatchedDatabase(settings.database_url)
     database.around = around
-    return TieredBackend(live, database)
+    return TieredBackend(client, database)
 
 
 def open_watched_store(settings: Settings, around: Around) -> AbstractAsyncContextManager[SessionStore]:

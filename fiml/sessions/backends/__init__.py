@@ -48,12 +48,12 @@ def _embedded(settings: Settings) -> Backend:
 
 def _server(settings: Settings) -> Backend:
     try:
-        from fiml.sessions.backends.redis import RedisTier  # noqa: PLC0415 - as above
+        from fiml.db.redis_client import RedisClient  # noqa: PLC0415 - as above
     except ModuleNotFoundError as exc:
         raise MissingExtra("Redis (FIML_REDIS_URL)", "server") from exc
     from fiml.db.postgres import PostgresDatabase  # noqa: PLC0415 - as above
-    from fiml.sessions.backends.tiered import TieredBackend  # noqa: PLC0415 - as above
+    from fiml.sessions.backends.tiered import SCRIPTS, TieredBackend  # noqa: PLC0415 - as above
 
     assert settings.redis_url is not None  # noqa: S101  the settings have both or neither
     assert settings.database_url is not None  # noqa: S101
-    return TieredBackend(RedisTier(settings.redis_url), PostgresDatabase(settings.database_url))
+    return TieredBackend(RedisClient(settings.redis_url, SCRIPTS), PostgresDatabase(settings.database_url))

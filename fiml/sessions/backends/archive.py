@@ -3,25 +3,33 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from json.encoder import encode_basestring
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, Table, and_, delete, func, or_, select, text
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.sql.selectable import TableValuedAlias
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, or_, select, text
 
 from fiml.core.errors import CorruptRecord, InvalidInput
-from fiml.db.tables import session_metrics, sessions, tombstones
+from fiml.db.dialects import insert_into, is_postgresql, json_elements, upsert
+from fiml.db.tables import session_quarantine, sessions, tombstones
 from fiml.sessions import values
+from fiml.sessions.backends import metrics
 from fiml.sessions.backends.base import Ended, PageQuery
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import MAPS, Header, SessionRecord
 
-# Two locks of the same id exclude each other: the archiving and the deletion of one session.
-_LOCK_SESSIONS = text(
+# Two locks of the same id exclude each other: archiving, deleting and holding one session.
+_LOCK = text(
     "SELECT pg_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(CAST(:ids AS text[])) AS id ORDER BY id"
+)
+_TRY_LOCK = text(
+    "SELECT id, pg_try_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(CAST(:ids AS text[])) AS id"
+)
+# A process that stands still in the middle holds its locks no longer than this, and nobody waits for it longer.
+_BOUNDS = text(
+    "SELECT set_config('idle_in_transaction_session_timeout', '60s', true), set_config('lock_timeout', '5s', true)"
 )
 _SUMMARY = (
     sessions.c.id,
@@ -39,25 +47,37 @@ _SUMMARY = (
 )
 
 
-def put(connection: Connection, records: Sequence[SessionRecord], ended: Ended) -> set[UUID]:
-    """Copy sessions and their metrics into the archive, over older versions only; the ids that are deleted for good.
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Which of the sessions that were to be archived were not: deleted for good, or in somebody else's hands."""
 
-    One transaction with what surrounds it: a session's row and its metrics come together or not at all.
+    buried: set[UUID]
+    busy: set[UUID]
+
+    def has(self, session_id: UUID) -> bool:
+        """Whether a session is in the archive now."""
+        return session_id not in self.buried and session_id not in self.busy
+
+
+def put(connection: Connection, records: Sequence[SessionRecord], ended: Ended, *, is_patient: bool = False) -> Put:
+    """Copy sessions and their metrics into the archive, over older versions only.
+
+    One transaction with what surrounds it: a session's row and its metrics come together or not at all. Sessions that
+    somebody else archives or deletes right now are left to them; one alone waits where it `is_patient`.
     """
-    _lock(connection, [record.header.id for record in records])
-    buried = _buried(connection, [record.header.id for record in records])
-    alive = [record for record in records if record.header.id not in buried]
-    if alive:
-        connection.execute(_upsert_session(connection), [_session_row(record, ended) for record in alive])
+    ids = [record.header.id for record in records]
+    busy = set() if is_patient else try_lock(connection, ids)
+    if is_patient:
+        lock(connection, ids)
+    buried = _buried(connection, ids)
+    put_here = Put(buried, busy)
+    chosen = [record for record in records if put_here.has(record.header.id)]
+    if chosen:
+        rows = [_session_row(record, ended) for record in chosen]
+        upsert(connection, sessions, rows, key="id", where=lambda new: sessions.c.version < new.version)
         if ended.write_metrics:
-            rows = [metrics_row(record.header, ended.at) for record in alive]
-            connection.execute(_upsert_metrics(connection), rows)
-    return buried
-
-
-def put_metrics(connection: Connection, header: Header, ended_at: datetime | None) -> None:
-    """Write the metrics of one session, over an older version only."""
-    connection.execute(_upsert_metrics(connection), [metrics_row(header, ended_at)])
+            metrics.put(connection, [metrics.row_of(record.header, ended.at) for record in chosen])
+    return put_here
 
 
 def fetch(connection: Connection, session_id: UUID, owner: str | None = None) -> SessionRecord | None:
@@ -83,18 +103,24 @@ def remove(connection: Connection, session_id: UUID, version: int) -> bool:
     row = and_(sessions.c.id == session_id, sessions.c.version == version)
     if connection.execute(delete(sessions).where(row)).rowcount == 0:
         return False
-    connection.execute(delete(session_metrics).where(session_metrics.c.session_id == session_id))
+    metrics.remove(connection, [session_id])
     return True
+
+
+def remove_all(connection: Connection, headers: Sequence[Header]) -> None:
+    """Take the sessions that are there at these versions out of the archive, with their metrics."""
+    for header in headers:
+        remove(connection, header.id, header.version)
 
 
 def bury(connection: Connection, session_id: UUID, *, version: int, now: datetime) -> None:
     """Delete a session for good and leave a tombstone, which the archive never overwrites."""
-    _lock(connection, [session_id])
     tombstone = {"id": session_id, "version": version, "deleted_at": now}
-    insert = _insert(connection)(tombstones).values(tombstone)
+    insert = insert_into(connection, tombstones).values(tombstone)
     connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))
-    connection.execute(delete(sessions).where(sessions.c.id == session_id))
-    connection.execute(delete(session_metrics).where(session_metrics.c.session_id == session_id))
+    for table in (sessions, session_quarantine):
+        connection.execute(delete(table).where(table.c.id == session_id))
+    metrics.remove(connection, [session_id])
 
 
 def is_buried(connection: Connection, session_id: UUID) -> bool:
@@ -105,44 +131,6 @@ def is_buried(connection: Connection, session_id: UUID) -> bool:
 def page(connection: Connection, query: PageQuery) -> list[Header]:
     """Ended sessions by `created_at` descending, then id."""
     return [_header(row) for row in connection.execute(_page_statement(connection, query)).mappings()]
-
-
-def metrics_row(header: Header, ended_at: datetime | None) -> dict[str, Any]:
-    """What `session_metrics` keeps of a session; `ended_at` is `None` where it goes on."""
-    totals = header.totals
-    return {
-        "session_id": header.id,
-        "user_id": header.user_id,
-        "session_type": header.type,
-        "created_at": header.created_at,
-        "duration_seconds": max(0, int((header.last_accessed_at - header.created_at).total_seconds())),
-        "total_queries": totals.total_queries,
-        "cache_hit_rate": totals.cache_hit_rate,
-        "ended_at": ended_at,
-        "avg_query_time_ms": totals.total_time_ms / totals.timed_queries if totals.timed_queries else None,
-        "assets_analyzed": json.dumps(header.assets),
-        "query_type_summary": json.dumps(totals.query_types),
-        "completed_normally": ended_at is not None and ended_at < header.expires_at,
-        "abandoned": ended_at is not None and is_abandoned(header, ended_at),
-        "version": header.version,
-    }
-
-
-def is_abandoned(header: Header, at: datetime) -> bool:
-    """Whether a session ended by expiry with fewer than two queries."""
-    return at >= header.expires_at and header.totals.total_queries < 2
-
-
-def json_elements(connection: Connection, column: ColumnElement[Any]) -> TableValuedAlias:
-    """The texts of a JSON array, as rows of one column `value`."""
-    each = func.jsonb_array_elements_text if connection.dialect.name == "postgresql" else func.json_each
-    return each(column).table_valued("value", joins_implicitly=True)
-
-
-def json_members(connection: Connection, column: ColumnElement[Any]) -> TableValuedAlias:
-    """The members of a JSON object, as rows of `key` and `value`, both text."""
-    each = func.jsonb_each_text if connection.dialect.name == "postgresql" else func.json_each
-    return each(column).table_valued("key", "value", joins_implicitly=True)
 
 
 def _has(connection: Connection, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
@@ -167,41 +155,25 @@ def _page_statement(connection: Connection, query: PageQuery) -> Select[Any]:
     return statement
 
 
-def _lock(connection: Connection, session_ids: Sequence[UUID]) -> None:
+def lock(connection: Connection, session_ids: Sequence[UUID]) -> None:
+    """Wait until nobody else archives, deletes or holds a session."""
     # SQLite's transactions that write exclude each other as a whole.
-    if connection.dialect.name == "postgresql":
-        connection.execute(_LOCK_SESSIONS, {"ids": sorted(str(session_id) for session_id in session_ids)})
+    if is_postgresql(connection):
+        connection.execute(_BOUNDS)
+        connection.execute(_LOCK, {"ids": sorted(str(session_id) for session_id in session_ids)})
+
+
+def try_lock(connection: Connection, session_ids: Sequence[UUID]) -> set[UUID]:
+    """Lock the sessions that nobody else has; those that somebody has."""
+    if not is_postgresql(connection):
+        return set()
+    connection.execute(_BOUNDS)
+    found = connection.execute(_TRY_LOCK, {"ids": [str(session_id) for session_id in session_ids]})
+    return {UUID(session_id) for session_id, is_locked in found if not is_locked}
 
 
 def _buried(connection: Connection, session_ids: Sequence[UUID]) -> set[UUID]:
     return set(connection.scalars(select(tombstones.c.id).where(tombstones.c.id.in_(session_ids))))
-
-
-def _insert(connection: Connection) -> Any:
-    return postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-
-
-def _upsert_session(connection: Connection) -> Any:
-    insert = _insert(connection)(sessions)
-    return insert.on_conflict_do_update(
-        index_elements=["id"], set_=_new_values(sessions, insert), where=sessions.c.version < insert.excluded.version
-    )
-
-
-def _upsert_metrics(connection: Connection) -> Any:
-    insert = _insert(connection)(session_metrics)
-    old, new = session_metrics.c, insert.excluded
-    # Ending raises no version: figures of the end replace those taken while the session lived.
-    has_ended = and_(old.version == new.version, old.ended_at.is_(None), new.ended_at.is_not(None))
-    return insert.on_conflict_do_update(
-        index_elements=["session_id"],
-        set_=_new_values(session_metrics, insert),
-        where=or_(old.version < new.version, has_ended),
-    )
-
-
-def _new_values(table: Table, insert: Any) -> dict[str, Any]:
-    return {column.name: insert.excluded[column.name] for column in table.c if not column.primary_key}
 
 
 def _session_row(record: SessionRecord, ended: Ended) -> dict[str, Any]:

@@ -6,7 +6,7 @@ are `None` or `False`, alike in every respect. `owner` is the principal whose se
 All methods raise `Unavailable` when the engine is away.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +17,8 @@ from fiml.sessions.records import Header, SessionRecord
 
 if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a server's start waits for nothing of it
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+    from fiml.sessions.backends.keeping import Keeping
 
     SessionMaker = async_sessionmaker[AsyncSession]
 
@@ -60,12 +62,34 @@ class Ended:
     write_metrics: bool
 
 
+@dataclass(slots=True)
+class SweepReport:
+    """What a sweep came to, in sessions.
+
+    `archived`; `quarantined`, which can't be archived; `postponed`, which a later fiml wrote; `dropped`, index entries
+    without a session.
+    """
+
+    archived: int = 0
+    quarantined: int = 0
+    postponed: int = 0
+    dropped: int = 0
+
+    def add(self, other: "SweepReport") -> None:
+        """Count another one too."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
 class Backend(Protocol):
     """Live and ended sessions of one deployment. Each method is atomic for those who call it.
 
     A session is live until it is archived, whether it has expired or not. Where a crash left it both live and
     archived, the live copy counts.
     """
+
+    keeping: "Keeping"
+    """What the database keeps about sessions apart from them."""
 
     session_maker: "SessionMaker"
     """Sessions of SQLAlchemy over the database of the archive and the metrics, with the settings as their `info`."""
@@ -92,7 +116,11 @@ class Backend(Protocol):
         """
 
     async def read_archived(self, session_id: UUID, *, owner: str | None = None) -> SessionRecord | None:
-        """An archived session, whole."""
+        """An archived session, whole.
+
+        Raises:
+            SessionQuarantined: it is in quarantine instead.
+        """
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         """Apply a change to a live session and raise its version by one. One round trip, whatever the history.
@@ -121,8 +149,12 @@ class Backend(Protocol):
         A crash at any step leaves at least one complete copy.
         """
 
-    async def archive_expired(self, ended: Ended, *, at_most: int) -> tuple[int, bool]:
-        """Move about `at_most` live sessions that expired by `ended.at`: how many, and whether none is left."""
+    def sweep(self, ended: Ended) -> AsyncIterator[SweepReport]:
+        """Move all live sessions that expired by `ended.at` to the archive, in batches; what each came to.
+
+        Memory doesn't grow with the backlog. Several sweeps share the work. A session that can't be archived is set
+        aside in the quarantine, byte for byte, and the others go on.
+        """
 
     async def resume(
         self, session_id: UUID, *, until: datetime, now: datetime, owner: str | None = None
@@ -130,7 +162,31 @@ class Backend(Protocol):
         """The session, live. Where it had expired or was archived, with the next version and the expiry `until`."""
 
     async def delete(self, session_id: UUID, *, now: datetime, owner: str | None = None) -> bool:
-        """Remove a session from both tiers for good: no frozen process can bring it back."""
+        """Remove a session from both tiers and the quarantine for good: no frozen process can bring it back.
+
+        Raises:
+            SessionOnHold: it is held; nothing was removed.
+        """
+
+    async def exists(self, session_id: UUID, *, owner: str | None = None) -> bool:
+        """Whether a session is anywhere: live, archived or in quarantine. No access counts."""
+
+    async def retry(self, session_id: UUID, ended: Ended, *, owner: str | None = None) -> bool:
+        """Archive a session from the quarantine in one transaction; `False` where it isn't there.
+
+        Raises:
+            SessionQuarantined: it still can't be read.
+            RecordRefused: the database still refuses it.
+        """
+
+    async def ids_of(self, user_id: str) -> set[UUID]:
+        """Every session of a user, live, archived or in quarantine, readable or not."""
+
+    async def erase_traces(self, user_id: str, held: Collection[UUID]) -> list[str]:
+        """Remove what is left of a user when the sessions are gone, but the held ones; the copies that were cleaned."""
+
+    async def purge_tombstones(self, before: datetime, *, at_most: int) -> int:
+        """Finish deletions from before a moment for good, and forget them; how many."""
 
     async def page(self, query: PageQuery) -> list[tuple[Header, bool]]:
         """Sessions by `created_at` descending, then id, with whether each is archived.

@@ -12,12 +12,13 @@ from typing import Any
 from uuid import UUID
 
 from fiml.core.clock import to_micros
-from fiml.core.errors import CorruptRecord, InvalidInput, SessionConflict, SessionExpired, SessionFull
-from fiml.db.redis_client import Argument, RedisClient, Script
+from fiml.core.errors import InvalidInput, SessionConflict, SessionExpired, SessionFull
+from fiml.db.redis_client import Command, RedisClient, Script
 from fiml.sessions import values
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import PageQuery, WriteRules
+from fiml.sessions.backends.redis_index import Place, enter, enter_expiry, leave, place_of
 from fiml.sessions.changes import Change
 from fiml.sessions.records import FORMAT, EncodedQuery, Header, SessionRecord, check_format
 
@@ -25,69 +26,30 @@ FLOOR_S = 3600
 TOMBSTONE_S = 24 * 3600
 _FILTERED_CHUNK = 500
 
-READ, LOCATE, PUT, WRITE, EXTEND, GO_ON, REMOVE, REINDEX = (
-    Script.load("fiml.sessions", name)
-    for name in ("read", "locate", "put", "write", "extend", "go_on", "remove", "reindex")
+READ, LOCATE, PUT, WRITE, EXTEND, GO_ON, REMOVE = SCRIPTS = tuple(
+    Script.load("fiml.sessions", name) for name in ("read", "locate", "put", "write", "extend", "go_on", "remove")
 )
-_Command = tuple[Argument, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ExpiryEntry:
-    """An entry of the expiry index: a session of which it may be time, as of when it was read."""
-
-    member: str
-    session_id: UUID
-    life: int
-    user_id: str | None
-    score: int
-
-    @property
-    def listed_member(self) -> str:
-        """The entry of the same life in the listings."""
-        return self.member.partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
     """Where a session stands in the indexes, and at which version it was found."""
 
-    session_id: UUID
+    place: Place
     version: int
-    user_id: str | None
-    listed_member: str
-
-    @property
-    def expiry_member(self) -> str:
-        """How the expiry index names it: as the listings do, and with the user whose listing it is in."""
-        return f"{self.listed_member}:{self.user_id or ''}"
-
-    @property
-    def listings(self) -> list[str]:
-        """The listings that it is in."""
-        everybody = keys.all_key(keys.part(self.session_id))
-        return [everybody] if self.user_id is None else [everybody, keys.user_key(self.user_id)]
 
 
 class RedisTier:
     """The steps that a backend over Redis is made of. Each method is one round trip, `page` two."""
 
-    def __init__(self, redis_url: str) -> None:
-        self._client = RedisClient(redis_url, (READ, LOCATE, PUT, WRITE, EXTEND, GO_ON, REMOVE, REINDEX))
-
-    async def open(self) -> None:
-        """Reach the server."""
-        await self._client.open()
-
-    async def close(self) -> None:
-        """Close all connections."""
-        await self._client.close()
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
 
     async def put(self, record: SessionRecord, queries: Sequence[EncodedQuery] = ()) -> str:
         """Store a session that isn't live: `stored`, or why not: `live`, `outdated`, `deleted`."""
         header = record.header
         put = PUT([*keys.session_keys(header.id), keys.floor_key(header.id)], *fields.encode_record(record, queries))
-        index = _index(header)
+        index = enter(header)
         replies = await self._client.run([*index, put])
         return str(replies[len(index)].decode())
 
@@ -95,13 +57,8 @@ class RedisTier:
         self, session_id: UUID, *, now: datetime | None, owner: str | None = None, recent: int | None = None
     ) -> SessionRecord | None:
         """A session, whole or with its last queries; an access at `now`, where one is given."""
-        [reply] = await self._client.run([_read(session_id, now, owner, recent)])
+        [reply] = await self._client.run([read(session_id, now, owner, recent)])
         return fields.decode_record(session_id, reply)
-
-    async def read_many(self, session_ids: Sequence[UUID]) -> list[SessionRecord | CorruptRecord | None]:
-        """Sessions whole, `None` where one isn't live, and the error of one that can't be read. No access counts."""
-        replies = await self._client.run([_read(session_id, None, None, None) for session_id in session_ids])
-        return [_decoded(session_id, reply) for session_id, reply in zip(session_ids, replies, strict=True)]
 
     async def locate(self, session_id: UUID, owner: str | None) -> Location | None:
         """What is needed to remove a session, which may be beyond reading otherwise."""
@@ -113,7 +70,7 @@ class RedisTier:
             member = fields.listed_member(fields.decode_moment(created), session_id, int(life))
         except (TypeError, ValueError, OverflowError):
             member = ""  # it has lost its place; a sweeper drops the entries that are left there
-        return Location(session_id, int(version), user_id and user_id.decode(), member)
+        return Location(Place(session_id, user_id and user_id.decode(), member), int(version))
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         """Apply a change, as `Backend.write` says."""
@@ -138,7 +95,7 @@ class RedisTier:
 
     async def index_expiry(self, header: Header, expires_at: datetime) -> None:
         """Let the sweeper look at a session at `expires_at`."""
-        await self._client.run([_index_expiry(header, to_micros(expires_at))])
+        await self._client.run([enter_expiry(header, to_micros(expires_at))])
 
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, owner: str | None
@@ -146,7 +103,7 @@ class RedisTier:
         """Move the expiry later, as `Backend.extend` says. The index stays: the sweeper moves its entry."""
         micros = by // timedelta(microseconds=1)
         extend = EXTEND([keys.header_key(session_id)], owner or "", to_micros(now), micros, to_micros(latest))
-        outcome, reply = await self._client.run([extend, _read(session_id, None, owner, None)])
+        outcome, reply = await self._client.run([extend, read(session_id, None, owner, None)])
         if outcome is None:
             return None
         if outcome[0] == b"expired":
@@ -158,25 +115,39 @@ class RedisTier:
     ) -> SessionRecord | None:
         """A live session; one that has expired lives on until `until`."""
         go_on = GO_ON([keys.header_key(session_id)], owner or "", to_micros(now), to_micros(until))
-        _, reply = await self._client.run([go_on, _read(session_id, None, owner, None)])
+        _, reply = await self._client.run([go_on, read(session_id, None, owner, None)])
         return fields.decode_record(session_id, reply)
 
     async def remove(self, headers: Sequence[Header]) -> list[str]:
-        """Remove sessions at their versions: for each `removed`, `changed` or `absent`."""
+        """Remove sessions at their versions: for each `removed`, `changed` or `absent`. Two round trips."""
         commands = [
             REMOVE([*keys.session_keys(header.id), keys.floor_key(header.id)], header.version, header.version, FLOOR_S)
             for header in headers
         ]
         outcomes = [reply.decode() for reply in await self._client.run(commands)]
-        gone = [header for header, outcome in zip(headers, outcomes, strict=True) if outcome == "removed"]
+        gone = [place_of(header) for header, outcome in zip(headers, outcomes, strict=True) if outcome == "removed"]
         if gone:
-            await self._client.run([command for header in gone for command in _unindex(locate(header))])
+            await self._client.run(leave(gone))
         return outcomes
 
-    async def remove_for_good(self, session_id: UUID, found: Location | None) -> None:
+    async def remove_all_for_good(self, session_ids: Sequence[UUID]) -> None:
+        """Remove what may be left of sessions that were deleted; their index entries are the sweeper's."""
+        await self._client.run([_remove_for_good(session_id) for session_id in session_ids])
+
+    async def members_of(self, user_id: str) -> list[Place]:
+        """Every entry in the listing of a user, also those whose session is gone or can't be read."""
+        [members] = await self._client.run([("ZRANGE", keys.user_key(user_id), 0, -1)])
+        listed = [member.decode() for member in members]
+        return [Place(fields.id_at(member), user_id, member) for member in listed]
+
+    async def forget(self, places: Sequence[Place]) -> None:
+        """Take entries whose session is gone out of the indexes."""
+        await self._client.run(leave(places))
+
+    async def remove_for_good(self, session_id: UUID, found: Place | None) -> None:
         """Remove a session at any version, and let nothing bring it back."""
-        remove = REMOVE([*keys.session_keys(session_id), keys.floor_key(session_id)], "", "deleted", TOMBSTONE_S)
-        await self._client.run([remove, *(_unindex(found) if found else ())])
+        remove = _remove_for_good(session_id)
+        await self._client.run([remove, *(leave([found]) if found else ())])
 
     async def page(self, query: PageQuery) -> list[Header]:
         """Live sessions by `created_at` descending, then id. Filters may take further round trips."""
@@ -193,30 +164,6 @@ class RedisTier:
             after = "(" + members[-1]
         return found[: query.limit]
 
-    async def due(self, now: datetime, at_most: int) -> list[ExpiryEntry]:
-        """Entries of the expiry index whose time has come, from all its parts."""
-        each = max(1, at_most // keys.PARTS)
-        ranges = [
-            ("ZRANGE", keys.expiry_key(part), "-inf", to_micros(now), "BYSCORE", "LIMIT", 0, each, "WITHSCORES")
-            for part in range(keys.PARTS)
-        ]
-        replies = await self._client.run(ranges)
-        return [_expiry_entry(member, score) for reply in replies for member, score in _scored(reply)]
-
-    async def reindex(self, entry: ExpiryEntry, at: datetime) -> None:
-        """Let the sweeper look at an entry again at another time, unless somebody else moved it."""
-        key = keys.expiry_key(keys.part(entry.session_id))
-        await self._client.run([REINDEX([key], entry.member, entry.score, to_micros(at))])
-
-    async def drop(self, entry: ExpiryEntry) -> None:
-        """Drop the entries of a life that has ended."""
-        part = keys.part(entry.session_id)
-        commands: list[_Command] = [("ZREM", keys.all_key(part), entry.listed_member)]
-        if entry.user_id is not None:
-            commands.append(("ZREM", keys.user_key(entry.user_id), entry.listed_member))
-        # The expiry last: while it is there, a sweeper can find and drop the others.
-        await self._client.run([*commands, ("ZREM", keys.expiry_key(part), entry.member)])
-
     async def _members(self, user_id: str | None, after: str, count: int) -> list[str]:
         indexes = keys.all_keys() if user_id is None else [keys.user_key(user_id)]
         replies = await self._client.run([("ZRANGE", key, after, "+", "BYLEX", "LIMIT", 0, count) for key in indexes])
@@ -231,6 +178,10 @@ class RedisTier:
             if reply
         ]
         return [header for life, header in found if header.life == life]
+
+
+def _remove_for_good(session_id: UUID) -> Command:
+    return REMOVE([*keys.session_keys(session_id), keys.floor_key(session_id)], "", "deleted", TOMBSTONE_S)
 
 
 def _raise_refusal(session_id: UUID, rules: WriteRules, reply: list[Any]) -> None:
@@ -258,7 +209,8 @@ def _raise_over_limit(what: str, size: int) -> None:
     raise InvalidInput(what, f"would have {size} entries", f"at most {most} are allowed")
 
 
-def _read(session_id: UUID, now: datetime | None, owner: str | None, recent: int | None) -> _Command:
+def read(session_id: UUID, now: datetime | None, owner: str | None, recent: int | None) -> Command:
+    """The command that reads a session."""
     return READ(
         keys.session_keys(session_id)[:3],
         owner or "",
@@ -267,48 +219,6 @@ def _read(session_id: UUID, now: datetime | None, owner: str | None, recent: int
     )
 
 
-def locate(header: Header) -> Location:
-    """Where a session stands in the indexes."""
-    member = fields.listed_member(header.created_at, header.id, header.life)
-    return Location(header.id, header.version, header.user_id, member)
-
-
-def _decoded(session_id: UUID, reply: list[Any] | None) -> SessionRecord | CorruptRecord | None:
-    try:
-        return fields.decode_record(session_id, reply)
-    except CorruptRecord as exc:
-        return exc
-
-
-def _index(header: Header) -> list[_Command]:
-    place = locate(header)
-    listed: list[_Command] = [("ZADD", key, 0, place.listed_member) for key in place.listings]
-    return [*listed, _index_expiry(header, to_micros(header.expires_at))]
-
-
-def _index_expiry(header: Header, micros: int) -> _Command:
-    return ("ZADD", keys.expiry_key(keys.part(header.id)), micros, locate(header).expiry_member)
-
-
-def _unindex(place: Location) -> list[_Command]:
-    listed: list[_Command] = [("ZREM", key, place.listed_member) for key in place.listings]
-    # The expiry last: while it is there, a sweeper can find and drop the others.
-    return [*listed, ("ZREM", keys.expiry_key(keys.part(place.session_id)), place.expiry_member)]
-
-
 def _behind(position: str) -> str:
     """Where a range begins that leaves out every life at a position."""
     return f"({position}~"
-
-
-def _expiry_entry(member: bytes, score: float) -> ExpiryEntry:
-    text = member.decode()
-    listed_member, _, user_id = text.partition(":")
-    return ExpiryEntry(text, fields.id_at(text), fields.life_at(listed_member), user_id or None, int(score))
-
-
-def _scored(reply: list[Any]) -> list[tuple[bytes, float]]:
-    # RESP3 answers pairs, RESP2 one flat list.
-    if reply and isinstance(reply[0], list | tuple):
-        return [(member, float(score)) for member, score in reply]
-    return [(member, float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]

@@ -9,7 +9,7 @@ from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord
 from fiml.db.redis_client import Argument
 from fiml.sessions.changes import Change
-from fiml.sessions.models import QueryTotals
+from fiml.sessions.models import QueryTotals, time_bucket
 from fiml.sessions.records import MAPS, EncodedQuery, Entries, Header, SessionRecord, history_json
 
 POSITION_CHARACTERS = 48
@@ -76,6 +76,8 @@ def encode_header(header: Header) -> list[tuple[str, Argument]]:
     names = [f"a:{name}" for name in header.assets] + [f"t:{name}" for name in header.tags]
     ordered = [(name, order) for order, name in enumerate(names, 1)]
     counts = [(f"n:{query_type}", count) for query_type, count in totals.query_types.items()]
+    counts += [(f"b:{bucket}", count) for bucket, count in totals.time_histogram.items()]
+    counts += [(f"d:{day}", count) for day, count in totals.queries_by_day.items()]
     return [(name, value) for name, value in fields.items() if value is not None] + ordered + counts
 
 
@@ -154,10 +156,16 @@ def _totals(stored: dict[str, str]) -> QueryTotals:
         cache_hits=int(stored["hits"]),
         first_query_at=decode_moment(stored["first"]) if "first" in stored else None,
         last_query_at=decode_moment(stored["last"]) if "last" in stored else None,
-        query_types={field[2:]: int(value) for field, value in stored.items() if field.startswith("n:")},
+        query_types=_counts(stored, "n:"),
         timed_queries=int(stored["timed"]),
         total_time_ms=float(stored["time_ms"]),
+        time_histogram={int(bucket): count for bucket, count in _counts(stored, "b:").items()},
+        queries_by_day=_counts(stored, "d:"),
     )
+
+
+def _counts(stored: dict[str, str], prefix: str) -> dict[str, int]:
+    return {field[2:]: int(value) for field, value in stored.items() if field.startswith(prefix)}
 
 
 def _names(stored: dict[str, str], prefix: str) -> list[str]:
@@ -184,6 +192,8 @@ def _encode_query(encoded: EncodedQuery) -> tuple[Argument, ...]:
         int(query.cache_hit),
         to_micros(query.timestamp),
         "" if query.execution_time_ms is None else repr(float(query.execution_time_ms)),
+        "" if query.execution_time_ms is None else time_bucket(query.execution_time_ms),
+        query.day,
     )
 
 

@@ -1,6 +1,7 @@
 """Both tiers in one SQLite file: a call is one hop to its thread, a move between the tiers one transaction."""
 
 import sqlite3
+from collections.abc import AsyncIterator, Collection
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -11,9 +12,10 @@ from fiml.core.config import Synchronous
 from fiml.core.errors import SessionConflict, SessionExpired
 from fiml.db.engines import async_sqlite_engine
 from fiml.db.sqlite_file import SqliteFile, driver
-from fiml.sessions.backends import archive
+from fiml.sessions.backends import archive, at_rest, retention, sqlite_sweep
 from fiml.sessions.backends import sqlite_rows as rows
-from fiml.sessions.backends.base import Ended, PageQuery, WriteRules, merge_pages
+from fiml.sessions.backends.base import Ended, PageQuery, SweepReport, WriteRules, merge_pages
+from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, check_format, revived
 
@@ -24,6 +26,7 @@ class SqliteBackend:
     def __init__(self, file: SqliteFile, synchronous: Synchronous) -> None:
         self._file = file
         self._engine = async_sqlite_engine(file.path, synchronous)
+        self.keeping = Keeping(file.transact)
         self.session_maker = async_sessionmaker[AsyncSession](self._engine)
 
     async def open(self) -> None:
@@ -50,7 +53,7 @@ class SqliteBackend:
         return await self._file.write(read)
 
     async def read_archived(self, session_id: UUID, *, owner: str | None = None) -> SessionRecord | None:
-        return await self._file.transact(lambda connection: archive.fetch(connection, session_id, owner))
+        return await self._file.transact(lambda connection: at_rest.fetch(connection, session_id, owner))
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         def write(connection: sqlite3.Connection) -> Header | None:
@@ -85,15 +88,21 @@ class SqliteBackend:
     async def archive(self, session_id: UUID, ended: Ended, *, owner: str | None = None) -> bool:
         def move(connection: Connection) -> bool:
             header = rows.select_header(driver(connection), session_id, owner)
-            return header is not None and _move(connection, [header], ended) == 1
+            if header is None:
+                return False
+            sqlite_sweep.move(connection, [header], ended)
+            return True
 
         return await self._file.transact(move)
 
-    async def archive_expired(self, ended: Ended, *, at_most: int) -> tuple[int, bool]:
-        moved = await self._file.transact(
-            lambda connection: _move(connection, rows.select_expired(driver(connection), ended.at, at_most), ended)
-        )
-        return moved, moved < at_most
+    async def sweep(self, ended: Ended) -> AsyncIterator[SweepReport]:
+        while True:
+            report = await self._file.transact(
+                lambda connection: sqlite_sweep.sweep_batch(self._file, connection, ended)
+            )
+            yield report
+            if not report.archived and not report.quarantined:
+                return
 
     async def resume(
         self, session_id: UUID, *, until: datetime, now: datetime, owner: str | None = None
@@ -102,7 +111,7 @@ class SqliteBackend:
             live = rows.select_header(driver(connection), session_id, owner)
             if live is not None:
                 return _go_on(driver(connection), live, until=until, now=now)
-            ended = archive.fetch(connection, session_id, owner)
+            ended = at_rest.fetch(connection, session_id, owner)
             return None if ended is None else _move_back(connection, ended, until=until, now=now)
 
         return await self._file.transact(resume)
@@ -111,14 +120,44 @@ class SqliteBackend:
         def remove(connection: Connection) -> bool:
             version = rows.select_version(driver(connection), session_id, owner)
             if version is None:
-                version = archive.find_version(connection, session_id, owner)
+                version = at_rest.find_version(connection, session_id, owner)
             if version is None:
                 return False
             rows.delete(driver(connection), [session_id])
-            archive.bury(connection, session_id, version=version, now=now)
+            at_rest.bury(connection, session_id, version=version, now=now)
             return True
 
         return await self._file.transact(remove)
+
+    async def exists(self, session_id: UUID, *, owner: str | None = None) -> bool:
+        def find(connection: Connection) -> bool:
+            is_live = rows.select_version(driver(connection), session_id, owner) is not None
+            return is_live or at_rest.find_version(connection, session_id, owner) is not None
+
+        return await self._file.transact(find)
+
+    async def retry(self, session_id: UUID, ended: Ended, *, owner: str | None = None) -> bool:
+        return await self._file.transact(
+            lambda connection: at_rest.archive_again(
+                connection, session_id, ended, owner=owner, record_in=sqlite_sweep.record_in
+            )
+        )
+
+    async def ids_of(self, user_id: str) -> set[UUID]:
+        return await self._file.transact(
+            lambda connection: rows.select_ids(driver(connection), user_id) | at_rest.ids_of(connection, user_id)
+        )
+
+    async def erase_traces(self, user_id: str, held: Collection[UUID]) -> list[str]:
+        return await self._file.erase_traces(user_id, held)
+
+    async def purge_tombstones(self, before: datetime, *, at_most: int) -> int:
+        def purge(connection: Connection) -> int:
+            return retention.remove_tombstones(
+                connection, retention.old_tombstones(connection, before, at_most=at_most)
+            )
+
+        return await self._file.transact(purge)
 
     async def page(self, query: PageQuery) -> list[tuple[Header, bool]]:
         def both(connection: Connection) -> list[tuple[Header, bool]]:
@@ -136,14 +175,6 @@ def _refuse_if_stale(header: Header, rules: WriteRules) -> None:
         raise SessionExpired(header.id, header.expires_at)
     if rules.expected_version is not None and rules.expected_version != header.version:
         raise SessionConflict(header.id, expected=rules.expected_version, actual=header.version)
-
-
-def _move(connection: Connection, headers: list[Header], ended: Ended) -> int:
-    records = [rows.select_record(driver(connection), header) for header in headers]
-    if records:
-        archive.put(connection, records, ended)
-        rows.delete(driver(connection), [header.id for header in headers])
-    return len(records)
 
 
 def _go_on(connection: sqlite3.Connection, live: Header, *, until: datetime, now: datetime) -> SessionRecord:

@@ -7,8 +7,6 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import structlog
-
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord, SessionFull
 from fiml.sessions import values
@@ -16,8 +14,6 @@ from fiml.sessions.backends.base import PageQuery
 from fiml.sessions.changes import Change
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import EncodedQuery, Entries, Header, SessionRecord, entry_size, history_json
-
-_log = structlog.get_logger()
 
 _FIXED = ("id", "user_id", "created_at", "format")
 _CHANGING = (
@@ -37,6 +33,8 @@ _CHANGING = (
     "total_time_ms",
     "maps_bytes",
     "history_bytes",
+    "time_histogram",
+    "queries_by_day",
 )
 # S608: built from the constants above, not from input.
 _SELECT = f"SELECT {', '.join(_FIXED + _CHANGING)} FROM active_sessions"  # noqa: S608
@@ -74,18 +72,15 @@ def select_version(connection: sqlite3.Connection, session_id: UUID, owner: str 
     return None if row is None else int(row[0])
 
 
-def select_expired(connection: sqlite3.Connection, by: datetime, at_most: int) -> list[Header]:
-    """Sessions that have expired, the longest expired first; one that can't be read is left, and reported."""
-    expired: list[Header] = []
-    found = connection.execute(f"{_SELECT} WHERE expires_at <= ? ORDER BY expires_at, id", (to_micros(by),))
-    for row in found:
-        try:
-            expired.append(_decode(row))
-        except CorruptRecord as exc:
-            _log.error("session_set_aside", problem=str(exc))
-        if len(expired) == at_most:
-            break
-    return expired
+def select_any_header(connection: sqlite3.Connection, stored_id: str) -> Header:
+    """The header of a session that is there."""
+    return _decode(connection.execute(f"{_SELECT} WHERE id = ?", (stored_id,)).fetchone())
+
+
+def select_ids(connection: sqlite3.Connection, user_id: str) -> set[UUID]:
+    """Every live session of a user."""
+    found = connection.execute("SELECT id FROM active_sessions WHERE user_id = ?", (user_id,))
+    return {UUID(stored_id) for (stored_id,) in found}
 
 
 def select_page(connection: sqlite3.Connection, query: PageQuery) -> list[Header]:
@@ -240,6 +235,8 @@ def _encode(header: Header) -> dict[str, Any]:
         "total_time_ms": totals.total_time_ms,
         "maps_bytes": header.maps_bytes,
         "history_bytes": header.history_bytes,
+        "time_histogram": json.dumps(totals.time_histogram),
+        "queries_by_day": json.dumps(totals.queries_by_day),
     }
 
 
@@ -265,6 +262,8 @@ def _decode(row: Sequence[Any]) -> Header:
                 query_types=json.loads(stored["query_types"]),
                 timed_queries=stored["timed_queries"],
                 total_time_ms=stored["total_time_ms"],
+                time_histogram={int(bucket): n for bucket, n in json.loads(stored["time_histogram"]).items()},
+                queries_by_day=json.loads(stored["queries_by_day"]),
             ),
             maps_bytes=stored["maps_bytes"],
             history_bytes=stored["history_bytes"],

@@ -1,44 +1,48 @@
 """Live sessions in Redis, ended ones in PostgreSQL: the order of the steps is what keeps them."""
 
+from collections.abc import AsyncIterator, Collection
 from datetime import datetime, timedelta
 from uuid import UUID
 
-import structlog
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from fiml.core.errors import CorruptRecord, Unavailable
+from fiml.core.errors import RecordRefused, Unavailable
 from fiml.db.postgres import PostgresDatabase
-from fiml.sessions.backends import archive
-from fiml.sessions.backends.base import Ended, PageQuery, WriteRules, merge_pages
-from fiml.sessions.backends.redis import ExpiryEntry, RedisTier, locate
+from fiml.db.redis_client import RedisClient
+from fiml.sessions.backends import archive, at_rest, redis, redis_sweep, retention
+from fiml.sessions.backends.base import Ended, PageQuery, SweepReport, WriteRules, merge_pages
+from fiml.sessions.backends.keeping import Keeping
+from fiml.sessions.backends.redis_index import place_of
+from fiml.sessions.backends.sweep import Sweep
 from fiml.sessions.changes import Change
-from fiml.sessions.records import Header, SessionRecord, revived
+from fiml.sessions.records import Header, SessionRecord, revived, with_all_totals
 
+SCRIPTS = (*redis.SCRIPTS, *redis_sweep.SCRIPTS)
 _TRIES = 10
-_SET_ASIDE_FOR = timedelta(days=1)
-
-_log = structlog.get_logger()
 
 
 class TieredBackend:
     """Keeps `Backend` over Redis and PostgreSQL."""
 
-    def __init__(self, live: RedisTier, database: PostgresDatabase) -> None:
-        self._live = live
+    def __init__(self, client: RedisClient, database: PostgresDatabase) -> None:
+        self._client = client
+        self._live = redis.RedisTier(client)
+        self._sweeping = redis_sweep.RedisSweep(client)
         self._database = database
+        self.keeping = Keeping(database.transact)
         self.session_maker = async_sessionmaker[AsyncSession](database.engine)
 
     async def open(self) -> None:
         try:
             await self._database.open()
-            await self._live.open()
+            await self._client.open()
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        await self._live.close()
+        await self._client.close()
         await self._database.close()
 
     async def create(self, record: SessionRecord) -> None:
@@ -50,7 +54,7 @@ class TieredBackend:
         return await self._live.read(session_id, now=now, owner=owner, recent=recent)
 
     async def read_archived(self, session_id: UUID, *, owner: str | None = None) -> SessionRecord | None:
-        return await self._database.transact(lambda connection: archive.fetch(connection, session_id, owner))
+        return await self._database.transact(lambda connection: at_rest.fetch(connection, session_id, owner))
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         expires_at = change.scalars.get("expires_at")
@@ -79,25 +83,14 @@ class TieredBackend:
             record = await self._live.read(session_id, now=None, owner=owner)
             if record is None:
                 return False
+            record = with_all_totals(record)
             outcome = await self._move(record, ended)
             if outcome != "changed":
                 return outcome == "removed"
         raise Unavailable(f"session {session_id}", "others write to it without a pause")
 
-    async def archive_expired(self, ended: Ended, *, at_most: int) -> tuple[int, bool]:
-        entries = await self._live.due(ended.at, at_most)
-        records = await self._live.read_many([entry.session_id for entry in entries])
-        expired = []
-        for entry, record in zip(entries, records, strict=True):
-            if isinstance(record, CorruptRecord):
-                await self._set_aside(entry, record, ended)
-            elif record is None or record.header.life != entry.life:
-                await self._live.drop(entry)
-            elif ended.at >= record.header.expires_at:
-                expired.append(record)
-            else:
-                await self._live.reindex(entry, record.header.expires_at)
-        return await self._move_all(expired, ended), not entries
+    def sweep(self, ended: Ended) -> AsyncIterator[SweepReport]:
+        return Sweep(self._live, self._sweeping, self._database, ended).run()
 
     async def resume(
         self, session_id: UUID, *, until: datetime, now: datetime, owner: str | None = None
@@ -118,7 +111,7 @@ class TieredBackend:
     async def delete(self, session_id: UUID, *, now: datetime, owner: str | None = None) -> bool:
         live = await self._live.locate(session_id, owner)
         archived_version = await self._database.transact(
-            lambda connection: archive.find_version(connection, session_id, owner)
+            lambda connection: at_rest.find_version(connection, session_id, owner)
         )
         if live is None and archived_version is None:
             # It may have come back between the two looks.
@@ -126,8 +119,8 @@ class TieredBackend:
         version = live.version if live else archived_version
         if version is None:
             return False
-        await self._database.transact(lambda connection: archive.bury(connection, session_id, version=version, now=now))
-        await self._live.remove_for_good(session_id, live)
+        await self._database.transact(lambda connection: at_rest.bury(connection, session_id, version=version, now=now))
+        await self._live.remove_for_good(session_id, live and live.place)
         return True
 
     async def page(self, query: PageQuery) -> list[tuple[Header, bool]]:
@@ -140,37 +133,64 @@ class TieredBackend:
         live += [header for header in await self._live.page(query) if header.id not in seen]
         return merge_pages(live, ended, query.limit)
 
+    async def exists(self, session_id: UUID, *, owner: str | None = None) -> bool:
+        for look in range(3):
+            if look % 2 == 0:
+                is_there = await self._live.locate(session_id, owner) is not None
+            else:
+                is_there = await self._database.transact(
+                    lambda connection: at_rest.find_version(connection, session_id, owner) is not None
+                )
+            if is_there:
+                return True
+        return False
+
+    async def retry(self, session_id: UUID, ended: Ended, *, owner: str | None = None) -> bool:
+        return await self._database.transact(
+            lambda connection: at_rest.archive_again(
+                connection, session_id, ended, owner=owner, record_in=redis_sweep.record_in
+            )
+        )
+
+    async def ids_of(self, user_id: str) -> set[UUID]:
+        live = {place.session_id for place in await self._live.members_of(user_id)}
+        return live | await self._database.transact(lambda connection: at_rest.ids_of(connection, user_id))
+
+    async def erase_traces(self, user_id: str, held: Collection[UUID]) -> list[str]:
+        # An index may hold entries whose session is gone.
+        left = [
+            place
+            for place in await self._live.members_of(user_id)
+            if place.session_id not in held and await self._live.locate(place.session_id, None) is None
+        ]
+        if left:
+            await self._live.forget(left)
+        return []
+
+    async def purge_tombstones(self, before: datetime, *, at_most: int) -> int:
+        old = await self._database.transact(
+            lambda connection: retention.old_tombstones(connection, before, at_most=at_most)
+        )
+        if not old:
+            return 0
+        # A deletion that was cut short may have left a live copy, from which the tombstone has kept us so far.
+        await self._live.remove_all_for_good(old)
+        return await self._database.transact(lambda connection: retention.remove_tombstones(connection, old))
+
     async def _move(self, record: SessionRecord, ended: Ended) -> str:
         """Archive first, then remove: a crash leaves a copy too many, never one too few."""
-        buried = await self._database.transact(lambda connection: archive.put(connection, [record], ended))
-        if buried:
-            await self._live.remove_for_good(record.header.id, locate(record.header))
+        session_id = record.header.id
+        try:
+            put = await self._database.transact(
+                lambda connection: archive.put(connection, [record], ended, is_patient=True)
+            )
+        except RecordRefused as exc:
+            raise RecordRefused(f"session {session_id}", exc.problem) from exc
+        if put.buried:
+            await self._live.remove_for_good(session_id, place_of(record.header))
             return "absent"
         [outcome] = await self._live.remove([record.header])
         return outcome
-
-    async def _move_all(self, records: list[SessionRecord], ended: Ended) -> int:
-        if not records:
-            return 0
-        buried = await self._database.transact(lambda connection: archive.put(connection, records, ended))
-        for record in records:
-            if record.header.id in buried:
-                await self._live.remove_for_good(record.header.id, locate(record.header))
-        moved = [record.header for record in records if record.header.id not in buried]
-        outcomes = await self._live.remove(moved)
-        for header, outcome in zip(moved, outcomes, strict=True):
-            if outcome == "changed":
-                await self._take_back(header)
-        return outcomes.count("removed")
-
-    async def _take_back(self, header: Header) -> None:
-        """A session went on living while it was copied: its copy goes."""
-        await self._database.transact(lambda connection: archive.remove(connection, header.id, header.version))
-
-    async def _set_aside(self, entry: ExpiryEntry, problem: CorruptRecord, ended: Ended) -> None:
-        """Leave a session that can't be read as it is, and the others their turn."""
-        _log.error("session_set_aside", session_id=str(entry.session_id), problem=str(problem))
-        await self._live.reindex(entry, ended.at + _SET_ASIDE_FOR)
 
     async def _confirm(self, record: SessionRecord, archived_version: int) -> SessionRecord | None:
         """Take the archived copy away. Where a newer one is there, or a tombstone, that counts instead of ours."""

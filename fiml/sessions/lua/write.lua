@@ -4,7 +4,7 @@
 --      5 most queries, 6 most bytes of queries, 7 most bytes of entries, 8 most assets, 9 most tags;
 --      then groups, each with its length first: scalars to set (field, value; '' removes the field), names to remove
 --      (field), names to add (field), entries to remove (field), entries to set (field, value), queries (id, JSON,
---      type, 1 for a cache hit, microseconds of its time, milliseconds it took or '')
+--      type, 1 for a cache hit, microseconds of its time, milliseconds it took or '', their bucket or '', its day)
 -- Returns {'written', header}; nil where the session isn't there for this owner; or a refusal: {'expired', expiry},
 -- {'conflict', version}, {'format', number}, {'queries'}, {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
 local header, entries, queries, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -29,7 +29,7 @@ local function group(width)
   return items
 end
 local scalars, names_removed, names_added = group(2), group(1), group(1)
-local entries_removed, entries_set, appended = group(1), group(2), group(6)
+local entries_removed, entries_set, appended = group(1), group(2), group(8)
 
 -- Decide: nothing is written before every limit was checked.
 local fresh, total, history_bytes = {}, tonumber(before[3]), tonumber(before[4])
@@ -98,7 +98,9 @@ for _, i in ipairs(fresh) do
   if ARGV[i + 5] ~= '' then
     redis.call('HINCRBY', header, 'timed', 1)
     redis.call('HINCRBYFLOAT', header, 'time_ms', ARGV[i + 5])
+    redis.call('HINCRBY', header, 'b:' .. ARGV[i + 6], 1)
   end
+  redis.call('HINCRBY', header, 'd:' .. ARGV[i + 7], 1)
 end
 if #fresh > 0 then
   redis.call('HSET', header, 'first', first, 'last', last, 'total', total,

@@ -1,0 +1,66 @@
+"""Copies of the embedded file from before an upgrade of its schema."""
+
+import os
+import sqlite3
+from collections.abc import Collection
+from contextlib import closing
+from pathlib import Path
+from uuid import UUID
+
+import structlog
+
+_BEFORE = ".before-"
+_UNFINISHED = ".unfinished"
+
+_log = structlog.get_logger()
+
+
+def keep(file: Path, *, found: str, needed: str) -> Path:
+    """Copy a file as it is, by SQLite's own backup; the caller holds the lock of those who write to it.
+
+    A copy that was cut short is made anew, and said so.
+    """
+    copy = file.with_name(f"{file.name}{_BEFORE}{needed}")
+    unfinished = copy.with_name(copy.name + _UNFINISHED)
+    if unfinished.exists() or copy.exists():
+        _log.warning("upgrade_was_interrupted", file=str(file), schema=found, next_step="it is begun again")
+        unfinished.unlink(missing_ok=True)
+    _log.info("upgrade_keeps_a_copy", file=str(file), copy=str(copy), schema=found)
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(unfinished)) as target:
+        source.backup(target)
+    with unfinished.open("rb") as written:
+        os.fsync(written.fileno())
+    unfinished.replace(copy)
+    return copy
+
+
+def erase_user(file: Path, user_id: str, held: Collection[UUID]) -> list[str]:
+    """Remove a user's sessions but the held ones from every kept copy of a file; the names of those that had any."""
+    copies = sorted(path for path in file.parent.glob(f"{file.name}{_BEFORE}*") if not path.name.endswith("-journal"))
+    return [copy.name for copy in copies if _erase_from(copy, user_id, held)]
+
+
+def _erase_from(copy: Path, user_id: str, held: Collection[UUID]) -> bool:
+    kept = {"user": user_id, **{f"held{n}": session_id.hex for n, session_id in enumerate(held)}}
+    is_theirs = f"user_id = :user AND {{}} NOT IN ({', '.join(f':held{n}' for n in range(len(held)))})"
+    theirs = f"SELECT id FROM active_sessions WHERE {is_theirs.format('id')}"  # noqa: S608 - constants, here and below
+    with closing(sqlite3.connect(copy)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        count = 0
+        with connection:
+            for table in ("active_entries", "active_queries"):
+                connection.execute(f"DELETE FROM {table} WHERE session_id IN ({theirs})", kept)  # noqa: S608
+            for table in ("active_sessions", "sessions", "session_quarantine"):
+                if table in tables:
+                    count += connection.execute(
+                        f"DELETE FROM {table} WHERE {is_theirs.format('id')}",  # noqa: S608
+                        kept,
+                    ).rowcount
+            count += connection.execute(
+                f"DELETE FROM session_metrics WHERE {is_theirs.format('session_id')}",  # noqa: S608
+                kept,
+            ).rowcount
+            if "session_rollups" in tables:
+                connection.execute("DELETE FROM session_rollups WHERE user_id = ?", (user_id,))
+        connection.execute("VACUUM")  # what was deleted stands in the file's free pages until then
+    return count > 0

@@ -1,0 +1,172 @@
+"""What sessions add up to: one question, one query, one result."""
+
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Connection, select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from fiml.core import clock
+from fiml.core.config import Settings
+from fiml.db.engines import SQLITE_BEGIN
+from fiml.db.postgres import translated
+from fiml.db.tables import sessions
+from fiml.sessions import values
+from fiml.sessions.analytics import export
+from fiml.sessions.analytics.figures import Filters, sum_ended, sum_live
+from fiml.sessions.analytics.results import MetricsTable, SessionStats
+from fiml.sessions.backends import metrics
+from fiml.sessions.models import Session, SessionType
+from fiml.sessions.records import Header, header_of
+
+MAX_DAYS = 3650
+MAX_ROWS = 100_000
+
+Result = TypeVar("Result")
+
+
+class LiveSessions(Protocol):
+    """Where live sessions can be looked through: a `SessionStore` is one."""
+
+    settings: Settings
+
+    def live_headers(
+        self, *, user_id: str | None, session_type: str | None, since: datetime
+    ) -> AsyncIterator[Header]: ...
+
+
+class SessionAnalytics:
+    """Figures over sessions whose metrics were written, as when they end; with a store, over live ones too.
+
+    `session_maker` is the store's. Where `session_enable_analytics` is off, nothing is written, and the figures come
+    from what is there.
+    """
+
+    def __init__(
+        self,
+        session_maker: async_sessionmaker[AsyncSession],
+        store: LiveSessions | None = None,
+        *,
+        settings: Settings | None = None,
+    ) -> None:
+        self._session_maker = session_maker
+        self._store = store
+        if settings is None:
+            settings = store.settings if store is not None else session_maker.kw.get("info", {}).get("settings")
+        self._settings = settings or Settings()
+
+    async def record_session_metrics(self, session: Session) -> None:
+        """Write the metrics of a session as it is now. The same version twice changes nothing, a later one replaces.
+
+        Nothing is written where analytics is off.
+        """
+        if self._settings.session_enable_analytics:
+            header = header_of(session)
+            await self._transact(
+                lambda connection: _write_metrics(connection, header, is_archived=session.is_archived),
+                begin="BEGIN IMMEDIATE",
+            )
+
+    async def get_session_stats(
+        self, user_id: str | None = None, session_type: SessionType | str | None = None, days: int = 30
+    ) -> SessionStats:
+        """Figures over the sessions created within the last `days`, of one user or type or of all.
+
+        A dict with the keys `total_sessions`, `active_sessions`, `archived_sessions`, `total_queries`,
+        `avg_queries_per_session`, `avg_duration_seconds` (creation to last access), `abandonment_rate` (ended by
+        expiry with fewer than two queries; from 0 to 1), `cache_hit_rate` (from 0 to 1), `type_breakdown`,
+        `top_assets` and `popular_tags` (at most ten pairs of name and number of sessions),
+        `query_type_distribution`, `queries_over_time` (pairs of day in UTC and number of queries), `median_query_time_ms`
+        and `p95_query_time_ms` (`None` where no query was timed; the middle of a logarithmic bucket, off by at most
+        `query_time_error`, a fraction), `analytics_enabled`.
+
+        Computed by the database over daily rollups; days whose sessions changed since are added up from their metrics.
+
+        Raises:
+            InvalidInput: a filter is not valid.
+        """
+        filters = self._filters(user_id, session_type, days)
+        live = await self._live(filters)
+        now = clock.now()
+
+        def add_up(connection: Connection) -> SessionStats:
+            sums = sum_ended(connection, filters, live_ids=[header.id for header in live])
+            sum_live(sums, live, now)
+            return SessionStats.of(sums, is_enabled=self._settings.session_enable_analytics)
+
+        return await self._transact(add_up)
+
+    async def get_session_metrics(
+        self,
+        user_id: str | None = None,
+        session_type: SessionType | str | None = None,
+        days: int = 30,
+        limit: int = 10_000,
+    ) -> MetricsTable:
+        """The metrics of ended sessions created within the last `days`, one row a session, newest first.
+
+        At most `limit` rows; `export` writes any number of them to a file.
+
+        Raises:
+            InvalidInput: a filter or the limit is not valid.
+        """
+        filters = self._filters(user_id, session_type, days)
+        size = values.check_whole(limit, "limit", at_most=MAX_ROWS)
+        return MetricsTable(
+            await self._transact(lambda connection: export.page(connection, filters, limit=size, after=None))
+        )
+
+    async def export(
+        self,
+        file: Path | str,
+        *,
+        format: str | None = None,  # noqa: A002 - the word that users look for
+        user_id: str | None = None,
+        session_type: SessionType | str | None = None,
+        days: int = 30,
+    ) -> int:
+        """Write the metrics of ended sessions to a new file, one row a session, newest first; how many.
+
+        `format` is `csv`, `jsonl` or `parquet`, by default as the file's name ends. Any number of rows, in bounded
+        memory. In CSV and Parquet lists and counts are JSON texts. A file that isn't finished is removed.
+
+        Raises:
+            InvalidInput: the format is unknown, the file exists or can't be written, or a filter is not valid.
+            MissingExtra: Parquet needs pyarrow.
+        """
+        filters = self._filters(user_id, session_type, days)
+        target = export.open_target(Path(file), format)
+        return await export.write(
+            target, lambda after: self._transact(lambda connection: export.page(connection, filters, after=after))
+        )
+
+    def _filters(self, user_id: str | None, session_type: SessionType | str | None, days: int) -> Filters:
+        values.check_whole(days, "days", at_most=MAX_DAYS)
+        user = values.check_user_id(user_id)
+        type_name = None if session_type is None else SessionType.parse(session_type).value
+        return Filters(since=clock.now() - timedelta(days=days), user_id=user, session_type=type_name)
+
+    async def _live(self, filters: Filters) -> list[Header]:
+        if self._store is None:
+            return []
+        found = self._store.live_headers(
+            user_id=filters.user_id, session_type=filters.session_type, since=filters.since
+        )
+        return [header async for header in found]
+
+    async def _transact(self, function: Callable[[Connection], Result], *, begin: str = "BEGIN") -> Result:
+        with translated("the database of ended sessions"):
+            async with self._session_maker.begin() as session:
+                connection = await session.connection(execution_options={SQLITE_BEGIN: begin})
+                return await connection.run_sync(function)
+
+
+def _write_metrics(connection: Connection, header: Header, *, is_archived: bool) -> None:
+    ended_at = None
+    if is_archived:
+        ended_at = connection.scalar(select(sessions.c.archived_at).where(sessions.c.id == header.id))
+    elif clock.now() >= header.expires_at:
+        ended_at = clock.now()
+    metrics.put(connection, [metrics.row_of(header, ended_at)])

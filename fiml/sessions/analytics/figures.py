@@ -1,0 +1,121 @@
+"""The query behind the statistics, and the few live sessions on top of it."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, or_, select, union_all
+
+from fiml.db.tables import session_metrics, session_rollups
+from fiml.sessions.backends import metrics, rollups
+from fiml.sessions.records import Header
+
+_IDS_PER_QUERY = 5000
+
+Sums = dict[str, Counter[str]]
+"""Numbers by kind and name; those of `rollups.NUMBERS` have the empty name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Which sessions count: created since a moment, of one user or type or of all."""
+
+    since: datetime
+    user_id: str | None = None
+    session_type: str | None = None
+
+    def on_metrics(self) -> list[ColumnElement[bool]]:
+        """The conditions, but for the time."""
+        conditions: list[ColumnElement[bool]] = []
+        if self.user_id is not None:
+            conditions.append(session_metrics.c.user_id == self.user_id)
+        if self.session_type is not None:
+            conditions.append(session_metrics.c.session_type == self.session_type)
+        return conditions
+
+    def on_rollups(self) -> list[ColumnElement[bool]]:
+        """The conditions, but for the time."""
+        rows = session_rollups.c
+        conditions = [rows.everybody.is_(self.user_id is None), rows.user_id == (self.user_id or "")]
+        if self.session_type is not None:
+            conditions.append(rows.session_type == self.session_type)
+        return conditions
+
+
+def sum_ended(connection: Connection, filters: Filters, *, live_ids: Sequence[UUID]) -> Sums:
+    """What the sessions with metrics add up to, without those that are live."""
+    sums: Sums = defaultdict(Counter)
+    for kind, name, number in connection.execute(statement(connection, filters)):
+        sums[kind][name] += int(number or 0)
+    # A crash can leave a session both live and archived: there the live one counts.
+    for row in _metrics_of(connection, filters, live_ids):
+        _subtract(sums, row)
+    return sums
+
+
+def statement(connection: Connection, filters: Filters) -> Any:
+    """Kind, name and number: rollups for the days that have them, metrics for the first one and those behind."""
+    first = metrics.day_of(filters.since)
+    behind = [day for day in rollups.days_behind(connection, first) if day > first]
+    rolled_up = [session_rollups.c.day > first, session_rollups.c.day.not_in(behind), *filters.on_rollups()]
+    end_of_first = datetime.combine(first + timedelta(days=1), time(), filters.since.tzinfo)
+    of_first = (session_metrics.c.created_at >= filters.since) & (session_metrics.c.created_at < end_of_first)
+    by_hand = or_(of_first, *(rollups.of_day(day) for day in behind))
+    return union_all(
+        *rollups.figures_of_rollups(connection, rolled_up),
+        *rollups.figures_of_metrics(connection, [by_hand, *filters.on_metrics()]),
+    )
+
+
+def sum_live(sums: Sums, headers: Sequence[Header], now: datetime) -> None:
+    """Count live sessions too."""
+    for header in headers:
+        totals = header.totals
+        numbers = {
+            "sessions": 1,
+            "active": 1,
+            "queries": totals.total_queries,
+            "cache_hits": totals.cache_hits,
+            "duration_seconds": int((header.last_accessed_at - header.created_at).total_seconds()),
+            "abandoned": int(metrics.is_abandoned(header, now)),
+        }
+        for kind, number in numbers.items():
+            sums[kind][""] += number
+        sums["types"][header.type] += 1
+        sums["assets"].update(header.assets)
+        sums["tags"].update(header.tags)
+        sums["query_types"].update(totals.query_types)
+        sums["time_histogram"].update({str(bucket): n for bucket, n in totals.time_histogram.items()})
+        sums["queries_by_day"].update(totals.queries_by_day)
+
+
+def _metrics_of(connection: Connection, filters: Filters, session_ids: Sequence[UUID]) -> list[RowMapping]:
+    found: list[RowMapping] = []
+    conditions = [session_metrics.c.created_at >= filters.since, *filters.on_metrics()]
+    for start in range(0, len(session_ids), _IDS_PER_QUERY):
+        some = session_metrics.c.session_id.in_(session_ids[start : start + _IDS_PER_QUERY])
+        found += connection.execute(select(session_metrics).where(some, *conditions)).mappings()
+    return found
+
+
+def _subtract(sums: Sums, row: RowMapping) -> None:
+    numbers = {
+        "sessions": 1,
+        "ended": int(row["ended_at"] is not None),
+        "queries": row["total_queries"],
+        "cache_hits": row["cache_hits"],
+        "duration_seconds": row["duration_seconds"],
+        "abandoned": int(row["abandoned"]),
+    }
+    for kind, number in numbers.items():
+        sums[kind][""] -= number
+    sums["types"][row["session_type"]] -= 1
+    sums["assets"].subtract(json.loads(row["assets_analyzed"]))
+    sums["tags"].subtract(json.loads(row["tags"]))
+    sums["query_types"].subtract(json.loads(row["query_type_summary"]))
+    sums["time_histogram"].subtract(json.loads(row["time_histogram"]))
+    sums["queries_by_day"].subtract(json.loads(row["queries_by_day"]))

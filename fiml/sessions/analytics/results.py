@@ -1,0 +1,130 @@
+"""What the analytics answer with: plain values, which pandas and polars take where they are installed."""
+
+from collections import Counter
+from typing import Any, Self
+
+from fiml.core.errors import MissingExtra
+from fiml.sessions.models import TIME_BUCKETS_PER_DECADE, bucket_bounds_ms
+
+TOP = 10
+# Half a bucket, from its geometric middle.
+QUERY_TIME_ERROR = round(10 ** (1 / (2 * TIME_BUCKETS_PER_DECADE)) - 1, 3)
+
+
+def _pandas() -> Any:
+    try:
+        import pandas  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as exc:
+        raise MissingExtra("to_pandas", "pandas") from exc
+    return pandas
+
+
+def _polars() -> Any:
+    try:
+        import polars  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as exc:
+        raise MissingExtra("to_polars", "polars") from exc
+    return polars
+
+
+class SessionStats(dict[str, Any]):
+    """Statistics, as `get_session_stats` says."""
+
+    @classmethod
+    def of(cls, sums: dict[str, Counter[str]], *, is_enabled: bool) -> Self:
+        """The statistics of sums by kind and name."""
+        total = {kind: sums[kind][""] for kind in ("sessions", "active", "queries", "cache_hits", "abandoned")}
+        count = total["sessions"]
+        times = {int(bucket): number for bucket, number in sums["time_histogram"].items() if number > 0}
+        return cls(
+            total_sessions=count,
+            active_sessions=total["active"],
+            archived_sessions=sums["ended"][""],
+            total_queries=total["queries"],
+            avg_queries_per_session=_ratio(total["queries"], count),
+            avg_duration_seconds=_ratio(sums["duration_seconds"][""], count),
+            abandonment_rate=_ratio(total["abandoned"], count),
+            cache_hit_rate=_ratio(total["cache_hits"], total["queries"]),
+            type_breakdown=dict(_ranked(sums["types"])),
+            top_assets=_ranked(sums["assets"])[:TOP],
+            popular_tags=_ranked(sums["tags"])[:TOP],
+            query_type_distribution=dict(_ranked(sums["query_types"])),
+            queries_over_time=sorted((day, number) for day, number in sums["queries_by_day"].items() if number > 0),
+            median_query_time_ms=percentile_ms(times, 0.5),
+            p95_query_time_ms=percentile_ms(times, 0.95),
+            query_time_error=QUERY_TIME_ERROR,
+            analytics_enabled=is_enabled,
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a figure: `figure`, `name` (empty for a single number) and `value`."""
+        rows: list[dict[str, Any]] = []
+        for figure, value in self.items():
+            if isinstance(value, dict | list):
+                pairs = value.items() if isinstance(value, dict) else value
+                rows += [{"figure": figure, "name": name, "value": float(number)} for name, number in pairs]
+            else:
+                rows.append({"figure": figure, "name": "", "value": None if value is None else float(value)})
+        return rows
+
+    def to_pandas(self) -> Any:
+        """The rows as a pandas DataFrame.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return _pandas().DataFrame(self.rows(), columns=["figure", "name", "value"])
+
+    def to_polars(self) -> Any:
+        """The rows as a polars DataFrame.
+
+        Raises:
+            MissingExtra: polars is not installed.
+        """
+        polars = _polars()
+        return polars.DataFrame(
+            self.rows(), schema={"figure": polars.String, "name": polars.String, "value": polars.Float64}
+        )
+
+
+class MetricsTable(list[dict[str, Any]]):
+    """Rows of metrics, one a session, newest first; the columns are those of `session_metrics`."""
+
+    def to_pandas(self) -> Any:
+        """As a pandas DataFrame.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return _pandas().DataFrame(list(self))
+
+    def to_polars(self) -> Any:
+        """As a polars DataFrame; the counts by name are JSON texts there.
+
+        Raises:
+            MissingExtra: polars is not installed.
+        """
+        from fiml.sessions.analytics.export import flat  # noqa: PLC0415 - which builds on this
+
+        return _polars().DataFrame([flat(row) for row in self], infer_schema_length=None)
+
+
+def percentile_ms(histogram: dict[int, int], fraction: float) -> float | None:
+    """The time that this fraction of the queries doesn't exceed: the geometric middle of its bucket, milliseconds."""
+    rank = fraction * sum(histogram.values())
+    seen = 0
+    for bucket in sorted(histogram):
+        seen += histogram[bucket]
+        if seen >= rank:
+            lower, upper = bucket_bounds_ms(bucket)
+            return float(f"{(lower * upper) ** 0.5:.4g}")
+    return None
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:
+    found = [(name, number) for name, number in counts.items() if number > 0]
+    return sorted(found, key=lambda pair: (-pair[1], pair[0]))

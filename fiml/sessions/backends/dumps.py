@@ -1,0 +1,23 @@
+"""A session that can't be archived, byte for byte as it was stored, in a form that can be kept and read."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """All that an engine holds of a session. Bytes that are no UTF-8 stand as lone surrogates, so none is lost."""
+
+    engine: str
+    parts: dict[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """As JSON in ASCII."""
+        return json.dumps({"engine": self.engine, "parts": self.parts}).encode()
+
+    @classmethod
+    def from_bytes(cls, text: bytes) -> Self:
+        """The inverse of `to_bytes`."""
+        stored = json.loads(text)
+        return cls(stored["engine"], stored["parts"])

@@ -1,0 +1,51 @@
+"""Legal holds, in SQL. The functions run in the caller's transaction.
+
+A hold stands apart from the session, which may be live, archived or in quarantine: no move between them can lose it.
+"""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Exists, delete, exists, select
+
+from fiml.core.errors import SessionOnHold
+from fiml.db.dialects import upsert
+from fiml.db.tables import session_holds
+from fiml.sessions.backends import archive
+
+
+def put(connection: Connection, session_id: UUID, *, reason: str, now: datetime) -> bool:
+    """Hold a session, or give its hold another reason; `False` where it was deleted for good."""
+    archive.lock(connection, [session_id])
+    if archive.is_buried(connection, session_id):
+        return False
+    upsert(connection, session_holds, [{"id": session_id, "reason": reason, "held_at": now}], key="id")
+    return True
+
+
+def remove(connection: Connection, session_id: UUID) -> bool:
+    """Release a session; `False` where it wasn't held."""
+    return connection.execute(delete(session_holds).where(session_holds.c.id == session_id)).rowcount > 0
+
+
+def reason_of(connection: Connection, session_id: UUID) -> str | None:
+    """Why a session is held; `None` where it isn't."""
+    reason: str | None = connection.scalar(select(session_holds.c.reason).where(session_holds.c.id == session_id))
+    return reason
+
+
+def refuse(connection: Connection, session_id: UUID) -> None:
+    """Refuse to remove a session that is held; from here to the end of the transaction nobody can hold it.
+
+    Raises:
+        SessionOnHold: it is held.
+    """
+    archive.lock(connection, [session_id])
+    reason = reason_of(connection, session_id)
+    if reason is not None:
+        raise SessionOnHold(session_id, reason)
+
+
+def is_held(session_id: ColumnElement[UUID]) -> Exists:
+    """The condition that a session is held."""
+    return exists().where(session_holds.c.id == session_id)

@@ -1,0 +1,114 @@
+"""What the database keeps about sessions apart from them: holds, the quarantine, the jobs, what is removed by age."""
+
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, timedelta
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from fiml.sessions.backends import holds, jobs, metrics, missing_metrics, quarantine, retention, rollups
+from fiml.sessions.backends.dumps import Dump
+from fiml.sessions.backends.quarantine import QuarantinedSession
+from fiml.sessions.backends.retention import Position
+
+Result = TypeVar("Result")
+
+
+class Transact(Protocol):
+    """Runs a function in a transaction of the database."""
+
+    async def __call__(self, function: Callable[[Connection], Result]) -> Result: ...
+
+
+class Keeping:
+    """One transaction a method, on PostgreSQL and SQLite alike.
+
+    Raises:
+        Unavailable: from every method, when the database is away.
+    """
+
+    def __init__(self, transact: Transact) -> None:
+        self._transact = transact
+
+    async def hold(self, session_id: UUID, *, reason: str, now: datetime) -> bool:
+        """Hold a session; `False` where it was deleted for good."""
+        return await self._transact(lambda connection: holds.put(connection, session_id, reason=reason, now=now))
+
+    async def release(self, session_id: UUID) -> bool:
+        """Release a session; `False` where it wasn't held."""
+        return await self._transact(lambda connection: holds.remove(connection, session_id))
+
+    async def hold_reason(self, session_id: UUID) -> str | None:
+        """Why a session is held; `None` where it isn't."""
+        return await self._transact(lambda connection: holds.reason_of(connection, session_id))
+
+    async def quarantined(
+        self, *, limit: int, owner: str | None, after: QuarantinedSession | None
+    ) -> list[QuarantinedSession]:
+        """A page of the sessions in quarantine, the longest there first."""
+        return await self._transact(
+            lambda connection: quarantine.page(connection, limit=limit, owner=owner, after=after)
+        )
+
+    async def dump(self, session_id: UUID, *, owner: str | None) -> tuple[QuarantinedSession, Dump] | None:
+        """A session in quarantine, with its bytes."""
+
+        def fetch(connection: Connection) -> tuple[QuarantinedSession, Dump] | None:
+            found = quarantine.fetch(connection, session_id, owner)
+            dump = quarantine.fetch_dump(connection, session_id)
+            return None if found is None or dump is None else (found, dump)
+
+        return await self._transact(fetch)
+
+    async def delete_old(
+        self, before: datetime, *, at_most: int, after: Position | None
+    ) -> tuple[int, Position | None]:
+        """Delete some of the sessions archived before a moment: how many, and where to go on."""
+        return await self._transact(
+            lambda connection: retention.delete_batch(connection, before, at_most=at_most, after=after)
+        )
+
+    async def count_held(self, before: datetime) -> int:
+        """How many sessions archived before a moment a hold keeps."""
+        return await self._transact(lambda connection: retention.count_held(connection, before))
+
+    async def write_missing_metrics(self, *, at_most: int, after: UUID | None) -> tuple[int, UUID | None]:
+        """Write the metrics that some archived sessions lack: how many, and where to go on."""
+        return await self._transact(
+            lambda connection: missing_metrics.write_batch(connection, at_most=at_most, after=after)
+        )
+
+    async def erase_metrics(self, user_id: str) -> int:
+        """Remove the metrics and rollups of a user, but those of held sessions; how many metrics."""
+        return await self._transact(lambda connection: metrics.erase(connection, user_id))
+
+    async def days_behind(self) -> list[date]:
+        """The days whose rollups are behind their metrics."""
+        return await self._transact(rollups.days_behind)
+
+    async def roll_up(self, day: date) -> None:
+        """Make the rollups of a day anew."""
+        await self._transact(lambda connection: rollups.recompute(connection, day))
+
+    async def claim_job(
+        self, name: str, *, holder: str, now: datetime, done_before: datetime, hold_for: timedelta
+    ) -> bool:
+        """Take a job that is due and that nobody has in hand."""
+        return await self._transact(
+            lambda connection: jobs.claim(
+                connection, name, holder=holder, now=now, done_before=done_before, hold_for=hold_for
+            )
+        )
+
+    async def keep_job(self, name: str, *, holder: str, until: datetime) -> bool:
+        """Go on holding a job; `False` where somebody else has taken it."""
+        return await self._transact(lambda connection: jobs.keep(connection, name, holder=holder, until=until))
+
+    async def finish_job(self, name: str, *, now: datetime, result: Mapping[str, Any]) -> None:
+        """Note that a job is done."""
+        await self._transact(lambda connection: jobs.finish(connection, name, now=now, result=result))
+
+    async def let_go_of_job(self, name: str, *, holder: str) -> None:
+        """Leave a job that is not done to the next one who asks."""
+        await self._transact(lambda connection: jobs.let_go(connection, name, holder=holder))

@@ -1,0 +1,89 @@
+"""What remains of a session when it is gone: its row of metrics, and the marks of days whose rollups are behind."""
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, and_, delete, exists, insert, or_, select
+
+from fiml.db.dialects import upsert
+from fiml.db.tables import rollup_marks, session_holds, session_metrics, session_rollups
+from fiml.sessions.records import FORMAT, Header
+
+
+def row_of(header: Header, ended_at: datetime | None) -> dict[str, Any]:
+    """What `session_metrics` keeps of a session; `ended_at` is `None` where it goes on."""
+    totals = header.totals
+    return {
+        "session_id": header.id,
+        "user_id": header.user_id,
+        "session_type": header.type,
+        "created_at": header.created_at,
+        "duration_seconds": max(0, int((header.last_accessed_at - header.created_at).total_seconds())),
+        "total_queries": totals.total_queries,
+        "cache_hit_rate": totals.cache_hit_rate,
+        "ended_at": ended_at,
+        "avg_query_time_ms": totals.total_time_ms / totals.timed_queries if totals.timed_queries else None,
+        "assets_analyzed": json.dumps(header.assets),
+        "query_type_summary": json.dumps(totals.query_types),
+        "completed_normally": ended_at is not None and ended_at < header.expires_at,
+        "abandoned": ended_at is not None and is_abandoned(header, ended_at),
+        "version": header.version,
+        "tags": json.dumps(header.tags),
+        "cache_hits": totals.cache_hits,
+        "time_histogram": json.dumps(totals.time_histogram),
+        "queries_by_day": json.dumps(totals.queries_by_day),
+        "format": FORMAT,
+    }
+
+
+def is_abandoned(header: Header, at: datetime) -> bool:
+    """Whether a session ended by expiry with fewer than two queries."""
+    return at >= header.expires_at and header.totals.total_queries < 2
+
+
+def put(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Write metrics, each over an older version only, and mark their days."""
+    if rows:
+        old = session_metrics.c
+
+        def is_newer(new: Any) -> Any:
+            # Ending raises no version: figures of the end replace those taken while the session lived.
+            has_ended = and_(old.version == new.version, old.ended_at.is_(None), new.ended_at.is_not(None))
+            knows_more = and_(old.version == new.version, old.format < new.format)
+            return or_(old.version < new.version, has_ended, knows_more)
+
+        upsert(connection, session_metrics, rows, key="session_id", where=is_newer)
+        mark(connection, (day_of(row["created_at"]) for row in rows))
+
+
+def remove(connection: Connection, session_ids: Sequence[UUID]) -> int:
+    """Remove the metrics of sessions, and mark their days; how many there were."""
+    gone = delete(session_metrics).where(session_metrics.c.session_id.in_(session_ids))
+    moments = list(connection.scalars(gone.returning(session_metrics.c.created_at)))
+    mark(connection, map(day_of, moments))
+    return len(moments)
+
+
+def erase(connection: Connection, user_id: str) -> int:
+    """Remove the metrics and rollups of a user, but the metrics of held sessions; how many metrics."""
+    days = set(connection.scalars(select(session_rollups.c.day).where(session_rollups.c.user_id == user_id)))
+    connection.execute(delete(session_rollups).where(session_rollups.c.user_id == user_id))
+    mark(connection, days)
+    is_held = exists().where(session_holds.c.id == session_metrics.c.session_id)
+    theirs = select(session_metrics.c.session_id).where(session_metrics.c.user_id == user_id, ~is_held)
+    return remove(connection, list(connection.scalars(theirs)))
+
+
+def mark(connection: Connection, days: Iterable[date]) -> None:
+    """Note that the rollups of days are behind."""
+    marks = [{"day": day} for day in sorted(set(days))]
+    if marks:
+        connection.execute(insert(rollup_marks), marks)
+
+
+def day_of(moment: datetime) -> date:
+    """The day in UTC."""
+    return moment.astimezone(UTC).date()

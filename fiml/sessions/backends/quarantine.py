@@ -1,0 +1,85 @@
+"""Sessions that could not be archived, in SQL. The functions run in the caller's transaction."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, delete, select, tuple_
+
+from fiml.core.errors import SessionQuarantined
+from fiml.db.dialects import upsert
+from fiml.db.tables import session_quarantine, tombstones
+from fiml.sessions.backends.dumps import Dump
+
+_columns = session_quarantine.c
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedSession:
+    """A session that was set aside: since when, and why."""
+
+    id: UUID
+    user_id: str | None
+    reason: str
+    quarantined_at: datetime
+
+
+def put(
+    connection: Connection, session_id: UUID, *, user_id: str | None, reason: str, dump: Dump, now: datetime
+) -> None:
+    """Keep a session that can't be archived. One that was deleted for good is not kept."""
+    if connection.scalar(select(tombstones.c.id).where(tombstones.c.id == session_id)) is None:
+        row = {
+            "id": session_id,
+            "user_id": user_id,
+            "reason": "".join(character if character.isprintable() else " " for character in reason),
+            "quarantined_at": now,
+            "record": dump.to_bytes(),
+        }
+        upsert(connection, session_quarantine, [row], key="id")
+
+
+def fetch_dump(connection: Connection, session_id: UUID) -> Dump | None:
+    """What was set aside of a session."""
+    record = connection.scalar(select(_columns.record).where(_columns.id == session_id))
+    return None if record is None else Dump.from_bytes(record)
+
+
+def fetch(connection: Connection, session_id: UUID, owner: str | None) -> QuarantinedSession | None:
+    """When and why a session was set aside."""
+    row = connection.execute(_statement(owner).where(_columns.id == session_id)).one_or_none()
+    return None if row is None else QuarantinedSession(*row)
+
+
+def refuse(connection: Connection, session_id: UUID, owner: str | None) -> None:
+    """Refuse to take a session in quarantine for one that doesn't exist.
+
+    Raises:
+        SessionQuarantined: it is there.
+    """
+    found = fetch(connection, session_id, owner)
+    if found is not None:
+        raise SessionQuarantined(session_id, found.reason)
+
+
+def page(
+    connection: Connection, *, limit: int, owner: str | None, after: QuarantinedSession | None
+) -> list[QuarantinedSession]:
+    """Those in quarantine, the longest there first."""
+    statement = _statement(owner).order_by(_columns.quarantined_at, _columns.id).limit(limit)
+    if after is not None:
+        statement = statement.where(
+            tuple_(_columns.quarantined_at, _columns.id) > tuple_(after.quarantined_at, after.id)
+        )
+    return [QuarantinedSession(*row) for row in connection.execute(statement)]
+
+
+def remove(connection: Connection, session_id: UUID) -> None:
+    """Take a session out of the quarantine."""
+    connection.execute(delete(session_quarantine).where(_columns.id == session_id))
+
+
+def _statement(owner: str | None) -> Any:
+    is_seen: list[ColumnElement[bool]] = [] if owner is None else [_columns.user_id == owner]
+    return select(_columns.id, _columns.user_id, _columns.reason, _columns.quarantined_at).where(*is_seen)

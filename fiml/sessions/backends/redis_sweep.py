@@ -1,0 +1,152 @@
+"""What the sweeper does in Redis. Each method is one round trip, `evict` two, however many sessions it is about."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from redis.exceptions import ResponseError
+
+from fiml.core.clock import to_micros
+from fiml.core.errors import CorruptRecord
+from fiml.db.redis_client import RedisClient, Script
+from fiml.sessions.backends import redis_fields as fields
+from fiml.sessions.backends import redis_keys as keys
+from fiml.sessions.backends.dumps import Dump
+from fiml.sessions.backends.redis import FLOOR_S, read
+from fiml.sessions.backends.redis_index import ExpiryEntry, expiry_entry, leave
+from fiml.sessions.records import SessionRecord, check_whole, with_all_totals
+
+DUMP, REINDEX, TAKE_OUT = SCRIPTS = tuple(
+    Script.load("fiml.sessions", name) for name in ("dump", "reindex", "take_out")
+)
+_KINDS = ("hash", "hash", "list", "set")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """As much of a live session as tells what to do with it."""
+
+    life: int
+    expires_at: datetime
+    size: int
+    format: int
+
+
+class RedisSweep:
+    """The steps of a sweep over the live sessions."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+
+    async def due(self, now: datetime, parts: Iterable[int], each: int) -> list[ExpiryEntry]:
+        """Entries of the expiry index whose time has come, at most `each` of a part."""
+        ranges = [
+            ("ZRANGE", keys.expiry_key(part), "-inf", to_micros(now), "BYSCORE", "LIMIT", 0, each, "WITHSCORES")
+            for part in parts
+        ]
+        replies = await self._client.run(ranges)
+        return [expiry_entry(member, score) for reply in replies for member, score in _scored(reply)]
+
+    async def look(self, entries: Sequence[ExpiryEntry]) -> list[Look | CorruptRecord | None]:
+        """What the entries stand for; `None` where there is no session."""
+        names = ("life", "expires", "maps_bytes", "history_bytes", "format")
+        ids = [entry.session_id for entry in entries]
+        replies = await self._client.run_each([("HMGET", keys.header_key(session_id), *names) for session_id in ids])
+        return [_look(session_id, reply) for session_id, reply in zip(ids, replies, strict=True)]
+
+    async def read(self, session_ids: Sequence[UUID]) -> list[SessionRecord | CorruptRecord | None]:
+        """Sessions whole, `None` where one isn't live, and the error of one that can't be read. No access counts."""
+        replies = await self._client.run_each([read(session_id, None, None, None) for session_id in session_ids])
+        return [_record(session_id, reply) for session_id, reply in zip(session_ids, replies, strict=True)]
+
+    async def reindex(self, moves: Sequence[tuple[ExpiryEntry, datetime]]) -> None:
+        """Let the sweeper look at entries again at other times, unless somebody else moved them."""
+        await self._client.run(
+            [
+                REINDEX([entry.place.expiry_key], entry.place.expiry_member, entry.score, to_micros(at))
+                for entry, at in moves
+            ]
+        )
+
+    async def drop(self, entries: Sequence[ExpiryEntry]) -> None:
+        """Drop the entries of lives that have ended."""
+        await self._client.run(leave(entry.place for entry in entries))
+
+    async def dump(self, session_id: UUID) -> Dump:
+        """All that is stored of a session, read or not."""
+        [reply] = await self._client.run([DUMP(keys.session_keys(session_id))])
+        return Dump("redis", {name: _dumped(*part) for name, part in zip(_PARTS, reply, strict=True)})
+
+    async def take_out(self, session_id: UUID, dump: Dump) -> bool:
+        """Remove a session that was dumped; `False` where it was written to since."""
+        command = TAKE_OUT([*keys.session_keys(session_id), keys.floor_key(session_id)], version_in(dump), FLOOR_S)
+        [outcome] = await self._client.run([command])
+        return bool(outcome == b"removed")
+
+
+_PARTS = ("header", "entries", "queries", "ids")
+
+
+def version_in(dump: Dump) -> str:
+    """The version in a dump, empty where it has none."""
+    kind, held = dump.parts["header"]
+    return dict(zip(held[::2], held[1::2], strict=True)).get("version", "") if kind == "hash" else ""
+
+
+def user_in(dump: Dump) -> str | None:
+    """The user in a dump, where that can be read."""
+    kind, held = dump.parts["header"]
+    return dict(zip(held[::2], held[1::2], strict=True)).get("user") if kind == "hash" else None
+
+
+def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
+    """The session in a dump.
+
+    Raises:
+        CorruptRecord: it still can't be read.
+    """
+    for name, kind in zip(_PARTS, _KINDS, strict=True):
+        found = dump.parts[name][0]
+        if found not in (kind, "none"):
+            raise CorruptRecord(f"live session {session_id}", f"its {name} are a {found}, not a {kind}")
+    header, entries, queries, _ = (
+        [text.encode("utf-8", "surrogateescape") for text in dump.parts[name][1]] for name in _PARTS
+    )
+    record = fields.decode_record(session_id, [header, entries, queries])
+    assert record is not None  # noqa: S101 - only for a reply that is None
+    return with_all_totals(check_whole(record, len(queries)))
+
+
+def _dumped(kind: bytes, held: list[bytes]) -> tuple[str, list[str]]:
+    return kind.decode(), [item.decode("utf-8", "surrogateescape") for item in held]
+
+
+def _look(session_id: UUID, reply: Any) -> Look | CorruptRecord | None:
+    if isinstance(reply, ResponseError):
+        return CorruptRecord(f"live session {session_id}", str(reply))
+    if all(value is None for value in reply):
+        return None
+    try:
+        life, expires, maps_bytes, history_bytes, format_number = map(int, reply)
+        return Look(life, fields.decode_moment(expires), maps_bytes + history_bytes, format_number)
+    except (TypeError, ValueError, OverflowError) as exc:
+        return CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}")
+
+
+def _record(session_id: UUID, reply: Any) -> SessionRecord | CorruptRecord | None:
+    if isinstance(reply, ResponseError):
+        return CorruptRecord(f"live session {session_id}", str(reply))
+    try:
+        record = fields.decode_record(session_id, reply)
+        return record and with_all_totals(check_whole(record, len(reply[2])))
+    except CorruptRecord as exc:
+        return exc
+
+
+def _scored(reply: list[Any]) -> list[tuple[bytes, float]]:
+    # RESP3 answers pairs, RESP2 one flat list.
+    if reply and isinstance(reply[0], list | tuple):
+        return [(member, float(score)) for member, score in reply]
+    return [(member, float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]

@@ -1,0 +1,157 @@
+"""The sweep of the embedded deployment: a batch is one transaction in one file."""
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from fiml.core.clock import to_micros
+from fiml.core.errors import CorruptRecord, RecordRefused
+from fiml.db.sqlite_file import SqliteFile, driver, translated
+from fiml.sessions.backends import archive, quarantine
+from fiml.sessions.backends import sqlite_rows as rows
+from fiml.sessions.backends.base import Ended, SweepReport
+from fiml.sessions.backends.dumps import Dump
+from fiml.sessions.records import FORMAT, Header, SessionRecord, check_whole, with_all_totals
+
+_BATCH = 500
+_BATCH_BYTES = 8 * 1024 * 1024
+_PARTS = {
+    "header": ("active_sessions", "id"),
+    "entries": ("active_entries", "session_id"),
+    "queries": ("active_queries", "session_id"),
+}
+
+_log = structlog.get_logger()
+
+
+def sweep_batch(file: SqliteFile, connection: Connection, ended: Ended) -> SweepReport:
+    """Archive some of the sessions that expired by `ended.at`; what can't be archived goes into the quarantine."""
+    report = SweepReport()
+    expired = _select_expired(driver(connection), ended.at)
+    if not expired:
+        report.postponed = _count_newer(driver(connection), ended.at)
+    _archive(file, connection, expired, ended, report)
+    return report
+
+
+def move(connection: Connection, headers: Sequence[Header], ended: Ended) -> None:
+    """Move live sessions to the archive.
+
+    Raises:
+        CorruptRecord: one of them isn't whole.
+    """
+    records = [with_all_totals(_select_whole(driver(connection), header)) for header in headers]
+    archive.put(connection, records, ended)
+    rows.delete(driver(connection), [header.id for header in headers])
+
+
+def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
+    """The session in a dump.
+
+    Raises:
+        CorruptRecord: it still can't be read.
+    """
+    with sqlite3.connect(":memory:") as connection:
+        connection.executescript(";".join(dump.parts["tables"]))
+        for part, (table, _) in _PARTS.items():
+            for row in dump.parts[part]:
+                marks = ", ".join("?" * len(row))
+                connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", list(row.values()))  # noqa: S608 - our own columns
+        header = rows.select_header(connection, session_id)
+        if header is None:
+            raise CorruptRecord(f"live session {session_id}", "its header is gone")
+        return with_all_totals(_select_whole(connection, header))
+
+
+def _archive(
+    file: SqliteFile, connection: Connection, session_ids: Sequence[str], ended: Ended, report: SweepReport
+) -> None:
+    if not session_ids:
+        return
+    try:
+        # In a savepoint: what is refused leaves nothing behind.
+        with translated(file.path), connection.begin_nested():
+            move(connection, [rows.select_any_header(driver(connection), each) for each in session_ids], ended)
+    except (CorruptRecord, RecordRefused) as exc:
+        if isinstance(exc, CorruptRecord) and isinstance(exc.__cause__, DBAPIError | sqlite3.Error):
+            raise  # it is the file that is damaged, not a session
+        if len(session_ids) == 1:
+            _set_aside(connection, session_ids[0], exc.problem, ended, report)
+            return
+        middle = len(session_ids) // 2
+        for half in (session_ids[:middle], session_ids[middle:]):
+            _archive(file, connection, half, ended, report)
+    else:
+        report.archived += len(session_ids)
+
+
+def _set_aside(connection: Connection, stored_id: str, problem: str, ended: Ended, report: SweepReport) -> None:
+    session_id = UUID(stored_id)
+    dump = _dump(driver(connection), session_id)
+    user_id = dump.parts["header"][0]["user_id"]
+    quarantine.put(connection, session_id, user_id=user_id, reason=problem, dump=dump, now=ended.at)
+    rows.delete(driver(connection), [session_id])
+    report.quarantined += 1
+    _log.error("session_quarantined", session_id=str(session_id), problem=problem)
+
+
+def _select_expired(connection: sqlite3.Connection, by: datetime) -> list[str]:
+    """The ids of sessions that have expired, the longest expired first, as many as one batch may hold."""
+    found = connection.execute(
+        "SELECT id, maps_bytes + history_bytes FROM active_sessions"
+        " WHERE expires_at <= ? AND format <= ? ORDER BY expires_at, id LIMIT ?",
+        (to_micros(by), FORMAT, _BATCH),
+    )
+    chosen: list[str] = []
+    size = 0
+    for session_id, bytes_ in found:
+        size += bytes_ if isinstance(bytes_, int) else 0
+        if chosen and size > _BATCH_BYTES:
+            break
+        chosen.append(session_id)
+    return chosen
+
+
+def _count_newer(connection: sqlite3.Connection, by: datetime) -> int:
+    [count] = connection.execute(
+        "SELECT count(*) FROM active_sessions WHERE expires_at <= ? AND format > ?", (to_micros(by), FORMAT)
+    ).fetchone()
+    return int(count)
+
+
+def _select_whole(connection: sqlite3.Connection, header: Header) -> SessionRecord:
+    """A session whose JSON is JSON: in this archive it is text, and nothing else would tell."""
+    for table, column in (("active_entries", "value"), ("active_queries", "body")):
+        broken = connection.execute(
+            f"SELECT count(*) FROM {table} WHERE session_id = ? AND NOT json_valid({column})",  # noqa: S608 - constants
+            (header.id.hex,),
+        ).fetchone()
+        if broken[0]:
+            raise CorruptRecord(f"live session {header.id}", f"{broken[0]} of its {table} hold no JSON")
+    [count] = connection.execute(
+        "SELECT count(*) FROM active_queries WHERE session_id = ?", (header.id.hex,)
+    ).fetchone()
+    return check_whole(rows.select_record(connection, header), count)
+
+
+def _dump(connection: sqlite3.Connection, session_id: UUID) -> Dump:
+    names = tuple(table for table, _ in _PARTS.values())
+    schema = connection.execute(
+        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name IN (?, ?, ?) ORDER BY name", names
+    )
+    parts: dict[str, Any] = {"tables": [sql for (sql,) in schema]}
+    for part, (table, column) in _PARTS.items():
+        found = connection.execute(f"SELECT * FROM {table} WHERE {column} = ?", (session_id.hex,))  # noqa: S608 - constants
+        names_of = [description[0] for description in found.description]
+        parts[part] = [dict(zip(names_of, map(_as_text, row), strict=True)) for row in found]
+    return Dump("sqlite", parts)
+
+
+def _as_text(value: object) -> object:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value

@@ -1,0 +1,158 @@
+"""The sweep of the server deployment: expired sessions go from Redis to PostgreSQL, and the indexes are cleared up."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import timedelta
+from secrets import SystemRandom
+
+import structlog
+
+from fiml.core.errors import CorruptRecord, RecordRefused
+from fiml.db.postgres import PostgresDatabase
+from fiml.sessions.backends import archive, quarantine
+from fiml.sessions.backends import redis_keys as keys
+from fiml.sessions.backends.base import Ended, SweepReport
+from fiml.sessions.backends.redis import RedisTier
+from fiml.sessions.backends.redis_index import ExpiryEntry, place_of
+from fiml.sessions.backends.redis_sweep import Look, RedisSweep, user_in
+from fiml.sessions.records import FORMAT, Header, SessionRecord
+
+# One look is at some of the parts of the index: a sweeper keeps these many entries in mind, whatever the backlog.
+_PARTS_A_LOOK = 8
+_ENTRIES_A_PART = 64
+_BATCH_BYTES = 8 * 1024 * 1024
+_RECORD_BYTES = 1024
+_LATER = timedelta(hours=1)
+
+_log = structlog.get_logger()
+_random = SystemRandom()
+
+
+class Sweep:
+    """One sweep over everything that expired by `ended.at`.
+
+    Several may run at once: each goes through the parts of the index in an order of its own, and leaves to the others
+    the sessions that they have in hand.
+    """
+
+    def __init__(self, live: RedisTier, sweeping: RedisSweep, database: PostgresDatabase, ended: Ended) -> None:
+        self._live = live
+        self._sweeping = sweeping
+        self._database = database
+        self._ended = ended
+
+    async def run(self) -> AsyncIterator[SweepReport]:
+        """What each batch came to."""
+        parts = list(range(keys.PARTS))
+        _random.shuffle(parts)
+        for start in range(0, len(parts), _PARTS_A_LOOK):
+            async for report in self._sweep_parts(parts[start : start + _PARTS_A_LOOK]):
+                yield report
+
+    async def _sweep_parts(self, parts: list[int]) -> AsyncIterator[SweepReport]:
+        seen: set[ExpiryEntry] = set()
+        while entries := await self._sweeping.due(self._ended.at, parts, _ENTRIES_A_PART):
+            fresh = [entry for entry in entries if entry not in seen]
+            if not fresh:
+                return  # all of them are in somebody else's hands
+            seen.update(fresh)
+            report = SweepReport()
+            await self._sweep_entries(fresh, report)
+            yield report
+
+    async def _sweep_entries(self, entries: list[ExpiryEntry], report: SweepReport) -> None:
+        expired: list[tuple[ExpiryEntry, Look]] = []
+        gone, moves, problems = [], [], []
+        for entry, look in zip(entries, await self._sweeping.look(entries), strict=True):
+            if isinstance(look, CorruptRecord):
+                problems.append((entry, look.problem))
+            elif look is None or look.life != entry.life:
+                gone.append(entry)
+            elif look.expires_at > self._ended.at:
+                moves.append((entry, look.expires_at))
+            elif look.format > FORMAT:
+                moves.append((entry, self._ended.at + _LATER))
+                report.postponed += 1
+            else:
+                expired.append((entry, look))
+        if gone:
+            await self._sweeping.drop(gone)
+            report.dropped += len(gone)
+        if moves:
+            await self._sweeping.reindex(moves)
+        for entry, problem in problems:
+            await self._set_aside(entry, problem, report)
+        for batch in _batches(expired):
+            await self._archive(batch, report)
+
+    async def _archive(self, entries: Sequence[ExpiryEntry], report: SweepReport) -> None:
+        records: list[SessionRecord] = []
+        places = {entry.session_id: entry for entry in entries}
+        for entry, record in zip(entries, await self._sweeping.read(list(places)), strict=True):
+            if isinstance(record, CorruptRecord):
+                await self._set_aside(entry, record.problem, report)
+            elif record is not None and record.header.expires_at <= self._ended.at:
+                records.append(record)
+        async for record, problem in self._put(records, report):
+            await self._set_aside(places[record.header.id], problem, report)
+
+    async def _put(self, records: list[SessionRecord], report: SweepReport) -> AsyncIterator[tuple[SessionRecord, str]]:
+        """Archive sessions; those that the database takes neither with others nor alone, and its words."""
+        if not records:
+            return
+        try:
+            put = await self._database.transact(lambda connection: archive.put(connection, records, self._ended))
+        except RecordRefused as exc:
+            if len(records) == 1:
+                yield records[0], exc.problem
+                return
+            middle = len(records) // 2
+            for half in (records[:middle], records[middle:]):
+                async for refused in self._put(half, report):
+                    yield refused
+            return
+        for record in records:
+            if record.header.id in put.buried:
+                await self._live.remove_for_good(record.header.id, place_of(record.header))
+        await self._evict([record.header for record in records if put.has(record.header.id)], report)
+
+    async def _evict(self, headers: list[Header], report: SweepReport) -> None:
+        """Archive first, then evict: a crash leaves a copy too many, never one too few."""
+        if not headers:
+            return
+        outcomes = await self._live.remove(headers)
+        report.archived += outcomes.count("removed")
+        changed = [header for header, outcome in zip(headers, outcomes, strict=True) if outcome == "changed"]
+        if changed:
+            # They went on living while they were copied: their copies go.
+            await self._database.transact(lambda connection: archive.remove_all(connection, changed))
+
+    async def _set_aside(self, entry: ExpiryEntry, problem: str, report: SweepReport) -> None:
+        """Copy what can't be archived into the quarantine, then take it out of the live ones."""
+        session_id = entry.session_id
+        dump = await self._sweeping.dump(session_id)
+        user_id = entry.place.user_id or user_in(dump)
+        await self._database.transact(
+            lambda connection: quarantine.put(
+                connection, session_id, user_id=user_id, reason=problem, dump=dump, now=self._ended.at
+            )
+        )
+        if not await self._sweeping.take_out(session_id, dump):
+            await self._database.transact(lambda connection: quarantine.remove(connection, session_id))
+            return
+        await self._sweeping.drop([entry])
+        report.quarantined += 1
+        _log.error("session_quarantined", session_id=str(session_id), problem=problem)
+
+
+def _batches(expired: list[tuple[ExpiryEntry, Look]]) -> Iterator[list[ExpiryEntry]]:
+    """Sessions that together don't take more memory than one batch may."""
+    batch: list[ExpiryEntry] = []
+    size = 0
+    for entry, look in expired:
+        if batch and size + look.size > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(entry)
+        size += look.size + _RECORD_BYTES
+    if batch:
+        yield batch

@@ -1,0 +1,85 @@
+"""What keeps a store in order: archiving what expired, removing what is old, writing what the statistics need."""
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from fiml.core import clock
+from fiml.sessions.backends.base import SweepReport
+
+if TYPE_CHECKING:  # SQLAlchemy, which few calls need
+    from fiml.core.config import Settings
+    from fiml.sessions.backends.base import Backend, Ended
+
+_BATCH = 500
+_A_DAY = timedelta(days=1)
+
+
+class UpkeepVerbs:
+    """For the one who keeps the store in order: it is about everybody's sessions. Each may be repeated at any time."""
+
+    settings: "Settings"
+
+    @property
+    def _backend(self) -> "Backend":
+        raise NotImplementedError
+
+    def _ended(self, at: datetime) -> "Ended":
+        raise NotImplementedError
+
+    async def cleanup_expired_sessions(self) -> int:
+        """Move every expired session to the archive; how many were moved. Several may run at once, and share the work.
+
+        What can't be archived is set aside in the quarantine; `sweep` counts it too.
+        """
+        return (await self.sweep()).archived
+
+    async def sweep(self) -> SweepReport:
+        """As `cleanup_expired_sessions`; what became of each session that was looked at."""
+        report = SweepReport()
+        async for batch in self._backend.sweep(self._ended(clock.now())):
+            report.add(batch)
+        return report
+
+    async def delete_old_archived_sessions(self) -> int:
+        """Delete sessions that were archived more than `session_retention_days` ago; how many. Their metrics stay.
+
+        A session on hold stays. In batches, each a transaction.
+        """
+        before = clock.now() - timedelta(days=self.settings.session_retention_days)
+        total, after, is_done = 0, None, False
+        while not is_done:
+            deleted, after = await self._backend.keeping.delete_old(before, at_most=_BATCH, after=after)
+            total += deleted
+            is_done = after is None
+        return total
+
+    async def count_held_past_retention(self) -> int:
+        """How many archived sessions only a hold keeps."""
+        before = clock.now() - timedelta(days=self.settings.session_retention_days)
+        return await self._backend.keeping.count_held(before)
+
+    async def purge_tombstones(self) -> int:
+        """Finish old deletions for good, and forget them: those older than the longest task and a day; how many."""
+        before = clock.now() - timedelta(minutes=self.settings.task_time_limit_minutes) - _A_DAY
+        total = 0
+        while purged := await self._backend.purge_tombstones(before, at_most=_BATCH):
+            total += purged
+        return total
+
+    async def write_missing_metrics(self) -> int:
+        """Write the metrics that archived sessions lack; how many. None where analytics is off."""
+        if not self.settings.session_enable_analytics:
+            return 0
+        total, after, is_done = 0, None, False
+        while not is_done:
+            written, after = await self._backend.keeping.write_missing_metrics(at_most=_BATCH // 5, after=after)
+            total += written
+            is_done = after is None
+        return total
+
+    async def roll_up(self) -> int:
+        """Make the rollups of the days whose metrics changed anew; how many days."""
+        days = await self._backend.keeping.days_behind()
+        for day in days:
+            await self._backend.keeping.roll_up(day)
+        return len(days)
