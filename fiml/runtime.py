@@ -3,19 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import structlog
-
-from fiml.core.config import Settings
-from fiml.core.errors import FimlError
+from fiml.core.config import Maintenance, Settings
 from fiml.market.service import MarketService, open_market
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import PrincipalStore, SessionStore
 
-FIRST_SWEEP_S = 5
+if TYPE_CHECKING:  # SQLAlchemy, which few calls need
+    from fiml.sessions.analytics import SessionAnalytics
 
-_log = structlog.get_logger()
+FIRST_LOOK_S = 5
+LOOK_EVERY_S = 60
 
 
 class Runtime:
@@ -53,11 +52,15 @@ class Runtime:
 
     async def stats(self, user_id: str | None, session_type: SessionType | str | None, days: int) -> dict[str, Any]:
         """Statistics over live and ended sessions, as `SessionAnalytics.get_session_stats`."""
+        analytics = await self.analytics()
+        return await analytics.get_session_stats(user_id=user_id, session_type=session_type, days=days)
+
+    async def analytics(self) -> "SessionAnalytics":
+        """Analytics over live and ended sessions."""
         from fiml.sessions.analytics import SessionAnalytics  # noqa: PLC0415 - SQLAlchemy, which few calls need
 
         store = await self.store()
-        analytics = SessionAnalytics(store.session_maker, store)
-        return await analytics.get_session_stats(user_id=user_id, session_type=session_type, days=days)
+        return SessionAnalytics(store.session_maker, store)
 
     async def close(self) -> None:
         """Let go of everything."""
@@ -77,9 +80,12 @@ async def open_runtime(settings: Settings | None = None) -> AsyncIterator[Runtim
 
 
 @asynccontextmanager
-async def sweeping(runtime: Runtime) -> AsyncIterator[None]:
-    """Archive expired sessions now and then while the block runs."""
-    task = asyncio.create_task(_sweep_now_and_then(runtime))
+async def maintaining(runtime: Runtime) -> AsyncIterator[None]:
+    """Do the maintenance when it is due while the block runs, unless a worker is said to do it."""
+    if runtime.settings.maintenance is Maintenance.WORKER:
+        yield
+        return
+    task = asyncio.create_task(_maintain(runtime))
     try:
         yield
     finally:
@@ -88,18 +94,9 @@ async def sweeping(runtime: Runtime) -> AsyncIterator[None]:
             await task
 
 
-async def _sweep_now_and_then(runtime: Runtime) -> None:
-    # A client that has just come waits for its first answer, not for the sweeper to load the store.
-    await asyncio.sleep(FIRST_SWEEP_S)
-    while True:
-        try:
-            moved = await (await runtime.store()).cleanup_expired_sessions()
-        except FimlError as exc:
-            _log.warning("sweep_failed", code=exc.code, problem=str(exc))
-        except Exception:
-            _log.exception("sweeping_ended")  # at once: who awaits the task does so at the very end
-            raise
-        else:
-            if moved:
-                _log.info("sessions_archived", count=moved)
-        await asyncio.sleep(runtime.settings.session_cleanup_interval_minutes * 60)
+async def _maintain(runtime: Runtime) -> None:
+    # A client that has just come waits for its first answer, not for the maintenance to load the store.
+    await asyncio.sleep(FIRST_LOOK_S)
+    from fiml.sessions.maintenance import do_jobs_when_due  # noqa: PLC0415 - as above
+
+    await do_jobs_when_due(runtime.store, look_every_s=LOOK_EVERY_S)

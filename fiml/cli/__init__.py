@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fiml import __version__
+from fiml.cli.analytics import analytics
 from fiml.cli.doctor import doctor
 from fiml.cli.install import install
 from fiml.cli.sessions import sessions
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 db = typer.Typer(help="Look after the database.", no_args_is_help=True)
 app.add_typer(sessions, name="sessions")
+app.add_typer(analytics, name="analytics")
 app.add_typer(db, name="db")
 app.command()(install)
 app.command()(doctor)
@@ -60,6 +62,22 @@ def serve() -> None:
     from fiml.mcp.server import serve_stdio  # noqa: PLC0415 - the MCP library takes a second
 
     asyncio.run(serve_stdio(Settings()))
+
+
+@app.command()
+def worker(
+    concurrency: Annotated[int, typer.Option(help="tasks at once", min=1)] = 2,
+    beat: Annotated[bool, typer.Option("--beat/--no-beat", help="also send the tasks when they are due")] = True,
+) -> None:
+    """Do the maintenance as a Celery worker, with beat, until told to stop."""
+    from fiml.core.config import Settings  # noqa: PLC0415 - below, what only this command needs
+    from fiml.core.errors import MissingExtra  # noqa: PLC0415
+
+    try:
+        from fiml.worker import run_worker  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as exc:
+        raise MissingExtra("`fiml worker`", "server") from exc
+    run_worker(Settings(), concurrency=concurrency, has_beat=beat)
 
 
 @app.command()

@@ -20,6 +20,11 @@ def with_sessions(work: Callable[[PrincipalStore], Awaitable[Result]]) -> Result
     return asyncio.run(run())
 
 
+def plain(text: str) -> str:
+    """Without what would steer a terminal: an assistant may have written it."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
 def run_plain(work: Coroutine[Any, Any, Result]) -> Result:
     """What a coroutine returns."""
     return asyncio.run(work)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fiml.cli.running import run_plain, with_sessions
+from fiml.cli.quarantine import quarantine
+from fiml.cli.running import plain, with_sessions
 from fiml.core.errors import InvalidInput, SessionNotFound
 from fiml.runtime import open_runtime
 from fiml.sessions.listing import SummaryPage
@@ -15,6 +16,7 @@ from fiml.sessions.store import PrincipalStore
 from fiml.sessions.values import parse_session_id
 
 sessions = typer.Typer(help="Find, read, end, resume, delete and export sessions.", no_args_is_help=True)
+sessions.add_typer(quarantine, name="quarantine")
 
 SessionId = Annotated[str, typer.Argument(help="the session's id", metavar="ID")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text")]
@@ -114,7 +116,7 @@ def sweep() -> None:
         async with open_runtime() as runtime:
             return await (await runtime.store()).cleanup_expired_sessions()
 
-    moved = run_plain(sweep_all())
+    moved = runplain(sweep_all())
     typer.echo(f"{moved} session{'' if moved == 1 else 's'} moved to the archive")
 
 
@@ -140,29 +142,24 @@ def _show_session(session: Session) -> None:
     history = session.state.history
     typer.echo(f"{session.id}  version {session.version}  {_state(session)}")
     typer.echo(f"  about    {_title(session)} ({session.type})")
-    typer.echo(f"  user     {_plain(session.user_id or 'none')}")
+    typer.echo(f"  user     {plain(session.user_id or 'none')}")
     typer.echo(
         f"  created  {session.created_at:%Y-%m-%d %H:%M} UTC, last used {session.last_accessed_at:%Y-%m-%d %H:%M}"
     )
     typer.echo(f"  queries  {history.total_queries}, {history.cache_hit_rate:.0%} from what the session held")
     for name in ("context", "preferences", "intermediate_results", "metadata"):
         if entries := getattr(session.state, name):
-            typer.echo(f"  {name}: {_plain(', '.join(entries))}")
+            typer.echo(f"  {name}: {plain(', '.join(entries))}")
     for query in history.queries:
         hit = ", from the session" if query.cache_hit else ""
-        result = _plain(str(query.result_summary or query.parameters))
-        typer.echo(f"  {query.timestamp:%m-%d %H:%M}  {_plain(query.query_type)}{hit}: {result}")
+        result = plain(str(query.result_summary or query.parameters))
+        typer.echo(f"  {query.timestamp:%m-%d %H:%M}  {plain(query.query_type)}{hit}: {result}")
 
 
 def _title(session: Session | SessionSummary) -> str:
     about = ", ".join(session.assets)
     tags = f"  [{', '.join(session.tags)}]" if session.tags else ""
-    return _plain((f"{session.title}: {about}" if session.title else about) + tags)
-
-
-def _plain(text: str) -> str:
-    """Without what would steer a terminal: an assistant may have written it."""
-    return "".join(character if character.isprintable() else "�" for character in text)
+    return plain((f"{session.title}: {about}" if session.title else about) + tags)
 
 
 def _count(queries: int) -> str:

@@ -80,7 +80,7 @@ class Settings(BaseSettings):
         60,
         ge=2,
         le=2 * MAX_TASK_MINUTES,
-        description="after this long a task that no worker finished is delivered again",
+        description="an unfinished task is delivered again after this long, minutes",
     )
     broker_url: str | None = Field(None, repr=False, description="Celery's broker where it isn't FIML_REDIS_URL")
 

@@ -11,7 +11,7 @@ from fiml.core.config import Settings
 from fiml.mcp.refusals import ArgumentCheck
 from fiml.mcp.stdio import run_on_stdio
 from fiml.mcp.tools import session_tools
-from fiml.runtime import Runtime, open_runtime, sweeping
+from fiml.runtime import Runtime, maintaining, open_runtime
 
 INSTRUCTIONS = """\
 fiml keeps a financial analysis alive. Begin one with create-analysis-session and pass its session_id as sessionId to \
@@ -28,7 +28,7 @@ def build_server(runtime: Runtime) -> MCPServer[None]:
 
     @asynccontextmanager
     async def lifespan(_server: MCPServer[Any]) -> AsyncIterator[None]:
-        async with sweeping(runtime):
+        async with maintaining(runtime):
             yield
 
     return MCPServer(

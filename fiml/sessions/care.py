@@ -105,7 +105,7 @@ class CareVerbs:
         return await self._backend.keeping.quarantined(limit=size, owner=self._owner, after=after)
 
     async def get_quarantined(self, session_id: UUID | str) -> dict[str, Any]:
-        """A session in quarantine: `id`, `user_id`, `reason`, `quarantined_at`, and `record`, all that was stored of it.
+        """A session in quarantine: `id`, `user_id`, `reason`, `quarantined_at`, and `record`, all that was stored.
 
         Raises:
             SessionNotFound: it isn't there.

@@ -9,6 +9,7 @@ from fiml.sessions.backends.base import SweepReport
 if TYPE_CHECKING:  # SQLAlchemy, which few calls need
     from fiml.core.config import Settings
     from fiml.sessions.backends.base import Backend, Ended
+    from fiml.sessions.backends.keeping import Keeping
 
 _BATCH = 500
 _A_DAY = timedelta(days=1)
@@ -25,6 +26,11 @@ class UpkeepVerbs:
 
     def _ended(self, at: datetime) -> "Ended":
         raise NotImplementedError
+
+    @property
+    def keeping(self) -> "Keeping":
+        """What the database keeps about sessions apart from them, the state of the jobs among it."""
+        return self._backend.keeping
 
     async def cleanup_expired_sessions(self) -> int:
         """Move every expired session to the archive; how many were moved. Several may run at once, and share the work.

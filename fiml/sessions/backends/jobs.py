@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, or_, select, update
+from sqlalchemy import Connection, and_, or_, update
 
 from fiml.db.dialects import insert_into
 from fiml.db.tables import maintenance_jobs
@@ -43,8 +43,3 @@ def let_go(connection: Connection, name: str, *, holder: str) -> None:
     """Leave a job that is not done to the next one who asks."""
     mine = and_(_columns.name == name, _columns.holder == holder)
     connection.execute(update(maintenance_jobs).where(mine).values(holder=None, held_until=None))
-
-
-def last_done(connection: Connection) -> dict[str, datetime | None]:
-    """When each job was done last."""
-    return {name: moment for name, moment in connection.execute(select(_columns.name, _columns.finished_at))}

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, or_, select
 from fiml.core.errors import CorruptRecord
 from fiml.db.tables import session_metrics, sessions
 from fiml.sessions.backends import archive, metrics
-from fiml.sessions.records import FORMAT, counted
+from fiml.sessions.records import FORMAT, Header, counted
 
 
 def write_batch(connection: Connection, *, at_most: int, after: UUID | None) -> tuple[int, UUID | None]:
@@ -34,7 +34,7 @@ def write_batch(connection: Connection, *, at_most: int, after: UUID | None) -> 
     return len(rows), found[-1][0] if len(found) == at_most else None
 
 
-def _readable(connection: Connection, session_id: UUID) -> metrics.Header | None:
+def _readable(connection: Connection, session_id: UUID) -> Header | None:
     try:
         record = archive.fetch(connection, session_id)
         return None if record is None else counted(record).header

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from redis.exceptions import ResponseError
 
-from fiml.core.clock import to_micros
+from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord
 from fiml.db.redis_client import RedisClient, Script
 from fiml.sessions.backends import redis_fields as fields
@@ -130,7 +130,7 @@ def _look(session_id: UUID, reply: Any) -> Look | CorruptRecord | None:
         return None
     try:
         life, expires, maps_bytes, history_bytes, format_number = map(int, reply)
-        return Look(life, fields.decode_moment(expires), maps_bytes + history_bytes, format_number)
+        return Look(life, from_micros(expires), maps_bytes + history_bytes, format_number)
     except (TypeError, ValueError, OverflowError) as exc:
         return CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}")
 

@@ -60,28 +60,21 @@ class Sweep:
             yield report
 
     async def _sweep_entries(self, entries: list[ExpiryEntry], report: SweepReport) -> None:
-        expired: list[tuple[ExpiryEntry, Look]] = []
-        gone, moves, problems = [], [], []
-        for entry, look in zip(entries, await self._sweeping.look(entries), strict=True):
-            if isinstance(look, CorruptRecord):
-                problems.append((entry, look.problem))
-            elif look is None or look.life != entry.life:
-                gone.append(entry)
-            elif look.expires_at > self._ended.at:
-                moves.append((entry, look.expires_at))
-            elif look.format > FORMAT:
-                moves.append((entry, self._ended.at + _LATER))
-                report.postponed += 1
-            else:
-                expired.append((entry, look))
+        looks = list(zip(entries, await self._sweeping.look(entries), strict=True))
+        found = [(entry, look) for entry, look in looks if isinstance(look, Look) and look.life == entry.life]
+        gone = [entry for entry, look in looks if look is None or (isinstance(look, Look) and look.life != entry.life)]
+        alive = [(entry, look.expires_at) for entry, look in found if look.expires_at > self._ended.at]
+        expired = [(entry, look) for entry, look in found if look.expires_at <= self._ended.at]
+        newer = [(entry, self._ended.at + _LATER) for entry, look in expired if look.format > FORMAT]
         if gone:
             await self._sweeping.drop(gone)
-            report.dropped += len(gone)
-        if moves:
+        if moves := alive + newer:
             await self._sweeping.reindex(moves)
-        for entry, problem in problems:
+        report.dropped += len(gone)
+        report.postponed += len(newer)
+        for entry, problem in [(entry, look.problem) for entry, look in looks if isinstance(look, CorruptRecord)]:
             await self._set_aside(entry, problem, report)
-        for batch in _batches(expired):
+        for batch in _batches([(entry, look) for entry, look in expired if look.format <= FORMAT]):
             await self._archive(batch, report)
 
     async def _archive(self, entries: Sequence[ExpiryEntry], report: SweepReport) -> None:

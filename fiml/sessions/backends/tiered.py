@@ -120,7 +120,7 @@ class TieredBackend:
         if version is None:
             return False
         await self._database.transact(lambda connection: at_rest.bury(connection, session_id, version=version, now=now))
-        await self._live.remove_for_good(session_id, live and live.place)
+        await self._live.remove_for_good(session_id, None if live is None else live.place)
         return True
 
     async def page(self, query: PageQuery) -> list[tuple[Header, bool]]:

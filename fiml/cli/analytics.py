@@ -1,0 +1,47 @@
+"""`fiml analytics`: what sessions add up to, and the rows behind it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fiml.cli.running import run_plain
+from fiml.runtime import open_runtime
+
+if TYPE_CHECKING:  # SQLAlchemy, which not every command needs
+    from fiml.sessions.analytics import SessionAnalytics
+
+analytics = typer.Typer(help="Show and export what sessions add up to.", no_args_is_help=True)
+
+User = Annotated[str | None, typer.Option(help="only this user's")]
+Type = Annotated[str | None, typer.Option("--type", help="only this type")]
+Days = Annotated[int, typer.Option(help="created within so many days")]
+
+
+@analytics.command()
+def show(user: User = None, type_: Type = None, days: Days = 30) -> None:
+    """Show statistics over live and ended sessions, as JSON."""
+
+    async def stats() -> dict[str, Any]:
+        async with open_runtime() as runtime:
+            return await runtime.stats(user, type_, days)
+
+    typer.echo(json.dumps(run_plain(stats()), indent=2, ensure_ascii=False))
+
+
+@analytics.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="a new file: .csv, .jsonl or .parquet", metavar="FILE")],
+    user: User = None,
+    type_: Type = None,
+    days: Days = 30,
+) -> None:
+    """Write the metrics of ended sessions to a file, one row a session."""
+
+    async def write() -> int:
+        async with open_runtime() as runtime:
+            rows: SessionAnalytics = await runtime.analytics()
+            return await rows.export(file, user_id=user, session_type=type_, days=days)
+
+    typer.echo(f"{run_plain(write())} rows written to {file}")

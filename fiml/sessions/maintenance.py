@@ -1,0 +1,149 @@
+"""The jobs of the maintenance and when they are due, for whoever does them: `fiml serve`, a Celery worker, a shell."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+from uuid import uuid4
+
+import structlog
+
+from fiml.core import clock
+from fiml.core.config import Settings
+from fiml.core.errors import FimlError
+from fiml.sessions.store import SessionStore
+
+HOLD_FOR = timedelta(minutes=5)
+_RENEW_S = 60
+
+Result = dict[str, int | float]
+"""Counts, and `duration_seconds`."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something that is done now and then: what, and how long ago the last time must be for it to be due."""
+
+    name: str
+    work: Callable[[SessionStore], Awaitable[Result]]
+    done_before: Callable[[Settings], datetime]
+
+
+async def cleanup_expired_sessions(store: SessionStore) -> Result:
+    """Archive what has expired: `archived`, `quarantined`, `postponed`, `dropped`, as in a `SweepReport`."""
+    elapsed_ms = clock.stopwatch()
+    report = await store.sweep()
+    return {
+        "archived": report.archived,
+        "quarantined": report.quarantined,
+        "postponed": report.postponed,
+        "dropped": report.dropped,
+        "duration_seconds": elapsed_ms() / 1000,
+    }
+
+
+async def delete_old_archived_sessions(store: SessionStore) -> Result:
+    """Delete what retention ends: `deleted`, `held` back by a hold, and `tombstones` that were forgotten."""
+    elapsed_ms = clock.stopwatch()
+    return {
+        "deleted": await store.delete_old_archived_sessions(),
+        "held": await store.count_held_past_retention(),
+        "tombstones": await store.purge_tombstones(),
+        "duration_seconds": elapsed_ms() / 1000,
+    }
+
+
+async def generate_session_metrics(store: SessionStore) -> Result:
+    """Write the metrics that are missing, `written`, and the rollups of `days` whose metrics changed."""
+    elapsed_ms = clock.stopwatch()
+    return {
+        "written": await store.write_missing_metrics(),
+        "days": await store.roll_up(),
+        "duration_seconds": elapsed_ms() / 1000,
+    }
+
+
+def _an_interval_ago(settings: Settings) -> datetime:
+    return clock.now() - timedelta(minutes=settings.session_cleanup_interval_minutes)
+
+
+def _last_time_of_day(settings: Settings) -> datetime:
+    now = clock.now()
+    today = datetime.combine(now.date(), time.fromisoformat(settings.daily_tasks_at), UTC)
+    return today if today <= now else today - timedelta(days=1)
+
+
+JOBS = (
+    Job("cleanup_expired_sessions", cleanup_expired_sessions, _an_interval_ago),
+    Job("delete_old_archived_sessions", delete_old_archived_sessions, _last_time_of_day),
+    Job("generate_session_metrics", generate_session_metrics, _last_time_of_day),
+)
+
+
+async def do(job: Job, store: SessionStore) -> Result:
+    """Do a job now, whoever else does it, and note that it is done."""
+    result = await job.work(store)
+    await store.keeping.finish_job(job.name, now=clock.now(), result=result)
+    return result
+
+
+async def do_due_jobs(store: SessionStore, holder: str) -> dict[str, Result]:
+    """Do the jobs that are due and that no other process has in hand; what they came to.
+
+    A process that dies with a job in hand is succeeded five minutes later.
+    """
+    done: dict[str, Result] = {}
+    for job in JOBS:
+        is_mine = await store.keeping.claim_job(
+            job.name,
+            holder=holder,
+            now=clock.now(),
+            done_before=job.done_before(store.settings),
+            hold_for=HOLD_FOR,
+        )
+        if is_mine:
+            async with _kept(job, store, holder):
+                done[job.name] = await do(job, store)
+    return done
+
+
+async def do_jobs_when_due(open_store: Callable[[], Awaitable[SessionStore]], *, look_every_s: float) -> None:
+    """Do the jobs whenever they are due, until cancelled. A failure is logged, and the next look tries again."""
+    holder = f"{socket.gethostname()[:40]}:{os.getpid()}:{uuid4().hex[:8]}"
+    while True:
+        try:
+            for name, result in (await do_due_jobs(await open_store(), holder)).items():
+                _log.info("job_done", job=name, **result)
+        except FimlError as exc:
+            _log.warning("job_failed", code=exc.code, problem=str(exc))
+        except Exception:
+            _log.exception("maintenance_ended")  # at once: who awaits the task does so at the very end
+            raise
+        await asyncio.sleep(look_every_s)
+
+
+@asynccontextmanager
+async def _kept(job: Job, store: SessionStore, holder: str) -> AsyncIterator[None]:
+    """Hold on to a job while the block runs; where it fails, leave it to the next who looks."""
+    renewing = asyncio.create_task(_renew(job, store, holder))
+    try:
+        yield
+    except BaseException:
+        with suppress(FimlError):  # the store may be what failed; then the hold runs out by itself
+            await store.keeping.let_go_of_job(job.name, holder=holder)
+        raise
+    finally:
+        renewing.cancel()
+        with suppress(asyncio.CancelledError, FimlError):
+            await renewing
+
+
+async def _renew(job: Job, store: SessionStore, holder: str) -> None:
+    while True:
+        await asyncio.sleep(_RENEW_S)
+        await store.keeping.keep_job(job.name, holder=holder, until=clock.now() + HOLD_FOR)

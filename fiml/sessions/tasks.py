@@ -1,0 +1,85 @@
+"""The maintenance as Celery tasks. `fiml.worker` registers them; each may be delivered any number of times."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError
+from typing import Any, TypeVar
+
+from celery import shared_task
+from celery.exceptions import SoftTimeLimitExceeded
+
+from fiml.core.config import Settings
+from fiml.core.errors import Unavailable
+from fiml.runtime import Runtime
+from fiml.sessions import maintenance
+from fiml.sessions.maintenance import Job, Result
+
+_AGAIN: dict[str, Any] = {"autoretry_for": (Unavailable,), "retry_backoff": True, "max_retries": 5}
+_CLEANUP, _RETENTION, _METRICS = maintenance.JOBS
+_Value = TypeVar("_Value")
+
+
+@shared_task(name="fiml.sessions.cleanup_expired_sessions", **_AGAIN)
+def cleanup_expired_sessions() -> Result:
+    """Archive what has expired; counts and `duration_seconds`. Several share the work."""
+    return _process().do(_CLEANUP)
+
+
+@shared_task(name="fiml.sessions.delete_old_archived_sessions", **_AGAIN)
+def delete_old_archived_sessions() -> Result:
+    """Delete what was archived longer ago than the retention; counts and `duration_seconds`."""
+    return _process().do(_RETENTION)
+
+
+@shared_task(name="fiml.sessions.generate_session_metrics", **_AGAIN)
+def generate_session_metrics() -> Result:
+    """Write missing metrics and the rollups of days that changed; counts and `duration_seconds`."""
+    return _process().do(_METRICS)
+
+
+class _Process:
+    """The event loop of this process, with the engines that were opened in it, in a thread of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.pid = os.getpid()
+        self.settings = settings
+        self._runtime = Runtime(settings)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="fiml-tasks", daemon=True).start()
+
+    def do(self, job: Job) -> Result:
+        return self._wait_for(self._do(job))
+
+    def close(self) -> None:
+        self._wait_for(self._runtime.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _do(self, job: Job) -> Result:
+        return await maintenance.do(job, await self._runtime.store())
+
+    def _wait_for(self, work: Coroutine[Any, Any, _Value]) -> _Value:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except SoftTimeLimitExceeded:
+            future.cancel()
+            raise
+        except CancelledError as exc:
+            raise Unavailable("the task", "its process is being shut down") from exc
+
+
+_current: _Process | None = None
+
+
+def _process() -> _Process:
+    """Made at the first task, and anew after a fork, which takes no thread along, or where the settings changed."""
+    global _current  # noqa: PLW0603 - one for the process's life
+    settings = Settings()
+    if _current is None or _current.pid != os.getpid():
+        _current = _Process(settings)
+    elif _current.settings != settings:
+        _current.close()
+        _current = _Process(settings)
+    return _current

@@ -1,0 +1,105 @@
+"""The Celery app and its beat table: Redis, or what `FIML_BROKER_URL` names, is the broker."""
+
+import ssl
+from datetime import time, timedelta
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.schedules import crontab
+
+from fiml.core.config import Settings
+from fiml.core.errors import Misconfigured
+
+QUEUE = "fiml"
+
+
+def make_app(settings: Settings) -> Celery:
+    """The app of an installation; without a broker it can run tasks in the process only."""
+    app = Celery("fiml")
+    broker = settings.broker_url or settings.redis_url
+    minutes = 60
+    app.conf.update(
+        broker_url=None if broker is None else _as_celery_has_it(broker),
+        result_backend=_result_backend(settings),
+        result_expires=timedelta(days=1),
+        imports=("fiml.sessions.tasks",),
+        task_default_queue=QUEUE,
+        task_serializer="json",
+        accept_content=["json"],
+        result_serializer="json",
+        timezone="UTC",
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_track_started=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        task_time_limit=settings.task_time_limit_minutes * minutes,
+        task_soft_time_limit=settings.task_time_limit_minutes * minutes - minutes // 2,
+        broker_transport_options={"visibility_timeout": settings.task_visibility_timeout_minutes * minutes},
+        broker_connection_retry_on_startup=True,
+        beat_schedule=beat_schedule(settings),
+    )
+    if broker is not None and broker.startswith("rediss://"):
+        app.conf.update(
+            broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED}, redis_backend_use_ssl=app.conf.broker_use_ssl
+        )
+    return app
+
+
+def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
+    """When which task is sent. One that no worker takes before the next one is sent is dropped."""
+    at = time.fromisoformat(settings.daily_tasks_at)
+    interval = timedelta(minutes=settings.session_cleanup_interval_minutes)
+    daily = crontab(hour=at.hour, minute=at.minute)
+    times = {
+        "cleanup_expired_sessions": (interval, interval),
+        "delete_old_archived_sessions": (daily, timedelta(days=1)),
+        "generate_session_metrics": (daily, timedelta(days=1)),
+    }
+    return {
+        name: {
+            "task": f"fiml.sessions.{name}",
+            "schedule": schedule,
+            "options": {"expires": expires.total_seconds()},
+        }
+        for name, (schedule, expires) in times.items()
+    }
+
+
+def run_worker(settings: Settings, *, concurrency: int, has_beat: bool) -> None:
+    """Run a worker, with beat beside it, until it is told to stop.
+
+    Raises:
+        Misconfigured: there is no broker.
+    """
+    if settings.broker_url is None and settings.redis_url is None:
+        raise Misconfigured(
+            "a worker needs a broker: set FIML_REDIS_URL and FIML_DATABASE_URL, or FIML_BROKER_URL; "
+            "in the embedded deployment `fiml serve` does the maintenance itself"
+        )
+    arguments = ["worker", "--loglevel=INFO", f"--concurrency={concurrency}"]
+    if has_beat:
+        arguments += ["--beat", f"--schedule={_beat_file(settings)}"]
+    make_app(settings).worker_main(arguments)
+
+
+def _beat_file(settings: Settings) -> Path:
+    folder = settings.embedded_file.parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise Misconfigured(f"the folder {folder} can't be made ({exc}); set FIML_DATA_DIR") from exc
+    return folder / "beat-schedule"
+
+
+def _result_backend(settings: Settings) -> str | None:
+    broker = settings.broker_url or settings.redis_url
+    if broker is None:
+        return "cache+memory://"
+    return "rpc://" if broker.startswith("amqp") else _as_celery_has_it(broker)
+
+
+def _as_celery_has_it(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"redis+socket://{rest}" if scheme == "unix" else url
