@@ -62,7 +62,7 @@ SERVE_AND_SWEEP_AT_ONCE = """
 import sys
 import fiml.runtime
 from fiml.cli import main
-fiml.runtime.FIRST_SWEEP_S = 0
+fiml.runtime.FIRST_LOOK_S = 0
 sys.argv = ["fiml", "serve"]
 main()
 """

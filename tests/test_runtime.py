@@ -7,19 +7,19 @@ import pytest
 from fiml.core.config import MarketData, Settings
 from fiml.core.errors import NotSupported
 from fiml.mcp.server import build_server
-from fiml.runtime import Runtime, open_runtime, sweeping
+from fiml.runtime import Runtime, maintaining, open_runtime
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import get_session_store
 from fiml.testing import FrozenClock
 
 
 async def test_a_running_server_archives_what_has_expired(clock: FrozenClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fiml.runtime.FIRST_SWEEP_S", 0)
+    monkeypatch.setattr("fiml.runtime.FIRST_LOOK_S", 0)
     async with open_runtime() as runtime:
         session = await (await runtime.store()).create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
         clock.advance(hours=2)
 
-        async with sweeping(runtime), asyncio.timeout(10):
+        async with maintaining(runtime), asyncio.timeout(10):
             while not (await is_archived(runtime, str(session.id))):
                 pass
 

@@ -23,7 +23,7 @@ from fiml.core.errors import FimlError, Misconfigured, Unavailable
 if TYPE_CHECKING:  # loaded by the command, not by every start of the command line
     from fiml.db.health import RedisFacts, SchemaFacts
 
-EXTRAS = {"server": ("redis", "hiredis", "asyncpg"), "testing": ("hypothesis", "pytest", "pytest_asyncio")}
+EXTRAS = {"server": ("redis", "hiredis", "asyncpg", "celery"), "testing": ("hypothesis", "pytest", "pytest_asyncio")}
 _MARK_CHARACTERS = 8
 
 

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from fiml.cli.quarantine import quarantine
-from fiml.cli.running import plain, with_sessions
+from fiml.cli.running import plain, run_plain, with_sessions
 from fiml.core.errors import InvalidInput, SessionNotFound
 from fiml.runtime import open_runtime
+from fiml.sessions.backends.base import SweepReport
 from fiml.sessions.listing import SummaryPage
 from fiml.sessions.models import Session, SessionSummary
 from fiml.sessions.store import PrincipalStore
@@ -112,12 +113,42 @@ def export(
 def sweep() -> None:
     """Move every expired session to the archive."""
 
-    async def sweep_all() -> int:
+    async def sweep_all() -> SweepReport:
         async with open_runtime() as runtime:
-            return await (await runtime.store()).cleanup_expired_sessions()
+            return await (await runtime.store()).sweep()
 
-    moved = runplain(sweep_all())
-    typer.echo(f"{moved} session{'' if moved == 1 else 's'} moved to the archive")
+    report = run_plain(sweep_all())
+    typer.echo(f"{report.archived} session{'' if report.archived == 1 else 's'} moved to the archive")
+    if report.quarantined:
+        typer.echo(f"{report.quarantined} set aside: fiml sessions quarantine list")
+    if report.postponed:
+        typer.echo(f"{report.postponed} left alone: a newer fiml wrote them")
+
+
+@sessions.command()
+def hold(session_id: SessionId, reason: Annotated[str, typer.Option(help="why", prompt=True)]) -> None:
+    """Put a session on legal hold: no deletion and no retention removes it."""
+    with_sessions(lambda store: store.hold(session_id, reason))
+    typer.echo(f"on hold; to let go: fiml sessions release {session_id}")
+
+
+@sessions.command()
+def release(session_id: SessionId) -> None:
+    """Release a session from its hold."""
+    is_released = with_sessions(lambda store: store.release(session_id))
+    typer.echo("released" if is_released else "it wasn't on hold")
+
+
+@sessions.command()
+def erase(
+    user: Annotated[str, typer.Argument(help="whose sessions and metrics", metavar="USER")],
+    yes: Annotated[bool, typer.Option("--yes", help="don't ask whether it is meant")] = False,
+) -> None:
+    """Remove everything of a user for good, but what is on hold; the receipt as JSON."""
+    if not yes:
+        typer.confirm(f"Erase everything of {plain(user)}?", abort=True)
+    receipt = with_sessions(lambda store: store.erase_user(user))
+    typer.echo(json.dumps(receipt.to_dict(), indent=2, ensure_ascii=False))
 
 
 async def _get(store: PrincipalStore, session_id: str, recent: int | None) -> Session:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field
 from fiml.analysis import Answer, SinceLastLook
 from fiml.sessions.models import QueryRecord, Session, SessionSummary
 
+MAX_DAYS_SHOWN = 31
+MAX_DAYS_SHOWN = 31
 RECENT_QUERIES = 5
 _MAX_SUMMARY_CHARACTERS = 200
 _MAX_PARAMETERS_CHARACTERS = 400
@@ -134,23 +136,48 @@ class AssetCount(BaseModel):
     count: int
 
 
+class TagCount(BaseModel):
+    """In how many sessions a tag is."""
+
+    tag: str
+    count: int
+
+
+class DayCount(BaseModel):
+    """How many queries were asked on a day."""
+
+    day: str
+    count: int
+
+
 class Statistics(_Result):
     """What sessions add up to."""
 
     total_sessions: int
+    active_sessions: int
+    archived_sessions: int
     total_queries: int
     avg_queries_per_session: float
     avg_duration_seconds: float
     abandonment_rate: float = Field(description="0 to 1: ended by expiry with fewer than two queries")
+    cache_hit_rate: float
+    type_breakdown: dict[str, int]
     top_assets: list[AssetCount]
+    popular_tags: list[TagCount]
     query_type_distribution: dict[str, int]
+    queries_over_time: list[DayCount] = Field(description=f"days in UTC, the last {MAX_DAYS_SHOWN} that had any")
+    median_query_time_ms: float | None
+    p95_query_time_ms: float | None
+    query_time_error: float = Field(description="the two times are off by this fraction at most")
     analytics_enabled: bool
 
     @classmethod
     def of(cls, stats: dict[str, Any]) -> Self:
-        """The statistics with each asset as an object."""
+        """The statistics with each pair as an object."""
         top = [AssetCount(symbol=symbol, count=count) for symbol, count in stats["top_assets"]]
-        return cls(**{**stats, "top_assets": top})
+        tags = [TagCount(tag=tag, count=count) for tag, count in stats["popular_tags"]]
+        days = [DayCount(day=day, count=count) for day, count in stats["queries_over_time"][-MAX_DAYS_SHOWN:]]
+        return cls(**{**stats, "top_assets": top, "popular_tags": tags, "queries_over_time": days})
 
 
 Figures = dict[str, Any]

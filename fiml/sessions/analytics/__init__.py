@@ -79,8 +79,8 @@ class SessionAnalytics:
         expiry with fewer than two queries; from 0 to 1), `cache_hit_rate` (from 0 to 1), `type_breakdown`,
         `top_assets` and `popular_tags` (at most ten pairs of name and number of sessions),
         `query_type_distribution`, `queries_over_time` (pairs of day in UTC and number of queries),
-        `median_query_time_ms` and `p95_query_time_ms` (`None` where no query was timed; the middle of a logarithmic bucket, off by at most
-        `query_time_error`, a fraction), `analytics_enabled`.
+        `median_query_time_ms` and `p95_query_time_ms` (`None` where no query was timed; the middle of a logarithmic
+        bucket, off by at most `query_time_error`, a fraction), `analytics_enabled`.
 
         Computed by the database over daily rollups; days whose sessions changed since are added up from their metrics.
 
