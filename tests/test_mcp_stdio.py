@@ -165,7 +165,7 @@ async def test_standard_output_carries_nothing_but_the_protocol_while_logs_are_w
             await store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
 
     async with wire(folder, command=("-c", SERVE_AND_SWEEP_AT_ONCE)) as server:
-        await server.log_has("sessions_archived")
+        await server.log_has("job_done")
         await server.handshake()
         for symbol in ("AAPL", "GOOGL"):
             await server.ask("tools/call", search(symbol))

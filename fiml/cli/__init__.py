@@ -67,7 +67,7 @@ def serve() -> None:
 @app.command()
 def worker(
     concurrency: Annotated[int, typer.Option(help="tasks at once", min=1)] = 2,
-    beat: Annotated[bool, typer.Option("--beat/--no-beat", help="also send the tasks when they are due")] = True,
+    no_beat: Annotated[bool, typer.Option("--no-beat", help="leave it to another worker to send the tasks")] = False,
 ) -> None:
     """Do the maintenance as a Celery worker, with beat, until told to stop."""
     from fiml.core.config import Settings  # noqa: PLC0415 - below, what only this command needs
@@ -77,7 +77,7 @@ def worker(
         from fiml.worker import run_worker  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as exc:
         raise MissingExtra("`fiml worker`", "server") from exc
-    run_worker(Settings(), concurrency=concurrency, has_beat=beat)
+    run_worker(Settings(), concurrency=concurrency, has_beat=not no_beat)
 
 
 @app.command()

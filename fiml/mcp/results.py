@@ -10,7 +10,6 @@ from fiml.analysis import Answer, SinceLastLook
 from fiml.sessions.models import QueryRecord, Session, SessionSummary
 
 MAX_DAYS_SHOWN = 31
-MAX_DAYS_SHOWN = 31
 RECENT_QUERIES = 5
 _MAX_SUMMARY_CHARACTERS = 200
 _MAX_PARAMETERS_CHARACTERS = 400
