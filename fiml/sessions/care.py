@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from fiml.core import clock
-from fiml.core.errors import InvalidInput, SessionNotFound, SessionOnHold, Unavailable, echo
+from fiml.core.errors import (
+    InvalidInput,
+    RecordRefused,
+    SessionNotFound,
+    SessionOnHold,
+    SessionQuarantined,
+    Unavailable,
+    echo,
+)
 from fiml.sessions import values
 
 if TYPE_CHECKING:  # SQLAlchemy, which few calls need
@@ -131,7 +139,11 @@ class CareVerbs:
             SessionQuarantined: it still can't be archived; it stays as it is.
         """
         parsed = values.parse_session_id(session_id)
-        if not await self._backend.retry(parsed, self._ended(clock.now()), owner=self._owner):
+        try:
+            is_archived = await self._backend.retry(parsed, self._ended(clock.now()), owner=self._owner)
+        except RecordRefused as exc:
+            raise SessionQuarantined(parsed, exc.problem) from exc
+        if not is_archived:
             raise SessionNotFound(parsed)
 
     async def erase_user(self, user_id: str) -> ErasureReceipt:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, select, union_all
 
-from fiml.core.errors import CorruptRecord, RecordRefused, SessionQuarantined
+from fiml.core.errors import CorruptRecord, SessionQuarantined
 from fiml.db.tables import session_quarantine, sessions
 from fiml.sessions.backends import archive, holds, quarantine
 from fiml.sessions.backends.base import Ended
@@ -65,7 +65,7 @@ def archive_again(
     """Archive a session from the quarantine; `False` where it isn't there.
 
     Raises:
-        SessionQuarantined: it still can't be archived.
+        SessionQuarantined: it still can't be read.
     """
     if quarantine.fetch(connection, session_id, owner) is None:
         return False
@@ -74,7 +74,7 @@ def archive_again(
     try:
         record = record_in(session_id, dump)
         archive.put(connection, [record], ended, is_patient=True)
-    except (CorruptRecord, RecordRefused) as exc:
+    except CorruptRecord as exc:
         raise SessionQuarantined(session_id, exc.problem) from exc
     quarantine.remove(connection, session_id)
     return True

@@ -1,0 +1,267 @@
+"""Statistics: the same whether they come from rollups or from metrics, and computed by the database."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas
+import polars
+import pytest
+from pyarrow import parquet
+from sqlalchemy import Connection, insert, text
+from sqlalchemy.dialects import postgresql
+
+from fiml.core.config import Settings
+from fiml.core.errors import InvalidInput
+from fiml.db.tables import session_metrics
+from fiml.sessions.analytics import SessionAnalytics
+from fiml.sessions.analytics.figures import Filters, statement
+from fiml.sessions.analytics.results import QUERY_TIME_ERROR, percentile_ms
+from fiml.sessions.backends import metrics
+from fiml.sessions.models import SessionType, time_bucket
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock, make_query
+from tests.support.deployment import Deployment
+
+TIMES_MS = [0.0, 0.4, 3.0, 3.1, 12.5, 90.0, 250.0, 251.0, 1000.0, 62000.0]
+
+
+@pytest.fixture
+async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
+    async with SessionStore(backend_settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def analytics(store: SessionStore) -> SessionAnalytics:
+    return SessionAnalytics(store.session_maker, store)
+
+
+async def a_month(store: SessionStore, clock: FrozenClock) -> None:
+    """Sessions of three users over forty days, some live still."""
+    for day in range(40):
+        for n in range(3):
+            session = await store.create_session(
+                ["AAPL", "MSFT", "KO"][: n + 1],
+                list(SessionType)[day % 5],
+                user_id=["ann", "bob", None][n],
+                ttl_hours=20,
+                tags=["tech"] if day % 2 else ["tech", "food"],
+            )
+            for query in range((day + n) % 4):
+                await store.record_query(
+                    session.id, make_query(f"{query}", execution_time_ms=TIMES_MS[(day + query) % 10], cache_hit=query == 1)
+                )
+        clock.advance(hours=24)
+        if day < 38:
+            await store.cleanup_expired_sessions()
+
+
+async def test_the_statistics_are_what_the_sessions_add_up_to(
+    store: SessionStore, analytics: SessionAnalytics, clock: FrozenClock
+) -> None:
+    session = await store.create_session(["AAPL", "MSFT"], SessionType.EQUITY, user_id="ann", ttl_hours=1, tags=["t"])
+    for time_ms in TIMES_MS:
+        await store.record_query(session.id, make_query(execution_time_ms=time_ms, cache_hit=time_ms < 1))
+    clock.advance(minutes=30)
+    await store.get_session(session.id)
+    clock.advance(hours=1)
+    await store.cleanup_expired_sessions()
+    await store.create_session(["AAPL"], SessionType.CRYPTO, user_id="ann", ttl_hours=48)
+    clock.advance(days=1)
+    await store.create_session(["AAPL"], SessionType.MACRO, user_id="ann", ttl_hours=1)
+
+    stats = await analytics.get_session_stats(user_id="ann")
+
+    assert stats == {
+        "total_sessions": 3,
+        "active_sessions": 2,
+        "archived_sessions": 1,
+        "total_queries": 10,
+        "avg_queries_per_session": 10 / 3,
+        "avg_duration_seconds": 600.0,
+        "abandonment_rate": 0.0,
+        "cache_hit_rate": 0.2,
+        "type_breakdown": {"crypto": 1, "equity": 1, "macro": 1},
+        "top_assets": [("AAPL", 3), ("MSFT", 1)],
+        "popular_tags": [("t", 1)],
+        "query_type_distribution": {"price": 10},
+        "queries_over_time": [("2024-12-23", 10)],
+        "median_query_time_ms": pytest.approx(12.5, rel=QUERY_TIME_ERROR),
+        "p95_query_time_ms": pytest.approx(62000, rel=QUERY_TIME_ERROR),
+        "query_time_error": QUERY_TIME_ERROR,
+        "analytics_enabled": True,
+    }
+
+
+@pytest.mark.parametrize("filters", [{}, {"user_id": "ann"}, {"session_type": "macro"}, {"days": 3}, {"days": 100}])
+async def test_rollups_say_what_the_metrics_say(
+    store: SessionStore, analytics: SessionAnalytics, clock: FrozenClock, filters: dict[str, Any]
+) -> None:
+    await a_month(store, clock)
+    before = await analytics.get_session_stats(**filters)
+    assert before["total_sessions"] > 0
+
+    days = await store.roll_up()
+
+    assert days >= 37
+    assert await store.roll_up() == 0
+    assert await analytics.get_session_stats(**filters) == before
+
+
+async def test_a_session_that_is_resumed_and_ends_again_counts_once(
+    store: SessionStore, analytics: SessionAnalytics, clock: FrozenClock
+) -> None:
+    session = await store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
+    await store.record_query(session.id, make_query())
+    await store.archive_session(session.id)
+    await store.roll_up()
+    for total in (2, 3):
+        await store.resume_session(session.id)
+        assert (await analytics.get_session_stats())["total_sessions"] == 1
+        await store.record_query(session.id, make_query())
+        await store.archive_session(session.id)
+        assert await store.roll_up() == 1
+
+        stats = await analytics.get_session_stats()
+
+        assert (stats["total_sessions"], stats["total_queries"], stats["archived_sessions"]) == (1, total, 1)
+    await store.delete_session(session.id)
+    assert (await analytics.get_session_stats())["total_sessions"] == 0
+
+
+async def test_a_session_that_a_crash_left_twice_counts_once(
+    store: SessionStore, analytics: SessionAnalytics
+) -> None:
+    session = await store.create_session(["AAPL"], SessionType.EQUITY, tags=["t"])
+    await store.record_query(session.id, make_query(execution_time_ms=5))
+    read = await store.get_session(session.id)
+    assert read is not None
+    await analytics.record_session_metrics(read)
+    await store.roll_up()
+    await store.record_query(session.id, make_query(execution_time_ms=5))
+
+    stats = await analytics.get_session_stats()
+
+    assert (stats["total_sessions"], stats["active_sessions"], stats["archived_sessions"]) == (1, 1, 0)
+    assert (stats["total_queries"], stats["popular_tags"], stats["top_assets"]) == (2, [("t", 1)], [("AAPL", 1)])
+
+
+async def test_metrics_that_are_missing_are_written_from_the_history(
+    backend_settings: Settings, clock: FrozenClock
+) -> None:
+    async with SessionStore(backend_settings.model_copy(update={"session_enable_analytics": False})) as silent:
+        session = await silent.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1, tags=["t"])
+        for time_ms in (1.0, 2.0, 4.0):
+            await silent.record_query(session.id, make_query(execution_time_ms=time_ms))
+        clock.advance(hours=1)
+        await silent.cleanup_expired_sessions()
+        assert await silent.write_missing_metrics() == 0
+    async with SessionStore(backend_settings) as store:
+        assert await store.write_missing_metrics() == 1
+
+        assert await store.write_missing_metrics() == 0
+        stats = await SessionAnalytics(store.session_maker, store).get_session_stats()
+    assert (stats["total_queries"], stats["popular_tags"]) == (3, [("t", 1)])
+    assert stats["median_query_time_ms"] == pytest.approx(2.0, rel=QUERY_TIME_ERROR)
+
+
+def test_a_percentile_is_right_to_half_a_bucket() -> None:
+    for fraction in (0.01, 0.5, 0.95, 1.0):
+        times = sorted(1.07**n for n in range(-50, 200))
+        histogram = Counter(map(time_bucket, times))
+
+        found = percentile_ms(histogram, fraction)
+
+        exact = times[max(0, -(-len(times) * int(fraction * 100) // 100) - 1)]
+        assert found == pytest.approx(exact, rel=2 * QUERY_TIME_ERROR)
+    assert percentile_ms({}, 0.5) is None
+
+
+async def test_an_export_holds_every_row_once(
+    store: SessionStore, analytics: SessionAnalytics, clock: FrozenClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fiml.sessions.analytics.export.page.__kwdefaults__", {"limit": 7})
+    await a_month(store, clock)
+
+    counts = {name: await analytics.export(tmp_path / f"rows.{name}", days=60) for name in ("csv", "jsonl", "parquet")}
+
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert set(counts.values()) == {len(rows)} == {38 * 3}
+    assert len({row["session_id"] for row in rows}) == len(rows)
+    assert [row["created_at"] for row in rows] == sorted((row["created_at"] for row in rows), reverse=True)
+    with (tmp_path / "rows.csv").open() as file:
+        assert [row["session_id"] for row in csv.DictReader(file)] == [row["session_id"] for row in rows]
+    table = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert [row["session_id"] for row in table] == [row["session_id"] for row in rows]
+    assert [row["total_queries"] for row in table] == [row["total_queries"] for row in rows]
+    assert json.loads(table[0]["assets_analyzed"]) == rows[0]["assets_analyzed"]
+    assert await analytics.export(tmp_path / "ann.csv", user_id="ann", days=60) == 38
+
+
+async def test_an_export_refuses_what_it_can_not_write(analytics: SessionAnalytics, tmp_path: Path) -> None:
+    (tmp_path / "there.csv").write_text("mine")
+
+    for path in (tmp_path / "there.csv", tmp_path / "rows.xls", tmp_path / "no" / "folder.csv"):
+        with pytest.raises(InvalidInput):
+            await analytics.export(path)
+
+    assert (tmp_path / "there.csv").read_text() == "mine"
+    assert [path.name for path in tmp_path.glob("*.xls")] == []
+
+
+async def test_results_become_data_frames(store: SessionStore, analytics: SessionAnalytics, clock: FrozenClock) -> None:
+    await a_month(store, clock)
+    stats = await analytics.get_session_stats(days=60)
+    rows = await analytics.get_session_metrics(days=60, limit=50)
+
+    frames = [stats.to_pandas(), rows.to_pandas()], [stats.to_polars(), rows.to_polars()]
+
+    assert [type(frame) for frame in frames[0]] == [pandas.DataFrame] * 2
+    assert [type(frame) for frame in frames[1]] == [polars.DataFrame] * 2
+    assert [len(frame) for frame in frames[0]] == [len(frame) for frame in frames[1]] == [len(stats.rows()), 50]
+    by_figure = frames[0][0].set_index(["figure", "name"])["value"]
+    assert by_figure["total_sessions", ""] == stats["total_sessions"]
+    assert by_figure["top_assets", "AAPL"] == 120
+
+
+async def test_the_plan_reads_rollups_and_no_rolled_up_days_metrics(deployment: Deployment, clock: FrozenClock) -> None:
+    """On PostgreSQL, with as many users and days that the planner has a choice."""
+    async with SessionStore(deployment.settings()) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY)
+        header = metrics.Header(
+            session.id, "u", "equity", None, ["AAPL"], ["t"], clock.now(), session.expires_at, clock.now(), 1
+        )
+        row = metrics.row_of(header, clock.now())
+
+        def fill(connection: Connection) -> None:
+            rows = [
+                row
+                | {
+                    "session_id": metrics.UUID(int=n),
+                    "user_id": f"u{n % 200}",
+                    "created_at": clock.now() - timedelta(minutes=n * 10),
+                }
+                for n in range(10_000)
+            ]
+            connection.execute(insert(session_metrics), rows)
+            metrics.mark(connection, {metrics.day_of(each["created_at"]) for each in rows})
+
+        await store.keeping._transact(fill)
+        await store.roll_up()
+
+        def explain(connection: Connection) -> str:
+            connection.execute(text("ANALYZE"))
+            query = statement(connection, Filters(since=clock.now() - timedelta(days=30), user_id="u7"))
+            compiled = query.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})  # type: ignore[no-untyped-call]
+            return "\n".join(line for (line,) in connection.execute(text(f"EXPLAIN {compiled}")))
+
+        plan = await store.keeping._transact(explain)
+
+    assert "Seq Scan on session_metrics" not in plan
+    assert "Seq Scan on session_rollups" not in plan
+    assert "session_rollups_by_user" in plan

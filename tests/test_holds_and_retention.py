@@ -1,0 +1,220 @@
+"""What a hold keeps, what retention ends, and what an erasure leaves: nothing but what is held."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from fiml.core.config import Settings
+from fiml.core.errors import InvalidInput, NotPermitted, SessionNotFound, SessionOnHold
+from fiml.sessions.analytics import SessionAnalytics
+from fiml.sessions.models import Session, SessionType
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock, make_query
+from fiml.testing.conformance.suite import existing, listing
+
+OWNER = "ann"
+SECRET = "a very private thought"
+
+
+@pytest.fixture
+async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
+    async with SessionStore(backend_settings) as opened:
+        yield opened
+
+
+async def a_session(store: SessionStore, user_id: str = OWNER) -> Session:
+    session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=user_id, ttl_hours=1, tags=["t"])
+    await store.record_query(session.id, make_query(), context={"secret": SECRET})
+    return session
+
+
+@pytest.mark.parametrize("state", ["live", "expired", "archived", "resumed"])
+async def test_a_held_session_can_not_be_deleted_whatever_becomes_of_it(
+    store: SessionStore, clock: FrozenClock, state: str
+) -> None:
+    session = await a_session(store)
+    await store.hold(session.id, "inquiry 17")
+    if state in ("expired", "archived", "resumed"):
+        clock.advance(hours=2)
+    if state in ("archived", "resumed"):
+        await store.cleanup_expired_sessions()
+    if state == "resumed":
+        await store.resume_session(session.id)
+
+    with pytest.raises(SessionOnHold, match="inquiry 17") as raised:
+        await store.delete_session(session.id)
+
+    assert (raised.value.session_id, raised.value.reason) == (session.id, "inquiry 17")
+    assert (await existing(store, session.id)).state.context == {"secret": SECRET}
+    assert await store.get_hold(session.id) == "inquiry 17"
+    assert await store.release(session.id)
+    assert not await store.release(session.id)
+    assert await store.delete_session(session.id)
+    assert await store.get_session(session.id) is None
+
+
+async def test_a_hold_needs_a_session_and_a_reason(store: SessionStore) -> None:
+    session = await a_session(store)
+
+    with pytest.raises(SessionNotFound):
+        await store.hold(uuid4(), "why")
+    with pytest.raises(SessionNotFound):
+        await store.as_principal("eve").hold(session.id, "why")
+    with pytest.raises(SessionNotFound):
+        await store.release(uuid4())
+    for reason in ("", "x" * 501, None):
+        with pytest.raises(InvalidInput, match="reason"):
+            await store.hold(session.id, reason)  # type: ignore[arg-type]
+    assert await store.get_hold(session.id) is None
+
+
+async def test_of_a_hold_and_a_deletion_at_once_one_comes_first(store: SessionStore) -> None:
+    for _ in range(10):
+        session = await a_session(store)
+
+        outcomes = await asyncio.gather(
+            store.delete_session(session.id), store.hold(session.id, "why"), return_exceptions=True
+        )
+
+        is_held = await store.get_hold(session.id) is not None
+        assert (await store.get_session(session.id) is not None) == is_held
+        assert isinstance(outcomes[0], SessionOnHold) if is_held else isinstance(outcomes[1], SessionNotFound)
+
+
+async def test_retention_deletes_what_is_old_keeps_what_is_held_and_keeps_the_metrics(
+    store: SessionStore, clock: FrozenClock
+) -> None:
+    old, held, resumed = [await a_session(store) for _ in range(3)]
+    clock.advance(hours=2)
+    assert await store.cleanup_expired_sessions() == 3
+    await store.hold(held.id, "why")
+    await store.resume_session(resumed.id)
+    clock.advance(days=store.settings.session_retention_days)
+    assert await store.delete_old_archived_sessions() == 0
+    clock.advance(seconds=1)
+
+    assert await store.delete_old_archived_sessions() == 1
+
+    assert await store.delete_old_archived_sessions() == 0
+    assert await store.count_held_past_retention() == 1
+    assert await store.get_session(old.id) is None
+    assert {summary.id for summary in await listing(store)} == {held.id, resumed.id}
+    stats = await SessionAnalytics(store.session_maker, store).get_session_stats(days=60)
+    assert (stats["total_sessions"], stats["total_queries"]) == (3, 3)
+
+
+async def test_retention_goes_through_any_number_in_batches(
+    store: SessionStore, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fiml.sessions.upkeep._BATCH", 3)
+    sessions = [await a_session(store) for _ in range(10)]
+    clock.advance(hours=2)
+    await store.cleanup_expired_sessions()
+    for session in sessions[:4]:
+        await store.hold(session.id, "why")
+    clock.advance(days=31)
+
+    assert await store.delete_old_archived_sessions() == 6
+
+    assert len(await listing(store)) == 4
+
+
+async def test_tombstones_are_forgotten_a_day_after_the_longest_task(store: SessionStore, clock: FrozenClock) -> None:
+    session = await a_session(store)
+    await store.delete_session(session.id)
+    clock.advance(days=1)
+    assert await store.purge_tombstones() == 0
+
+    clock.advance(minutes=store.settings.task_time_limit_minutes, seconds=1)
+
+    assert await store.purge_tombstones() == 1
+    assert await store.purge_tombstones() == 0
+    assert await store.get_session(session.id) is None
+
+
+async def test_an_erasure_leaves_nothing_of_a_user(
+    store: SessionStore, clock: FrozenClock, backend_settings: Settings
+) -> None:
+    others = await a_session(store, "bob")
+    archived = await a_session(store)
+    clock.advance(hours=2)
+    await store.cleanup_expired_sessions()
+    live = await a_session(store)
+    await store.roll_up()
+    clock.advance(days=31)
+    retained = await store.delete_old_archived_sessions()
+    assert retained == 2
+    analytics = SessionAnalytics(store.session_maker, store)
+
+    receipt = await store.erase_user(OWNER)
+
+    assert (receipt.user_id, receipt.held, receipt.metrics) == (OWNER, {}, 1)
+    assert receipt.erased == [live.id]
+    assert await listing(store) == []
+    assert await store.get_session(archived.id) is None
+    assert (await analytics.get_session_stats(user_id=OWNER, days=100))["total_sessions"] == 0
+    assert (await analytics.get_session_stats(days=100))["total_sessions"] == 1
+    assert (await store.erase_user(OWNER)).erased == []
+    if backend_settings.is_embedded:
+        folder = backend_settings.embedded_file.parent
+        assert not [path for path in folder.iterdir() if OWNER.encode() in path.read_bytes()]
+        assert "bob".encode() in backend_settings.embedded_file.read_bytes()
+    assert others.user_id == "bob"
+
+
+async def test_a_hold_wins_over_an_erasure_and_stands_in_the_receipt(store: SessionStore, clock: FrozenClock) -> None:
+    held, other = await a_session(store), await a_session(store)
+    clock.advance(hours=2)
+    await store.cleanup_expired_sessions()
+    await store.hold(held.id, "inquiry 17")
+
+    receipt = await store.erase_user(OWNER)
+
+    assert receipt.to_dict() == {
+        "user_id": OWNER,
+        "erased_at": "2024-12-23T17:30:00Z",
+        "erased": [str(other.id)],
+        "held": {str(held.id): "inquiry 17"},
+        "metrics": 0,
+        "kept_copies": [],
+    }
+    assert [summary.id for summary in await listing(store)] == [held.id]
+    stats = await SessionAnalytics(store.session_maker, store).get_session_stats(user_id=OWNER)
+    assert stats["total_sessions"] == 1
+
+
+async def test_nobody_erases_somebody_else(store: SessionStore) -> None:
+    session = await a_session(store)
+
+    with pytest.raises(NotPermitted):
+        await store.as_principal("eve").erase_user(OWNER)
+    with pytest.raises(InvalidInput, match="user_id"):
+        await store.erase_user(None)  # type: ignore[arg-type]
+
+    assert await store.get_session(session.id) is not None
+
+
+async def test_an_erasure_reaches_the_copy_that_an_upgrade_kept(tmp_path: object, clock: FrozenClock) -> None:
+    settings = Settings()
+    async with SessionStore(settings) as store:
+        held, other = await a_session(store), await a_session(store)
+        await store.hold(held.id, "why")
+        await a_session(store, "bob")
+    copy = settings.embedded_file.with_name("fiml.db.before-9999")
+    with closing(sqlite3.connect(settings.embedded_file)) as live, closing(sqlite3.connect(copy)) as target:
+        live.backup(target)
+
+    async with SessionStore(settings) as store:
+        receipt = await store.erase_user(OWNER)
+
+    assert (receipt.erased, receipt.kept_copies) == ([other.id], [copy.name])
+    with closing(sqlite3.connect(copy)) as connection:
+        left = connection.execute("SELECT user_id FROM active_sessions ORDER BY user_id").fetchall()
+    assert left == [(OWNER,), ("bob",)]
+    assert other.id.hex.encode() not in copy.read_bytes()
+    assert timedelta(0) < held.expires_at - held.created_at

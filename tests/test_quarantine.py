@@ -1,0 +1,246 @@
+"""What can't be archived is set aside whole, and the others go on."""
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from fiml.core.config import Settings
+from fiml.core.errors import CorruptRecord, RecordRefused, SessionNotFound, SessionOnHold, SessionQuarantined
+from fiml.db.redis_client import RedisClient
+from fiml.sessions.models import Session, SessionType
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock, make_query
+from fiml.testing.conformance.suite import content, existing, listing
+from tests.support.deployment import execute
+
+OWNER = "ann"
+MANY = 1000
+
+
+@pytest.fixture
+async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
+    async with SessionStore(backend_settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def session(store: SessionStore) -> Session:
+    created = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
+    for n in range(3):
+        await store.record_query(created.id, make_query(f"{n}"), context={f"{n}": n})
+    return await existing(store, created.id)
+
+
+class Surgeon:
+    """Damages what is stored, and mends it again."""
+
+    def __init__(self, settings: Settings, session_id: UUID) -> None:
+        self._settings = settings
+        self._hex = session_id.hex
+
+    async def redis(self, *commands: Any) -> None:
+        assert self._settings.redis_url is not None
+        client = RedisClient(self._settings.redis_url, ())
+        await client.run([tuple(str(word).replace("KEY", f"fiml:{{{self._hex}}}") for word in each) for each in commands])
+        await client.close()
+
+    def sqlite(self, statement: str) -> None:
+        with closing(sqlite3.connect(self._settings.embedded_file)) as connection, connection:
+            connection.execute(statement.replace("ID", f"'{self._hex}'"))
+
+    async def damage(self, how: str) -> None:
+        on_redis, on_sqlite = DAMAGES[how]
+        if self._settings.is_embedded:
+            self.sqlite(on_sqlite)
+        else:
+            await self.redis(*on_redis)
+
+
+DAMAGES: dict[str, tuple[list[tuple[Any, ...]], str]] = {
+    "a date": ([("HSET", "KEY:header", "created", "[")], "UPDATE active_sessions SET created_at = 'x' WHERE id = ID"),
+    "an entry that is no JSON": (
+        [("HSET", "KEY:entries", "c:0", "{half")],
+        "UPDATE active_entries SET value = '{half' WHERE session_id = ID AND key = '0'",
+    ),
+    "a lost query": (
+        [("LPOP", "KEY:queries")],
+        "DELETE FROM active_queries WHERE n = (SELECT min(n) FROM active_queries WHERE session_id = ID)",
+    ),
+    "a lost history": ([("DEL", "KEY:queries")], "DELETE FROM active_queries WHERE session_id = ID"),
+    "lost entries": ([("DEL", "KEY:entries")], "DELETE FROM active_entries WHERE session_id = ID"),
+    "an unknown type": (
+        [("HSET", "KEY:header", "type", "poetry")],
+        "UPDATE active_sessions SET type = 'poetry' WHERE id = ID",
+    ),
+    "assets that are none": (
+        [("DEL", "KEY:queries"), ("SET", "KEY:queries", "text")],
+        "UPDATE active_sessions SET assets = '[' WHERE id = ID",
+    ),
+    "a number beyond counting": (
+        [("HSET", "KEY:header", "version", str(1 << 70))],
+        "UPDATE active_sessions SET last_accessed_at = 9000000000000000000 WHERE id = ID",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+async def test_a_damaged_session_is_set_aside_with_its_bytes_and_the_reason(
+    store: SessionStore, session: Session, clock: FrozenClock, backend_settings: Settings, how: str
+) -> None:
+    others = [await store.create_session(["MSFT"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1) for _ in range(5)]
+    await Surgeon(backend_settings, session.id).damage(how)
+    clock.advance(hours=2)
+
+    report = await store.sweep()
+
+    assert (report.archived, report.quarantined) == (len(others), 1)
+    assert {summary.id for summary in await listing(store)} == {other.id for other in others}
+    [kept] = await store.list_quarantine()
+    assert (kept.id, kept.user_id, kept.quarantined_at) == (session.id, OWNER, clock.now())
+    assert kept.reason
+    with pytest.raises(SessionQuarantined, match="quarantine"):
+        await store.get_session(session.id)
+    with pytest.raises(SessionQuarantined):
+        await store.resume_session(session.id)
+    with pytest.raises(SessionQuarantined):
+        await store.retry_quarantined(session.id)
+    shown = await store.get_quarantined(session.id)
+    assert "fundamentals" not in str(shown)
+    assert "AAPL" in str(shown["record"]) or how == "assets that are none"
+    assert (await store.sweep()).quarantined == 0
+    assert await store.delete_session(session.id)
+    assert await store.get_session(session.id) is None
+
+
+async def test_one_poisoned_record_among_a_thousand_stops_no_other(
+    store: SessionStore, clock: FrozenClock, backend_settings: Settings
+) -> None:
+    sessions = [
+        await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1) for _ in range(MANY)
+    ]
+    poisoned = sessions[MANY // 2]
+    await store.record_query(poisoned.id, make_query(), context={"0": 0})
+    await Surgeon(backend_settings, poisoned.id).damage("an entry that is no JSON")
+    clock.advance(hours=2)
+
+    report = await store.sweep()
+
+    assert (report.archived, report.quarantined) == (MANY - 1, 1)
+    archived = {summary.id for summary in await listing(store) if summary.is_archived}
+    assert archived == {session.id for session in sessions} - {poisoned.id}
+    assert [each.id for each in await store.list_quarantine()] == [poisoned.id]
+
+
+@asynccontextmanager
+async def refusing(settings: Settings, title: str) -> AsyncIterator[None]:
+    """A database that takes no session of a title while the block runs."""
+    if settings.database_url is not None:
+        check = f"CHECK (title IS DISTINCT FROM '{title}')"
+        await execute(settings.database_url, f"ALTER TABLE sessions ADD CONSTRAINT refuse {check}")
+        try:
+            yield
+        finally:
+            await execute(settings.database_url, "ALTER TABLE sessions DROP CONSTRAINT refuse")
+        return
+    with closing(sqlite3.connect(settings.embedded_file)) as connection:
+        refuse = f"WHEN NEW.title = '{title}' BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        connection.execute(f"CREATE TRIGGER refuse BEFORE INSERT ON sessions {refuse}")
+        yield
+        connection.execute("DROP TRIGGER refuse")
+
+
+async def test_a_session_that_the_database_refuses_is_archived_whole_once_it_takes_it(
+    store: SessionStore, session: Session, clock: FrozenClock, backend_settings: Settings
+) -> None:
+    others = [await store.create_session(["MSFT"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1) for _ in range(9)]
+    session.title = "refused"
+    session = await store.update_session(session.id, session)
+    clock.advance(hours=2)
+
+    async with refusing(backend_settings, "refused"):
+        report = await store.sweep()
+        assert (report.archived, report.quarantined) == (len(others), 1)
+        with pytest.raises(SessionQuarantined, match="refuse"):
+            await store.retry_quarantined(session.id)
+    await store.retry_quarantined(session.id)
+
+    assert await store.list_quarantine() == []
+    with pytest.raises(SessionNotFound):
+        await store.retry_quarantined(session.id)
+    archived = await existing(store, session.id)
+    assert archived.is_archived
+    assert content(archived) == content(session)
+    assert (await store.resume_session(session.id)).state.history.total_queries == 3
+
+
+async def test_a_refused_session_that_is_archived_by_hand_stays_where_it_is(
+    store: SessionStore, session: Session, backend_settings: Settings
+) -> None:
+    await Surgeon(backend_settings, session.id).damage("an entry that is no JSON")
+
+    with pytest.raises((RecordRefused, CorruptRecord), match=str(session.id)):
+        await store.archive_session(session.id)
+
+    assert await store.list_quarantine() == []
+    assert [summary.id for summary in await listing(store)] == [session.id]
+
+
+async def test_a_session_of_a_later_format_is_left_alone(
+    store: SessionStore, session: Session, clock: FrozenClock, backend_settings: Settings
+) -> None:
+    surgeon = Surgeon(backend_settings, session.id)
+    if backend_settings.is_embedded:
+        surgeon.sqlite("UPDATE active_sessions SET format = 99 WHERE id = ID")
+    else:
+        await surgeon.redis(("HSET", "KEY:header", "format", 99))
+    clock.advance(hours=2)
+
+    report = await store.sweep()
+
+    assert (report.archived, report.quarantined, report.postponed) == (0, 0, 1)
+    if backend_settings.is_embedded:
+        surgeon.sqlite("UPDATE active_sessions SET format = 2 WHERE id = ID")
+    else:
+        await surgeon.redis(("HSET", "KEY:header", "format", 2))
+    clock.advance(hours=2)
+    assert (await store.sweep()).archived == 1
+    assert content(await existing(store, session.id)) == content(session)
+
+
+async def test_a_hold_keeps_a_session_in_quarantine_too(
+    store: SessionStore, session: Session, clock: FrozenClock, backend_settings: Settings
+) -> None:
+    await Surgeon(backend_settings, session.id).damage("a date")
+    clock.advance(hours=2)
+    await store.sweep()
+
+    await store.hold(session.id, "inquiry")
+
+    with pytest.raises(SessionOnHold, match="inquiry"):
+        await store.delete_session(session.id)
+    receipt = await store.erase_user(OWNER)
+    assert (receipt.erased, receipt.held) == ([], {session.id: "inquiry"})
+    assert await store.release(session.id)
+    assert (await store.erase_user(OWNER)).erased == [session.id]
+    assert await store.list_quarantine() == []
+
+
+async def test_a_stranger_sees_no_quarantine(
+    store: SessionStore, session: Session, clock: FrozenClock, backend_settings: Settings
+) -> None:
+    await Surgeon(backend_settings, session.id).damage("a lost query")
+    clock.advance(hours=2)
+    await store.sweep()
+    stranger, owner = store.as_principal("eve"), store.as_principal(OWNER)
+
+    assert await stranger.list_quarantine() == []
+    assert await stranger.get_session(session.id) is None
+    with pytest.raises(SessionNotFound):
+        await stranger.get_quarantined(session.id)
+    with pytest.raises(SessionNotFound):
+        await stranger.hold(session.id, "mine")
+    assert [each.id for each in await owner.list_quarantine()] == [session.id]
