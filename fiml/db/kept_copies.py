@@ -9,6 +9,8 @@ from uuid import UUID
 
 import structlog
 
+from fiml.core.errors import Misconfigured
+
 _BEFORE = ".before-"
 _UNFINISHED = ".unfinished"
 
@@ -19,18 +21,27 @@ def keep(file: Path, *, found: str, needed: str) -> Path:
     """Copy a file as it is, by SQLite's own backup; the caller holds the lock of those who write to it.
 
     A copy that was cut short is made anew, and said so.
+
+    Raises:
+        Misconfigured: it can't be made.
     """
     copy = file.with_name(f"{file.name}{_BEFORE}{needed}")
     unfinished = copy.with_name(copy.name + _UNFINISHED)
     if unfinished.exists() or copy.exists():
         _log.warning("upgrade_was_interrupted", file=str(file), schema=found, next_step="it is begun again")
-        unfinished.unlink(missing_ok=True)
     _log.info("upgrade_keeps_a_copy", file=str(file), copy=str(copy), schema=found)
-    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(unfinished)) as target:
-        source.backup(target)
-    with unfinished.open("rb") as written:
-        os.fsync(written.fileno())
-    unfinished.replace(copy)
+    try:
+        unfinished.unlink(missing_ok=True)
+        with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(unfinished)) as target:
+            source.backup(target)
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        unfinished.replace(copy)
+    except (OSError, sqlite3.Error) as exc:
+        raise Misconfigured(
+            f"{file} is to be upgraded, and the copy {copy.name} that is kept first can't be made ({exc}); "
+            "nothing was changed; make room in the folder, or set FIML_DATA_DIR"
+        ) from exc
     return copy
 
 

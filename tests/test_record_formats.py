@@ -1,0 +1,156 @@
+"""Records of every format that was ever written are read, upgraded with a copy kept, and archived whole.
+
+`corpus` has what each format's own release wrote: an embedded file as SQL, the keys in Redis, and what they hold.
+"""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from fiml.core.config import Settings
+from fiml.core.errors import Misconfigured
+from fiml.db import schema
+from fiml.sessions.analytics import SessionAnalytics
+from fiml.sessions.records import FORMAT
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock, make_query
+from fiml.testing.conformance.suite import document, existing, listing
+from tests.support.deployment import Deployment
+
+CORPUS = Path(__file__).parent / "corpus"
+OLD_FORMATS = list(range(1, FORMAT))
+CHANGED_BY_READING = ("last_accessed_at", "version")
+
+
+def corpus(name: str) -> Any:
+    return json.loads((CORPUS / name).read_text())
+
+
+def old_file(settings: Settings, number: int) -> Path:
+    """The embedded file as that format's release left it."""
+    file = settings.embedded_file
+    file.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript((CORPUS / f"format-{number}.sqlite.sql").read_text())
+        connection.execute("PRAGMA journal_mode=WAL")
+    return file
+
+
+def test_the_corpus_has_every_older_format() -> None:
+    for number in OLD_FORMATS:
+        assert (CORPUS / f"format-{number}.sqlite.sql").exists()
+        assert (CORPUS / f"format-{number}.redis.json").exists()
+
+
+@pytest.mark.parametrize("number", OLD_FORMATS)
+async def test_an_older_file_is_upgraded_with_a_copy_kept_and_read_whole(clock: FrozenClock, number: int) -> None:
+    settings = Settings()
+    file = old_file(settings, number)
+    before = dump_of(file)
+    expected = corpus(f"format-{number}.sqlite.json")
+    clock.advance(minutes=10)
+
+    async with SessionStore(settings) as store:
+        for title, session in expected.items():
+            found = await existing(store, session["id"])
+            assert without(document(found)) == without(session), title
+        await store.record_query(expected["live"]["id"], make_query(execution_time_ms=1))
+        clock.advance(hours=3)
+        assert await store.cleanup_expired_sessions() == 1
+        archived = await existing(store, expected["live"]["id"])
+        stats = await SessionAnalytics(store.session_maker, store).get_session_stats()
+        assert await store.write_missing_metrics() == 1  # of the session that was archived before
+        filled = await SessionAnalytics(store.session_maker, store).get_session_stats()
+
+    assert archived.state.history.total_queries == 4
+    assert stats["total_queries"] == filled["total_queries"] == 7
+    assert filled["queries_over_time"] == [("2024-12-23", 7)]
+    assert filled["popular_tags"] == [("tech", 2)]
+    [copy] = file.parent.glob("*.before-*")
+    assert copy.name == f"fiml.db.before-{schema.REVISIONS[-1]}"
+    assert dump_of(copy) == before
+
+
+def dump_of(file: Path) -> list[str]:
+    with closing(sqlite3.connect(file)) as connection:
+        return list(connection.iterdump())
+
+
+def without(session: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in session.items() if name not in CHANGED_BY_READING}
+
+
+@pytest.mark.parametrize("number", OLD_FORMATS)
+async def test_an_older_live_session_in_redis_is_read_written_and_archived(
+    deployment: Deployment, clock: FrozenClock, number: int
+) -> None:
+    stored = corpus(f"format-{number}.redis.json")
+    expected = stored["session"]
+    with redis.Redis.from_url(deployment.redis_url) as client:
+        for key, (kind, held) in stored["keys"].items():
+            restore(client, key, kind, held)
+    clock.advance(minutes=10)
+
+    async with SessionStore(deployment.settings()) as store:
+        assert without(document(await existing(store, expected["id"]))) == without(expected)
+        await store.record_query(expected["id"], make_query(execution_time_ms=1))
+        clock.advance(hours=3)
+        assert await store.cleanup_expired_sessions() == 1
+        archived = await existing(store, expected["id"])
+        stats = await SessionAnalytics(store.session_maker, store).get_session_stats()
+        resumed = await store.resume_session(expected["id"])
+        assert [summary.id for summary in await listing(store, "ann")] == [archived.id]
+
+    assert (archived.state.history.total_queries, resumed.state.history.total_queries) == (4, 4)
+    assert archived.state.context == expected["state"]["context"]
+    assert stats["queries_over_time"] == [("2024-12-23", 4)]
+    assert stats["p95_query_time_ms"] == pytest.approx(160, rel=0.06)
+
+
+def restore(client: "redis.Redis[bytes]", key: str, kind: str, held: list[Any]) -> None:
+    def raw(text: str) -> bytes:
+        return text.encode("utf-8", "surrogateescape")
+
+    match kind:
+        case "hash":
+            client.hset(key, mapping={raw(name): raw(value) for name, value in held})
+        case "list":
+            client.rpush(key, *map(raw, held))
+        case "set":
+            client.sadd(key, *map(raw, held))
+        case "zset":
+            client.zadd(key, {raw(member): score for member, score in held})
+
+
+async def test_an_upgrade_that_was_interrupted_is_begun_again_and_says_so(
+    clock: FrozenClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings()
+    file = old_file(settings, 1)
+    unfinished = file.with_name(f"fiml.db.before-{schema.REVISIONS[-1]}.unfinished")
+    unfinished.write_bytes(b"half a copy")
+
+    async with SessionStore(settings) as store:
+        assert len(await listing(store, "ann")) == 2
+
+    assert "upgrade_was_interrupted" in capsys.readouterr().out
+    assert not unfinished.exists()
+    assert file.with_name(f"fiml.db.before-{schema.REVISIONS[-1]}").exists()
+
+
+async def test_an_upgrade_whose_copy_fails_changes_nothing(clock: FrozenClock) -> None:
+    settings = Settings()
+    file = old_file(settings, 1)
+    (file.with_name(f"fiml.db.before-{schema.REVISIONS[-1]}.unfinished")).mkdir()
+
+    with pytest.raises(Misconfigured, match="copy"):
+        await SessionStore(settings).initialize()
+
+    with closing(sqlite3.connect(file)) as connection:
+        [revision] = connection.execute(f"SELECT version_num FROM {schema.VERSION_TABLE}").fetchone()  # noqa: S608
+    assert revision == "0001"
