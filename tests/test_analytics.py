@@ -54,7 +54,8 @@ async def a_month(store: SessionStore, clock: FrozenClock) -> None:
             )
             for query in range((day + n) % 4):
                 await store.record_query(
-                    session.id, make_query(f"{query}", execution_time_ms=TIMES_MS[(day + query) % 10], cache_hit=query == 1)
+                    session.id,
+                    make_query(f"{query}", execution_time_ms=TIMES_MS[(day + query) % 10], cache_hit=query == 1),
                 )
         clock.advance(hours=24)
         if day < 38:
@@ -134,9 +135,7 @@ async def test_a_session_that_is_resumed_and_ends_again_counts_once(
     assert (await analytics.get_session_stats())["total_sessions"] == 0
 
 
-async def test_a_session_that_a_crash_left_twice_counts_once(
-    store: SessionStore, analytics: SessionAnalytics
-) -> None:
+async def test_a_session_that_a_crash_left_twice_counts_once(store: SessionStore, analytics: SessionAnalytics) -> None:
     session = await store.create_session(["AAPL"], SessionType.EQUITY, tags=["t"])
     await store.record_query(session.id, make_query(execution_time_ms=5))
     read = await store.get_session(session.id)
@@ -183,7 +182,11 @@ def test_a_percentile_is_right_to_half_a_bucket() -> None:
 
 
 async def test_an_export_holds_every_row_once(
-    store: SessionStore, analytics: SessionAnalytics, clock: FrozenClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SessionStore,
+    analytics: SessionAnalytics,
+    clock: FrozenClock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("fiml.sessions.analytics.export.page.__kwdefaults__", {"limit": 7})
     await a_month(store, clock)

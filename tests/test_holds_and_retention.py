@@ -163,7 +163,7 @@ async def test_an_erasure_leaves_nothing_of_a_user(
     if backend_settings.is_embedded:
         folder = backend_settings.embedded_file.parent
         assert not [path for path in folder.iterdir() if OWNER.encode() in path.read_bytes()]
-        assert "bob".encode() in backend_settings.embedded_file.read_bytes()
+        assert b"bob" in backend_settings.embedded_file.read_bytes()
     assert others.user_id == "bob"
 
 

@@ -45,7 +45,9 @@ class Surgeon:
     async def redis(self, *commands: Any) -> None:
         assert self._settings.redis_url is not None
         client = RedisClient(self._settings.redis_url, ())
-        await client.run([tuple(str(word).replace("KEY", f"fiml:{{{self._hex}}}") for word in each) for each in commands])
+        await client.run(
+            [tuple(str(word).replace("KEY", f"fiml:{{{self._hex}}}") for word in each) for each in commands]
+        )
         await client.close()
 
     def sqlite(self, statement: str) -> None:

@@ -119,7 +119,9 @@ async def sweep(store: SessionStore, session: Session) -> None:
 
 
 @pytest.mark.parametrize(
-    "meanwhile", [resume, resume_and_grow, resume_grow_and_archive, delete, erase, sweep], ids=lambda each: each.__name__
+    "meanwhile",
+    [resume, resume_and_grow, resume_grow_and_archive, delete, erase, sweep],
+    ids=lambda each: each.__name__,
 )
 async def test_what_others_do_while_a_sweeper_stands_still_counts(
     store: SessionStore, sweeper: Sweeper, clock: FrozenClock, meanwhile: Meanwhile, settings: Settings
@@ -143,7 +145,9 @@ async def test_what_others_do_while_a_sweeper_stands_still_counts(
             assert await store.get_session(sessions[0].id) is None
         else:
             found = await existing(store, sessions[0].id)
-            expected = ["first", "second"] + (["third"] if meanwhile in (resume_and_grow, resume_grow_and_archive) else [])
+            expected = ["first", "second"] + (
+                ["third"] if meanwhile in (resume_and_grow, resume_grow_and_archive) else []
+            )
             assert [query.query_type for query in found.state.history.queries] == expected
             assert found.is_archived == (meanwhile in (resume_grow_and_archive, sweep))
         clock.advance(days=2)

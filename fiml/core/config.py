@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     @field_validator("daily_tasks_at")
     @classmethod
     def _time_of_day(cls, value: str) -> str:
-        if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value):
+        if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", value):
             raise ValueError("must be a time of day in UTC, from 00:00 to 23:59")
         return value
 

@@ -38,7 +38,8 @@ class Deployment:
     def clean(self) -> None:
         """Remove every session, and nothing else."""
         self._run(self._connection.execute(EMPTY))
-        keys = list(self._redis.scan_iter("fiml:*", count=1000))
+        patterns = ("fiml:*", "fiml", "fiml\x06*", "_kombu*", "unacked*", "celery*")  # Celery's keys too
+        keys = [key for pattern in patterns for key in self._redis.scan_iter(pattern, count=1000)]
         if keys:
             self._redis.unlink(*keys)
 

@@ -1,0 +1,235 @@
+"""A real Celery worker with beat, as a process, on real servers."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from celery.schedules import crontab
+
+from fiml.core.clock import using
+from fiml.core.config import Settings
+from fiml.core.errors import Misconfigured
+from fiml.sessions import tasks
+from fiml.sessions.models import SessionType
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock, make_query
+from fiml.worker import beat_schedule, make_app, run_worker
+from tests.support.deployment import Deployment
+from tests.support.servers import postgres_server, valkey_server
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_S = 60
+BACKLOG = 3000
+
+
+@contextmanager
+def worker(settings: Settings, tmp_path: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """`fiml worker` as a process; it has ended, with what it forked, when the block has."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "FIML_REDIS_URL": str(settings.redis_url),
+        "FIML_DATABASE_URL": str(settings.database_url),
+        "FIML_DATA_DIR": str(tmp_path / "worker"),
+        "FIML_TASK_TIME_LIMIT_MINUTES": "1",
+        "FIML_TASK_VISIBILITY_TIMEOUT_MINUTES": "2",
+    }
+    with (tmp_path / "worker.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fiml", "worker", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+        children = []
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                children = psutil.Process(process.pid).children(recursive=True)
+                process.terminate()
+            process.wait(PATIENCE_S)
+            for child in children:
+                if child.is_running():
+                    child.kill()
+
+
+def kill_with_children(process: "subprocess.Popen[bytes]") -> None:
+    """As when a machine goes: the worker and what it forked, by their process ids."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    for pid in (process.pid, *(child.pid for child in children)):
+        os.kill(pid, signal.SIGKILL)
+    process.wait(PATIENCE_S)
+
+
+async def backlog(settings: Settings, count: int) -> set[str]:
+    """Sessions that expired long ago; their ids."""
+    with using(FrozenClock()):
+        async with SessionStore(settings) as store:
+            ids = set()
+            for _ in range(0, count, 100):
+                made = await asyncio.gather(
+                    *(store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1) for _ in range(min(count, 100)))
+                )
+                await asyncio.gather(*(store.record_query(session.id, make_query()) for session in made))
+                ids |= {str(session.id) for session in made}
+            return ids
+
+
+async def archived(settings: Settings) -> set[str]:
+    async with SessionStore(settings) as store:
+        found, cursor = set(), None
+        while True:
+            page = await store.list_user_sessions(None, include_archived=True, limit=200, cursor=cursor)
+            found |= {str(summary.id) for summary in page if summary.is_archived}
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
+
+
+def wait_until(is_so: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def test_a_task_that_the_broker_delivers_archives(deployment: Deployment, tmp_path: Path) -> None:
+    settings = deployment.settings()
+    ids = asyncio.run(backlog(settings, 20))
+    app = make_app(settings)
+
+    with worker(settings, tmp_path):
+        results = [
+            app.send_task(f"fiml.sessions.{name}").get(timeout=PATIENCE_S)
+            for name in (
+                "cleanup_expired_sessions",
+                "cleanup_expired_sessions",
+                "generate_session_metrics",
+                "delete_old_archived_sessions",
+            )
+        ]
+
+    assert [result.pop("duration_seconds") > 0 for result in results] == [True] * 4
+    assert results == [
+        {"archived": 20, "quarantined": 0, "postponed": 0, "dropped": 0},
+        {"archived": 0, "quarantined": 0, "postponed": 0, "dropped": 0},
+        {"written": 0, "days": 1},
+        {"deleted": 0, "held": 0, "tombstones": 0},
+    ]
+    assert asyncio.run(archived(settings)) == ids
+    log = (tmp_path / "worker.log").read_text()
+    assert "beat: Starting" in log
+
+
+def test_a_worker_that_is_killed_in_the_middle_is_finished_by_the_next(deployment: Deployment, tmp_path: Path) -> None:
+    settings = deployment.settings()
+    ids = asyncio.run(backlog(settings, BACKLOG))
+    app = make_app(settings)
+
+    with worker(settings, tmp_path, "--no-beat", "--concurrency", "1") as first:
+        app.send_task("fiml.sessions.cleanup_expired_sessions")
+        wait_until(lambda: bool(asyncio.run(archived(settings))), tmp_path / "worker.log")
+        kill_with_children(first)
+    between = asyncio.run(archived(settings))
+
+    with worker(settings, tmp_path, "--no-beat", "--concurrency", "1"):
+        result = app.send_task("fiml.sessions.cleanup_expired_sessions").get(timeout=PATIENCE_S)
+
+    assert asyncio.run(archived(settings)) == ids
+    assert result["archived"] >= len(ids) - len(between)
+    assert result["quarantined"] == 0
+
+
+def test_the_tasks_run_in_the_process_too(tmp_path: Path) -> None:
+    """On the embedded file, called as functions: as a program's own scheduler would."""
+    asyncio.run(backlog(Settings(), 5))
+
+    assert tasks.cleanup_expired_sessions()["archived"] == 5
+    assert tasks.cleanup_expired_sessions()["archived"] == 0
+    assert tasks.generate_session_metrics()["days"] == 1
+    assert tasks.delete_old_archived_sessions()["deleted"] == 0
+
+
+async def test_the_tasks_run_from_within_an_event_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FIML_DATA_DIR", str(tmp_path / "another"))
+
+    assert tasks.cleanup_expired_sessions.apply().get()["archived"] == 0
+
+
+def test_the_app_loses_no_task_to_a_lost_worker() -> None:
+    conf = make_app(Settings(redis_url="redis://localhost", database_url="postgresql://localhost/x")).conf
+
+    assert conf.task_acks_late
+    assert conf.task_reject_on_worker_lost
+    assert conf.broker_transport_options["visibility_timeout"] > conf.task_time_limit > conf.task_soft_time_limit
+    assert conf.accept_content == ["json"]
+
+
+def test_the_beat_table_is_that_of_the_settings() -> None:
+    table = beat_schedule(Settings(session_cleanup_interval_minutes=7, daily_tasks_at="04:30"))
+
+    schedules: dict[str, Any] = {name: entry["schedule"] for name, entry in table.items()}
+    assert schedules["cleanup_expired_sessions"] == timedelta(minutes=7)
+    assert schedules["delete_old_archived_sessions"] == crontab(hour=4, minute=30)
+    assert {entry["task"] for entry in table.values()} == {
+        tasks.cleanup_expired_sessions.name,
+        tasks.delete_old_archived_sessions.name,
+        tasks.generate_session_metrics.name,
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "broker"),
+    [
+        ("unix:///run/redis.sock", "redis+socket:///run/redis.sock"),
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+    ],
+)
+def test_the_broker_is_the_redis_of_the_sessions(url: str, broker: str) -> None:
+    assert make_app(Settings(redis_url=url, database_url="postgresql://localhost/x")).conf.broker_url == broker
+
+
+def test_another_broker_can_be_named() -> None:
+    assert make_app(Settings(broker_url="redis://broker:6379/1")).conf.broker_url == "redis://broker:6379/1"
+
+
+def test_a_worker_without_a_broker_says_what_to_set() -> None:
+    with pytest.raises(Misconfigured, match="FIML_REDIS_URL"):
+        run_worker(Settings(), concurrency=1, has_beat=False)
+
+
+async def test_an_engine_that_goes_in_the_middle_of_a_sweep_loses_nothing(clock: FrozenClock) -> None:
+    with valkey_server(append_only=True) as valkey, postgres_server(durable=True) as postgres:
+        settings = Settings(redis_url=valkey.url, database_url=postgres.url)
+        async with SessionStore(settings) as store:
+            ids = {str((await store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)).id) for _ in range(1500)}
+            clock.advance(hours=2)
+            for server in (postgres, valkey):
+                sweep = asyncio.create_task(store.cleanup_expired_sessions())
+                while not sweep.done() and len(await _archived_now(store)) == 0:
+                    await asyncio.sleep(0)
+                server.kill()
+                await asyncio.gather(sweep, return_exceptions=True)
+                server.start()
+
+            assert await archived(settings) <= ids
+            async with SessionStore(settings) as after:
+                await after.cleanup_expired_sessions()
+                assert await after.cleanup_expired_sessions() == 0
+            assert await archived(settings) == ids
+
+
+async def _archived_now(store: SessionStore) -> list[object]:
+    page = await store.list_user_sessions(None, include_archived=True, limit=1)
+    return [summary for summary in page if summary.is_archived]
