@@ -4,7 +4,6 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
-from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -18,7 +17,7 @@ from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import existing, listing
 
 OWNER = "ann"
-SECRET = "a very private thought"
+THOUGHT = "a very private thought"
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator
 
 async def a_session(store: SessionStore, user_id: str = OWNER) -> Session:
     session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=user_id, ttl_hours=1, tags=["t"])
-    await store.record_query(session.id, make_query(), context={"secret": SECRET})
+    await store.record_query(session.id, make_query(), context={"secret": THOUGHT})
     return session
 
 
@@ -50,7 +49,7 @@ async def test_a_held_session_can_not_be_deleted_whatever_becomes_of_it(
         await store.delete_session(session.id)
 
     assert (raised.value.session_id, raised.value.reason) == (session.id, "inquiry 17")
-    assert (await existing(store, session.id)).state.context == {"secret": SECRET}
+    assert (await existing(store, session.id)).state.context == {"secret": THOUGHT}
     assert await store.get_hold(session.id) == "inquiry 17"
     assert await store.release(session.id)
     assert not await store.release(session.id)
@@ -199,7 +198,7 @@ async def test_nobody_erases_somebody_else(store: SessionStore) -> None:
     assert await store.get_session(session.id) is not None
 
 
-async def test_an_erasure_reaches_the_copy_that_an_upgrade_kept(tmp_path: object, clock: FrozenClock) -> None:
+async def test_an_erasure_reaches_the_copy_that_an_upgrade_kept(clock: FrozenClock) -> None:
     settings = Settings()
     async with SessionStore(settings) as store:
         held, other = await a_session(store), await a_session(store)
@@ -217,4 +216,3 @@ async def test_an_erasure_reaches_the_copy_that_an_upgrade_kept(tmp_path: object
         left = connection.execute("SELECT user_id FROM active_sessions ORDER BY user_id").fetchall()
     assert left == [(OWNER,), ("bob",)]
     assert other.id.hex.encode() not in copy.read_bytes()
-    assert timedelta(0) < held.expires_at - held.created_at

@@ -1,8 +1,9 @@
 """When the maintenance is done, and by whom."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 
@@ -164,10 +165,10 @@ async def test_ten_thousand_sessions_go_through_their_lives_and_none_is_lost(
         assert (stats["total_sessions"], stats["total_queries"]) == (count, count)
 
 
-async def digests_of(store: SessionStore, session_ids: list[object]) -> dict[object, str]:
+async def digests_of(store: SessionStore, session_ids: Sequence[UUID]) -> dict[UUID, str]:
     found = {}
     for session_id in session_ids:
-        session = await existing(store, session_id)  # type: ignore[arg-type]
+        session = await existing(store, session_id)
         [query] = session.state.history.queries
         found[session_id] = f"{session.title} {query.parameters['of']}"
     return found

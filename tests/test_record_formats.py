@@ -112,7 +112,7 @@ async def test_an_older_live_session_in_redis_is_read_written_and_archived(
     assert stats["p95_query_time_ms"] == pytest.approx(160, rel=0.06)
 
 
-def restore(client: "redis.Redis[bytes]", key: str, kind: str, held: list[Any]) -> None:
+def restore(client: redis.Redis, key: str, kind: str, held: list[Any]) -> None:
     def raw(text: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
 

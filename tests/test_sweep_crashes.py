@@ -1,6 +1,7 @@
 """A sweeper that is killed, or stands still, at any step of archiving loses nothing and doubles nothing."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
@@ -22,7 +23,7 @@ Meanwhile = Callable[[SessionStore, Session], Awaitable[object]]
 
 
 @pytest.fixture(params=["sqlite", "valkey-postgresql"])
-def settings(request: pytest.FixtureRequest, tmp_path: pytest.TempPathFactory) -> Settings:
+def settings(request: pytest.FixtureRequest) -> Settings:
     if request.param == "sqlite":
         return Settings(sqlite_synchronous=Synchronous.OFF)
     deployment: Deployment = request.getfixturevalue("deployment")
@@ -37,8 +38,6 @@ async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[Session
 
 @pytest.fixture
 async def sweeper(settings: Settings, store: SessionStore) -> AsyncIterator[Sweeper]:
-    import os
-
     environment = {"data_dir": os.environ["FIML_DATA_DIR"]} if settings.is_embedded else {}
     async with stepping_sweeper(Settings(**settings.model_dump(exclude_unset=True) | environment)) as process:
         yield process
