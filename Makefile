@@ -70,3 +70,8 @@ clean: ## remove .venv, caches and builds
 .venv/.dev: .venv/.made $(REQUIREMENTS)
 	$(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch .venv/.core $@
+
+.PHONY: bench
+bench: .venv/.dev ## benchmarks, each beside a baseline in the same run
+	$(BIN)/python -m benchmarks.archive
+	$(BIN)/python -m benchmarks.analytics

@@ -21,9 +21,9 @@ from fiml.core.errors import InvalidInput
 from fiml.db.tables import session_metrics
 from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.analytics.figures import Filters, statement
-from fiml.sessions.analytics.results import QUERY_TIME_ERROR, percentile_ms
 from fiml.sessions.backends import metrics
-from fiml.sessions.models import SessionType, time_bucket
+from fiml.sessions.histogram import QUERY_TIME_ERROR, percentile_ms, time_bucket
+from fiml.sessions.models import SessionType
 from fiml.sessions.records import Header
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query

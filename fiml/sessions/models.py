@@ -1,6 +1,5 @@
 """What a session is: plain values without I/O. The time comes from the clock."""
 
-import math
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from fiml.core import clock
 from fiml.core.config import MAX_TTL_HOURS, Settings
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions import values
+from fiml.sessions.histogram import time_bucket
 
 
 class SessionType(StrEnum):
@@ -33,23 +33,6 @@ class SessionType(StrEnum):
         if isinstance(value, str) and value in cls.__members__.values():
             return cls(value)
         raise InvalidInput("session type", f"{echo(value)} is unknown", f"valid are {', '.join(cls)}")
-
-
-TIME_BUCKETS_PER_DECADE = 20
-_SHORTEST_MS = 0.001
-
-
-def time_bucket(milliseconds: float) -> int:
-    """The logarithmic bucket of a query's time: the times of one bucket differ by 12 percent at most.
-
-    Anything below a microsecond counts as one.
-    """
-    return math.floor(TIME_BUCKETS_PER_DECADE * math.log10(max(milliseconds, _SHORTEST_MS)))
-
-
-def bucket_bounds_ms(bucket: int) -> tuple[float, float]:
-    """From which time on, and up to which, a bucket counts, in milliseconds."""
-    return 10 ** (bucket / TIME_BUCKETS_PER_DECADE), 10 ** ((bucket + 1) / TIME_BUCKETS_PER_DECADE)
 
 
 @dataclass(frozen=True, slots=True)

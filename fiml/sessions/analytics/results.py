@@ -4,11 +4,9 @@ from collections import Counter
 from typing import Any, Self
 
 from fiml.core.errors import MissingExtra
-from fiml.sessions.models import TIME_BUCKETS_PER_DECADE, bucket_bounds_ms
+from fiml.sessions.histogram import QUERY_TIME_ERROR, percentile_ms
 
 TOP = 10
-# Half a bucket, from its geometric middle.
-QUERY_TIME_ERROR = round(10 ** (1 / (2 * TIME_BUCKETS_PER_DECADE)) - 1, 3)
 
 
 def _pandas() -> Any:
@@ -107,18 +105,6 @@ class MetricsTable(list[dict[str, Any]]):
         from fiml.sessions.analytics.export import flat  # noqa: PLC0415 - which builds on this
 
         return _polars().DataFrame([flat(row) for row in self], infer_schema_length=None)
-
-
-def percentile_ms(histogram: dict[int, int], fraction: float) -> float | None:
-    """The time that this fraction of the queries doesn't exceed: the geometric middle of its bucket, milliseconds."""
-    rank = fraction * sum(histogram.values())
-    seen = 0
-    for bucket in sorted(histogram):
-        seen += histogram[bucket]
-        if seen >= rank:
-            lower, upper = bucket_bounds_ms(bucket)
-            return float(f"{(lower * upper) ** 0.5:.4g}")
-    return None
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -9,7 +9,8 @@ from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord
 from fiml.db.redis_client import Argument
 from fiml.sessions.changes import Change
-from fiml.sessions.models import QueryTotals, time_bucket
+from fiml.sessions.histogram import time_bucket
+from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import MAPS, EncodedQuery, Entries, Header, SessionRecord, history_json
 
 POSITION_CHARACTERS = 48
@@ -119,19 +120,19 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
     """A header from what HGETALL gives: a dict, or in a script's reply one flat list."""
     raw = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
     try:
-        stored = {field.decode(): value.decode() for field, value in raw}
+        stored, counts = _split(raw)
         return Header(
             id=session_id,
             user_id=stored.get("user"),
             type=stored["type"],
             title=stored.get("title"),
-            assets=_names(stored, "a:"),
-            tags=_names(stored, "t:"),
+            assets=_in_order(counts["a"]),
+            tags=_in_order(counts["t"]),
             created_at=decode_moment(stored["created"]),
             expires_at=decode_moment(stored["expires"]),
             last_accessed_at=decode_moment(stored["accessed"]),
             version=int(stored["version"]),
-            totals=_totals(stored),
+            totals=_totals(stored, counts),
             maps_bytes=int(stored["maps_bytes"]),
             history_bytes=int(stored["history_bytes"]),
             life=int(stored["life"]),
@@ -150,27 +151,35 @@ def _micros(moment: datetime | None) -> int | None:
     return None if moment is None else to_micros(moment)
 
 
-def _totals(stored: dict[str, str]) -> QueryTotals:
+def _totals(stored: dict[str, str], counts: dict[str, dict[str, int]]) -> QueryTotals:
     return QueryTotals(
         total_queries=int(stored["total"]),
         cache_hits=int(stored["hits"]),
         first_query_at=decode_moment(stored["first"]) if "first" in stored else None,
         last_query_at=decode_moment(stored["last"]) if "last" in stored else None,
-        query_types=_counts(stored, "n:"),
+        query_types=counts["n"],
         timed_queries=int(stored["timed"]),
         total_time_ms=float(stored["time_ms"]),
-        time_histogram={int(bucket): count for bucket, count in _counts(stored, "b:").items()},
-        queries_by_day=_counts(stored, "d:"),
+        time_histogram={int(bucket): count for bucket, count in counts["b"].items()},
+        queries_by_day=counts["d"],
     )
 
 
-def _counts(stored: dict[str, str], prefix: str) -> dict[str, int]:
-    return {field[2:]: int(value) for field, value in stored.items() if field.startswith(prefix)}
+def _split(raw: Iterable[tuple[bytes, bytes]]) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """The plain fields of a header, and those with a letter and a colon before their name by that letter."""
+    stored: dict[str, str] = {}
+    counts: dict[str, dict[str, int]] = {letter: {} for letter in "atnbd"}
+    for field, value in raw:
+        name = field.decode()
+        if name[1:2] == ":" and name[0] in counts:
+            counts[name[0]][name[2:]] = int(value)
+        else:
+            stored[name] = value.decode()
+    return stored, counts
 
 
-def _names(stored: dict[str, str], prefix: str) -> list[str]:
-    ordered = sorted((int(order), field[2:]) for field, order in stored.items() if field.startswith(prefix))
-    return [name for _, name in ordered]
+def _in_order(names: dict[str, int]) -> list[str]:
+    return sorted(names, key=names.__getitem__)
 
 
 def _encode_scalars(scalars: dict[str, Any]) -> list[tuple[str, Argument]]:
