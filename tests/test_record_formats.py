@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured
@@ -127,18 +128,17 @@ def restore(client: redis.Redis, key: str, kind: str, held: list[Any]) -> None:
             client.zadd(key, {raw(member): score for member, score in held})
 
 
-async def test_an_upgrade_that_was_interrupted_is_begun_again_and_says_so(
-    clock: FrozenClock, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_an_upgrade_that_was_interrupted_is_begun_again_and_says_so(clock: FrozenClock) -> None:
     settings = Settings()
     file = old_file(settings, 1)
     unfinished = file.with_name(f"fiml.db.before-{schema.REVISIONS[-1]}.unfinished")
     unfinished.write_bytes(b"half a copy")
 
-    async with SessionStore(settings) as store:
-        assert len(await listing(store, "ann")) == 2
+    with capture_logs() as logs:
+        async with SessionStore(settings) as store:
+            assert len(await listing(store, "ann")) == 2
 
-    assert "upgrade_was_interrupted" in capsys.readouterr().out
+    assert "upgrade_was_interrupted" in [entry["event"] for entry in logs]
     assert not unfinished.exists()
     assert file.with_name(f"fiml.db.before-{schema.REVISIONS[-1]}").exists()
 

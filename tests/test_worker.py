@@ -32,6 +32,13 @@ PATIENCE_S = 60
 BACKLOG = 3000
 
 
+@pytest.fixture(autouse=True)
+def tasks_closed() -> Iterator[None]:
+    """No test leaves an event loop to the next."""
+    yield
+    tasks.close()
+
+
 @contextmanager
 def worker(settings: Settings, tmp_path: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
     """`fiml worker` as a process; it has ended, with what it forked, when the block has."""

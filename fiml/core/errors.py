@@ -37,7 +37,8 @@ def echo(value: object) -> str:
         return f"a very long {type(value).__name__}"
     cut = text if len(text) <= _ECHO_CHARACTERS else text[: _ECHO_CHARACTERS - 1] + "…"
     if not cut.isprintable():
-        return ascii(cut)
+        escaped = ascii(cut)
+        return escaped if len(escaped) <= _ECHO_CHARACTERS else escaped[: _ECHO_CHARACTERS - 2] + "…'"
     return f"'{cut}'" if isinstance(value, str) else cut
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from celery import shared_task
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.signals import worker_process_shutdown
 
 from fiml.core.config import Settings
 from fiml.core.errors import Unavailable
@@ -47,7 +48,8 @@ class _Process:
         self.settings = settings
         self._runtime = Runtime(settings)
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="fiml-tasks", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fiml-tasks", daemon=True)
+        self._thread.start()
 
     def do(self, job: Job) -> Result:
         return self._wait_for(self._do(job))
@@ -55,6 +57,8 @@ class _Process:
     def close(self) -> None:
         self._wait_for(self._runtime.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     async def _do(self, job: Job) -> Result:
         return await maintenance.do(job, await self._runtime.store())
@@ -73,6 +77,15 @@ class _Process:
 _current: _Process | None = None
 
 
+@worker_process_shutdown.connect
+def close(**_signal: Any) -> None:
+    """Let go of what this process opened; the next task opens it again."""
+    global _current  # noqa: PLW0603 - as below
+    if _current is not None and _current.pid == os.getpid():
+        _current.close()
+    _current = None
+
+
 def _process() -> _Process:
     """Made at the first task, and anew after a fork, which takes no thread along, or where the settings changed."""
     global _current  # noqa: PLW0603 - one for the process's life
@@ -80,6 +93,6 @@ def _process() -> _Process:
     if _current is None or _current.pid != os.getpid():
         _current = _Process(settings)
     elif _current.settings != settings:
-        _current.close()
+        close()
         _current = _Process(settings)
     return _current
