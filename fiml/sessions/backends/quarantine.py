@@ -7,9 +7,10 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, delete, select, tuple_
 
-from fiml.core.errors import SessionQuarantined
+from fiml.core.errors import InvalidInput, SessionQuarantined
 from fiml.db.dialects import upsert
 from fiml.db.tables import session_quarantine, tombstones
+from fiml.sessions import values
 from fiml.sessions.backends.dumps import Dump
 
 _columns = session_quarantine.c
@@ -25,14 +26,12 @@ class QuarantinedSession:
     quarantined_at: datetime
 
 
-def put(
-    connection: Connection, session_id: UUID, *, user_id: str | None, reason: str, dump: Dump, now: datetime
-) -> None:
+def put(connection: Connection, session_id: UUID, *, user_id: object, reason: str, dump: Dump, now: datetime) -> None:
     """Keep a session that can't be archived. One that was deleted for good is not kept."""
     if connection.scalar(select(tombstones.c.id).where(tombstones.c.id == session_id)) is None:
         row = {
             "id": session_id,
-            "user_id": user_id,
+            "user_id": _readable_user(user_id),
             "reason": "".join(character if character.isprintable() else " " for character in reason),
             "quarantined_at": now,
             "record": dump.to_bytes(),
@@ -78,6 +77,14 @@ def page(
 def remove(connection: Connection, session_id: UUID) -> None:
     """Take a session out of the quarantine."""
     connection.execute(delete(session_quarantine).where(_columns.id == session_id))
+
+
+def _readable_user(user_id: object) -> str | None:
+    """The user of a damaged session, where that much of it can be read."""
+    try:
+        return values.check_user_id(user_id)
+    except InvalidInput:
+        return None
 
 
 def _statement(owner: str | None) -> Any:

@@ -62,7 +62,10 @@ def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
         for part, (table, _) in _PARTS.items():
             for row in dump.parts[part]:
                 marks = ", ".join("?" * len(row))
-                connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", list(row.values()))  # noqa: S608 - our own columns
+                connection.execute(
+                    f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})",
+                    [_as_stored(value) for value in row.values()],
+                )  # noqa: S608 - our own columns
         header = rows.select_header(connection, session_id)
         if header is None:
             raise CorruptRecord(f"live session {session_id}", "its header is gone")
@@ -151,6 +154,11 @@ def _dump(connection: sqlite3.Connection, session_id: UUID) -> Dump:
         names_of = [description[0] for description in found.description]
         parts[part] = [dict(zip(names_of, map(_as_text, row), strict=True)) for row in found]
     return Dump("sqlite", parts)
+
+
+def _as_stored(value: object) -> object:
+    is_blob = isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
+    return value.encode("utf-8", "surrogateescape") if is_blob else value  # type: ignore[attr-defined]  # a str
 
 
 def _as_text(value: object) -> object:

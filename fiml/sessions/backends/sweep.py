@@ -49,12 +49,12 @@ class Sweep:
                 yield report
 
     async def _sweep_parts(self, parts: list[int]) -> AsyncIterator[SweepReport]:
-        seen: set[ExpiryEntry] = set()
+        before: set[ExpiryEntry] = set()
         while entries := await self._sweeping.due(self._ended.at, parts, _ENTRIES_A_PART):
-            fresh = [entry for entry in entries if entry not in seen]
+            fresh = [entry for entry in entries if entry not in before]
             if not fresh:
                 return  # all of them are in somebody else's hands
-            seen.update(fresh)
+            before = set(entries)
             report = SweepReport()
             await self._sweep_entries(fresh, report)
             yield report
