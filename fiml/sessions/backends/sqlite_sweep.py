@@ -62,10 +62,8 @@ def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
         for part, (table, _) in _PARTS.items():
             for row in dump.parts[part]:
                 marks = ", ".join("?" * len(row))
-                connection.execute(
-                    f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})",
-                    [_as_stored(value) for value in row.values()],
-                )  # noqa: S608 - our own columns
+                insert = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})"  # noqa: S608 - our own columns
+                connection.execute(insert, [_as_stored(value) for value in row.values()])
         header = rows.select_header(connection, session_id)
         if header is None:
             raise CorruptRecord(f"live session {session_id}", "its header is gone")
