@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, inspect, text
@@ -19,6 +20,8 @@ from fiml.core.errors import FimlError, Misconfigured, SchemaOutdated, SchemaToo
 from fiml.db import schema
 from fiml.db.engines import postgres_engine, sqlite_engine
 from fiml.db.tables import embedded, shared
+from fiml.sessions.analytics import SessionAnalytics
+from fiml.sessions.backends import upgrade_schema
 from fiml.sessions.store import SessionStore
 from tests.support.deployment import Deployment, execute, new_database
 
@@ -29,6 +32,8 @@ INDEXES = {
 }
 OPEN_AND_CREATE = """
 import asyncio
+from fiml.sessions.analytics import SessionAnalytics
+from fiml.sessions.backends import upgrade_schema
 from fiml.sessions.store import SessionStore
 
 async def main():
@@ -311,3 +316,41 @@ def set_revision(file: Path, revision: str) -> None:
         connection.execute(f"UPDATE {schema.VERSION_TABLE} SET version_num = '{revision}'")  # noqa: S608  constants
         connection.commit()
         connection.execute("PRAGMA journal_mode=WAL")
+
+
+async def test_an_older_postgresql_is_upgraded_on_demand_and_counts_what_was_there(
+    servers: Deployment, empty_database: str, engine: AsyncEngine
+) -> None:
+    """At the first revision, with a session that ended then."""
+    first = schema.REVISIONS[0]
+
+    def build_first(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(schema.MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, first)
+        connection.execute(text(OLD_METRICS))
+
+    async with engine.begin() as connection:
+        await connection.run_sync(build_first)
+    settings = Settings(redis_url=servers.redis_url, database_url=empty_database)
+    with pytest.raises(SchemaOutdated, match="fiml db upgrade"):
+        await SessionStore(settings).initialize()
+
+    assert await upgrade_schema(settings) == schema.REVISIONS[-1]
+    assert await upgrade_schema(settings) == schema.REVISIONS[-1]
+
+    async with SessionStore(settings) as store:
+        analytics = SessionAnalytics(store.session_maker)
+        before = await analytics.get_session_stats(days=3650)
+        assert await store.roll_up() == 1
+        assert await analytics.get_session_stats(days=3650) == before
+    assert (before["total_sessions"], before["total_queries"], before["top_assets"]) == (1, 3, [("AAPL", 1)])
+
+
+OLD_METRICS = """
+INSERT INTO session_metrics (session_id, user_id, session_type, created_at, duration_seconds, total_queries,
+    cache_hit_rate, assets_analyzed, query_type_summary, completed_normally, abandoned, ended_at)
+VALUES ('550e8400-e29b-41d4-a716-446655440000', 'ann', 'equity', '2024-12-23T23:30:00-03:00', 60, 3, 0.5,
+    '["AAPL"]', '{"price": 3}', TRUE, FALSE, '2024-12-24T23:30:00Z')
+"""
