@@ -1,5 +1,6 @@
 """What can't be archived is set aside whole, and the others go on."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -74,6 +75,27 @@ DAMAGES: dict[str, tuple[list[tuple[Any, ...]], str]] = {
     ),
     "a lost history": ([("DEL", "KEY:queries")], "DELETE FROM active_queries WHERE session_id = ID"),
     "lost entries": ([("DEL", "KEY:entries")], "DELETE FROM active_entries WHERE session_id = ID"),
+    "no version": (
+        [("HDEL", "KEY:header", "version")],
+        "UPDATE active_sessions SET version = 'abc' WHERE id = ID",
+    ),
+    "a version that is no number": (
+        [("HSET", "KEY:header", "version", "zz")],
+        "UPDATE active_sessions SET time_histogram = '[]' WHERE id = ID",
+    ),
+    "a query that is no object": (
+        [("LSET", "KEY:queries", 1, "5")],
+        "UPDATE active_queries SET body = '5' WHERE n = (SELECT min(n) FROM active_queries WHERE session_id = ID)",
+    ),
+    "bytes that are no text": (
+        [("HSET", "KEY:header", "hits", "half")],
+        "UPDATE active_queries SET body = CAST(x'7bff' AS TEXT)"
+        " WHERE n = (SELECT min(n) FROM active_queries WHERE session_id = ID)",
+    ),
+    "assets that are a number": (
+        [("HSET", "KEY:header", "a:AAPL", "first")],
+        "UPDATE active_sessions SET assets = '5' WHERE id = ID",
+    ),
     "a user that is no text": (
         [("HSET", "KEY:header", "user", "\x00\x1f", "type", "poetry")],
         "UPDATE active_sessions SET user_id = x'00ff', type = 'poetry' WHERE id = ID",
@@ -117,10 +139,45 @@ async def test_a_damaged_session_is_set_aside_with_its_bytes_and_the_reason(
         await store.retry_quarantined(session.id)
     shown = await store.get_quarantined(session.id)
     assert "fundamentals" not in str(shown)
-    assert "AAPL" in str(shown["record"]) or how == "assets that are none"
+    assert "AAPL" in str(shown["record"])
     assert (await store.sweep()).quarantined == 0
     assert await store.delete_session(session.id)
     assert await store.get_session(session.id) is None
+
+
+async def test_two_sweepers_at_one_damaged_session_keep_its_bytes(
+    store: SessionStore, clock: FrozenClock, backend_settings: Settings
+) -> None:
+    damaged = []
+    for _ in range(8):
+        created = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
+        await store.record_query(created.id, make_query(), context={"0": 0})
+        await Surgeon(backend_settings, created.id).damage("an unknown type")
+        damaged.append(created.id)
+    clock.advance(hours=2)
+
+    async with SessionStore(backend_settings) as other:
+        await asyncio.gather(store.sweep(), other.sweep(), store.sweep())
+
+    assert {each.id for each in await store.list_quarantine()} == set(damaged)
+    for session_id in damaged:
+        assert "poetry" in str(await store.get_quarantined(session_id))
+        assert await store.delete_session(session_id)
+
+
+@pytest.mark.parametrize("how", ["no version", "a version that is no number"])
+async def test_an_erasure_reaches_a_live_session_that_can_not_be_read(
+    store: SessionStore, session: Session, backend_settings: Settings, how: str
+) -> None:
+    await Surgeon(backend_settings, session.id).damage(how)
+
+    assert (await store.erase_user(OWNER)).erased == [session.id]
+
+    if backend_settings.redis_url is not None:
+        client = RedisClient(backend_settings.redis_url, ())
+        [left] = await client.run([("KEYS", f"fiml:{{{session.id.hex}}}:[heqi]*")])
+        await client.close()
+        assert left == []
 
 
 async def test_one_poisoned_record_among_a_thousand_stops_no_other(

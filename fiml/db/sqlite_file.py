@@ -148,6 +148,8 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def _translate(path: Path, exc: BaseException) -> Exception:
+    if "Could not decode to UTF-8" in str(exc):  # the driver's own words, without a code
+        return CorruptRecord("a record", str(exc))
     match getattr(exc, "sqlite_errorname", ""):
         case "SQLITE_NOTADB":
             return Misconfigured(f"{path} is no database of fiml ({exc}); move it away or set FIML_DATA_DIR")

@@ -99,17 +99,23 @@ async def do_due_jobs(store: SessionStore, holder: str) -> dict[str, Result]:
     """
     done: dict[str, Result] = {}
     for job in JOBS:
-        is_mine = await store.keeping.claim_job(
-            job.name,
-            holder=holder,
-            now=clock.now(),
-            done_before=job.done_before(store.settings),
-            hold_for=HOLD_FOR,
-        )
-        if is_mine:
-            async with _kept(job, store, holder):
-                done[job.name] = await do(job, store)
+        try:
+            if await _claim(job, store, holder):
+                async with _kept(job, store, holder):
+                    done[job.name] = await do(job, store)
+        except FimlError as exc:  # the other jobs may fare better, and the next look tries again
+            _log.warning("job_failed", job=job.name, code=exc.code, problem=str(exc))
     return done
+
+
+async def _claim(job: Job, store: SessionStore, holder: str) -> bool:
+    return await store.keeping.claim_job(
+        job.name,
+        holder=holder,
+        now=clock.now(),
+        done_before=job.done_before(store.settings),
+        hold_for=HOLD_FOR,
+    )
 
 
 async def do_jobs_when_due(open_store: Callable[[], Awaitable[SessionStore]], *, look_every_s: float) -> None:
@@ -120,10 +126,9 @@ async def do_jobs_when_due(open_store: Callable[[], Awaitable[SessionStore]], *,
             for name, result in (await do_due_jobs(await open_store(), holder)).items():
                 _log.info("job_done", job=name, **result)
         except FimlError as exc:
-            _log.warning("job_failed", code=exc.code, problem=str(exc))
-        except Exception:
-            _log.exception("maintenance_ended")  # at once: who awaits the task does so at the very end
-            raise
+            _log.warning("maintenance_failed", code=exc.code, problem=str(exc))
+        except Exception:  # noqa: BLE001 - a fault of ours, reported in full; a server must not stop archiving for it
+            _log.exception("maintenance_failed")
         await asyncio.sleep(look_every_s)
 
 

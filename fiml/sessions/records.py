@@ -289,7 +289,13 @@ def check_whole(record: SessionRecord, query_count: int) -> SessionRecord:
     """
     header = record.header
     lost = None
-    if header.type not in SessionType.__members__.values():
+    names: list[Any] = [header.assets, header.tags]
+    totals = header.totals
+    if not all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in names):
+        lost = "its assets or tags are no lists of names"
+    elif not all(isinstance(number, int) for number in (header.version, totals.total_queries, totals.cache_hits)):
+        lost = "its version or its counts are no numbers"
+    elif header.type not in SessionType.__members__.values():
         lost = f"it is of the type {echo(header.type)}"
     elif query_count != header.totals.total_queries:
         lost = f"its history holds {query_count} of {header.totals.total_queries} queries"

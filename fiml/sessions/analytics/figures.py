@@ -4,7 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +15,8 @@ from fiml.sessions.backends import metrics, rollups
 from fiml.sessions.records import Header
 
 _IDS_PER_QUERY = 5000
+_MOST_SPANS = 50
+_A_DAY = timedelta(days=1)
 
 Sums = dict[str, Counter[str]]
 """Numbers by kind and name; those of `rollups.NUMBERS` have the empty name."""
@@ -60,15 +62,30 @@ def sum_ended(connection: Connection, filters: Filters, *, live_ids: Sequence[UU
 def statement(connection: Connection, filters: Filters) -> Any:
     """Kind, name and number: rollups for the days that have them, metrics for the first one and those behind."""
     first = metrics.day_of(filters.since)
-    behind = [day for day in rollups.days_behind(connection, first) if day > first]
-    rolled_up = [session_rollups.c.day > first, session_rollups.c.day.not_in(behind), *filters.on_rollups()]
-    end_of_first = datetime.combine(first + timedelta(days=1), time(), filters.since.tzinfo)
-    of_first = (session_metrics.c.created_at >= filters.since) & (session_metrics.c.created_at < end_of_first)
-    by_hand = or_(of_first, *(rollups.of_day(day) for day in behind))
+    spans = _spans([day for day in rollups.days_behind(connection, first) if day > first])
+    day, created_at = session_rollups.c.day, session_metrics.c.created_at
+    rolled_up = [day > first, *(~day.between(start, end) for start, end in spans), *filters.on_rollups()]
+    of_first = (created_at >= filters.since) & (created_at < _midnight(first + _A_DAY))
+    behind = ((created_at >= _midnight(start)) & (created_at < _midnight(end + _A_DAY)) for start, end in spans)
     return union_all(
         *rollups.figures_of_rollups(connection, rolled_up),
-        *rollups.figures_of_metrics(connection, [by_hand, *filters.on_metrics()]),
+        *rollups.figures_of_metrics(connection, [or_(of_first, *behind), *filters.on_metrics()]),
     )
+
+
+def _spans(days: Sequence[date]) -> list[tuple[date, date]]:
+    """Days in order as first and last of those that follow each other; where that would be many, all as one."""
+    spans: list[tuple[date, date]] = []
+    for day in days:
+        if spans and day == spans[-1][1] + _A_DAY:
+            spans[-1] = (spans[-1][0], day)
+        else:
+            spans.append((day, day))
+    return spans if len(spans) <= _MOST_SPANS else [(days[0], days[-1])]
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
 
 
 def sum_live(sums: Sums, headers: Sequence[Header], now: datetime) -> None:

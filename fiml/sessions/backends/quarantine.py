@@ -79,6 +79,12 @@ def remove(connection: Connection, session_id: UUID) -> None:
     connection.execute(delete(session_quarantine).where(_columns.id == session_id))
 
 
+def take_back(connection: Connection, session_id: UUID, dump: Dump) -> None:
+    """Take out what was kept of a session that went on living, unless somebody has kept something else of it."""
+    kept = (_columns.id == session_id) & (_columns.record == dump.to_bytes())
+    connection.execute(delete(session_quarantine).where(kept))
+
+
 def _readable_user(user_id: object) -> str | None:
     """The user of a damaged session, where that much of it can be read."""
     try:

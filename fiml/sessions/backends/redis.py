@@ -63,14 +63,15 @@ class RedisTier:
     async def locate(self, session_id: UUID, owner: str | None) -> Location | None:
         """What is needed to remove a session, which may be beyond reading otherwise."""
         [stored] = await self._client.run([LOCATE([keys.header_key(session_id)], owner or "")])
-        if stored is None or stored[1] is None:
+        if stored is None:
             return None
         user_id, version, life, created = stored
+        number = int(version) if version is not None and version.isdigit() else 0
         try:
             member = fields.listed_member(fields.decode_moment(created), session_id, int(life))
         except (TypeError, ValueError, OverflowError):
             member = ""  # it has lost its place; a sweeper drops the entries that are left there
-        return Location(Place(session_id, user_id and user_id.decode(), member), int(version))
+        return Location(Place(session_id, user_id and user_id.decode(), member), number)
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         """Apply a change, as `Backend.write` says."""

@@ -79,14 +79,19 @@ class RedisSweep:
         [reply] = await self._client.run([DUMP(keys.session_keys(session_id))])
         return Dump("redis", {name: _dumped(*part) for name, part in zip(_PARTS, reply, strict=True)})
 
-    async def take_out(self, session_id: UUID, dump: Dump) -> bool:
-        """Remove a session that was dumped; `False` where it was written to since."""
+    async def take_out(self, session_id: UUID, dump: Dump) -> str:
+        """Remove a session that was dumped: `removed`, `changed` where it was written to since, or `absent`."""
         command = TAKE_OUT([*keys.session_keys(session_id), keys.floor_key(session_id)], version_in(dump), FLOOR_S)
         [outcome] = await self._client.run([command])
-        return bool(outcome == b"removed")
+        return str(outcome.decode())
 
 
 _PARTS = ("header", "entries", "queries", "ids")
+
+
+def is_empty(dump: Dump) -> bool:
+    """Whether nothing was left of the session when it was dumped."""
+    return all(kind == "none" for kind, _ in dump.parts.values())
 
 
 def version_in(dump: Dump) -> str:
@@ -116,6 +121,12 @@ def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
     )
     record = fields.decode_record(session_id, [header, entries, queries])
     assert record is not None  # noqa: S101 - only for a reply that is None
+    return _whole(record, queries)
+
+
+def _whole(record: SessionRecord, queries: Sequence[bytes]) -> SessionRecord:
+    if not all(body.startswith(b"{") for body in queries):
+        raise CorruptRecord(f"live session {record.header.id}", "a query of its history is no JSON object")
     return with_all_totals(check_whole(record, len(queries)))
 
 
@@ -140,7 +151,7 @@ def _record(session_id: UUID, reply: Any) -> SessionRecord | CorruptRecord | Non
         return CorruptRecord(f"live session {session_id}", str(reply))
     try:
         record = fields.decode_record(session_id, reply)
-        return record and with_all_totals(check_whole(record, len(reply[2])))
+        return record and _whole(record, reply[2])
     except CorruptRecord as exc:
         return exc
 

@@ -69,7 +69,9 @@ def select_version(connection: sqlite3.Connection, session_id: UUID, owner: str 
         "SELECT version FROM active_sessions WHERE id = :id AND (:owner IS NULL OR user_id = :owner)",
         {"id": session_id.hex, "owner": owner},
     ).fetchone()
-    return None if row is None else int(row[0])
+    if row is None:
+        return None
+    return row[0] if isinstance(row[0], int) else 0
 
 
 def select_any_header(connection: sqlite3.Connection, stored_id: str) -> Header:
@@ -269,7 +271,7 @@ def _decode(row: Sequence[Any]) -> Header:
             history_bytes=stored["history_bytes"],
             format=stored["format"],
         )
-    except (ValueError, TypeError, OverflowError) as exc:
+    except (ValueError, TypeError, AttributeError, OverflowError) as exc:
         raise CorruptRecord(f"live session {UUID(stored['id'])}", str(exc)) from exc
 
 

@@ -8,7 +8,6 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
 from fiml.core.clock import to_micros
 from fiml.core.errors import CorruptRecord, RecordRefused
@@ -80,7 +79,7 @@ def _archive(
         with translated(file.path), connection.begin_nested():
             move(connection, [rows.select_any_header(driver(connection), each) for each in session_ids], ended)
     except (CorruptRecord, RecordRefused) as exc:
-        if isinstance(exc, CorruptRecord) and isinstance(exc.__cause__, DBAPIError | sqlite3.Error):
+        if exc.record.startswith("the file"):
             raise  # it is the file that is damaged, not a session
         if len(session_ids) == 1:
             _set_aside(connection, session_ids[0], exc.problem, ended, report)
@@ -128,13 +127,19 @@ def _count_newer(connection: sqlite3.Connection, by: datetime) -> int:
 
 def _select_whole(connection: sqlite3.Connection, header: Header) -> SessionRecord:
     """A session whose JSON is JSON: in this archive it is text, and nothing else would tell."""
-    for table, column in (("active_entries", "value"), ("active_queries", "body")):
+    is_json = {
+        "active_entries": "json_valid(value)",
+        "active_queries": "json_valid(body) AND json_type(body) = 'object'",
+    }
+    for table, condition in is_json.items():
         broken = connection.execute(
-            f"SELECT count(*) FROM {table} WHERE session_id = ? AND NOT json_valid({column})",  # noqa: S608 - constants
+            f"SELECT count(*) FROM {table} WHERE session_id = ? AND NOT ({condition})",  # noqa: S608 - constants
             (header.id.hex,),
         ).fetchone()
         if broken[0]:
-            raise CorruptRecord(f"live session {header.id}", f"{broken[0]} of its {table} hold no JSON")
+            raise CorruptRecord(
+                f"live session {header.id}", f"{broken[0]} of its {table} hold no JSON, or not what they should"
+            )
     [count] = connection.execute(
         "SELECT count(*) FROM active_queries WHERE session_id = ?", (header.id.hex,)
     ).fetchone()
@@ -143,10 +148,18 @@ def _select_whole(connection: sqlite3.Connection, header: Header) -> SessionReco
 
 def _dump(connection: sqlite3.Connection, session_id: UUID) -> Dump:
     names = tuple(table for table, _ in _PARTS.values())
+    connection.text_factory = bytes  # as it is stored, UTF-8 or not
+    try:
+        return _dump_bytes(connection, session_id, names)
+    finally:
+        connection.text_factory = str
+
+
+def _dump_bytes(connection: sqlite3.Connection, session_id: UUID, names: tuple[str, ...]) -> Dump:
     schema = connection.execute(
         "SELECT sql FROM sqlite_master WHERE type = 'table' AND name IN (?, ?, ?) ORDER BY name", names
     )
-    parts: dict[str, Any] = {"tables": [sql for (sql,) in schema]}
+    parts: dict[str, Any] = {"tables": [sql.decode() for (sql,) in schema]}
     for part, (table, column) in _PARTS.items():
         found = connection.execute(f"SELECT * FROM {table} WHERE {column} = ?", (session_id.hex,))  # noqa: S608 - constants
         names_of = [description[0] for description in found.description]

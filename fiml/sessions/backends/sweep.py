@@ -13,7 +13,7 @@ from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import Ended, SweepReport
 from fiml.sessions.backends.redis import RedisTier
 from fiml.sessions.backends.redis_index import ExpiryEntry, place_of
-from fiml.sessions.backends.redis_sweep import Look, RedisSweep, user_in
+from fiml.sessions.backends.redis_sweep import Look, RedisSweep, is_empty, user_in
 from fiml.sessions.records import FORMAT, Header, SessionRecord
 
 # One look is at some of the parts of the index: a sweeper keeps these many entries in mind, whatever the backlog.
@@ -123,18 +123,23 @@ class Sweep:
         """Copy what can't be archived into the quarantine, then take it out of the live ones."""
         session_id = entry.session_id
         dump = await self._sweeping.dump(session_id)
+        if is_empty(dump):
+            return await self._sweeping.drop([entry])  # another sweeper was faster
         user_id = entry.place.user_id or user_in(dump)
         await self._database.transact(
             lambda connection: quarantine.put(
                 connection, session_id, user_id=user_id, reason=problem, dump=dump, now=self._ended.at
             )
         )
-        if not await self._sweeping.take_out(session_id, dump):
-            await self._database.transact(lambda connection: quarantine.remove(connection, session_id))
-            return
+        outcome = await self._sweeping.take_out(session_id, dump)
+        if outcome == "changed":
+            await self._database.transact(lambda connection: quarantine.take_back(connection, session_id, dump))
+            return None
         await self._sweeping.drop([entry])
-        report.quarantined += 1
-        _log.error("session_quarantined", session_id=str(session_id), problem=problem)
+        if outcome == "removed":
+            report.quarantined += 1
+            _log.error("session_quarantined", session_id=str(session_id), problem=problem)
+        return None
 
 
 def _batches(expired: list[tuple[ExpiryEntry, Look]]) -> Iterator[list[ExpiryEntry]]:

@@ -5,6 +5,6 @@
 local version = redis.call('HGET', KEYS[1], 'version')
 if version and ARGV[1] ~= '' and version ~= ARGV[1] then return 'changed' end
 if version or ARGV[2] == 'deleted' then redis.call('SET', KEYS[5], ARGV[2], 'EX', ARGV[3]) end
-if not version then return 'absent' end
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
+if not version and ARGV[2] ~= 'deleted' then return 'absent' end
+if redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) == 0 then return 'absent' end
 return 'removed'
