@@ -35,7 +35,7 @@ class ErasureReceipt:
     erased: list[UUID]
     held: dict[UUID, str]
     metrics: int
-    """Rows of metrics, of sessions that were erased and of sessions that retention had removed before."""
+    """Rows of metrics that were left of sessions which retention had removed before."""
     kept_copies: list[str] = field(default_factory=list)
     """Copies of the file from before an upgrade that were cleaned too."""
 
