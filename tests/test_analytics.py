@@ -116,6 +116,19 @@ async def test_rollups_say_what_the_metrics_say(
     assert await analytics.get_session_stats(**filters) == before
 
 
+@pytest.mark.parametrize("apart", [1, 2])
+async def test_any_number_of_days_may_be_behind(
+    store: SessionStore, analytics: SessionAnalytics, clock: FrozenClock, apart: int
+) -> None:
+    """As after an upgrade, when no rollup was made yet: ten years, each day or every other one."""
+    session = await store.create_session(["AAPL"], SessionType.EQUITY)
+    await store.archive_session(session.id)
+    days = [metrics.day_of(clock.now() - timedelta(days=n)) for n in range(0, 3600, apart)]
+    await store.keeping._transact(lambda connection: metrics.mark(connection, days))
+
+    assert (await analytics.get_session_stats(days=3650))["total_sessions"] == 1
+
+
 async def test_a_session_that_is_resumed_and_ends_again_counts_once(
     store: SessionStore, analytics: SessionAnalytics, clock: FrozenClock
 ) -> None:

@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 
 from fiml.core.config import Maintenance, Settings, Synchronous
+from fiml.core.errors import Unavailable
 from fiml.runtime import Runtime, maintaining
 from fiml.sessions import maintenance
 from fiml.sessions.analytics import SessionAnalytics
@@ -99,6 +100,19 @@ async def test_a_job_that_fails_is_left_to_the_next_who_looks(
     for holder in ("one", "other"):
         with pytest.raises(ZeroDivisionError):
             await do_due_jobs(store, holder)
+
+
+async def test_a_job_whose_engine_is_away_stops_no_other(
+    store: SessionStore, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = maintenance.Job("away", lambda _store: _be_away(), lambda _settings: clock.now())
+    monkeypatch.setattr(maintenance, "JOBS", (away, *JOBS))
+
+    assert list(await do_due_jobs(store, "one")) == NAMES
+
+
+async def _be_away() -> maintenance.Result:
+    raise Unavailable("the engine", "switched off")
 
 
 async def _fail() -> maintenance.Result:
