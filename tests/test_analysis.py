@@ -18,7 +18,7 @@ from fiml.core.errors import (
     SymbolNotFound,
     Unavailable,
 )
-from fiml.market.models import AssetKind, Depth, Quote
+from fiml.market.models import AssetKind, Depth, Instrument, Quote
 from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService
 from fiml.sessions.models import Session, SessionType
@@ -41,10 +41,10 @@ class Ticker(SampleProvider):
         self.moves = 0
         self.is_open = True
 
-    async def quote(self, symbol: str) -> Quote:
+    async def quote(self, instrument: Instrument) -> Quote:
         if not self.is_open:
             raise Unavailable("the ticker", "it is closed")
-        last = await super().quote(symbol)
+        last = await super().quote(instrument)
         self.moves += 1
         return last.model_copy(update={"source": self.source, "price": last.price + self.moves})
 

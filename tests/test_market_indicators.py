@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fiml.market.indicators import compare, technicals
 from fiml.market.models import Adjustment, AssetKind, Bar, Bars
-from fiml.market.providers.sample import SampleProvider
+from tests.support.market import sample_bars
 
 FIRST_DAY = date(2024, 1, 1)
 
@@ -75,7 +75,7 @@ def test_the_rsi_begins_as_wilder_defines_it() -> None:
 
 @pytest.mark.parametrize("symbol", ["AAPL", "MSFT", "^GSPC", "BTC"])
 async def test_averages_and_rsi_of_real_bars_agree_with_their_definitions(symbol: str) -> None:
-    bars = await SampleProvider().bars(symbol)
+    bars = await sample_bars(symbol)
     closes = [bar.close for bar in bars.bars]
 
     found = technicals(bars, AssetKind.EQUITY)
@@ -175,7 +175,7 @@ def test_a_price_that_never_moved_has_no_rsi() -> None:
 
 
 async def test_days_without_a_bar_are_named_where_they_move_the_year() -> None:
-    bars = await SampleProvider().bars("BTC")
+    bars = await sample_bars("BTC")
 
     note = technicals(bars, AssetKind.COIN).note
 
@@ -183,7 +183,7 @@ async def test_days_without_a_bar_are_named_where_they_move_the_year() -> None:
 
 
 async def test_weekends_and_holidays_are_no_gap_for_an_equity() -> None:
-    assert technicals(await SampleProvider().bars("AAPL"), AssetKind.EQUITY).note is None
+    assert technicals(await sample_bars("AAPL"), AssetKind.EQUITY).note is None
 
 
 def test_a_comparison_covers_the_common_dates_only() -> None:
@@ -206,15 +206,14 @@ def test_without_a_common_date_nothing_is_compared() -> None:
 
 
 async def test_correlation_is_pearsons_of_daily_returns() -> None:
-    sample = SampleProvider()
-    a, b = await sample.bars("AAPL"), await sample.bars("NVDA")
+    a, b = await sample_bars("AAPL"), await sample_bars("NVDA")
     returns = [[y.close / x.close - 1 for x, y in pairwise(each.bars)] for each in (a, b)]
 
     assert compare(a, b).correlation == pytest.approx(pearson(*returns), abs=1e-6)
 
 
 async def test_a_series_correlates_fully_with_itself() -> None:
-    bars = await SampleProvider().bars("AAPL")
+    bars = await sample_bars("AAPL")
 
     found = compare(bars, bars)
 

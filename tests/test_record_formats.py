@@ -65,7 +65,8 @@ async def test_an_older_file_is_upgraded_with_a_copy_kept_and_read_whole(clock: 
         assert await store.cleanup_expired_sessions() == 1
         archived = await existing(store, expected["live"]["id"])
         stats = await SessionAnalytics(store.session_maker, store).get_session_stats()
-        assert await store.write_missing_metrics() == 1  # of the session that was archived before
+        # Of the session that was archived before: the first format's metrics have fewer figures.
+        assert await store.write_missing_metrics() == (1 if number == 1 else 0)
         filled = await SessionAnalytics(store.session_maker, store).get_session_stats()
 
     assert archived.state.history.total_queries == 4

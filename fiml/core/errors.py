@@ -13,6 +13,8 @@ FimlError
 ├── NotPermitted            ask as somebody else
 ├── NotSupported            another way is needed
 ├── Unavailable             try again later
+│   ├── RateLimited         at the named time
+│   └── BadData             what the provider sent can't be used
 ├── Misconfigured           tell the operator
 │   ├── MissingExtra
 │   ├── SchemaOutdated
@@ -79,11 +81,15 @@ class SymbolNotFound(InvalidInput):
 
     code = "symbol_not_found"
 
-    def __init__(self, symbol: str, *, source: str, known: list[str]) -> None:
+    def __init__(self, symbol: str, *, source: str, known: list[str], is_nearest: bool = False) -> None:
         self.symbol = symbol
         self.source = source
         self.known = known
-        super().__init__("symbol", f"{echo(symbol)} is not in the {source} data", f"it has {', '.join(known)}")
+        listed = ", ".join(known)
+        next_step = f"it has {listed}"
+        if is_nearest:
+            next_step = f"the nearest are {listed}" if known else "look the symbol up, and name its market or exchange"
+        super().__init__("symbol", f"{echo(symbol)} is not in the {source} data", next_step)
 
 
 class _AboutSession(FimlError):
@@ -196,6 +202,28 @@ class Unavailable(FimlError):
     def __init__(self, what: str, reason: str) -> None:
         self.what = what
         super().__init__(f"{what} is away ({reason}); try again, or run `fiml doctor`")
+
+
+class RateLimited(Unavailable):
+    """A provider takes no more questions until `retry_at`."""
+
+    code = "rate_limited"
+
+    def __init__(self, what: str, retry_at: datetime) -> None:
+        super().__init__(what, "rate limit")
+        self.retry_at = retry_at
+        self.args = (f"{what} takes no more questions for now; ask again at {retry_at:%Y-%m-%dT%H:%M:%SZ}",)
+
+
+class BadData(Unavailable):
+    """A provider answered with what can't be used: no JSON, a figure of another type, a price below zero."""
+
+    code = "bad_data"
+
+    def __init__(self, what: str, problem: str) -> None:
+        super().__init__(what, problem)
+        self.problem = problem
+        self.args = (f"what {what} sent can't be used ({problem}); try again later",)
 
 
 class Misconfigured(FimlError):

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from sqlalchemy import (
+    DDL,
     JSON,
     BigInteger,
     Boolean,
@@ -21,16 +22,20 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     Uuid,
+    event,
     false,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 
 shared = MetaData()
 """On both databases: ended sessions and what remains of them."""
 
 embedded = MetaData()
-"""On SQLite only: live sessions, which the server deployment keeps in Redis."""
+"""On SQLite only: live sessions, which the server deployment keeps in Redis, and the words of all."""
+
+server = MetaData()
+"""On PostgreSQL only: the words of ended sessions."""
 
 # The engines take and give JSON as text (see `engines.py`): it travels as it is stored.
 Json = JSON().with_variant(JSONB(), "postgresql")
@@ -184,6 +189,18 @@ maintenance_jobs = Table(
     Column("result", Json),
 )
 
+# Answers of live market providers: the second cache. Nothing in them is a user's.
+market_cache = Table(
+    "market_cache",
+    shared,
+    Column("key", String(200), primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("known_at", UtcDateTime, nullable=False),
+    Column("fresh_until", UtcDateTime, nullable=False),
+    Column("keep_until", UtcDateTime, nullable=False),
+    Index("market_cache_by_keeping", "keep_until"),
+)
+
 # Times of the live tables are microseconds since 1970 in UTC, ids 32 hexadecimal digits, JSON is text.
 active_sessions = Table(
     "active_sessions",
@@ -233,4 +250,39 @@ active_queries = Table(
     Column("body", Text, nullable=False),
     UniqueConstraint("session_id", "id", name="active_queries_once"),
     Index("active_queries_in_order", "session_id", "n"),
+)
+
+# Full text by parts, so that a query more costs one row more: the session's own names, each entry, each query.
+session_words = Table(
+    "session_words",
+    embedded,
+    Column("id", Integer, primary_key=True),
+    Column("session_id", String(32), nullable=False),
+    Column("part", Text, nullable=False),
+    Column("words", Text, nullable=False),
+    UniqueConstraint("session_id", "part", name="session_words_once"),
+)
+
+FULL_TEXT = (
+    "CREATE VIRTUAL TABLE session_fts USING fts5(words, content='session_words', content_rowid='id',"
+    " tokenize='unicode61 remove_diacritics 0')",
+    "CREATE TRIGGER session_words_added AFTER INSERT ON session_words BEGIN"
+    " INSERT INTO session_fts (rowid, words) VALUES (new.id, new.words); END",
+    "CREATE TRIGGER session_words_removed AFTER DELETE ON session_words BEGIN"
+    " INSERT INTO session_fts (session_fts, rowid, words) VALUES ('delete', old.id, old.words); END",
+    "CREATE TRIGGER session_words_changed AFTER UPDATE ON session_words BEGIN"
+    " INSERT INTO session_fts (session_fts, rowid, words) VALUES ('delete', old.id, old.words);"
+    " INSERT INTO session_fts (rowid, words) VALUES (new.id, new.words); END",
+)
+"""SQLite's full-text index over `session_words`, which follows it by triggers."""
+
+for _statement in FULL_TEXT:
+    event.listen(session_words, "after_create", DDL(_statement))  # type: ignore[no-untyped-call]  # as SQLAlchemy has it
+
+session_search = Table(
+    "session_search",
+    server,
+    Column("session_id", Uuid, primary_key=True),
+    Column("words", TSVECTOR, nullable=False),
+    Index("session_search_by_word", "words", postgresql_using="gin"),
 )

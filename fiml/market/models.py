@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
@@ -102,10 +102,14 @@ class Quote(_Model):
     exchange: str | None
     source: str
     as_of: date = Field(description="date of the last bar; every figure is of this day")
+    market_time: datetime | None = Field(None, description="moment of the price, where the source tells it")
     adjustment: Adjustment
     change: float | None = Field(description="price minus previous_close, in `currency`")
     change_percent: float | None = Field(description="change against previous_close: 1 is one per cent")
-    previous_close: float | None = Field(description="price of the bar before")
+    change_window: Literal["previous close", "24 hours"] = Field(
+        "previous close", description="since when the change is counted"
+    )
+    previous_close: float | None = Field(description="price of the bar before; for 24 hours, the price then")
     open: float | None
     high: float | None
     low: float | None
@@ -179,10 +183,21 @@ class Comparison(_Model):
     missing: Missing
 
 
+class Delivery(_Model):
+    """How one part of an answer got here."""
+
+    layer: Literal["provider", "l1", "l2"] = Field(description="who answered: the provider, or which cache")
+    known_at: datetime = Field(description="when it was learnt from the provider")
+    fresh_until: datetime | None = Field(description="until when it is current; null: always, as history is")
+    is_stale: bool = Field(description="the provider failed, and this is its last answer")
+    age_seconds: int = Field(description="since known_at")
+
+
 class MarketAnswer(_Model):
     """All that one question about an instrument brought, as deep as it was asked."""
 
     quote: Quote
+    delivery: dict[str, Delivery] = Field(default_factory=dict, description="`quote`, `bars`, `fundamentals` -> how")
     technicals: Technicals | None
     fundamentals: Fundamentals | None
     comparisons: list[Comparison]

@@ -4,15 +4,11 @@ import asyncio
 from collections.abc import Sequence
 
 from fiml.core.config import MarketData, Settings
-from fiml.core.errors import InvalidInput, NotSupported, SymbolNotFound, echo
+from fiml.core.errors import InvalidInput, NotSupported, SymbolNotFound
 from fiml.market.indicators import compare, technicals
 from fiml.market.models import AssetKind, Bars, Comparison, Depth, Instrument, MarketAnswer
 from fiml.market.providers.base import MarketProvider
 from fiml.market.providers.sample import SampleProvider
-
-MARKETS = ("US",)
-EXCHANGES = ("Bitstamp",)
-PAIRS = ("USD",)
 
 
 class MarketService:
@@ -27,24 +23,12 @@ class MarketService:
         return self._provider.source
 
     async def equity(self, symbol: str, market: str = "US") -> Instrument:
-        """The equity or index with this symbol.
-
-        Raises:
-            InvalidInput: the market is not among `MARKETS`.
-        """
-        _check_choice("market", market, MARKETS)
-        return await self._provider.instrument(symbol, AssetKind.EQUITY)
+        """The equity or index with this symbol."""
+        return await self._provider.instrument(symbol, AssetKind.EQUITY, market=market)
 
     async def coin(self, symbol: str, exchange: str | None = None, pair: str = "USD") -> Instrument:
-        """The coin with this symbol.
-
-        Raises:
-            InvalidInput: the exchange is not among `EXCHANGES`, or the pair not among `PAIRS`.
-        """
-        if exchange is not None:
-            _check_choice("exchange", exchange, EXCHANGES)
-        _check_choice("pair", pair, PAIRS)
-        return await self._provider.instrument(symbol, AssetKind.COIN)
+        """The coin with this symbol, on the provider's choice of exchanges where none is named."""
+        return await self._provider.instrument(symbol, AssetKind.COIN, exchange=exchange, pair=pair)
 
     async def find(self, symbol: str) -> Instrument | None:
         """The instrument with this symbol, an equity or index before a coin; None if there is none."""
@@ -65,11 +49,11 @@ class MarketService:
         The instrument itself and repetitions among the others are passed over. Another that the source
         doesn't have, or that shares fewer than 2 dates, stands in `not_compared`; it is no error.
         """
-        quote = await self._provider.quote(instrument.symbol)
+        quote = await self._provider.quote(instrument)
         if depth is Depth.QUICK:
             return MarketAnswer(quote=quote, technicals=None, fundamentals=None, comparisons=[], not_compared={})
         bars, fundamentals = await asyncio.gather(
-            self._provider.bars(instrument.symbol), self._provider.fundamentals(instrument.symbol)
+            self._provider.bars(instrument), self._provider.fundamentals(instrument)
         )
         compared = await self._compare(bars, others) if depth is Depth.DEEP else {}
         return MarketAnswer(
@@ -85,13 +69,13 @@ class MarketService:
         await self._provider.aclose()
 
     async def _compare(self, bars: Bars, others: Sequence[Instrument]) -> dict[str, Comparison | str]:
-        symbols = list(dict.fromkeys(other.symbol for other in others if other.symbol != bars.symbol))
-        found = await asyncio.gather(*(self._compare_with(bars, symbol) for symbol in symbols))
-        return dict(zip(symbols, found, strict=True))
+        wanted = {other.symbol: other for other in others if other.symbol != bars.symbol}
+        found = await asyncio.gather(*(self._compare_with(bars, other) for other in wanted.values()))
+        return dict(zip(wanted, found, strict=True))
 
-    async def _compare_with(self, bars: Bars, symbol: str) -> Comparison | str:
+    async def _compare_with(self, bars: Bars, instrument: Instrument) -> Comparison | str:
         try:
-            other = await self._provider.bars(symbol)
+            other = await self._provider.bars(instrument)
         except SymbolNotFound as exc:
             return f"not in the {exc.source} data"
         comparison = compare(bars, other)
@@ -109,11 +93,6 @@ def open_market(settings: Settings) -> MarketService:
     if settings.market_data is MarketData.LIVE:
         raise NotSupported("live market data is not part of this version", "set FIML_MARKET_DATA=sample")
     return MarketService(SampleProvider())
-
-
-def _check_choice(field: str, value: str, valid: Sequence[str]) -> None:
-    if value.strip().upper() not in {choice.upper() for choice in valid}:
-        raise InvalidInput(field, f"{echo(value)} is not available", f"valid: {', '.join(valid)}")
 
 
 def _span(bars: Bars) -> str:

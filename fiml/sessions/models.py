@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -11,7 +11,19 @@ from fiml.core import clock
 from fiml.core.config import MAX_TTL_HOURS, Settings
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions import values
-from fiml.sessions.histogram import time_bucket
+from fiml.sessions.point_in_time import KnownContext, known_by
+from fiml.sessions.queries import QueryRecord, QueryTotals
+
+__all__ = [
+    "AnalysisHistory",
+    "KnownContext",
+    "QueryRecord",
+    "QueryTotals",
+    "Session",
+    "SessionState",
+    "SessionSummary",
+    "SessionType",
+]
 
 
 class SessionType(StrEnum):
@@ -33,90 +45,6 @@ class SessionType(StrEnum):
         if isinstance(value, str) and value in cls.__members__.values():
             return cls(value)
         raise InvalidInput("session type", f"{echo(value)} is unknown", f"valid are {', '.join(cls)}")
-
-
-@dataclass(frozen=True, slots=True)
-class QueryRecord:
-    """One question and what came back. A fact: it never changes, and its `id` makes appending it twice harmless.
-
-    `timestamp` is when it was asked; `execution_time_ms` is milliseconds, `None` where it wasn't measured.
-    """
-
-    query_type: str
-    parameters: dict[str, Any] = field(default_factory=dict)
-    result_summary: str | None = None
-    execution_time_ms: float | None = None
-    cache_hit: bool = False
-    timestamp: datetime = field(default_factory=clock.now)
-    id: UUID = field(default_factory=uuid4)
-
-    @property
-    def day(self) -> str:
-        """The day in UTC on which it was asked, as `2024-12-24`."""
-        return self.timestamp.astimezone(UTC).date().isoformat()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "id": str(self.id),
-            "query_type": self.query_type,
-            "parameters": self.parameters,
-            "result_summary": self.result_summary,
-            "execution_time_ms": self.execution_time_ms,
-            "cache_hit": self.cache_hit,
-            "timestamp": clock.to_iso(self.timestamp),
-        }
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        return cls(
-            record["query_type"],
-            record["parameters"],
-            record["result_summary"],
-            record["execution_time_ms"],
-            record["cache_hit"],
-            datetime.fromisoformat(record["timestamp"]),
-            UUID(record["id"]),
-        )
-
-
-@dataclass(slots=True)
-class QueryTotals:
-    """What a session's queries add up to, kept as they come, so that the thousandth costs what the first did.
-
-    `total_time_ms` sums the `timed_queries`, those whose execution time was measured; `time_histogram` counts them by
-    `time_bucket`, `queries_by_day` all of them by their day in UTC.
-    """
-
-    total_queries: int = 0
-    cache_hits: int = 0
-    first_query_at: datetime | None = None
-    last_query_at: datetime | None = None
-    query_types: dict[str, int] = field(default_factory=dict)
-    timed_queries: int = 0
-    total_time_ms: float = 0.0
-    time_histogram: dict[int, int] = field(default_factory=dict)
-    queries_by_day: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def cache_hit_rate(self) -> float:
-        """From 0 to 1; 0 where there are no queries."""
-        return self.cache_hits / self.total_queries if self.total_queries else 0.0
-
-    def add(self, query: QueryRecord) -> None:
-        """Count one query more."""
-        self.total_queries += 1
-        self.cache_hits += query.cache_hit
-        self.first_query_at = min(self.first_query_at or query.timestamp, query.timestamp)
-        self.last_query_at = max(self.last_query_at or query.timestamp, query.timestamp)
-        self.query_types[query.query_type] = self.query_types.get(query.query_type, 0) + 1
-        self.queries_by_day[query.day] = self.queries_by_day.get(query.day, 0) + 1
-        if query.execution_time_ms is not None:
-            bucket = time_bucket(query.execution_time_ms)
-            self.timed_queries += 1
-            self.total_time_ms += query.execution_time_ms
-            self.time_histogram[bucket] = self.time_histogram.get(bucket, 0) + 1
 
 
 class AnalysisHistory:
@@ -287,6 +215,18 @@ class Session:
     def touch(self) -> None:
         """Count this moment as an access."""
         self.last_accessed_at = max(self.last_accessed_at, clock.now())
+
+    def context_as_of(self, moment: datetime) -> KnownContext:
+        """Only what was known at a moment: queries, the latest figures of each symbol, notes and conclusions.
+
+        Entries of the maps carry no time, and are not in it. A session that was read with its last queries only
+        knows no earlier ones.
+
+        Raises:
+            InvalidInput: the moment has no time zone.
+        """
+        at = values.check_moment(moment, "moment")
+        return known_by(at, self.state.history.queries, self.state.context)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; `Session.from_dict` is the inverse."""

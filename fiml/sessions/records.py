@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -21,9 +21,10 @@ from fiml.sessions.models import (
 )
 
 # A format's number is that of the release that brought it: major times 100 plus minor, so that a fiml which meets a
-# later one can name what to install. Format 1 is without `time_histogram` and `queries_by_day`.
-FORMAT = 2
-_FORMAT_OF_ALL_TOTALS = 2
+# later one can name what to install. Format 1 is without `time_histogram` and `queries_by_day`, 2 without the origin
+# and the figures of a query.
+FORMAT = 3
+FORMAT_OF_ALL_TOTALS = 2
 MAPS = ("context", "preferences", "intermediate_results", "metadata")
 
 Entries = dict[str, dict[str, str]]
@@ -118,14 +119,37 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
         raise InvalidInput("query.cache_hit", f"is {echo(query.cache_hit)}", "give True or False")
     _check_duration(query.execution_time_ms)
     moment = values.check_moment(query.timestamp, "query.timestamp")
+    origin = _encode_origin(query)
     text = (
         f'{{"id":"{query.id}","query_type":{values.to_json(query_type, "query.query_type")}'
         f',"parameters":{values.to_json(query.parameters, "query.parameters")}'
         f',"result_summary":{values.to_json(query.result_summary, "query.result_summary")}'
         f',"execution_time_ms":{values.to_json(query.execution_time_ms, "query.execution_time_ms")}'
-        f',"cache_hit":{"true" if query.cache_hit else "false"},"timestamp":"{clock.to_iso(moment)}"}}'
+        f',"cache_hit":{"true" if query.cache_hit else "false"},"timestamp":"{clock.to_iso(moment)}"{origin}}}'
     )
     return EncodedQuery(query, text)
+
+
+def _encode_origin(query: QueryRecord) -> str:
+    """The further members of a query's JSON, each with its comma."""
+    for name in ("provider", "currency", "adjustment", "layer", "error"):
+        if (text := getattr(query, name)) is not None:
+            values.check_text(text, f"query.{name}", max_characters=values.MAX_NAME_CHARACTERS)
+    if query.as_of is not None and not isinstance(query.as_of, date):
+        raise InvalidInput("query.as_of", f"is a {type(query.as_of).__name__}", "give a date or an aware datetime")
+    for name in ("as_of", "known_at"):
+        if isinstance(moment := getattr(query, name), datetime) or (name == "known_at" and moment is not None):
+            values.check_moment(moment, f"query.{name}")
+    _check_figures(query.figures)
+    return "".join(f',"{name}":{values.to_json(value, f"query.{name}")}' for name, value in query.origin().items())
+
+
+def _check_figures(figures: object) -> None:
+    if not isinstance(figures, dict):
+        raise InvalidInput("query.figures", f"is a {type(figures).__name__}", "give a dict of numbers")
+    for name, value in figures.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidInput(f"query.figures[{echo(name)}]", f"is {echo(value)}", "give a number")
 
 
 def _check_duration(duration_ms: object) -> None:
@@ -199,6 +223,11 @@ def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
         raise CorruptRecord(f"session {header.id}", f"{type(exc).__name__}: {exc}") from exc
     session._written = written_of(session, record.entries, record.history)  # noqa: SLF001 - it carries this for us
     return session
+
+
+def format_when_written(format_number: int) -> int:
+    """The format of a record that we add to: ours, but for one that lacks totals which only counting anew brings."""
+    return format_number if format_number < FORMAT_OF_ALL_TOTALS else FORMAT
 
 
 def check_format(format_number: int) -> None:
@@ -308,7 +337,7 @@ def check_whole(record: SessionRecord, query_count: int) -> SessionRecord:
 
 def with_all_totals(record: SessionRecord) -> SessionRecord:
     """The record, counted anew where its format holds fewer totals than ours."""
-    return record if record.header.format >= _FORMAT_OF_ALL_TOTALS else counted(record)
+    return record if record.header.format >= FORMAT_OF_ALL_TOTALS else counted(record)
 
 
 def to_summary(header: Header, *, is_archived: bool) -> SessionSummary:

@@ -12,14 +12,14 @@ import redis
 from sqlalchemy import make_url
 
 from fiml.core.config import Settings
-from fiml.db.tables import shared
+from fiml.db.tables import server, shared
 from fiml.sessions.store import SessionStore
 from tests.support.servers import database_url, redis_url
 
 CLAIM = "claimed-by-tests-of-fiml"
 CLAIM_S = 3600
 NUMBERED_DATABASES = 16
-EMPTY = f"TRUNCATE {', '.join(shared.tables)}"
+EMPTY = f"TRUNCATE {', '.join((*shared.tables, *server.tables))}"
 
 
 class Deployment:

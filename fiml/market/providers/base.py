@@ -11,33 +11,40 @@ MAX_SYMBOL_CHARACTERS = 32
 class MarketProvider(Protocol):
     """One source of market figures.
 
-    A symbol is matched without regard to case and surrounding blanks, and is unique within its source:
-    where two kinds share one, the source gives them different symbols. A figure the source doesn't have
-    is None with a reason; it is never made up, and never taken from another source.
+    A symbol is matched without regard to case and surrounding blanks. An `Instrument` that a source resolved is what
+    all further questions take: its symbol, kind, exchange and currency say together which one is meant. A figure that
+    the source doesn't have is None with a reason; it is never made up, and never taken from another source.
 
-    Raises, from every method that takes a symbol:
-        InvalidInput: it doesn't have the form of a symbol.
-        SymbolNotFound: the source doesn't have it; `known` names what it has.
-        Unavailable: the source is away.
+    Raises, from every method that asks the source:
+        SymbolNotFound: the source doesn't have it; `known` names the nearest, or all that it has.
+        NotSupported: the source has no such figures for instruments of this kind.
+        RateLimited, BadData, Unavailable: the source doesn't answer now, or not with what can be used.
     """
 
     @property
     def source(self) -> str:
-        """The name that answers carry."""
+        """The name of the source as a whole; figures carry that of the part they came from."""
 
-    async def instrument(self, symbol: str, kind: AssetKind) -> Instrument:
-        """Resolve a symbol; asked for an equity, an index is found too."""
+    async def instrument(
+        self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
+    ) -> Instrument:
+        """Resolve a symbol; asked for an equity, an index is found too. `market` is an equity's, the rest a coin's.
+
+        Raises:
+            InvalidInput: the symbol doesn't have the form of one, or the source doesn't know the market, the exchange
+                or the pair; the message lists those that it knows.
+        """
 
     async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
         """Instruments whose symbol or name holds `text`, the nearest first; empty if there is none."""
 
-    async def quote(self, symbol: str) -> Quote:
-        """The last bar, and the step from the one before."""
+    async def quote(self, instrument: Instrument) -> Quote:
+        """The last price, and the step from the one before."""
 
-    async def bars(self, symbol: str, *, limit: int | None = None) -> Bars:
-        """The last `limit` days, or all, oldest first."""
+    async def bars(self, instrument: Instrument) -> Bars:
+        """The instrument's days, oldest first: all of them, or the last two years of a live source."""
 
-    async def fundamentals(self, symbol: str) -> Fundamentals:
+    async def fundamentals(self, instrument: Instrument) -> Fundamentals:
         """What the source knows beyond prices; all None where it knows nothing."""
 
     async def aclose(self) -> None:
@@ -56,3 +63,16 @@ def to_symbol(text: object) -> str:
         valid = f"give 1 to {MAX_SYMBOL_CHARACTERS} printable characters without blanks, such as AAPL"
         raise InvalidInput("symbol", f"{echo(text)} is not a symbol", valid)
     return symbol.upper()
+
+
+def check_choice(field: str, value: str, valid: list[str]) -> str:
+    """The one of `valid` that `value` means, without regard to case.
+
+    Raises:
+        InvalidInput: it is none of them.
+    """
+    choices = {choice.upper(): choice for choice in valid}
+    wanted = value.strip().upper()
+    if wanted not in choices:
+        raise InvalidInput(field, f"{echo(value)} is not available", f"valid: {', '.join(valid)}")
+    return choices[wanted]

@@ -3,17 +3,20 @@
 import csv
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from importlib.resources import files
 
 from fiml.core.errors import InvalidInput, Misconfigured, SymbolNotFound
 from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Fundamentals, Instrument, Quote
-from fiml.market.providers.base import to_symbol
+from fiml.market.providers.base import check_choice, to_symbol
 
 SOURCE = "sample"
 CURRENCY = "USD"
+MARKETS = ["US"]
+EXCHANGES = ["Bitstamp"]
+PAIRS = ["USD"]
 
 _NO_FUNDAMENTALS = ("as_of", "market_cap", "pe_ratio", "eps", "dividend_yield", "revenue", "sector")
 _KINDS_FOUND_AS = {
@@ -35,33 +38,36 @@ class SampleProvider:
 
     source = SOURCE
 
-    async def instrument(self, symbol: str, kind: AssetKind) -> Instrument:
+    async def instrument(
+        self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
+    ) -> Instrument:
+        if kind is AssetKind.COIN:
+            check_choice("exchange", exchange or EXCHANGES[0], EXCHANGES)
+            check_choice("pair", pair, PAIRS)
+        else:
+            check_choice("market", market, MARKETS)
         return _find(symbol, _KINDS_FOUND_AS[kind]).instrument
 
     async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
-        _check_limit(limit)
+        if limit < 1:
+            raise InvalidInput("limit", f"{limit} is below 1", "give 1 or more")
         wanted = text.strip().upper()
         instruments = [entry.instrument for entry in _sample().values()]
         found = [one for one in instruments if wanted in one.symbol or wanted in one.name.upper()]
         return sorted(found, key=lambda one: _distance(one, wanted))[:limit]
 
-    async def quote(self, symbol: str) -> Quote:
-        return _quote(_find(symbol))
+    async def quote(self, instrument: Instrument) -> Quote:
+        return _quote(_find(instrument.symbol))
 
-    async def bars(self, symbol: str, *, limit: int | None = None) -> Bars:
-        bars = _find(symbol).bars
-        if limit is None:
-            return bars
-        _check_limit(limit)
-        return replace(bars, bars=bars.bars[-limit:])
+    async def bars(self, instrument: Instrument) -> Bars:
+        return _find(instrument.symbol).bars
 
-    async def fundamentals(self, symbol: str) -> Fundamentals:
-        found = _find(symbol).instrument
+    async def fundamentals(self, instrument: Instrument) -> Fundamentals:
         return Fundamentals(
-            symbol=found.symbol,
+            symbol=instrument.symbol,
             source=SOURCE,
             as_of=None,
-            currency=found.currency,
+            currency=instrument.currency,
             market_cap=None,
             pe_ratio=None,
             eps=None,
@@ -81,11 +87,6 @@ def _find(symbol: str, kinds: Iterable[AssetKind] = tuple(AssetKind)) -> _Entry:
     if wanted not in entries:
         raise SymbolNotFound(wanted, source=SOURCE, known=sorted(entries))
     return entries[wanted]
-
-
-def _check_limit(limit: int) -> None:
-    if limit < 1:
-        raise InvalidInput("limit", f"{limit} is below 1", "give 1 or more")
 
 
 def _distance(instrument: Instrument, wanted: str) -> tuple[bool, bool, str]:

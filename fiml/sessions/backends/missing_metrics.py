@@ -7,7 +7,7 @@ from sqlalchemy import Connection, or_, select
 from fiml.core.errors import CorruptRecord
 from fiml.db.tables import session_metrics, sessions
 from fiml.sessions.backends import archive, metrics
-from fiml.sessions.records import FORMAT, Header, counted
+from fiml.sessions.records import FORMAT_OF_ALL_TOTALS, Header, counted
 
 
 def write_batch(connection: Connection, *, at_most: int, after: UUID | None) -> tuple[int, UUID | None]:
@@ -15,7 +15,7 @@ def write_batch(connection: Connection, *, at_most: int, after: UUID | None) -> 
 
     They are counted from the history. A session that can't be read is passed over.
     """
-    has_all = session_metrics.c.format >= FORMAT
+    has_all = session_metrics.c.format >= FORMAT_OF_ALL_TOTALS
     statement = (
         select(sessions.c.id, sessions.c.archived_at)
         .outerjoin(session_metrics, session_metrics.c.session_id == sessions.c.id)

@@ -13,9 +13,17 @@ from fiml.sessions import values
 from fiml.sessions.backends.base import PageQuery
 from fiml.sessions.changes import Change
 from fiml.sessions.models import QueryTotals
-from fiml.sessions.records import EncodedQuery, Entries, Header, SessionRecord, entry_size, history_json
+from fiml.sessions.records import (
+    EncodedQuery,
+    Entries,
+    Header,
+    SessionRecord,
+    entry_size,
+    format_when_written,
+    history_json,
+)
 
-_FIXED = ("id", "user_id", "created_at", "format")
+_FIXED = ("id", "user_id", "created_at")
 _CHANGING = (
     "type",
     "title",
@@ -35,6 +43,7 @@ _CHANGING = (
     "history_bytes",
     "time_histogram",
     "queries_by_day",
+    "format",
 )
 # S608: built from the constants above, not from input.
 _SELECT = f"SELECT {', '.join(_FIXED + _CHANGING)} FROM active_sessions"  # noqa: S608
@@ -205,6 +214,7 @@ def change_header(header: Header, change: Change, now: datetime) -> None:
         setattr(header, name, value)
     header.last_accessed_at = max(header.last_accessed_at, now)
     header.version += 1
+    header.format = format_when_written(header.format)
 
 
 def _stored_size(connection: sqlite3.Connection, session_id: UUID, name: str, key: str) -> int:

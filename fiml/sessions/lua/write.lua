@@ -111,4 +111,6 @@ local accessed = ARGV[2]
 if tonumber(before[6]) > tonumber(accessed) then accessed = before[6] end
 redis.call('HSET', header, 'accessed', accessed, 'maps_bytes', string.format('%.0f', maps_bytes))
 redis.call('HINCRBY', header, 'version', 1)
+-- A record of format 1 lacks totals, which only counting anew brings: it stays what it is.
+if before[9] ~= ARGV[4] and tonumber(before[9]) > 1 then redis.call('HSET', header, 'format', ARGV[4]) end
 return {'written', redis.call('HGETALL', header)}

@@ -1,0 +1,157 @@
+"""A question of a session's history, what came back, and what questions add up to: plain values."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+from fiml.core import clock
+from fiml.sessions.histogram import time_bucket
+
+MARKET_MOMENT = date | datetime
+"""When the market stood so: a day of which figures are, or a moment that the source tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRecord:
+    """One question and what came back. A fact: it never changes, and its `id` makes appending it twice harmless.
+
+    `timestamp` is when it was asked; `execution_time_ms` is milliseconds, `None` where it wasn't measured. Where the
+    answer came from: `provider`, `as_of` (the market's time), `known_at` (when it was learnt), `currency`,
+    `adjustment` of past prices, and `layer` that gave it: `provider`, `l1`, `l2` or `session`. `figures` are the
+    numbers that came back, by name. A question that failed has the code of its `error`, and no figures.
+    """
+
+    query_type: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    result_summary: str | None = None
+    execution_time_ms: float | None = None
+    cache_hit: bool = False
+    timestamp: datetime = field(default_factory=clock.now)
+    id: UUID = field(default_factory=uuid4)
+    provider: str | None = None
+    as_of: date | None = None
+    known_at: datetime | None = None
+    currency: str | None = None
+    adjustment: str | None = None
+    layer: str | None = None
+    error: str | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def day(self) -> str:
+        """The day in UTC on which it was asked, as `2024-12-24`."""
+        return self.timestamp.astimezone(UTC).date().isoformat()
+
+    @property
+    def symbol(self) -> str | None:
+        """The symbol that was asked about, where the parameters name one."""
+        symbol = self.parameters.get("symbol")
+        return symbol if isinstance(symbol, str) else None
+
+    def was_known_by(self, moment: datetime) -> bool:
+        """Whether it had been asked and its answer learnt by a moment."""
+        return self.timestamp <= moment and (self.known_at is None or self.known_at <= moment)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; what isn't known of the answer's origin is left out."""
+        return {
+            "id": str(self.id),
+            "query_type": self.query_type,
+            "parameters": self.parameters,
+            "result_summary": self.result_summary,
+            "execution_time_ms": self.execution_time_ms,
+            "cache_hit": self.cache_hit,
+            "timestamp": clock.to_iso(self.timestamp),
+            **self.origin(),
+        }
+
+    def origin(self) -> dict[str, Any]:
+        """Where the answer came from and its figures, as JSON values, as far as they are known."""
+        known = {
+            "provider": self.provider,
+            "as_of": None if self.as_of is None else market_moment_to_iso(self.as_of),
+            "known_at": None if self.known_at is None else clock.to_iso(self.known_at),
+            "currency": self.currency,
+            "adjustment": self.adjustment,
+            "layer": self.layer,
+            "error": self.error,
+            "figures": self.figures or None,
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        plain = (
+            record["query_type"],
+            record["parameters"],
+            record["result_summary"],
+            record["execution_time_ms"],
+            record["cache_hit"],
+            datetime.fromisoformat(record["timestamp"]),
+            UUID(record["id"]),
+        )
+        if len(record) == len(plain):
+            return cls(*plain)
+        known_at = record.get("known_at")
+        as_of = record.get("as_of")
+        return cls(
+            *plain,
+            provider=record.get("provider"),
+            as_of=None if as_of is None else market_moment_from_iso(as_of),
+            known_at=None if known_at is None else datetime.fromisoformat(known_at),
+            currency=record.get("currency"),
+            adjustment=record.get("adjustment"),
+            layer=record.get("layer"),
+            error=record.get("error"),
+            figures=record.get("figures", {}),
+        )
+
+
+def market_moment_to_iso(moment: date) -> str:
+    """`2024-12-24` for a day, `2024-12-24T15:30:00Z` for a moment."""
+    return clock.to_iso(moment) if isinstance(moment, datetime) else moment.isoformat()
+
+
+def market_moment_from_iso(text: str) -> date:
+    """The inverse of `market_moment_to_iso`."""
+    return date.fromisoformat(text) if len(text) == len("2024-12-24") else datetime.fromisoformat(text)
+
+
+@dataclass(slots=True)
+class QueryTotals:
+    """What a session's queries add up to, kept as they come, so that the thousandth costs what the first did.
+
+    `total_time_ms` sums the `timed_queries`, those whose execution time was measured; `time_histogram` counts them by
+    `time_bucket`, `queries_by_day` all of them by their day in UTC.
+    """
+
+    total_queries: int = 0
+    cache_hits: int = 0
+    first_query_at: datetime | None = None
+    last_query_at: datetime | None = None
+    query_types: dict[str, int] = field(default_factory=dict)
+    timed_queries: int = 0
+    total_time_ms: float = 0.0
+    time_histogram: dict[int, int] = field(default_factory=dict)
+    queries_by_day: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """From 0 to 1; 0 where there are no queries."""
+        return self.cache_hits / self.total_queries if self.total_queries else 0.0
+
+    def add(self, query: QueryRecord) -> None:
+        """Count one query more."""
+        self.total_queries += 1
+        self.cache_hits += query.cache_hit
+        self.first_query_at = min(self.first_query_at or query.timestamp, query.timestamp)
+        self.last_query_at = max(self.last_query_at or query.timestamp, query.timestamp)
+        self.query_types[query.query_type] = self.query_types.get(query.query_type, 0) + 1
+        self.queries_by_day[query.day] = self.queries_by_day.get(query.day, 0) + 1
+        if query.execution_time_ms is not None:
+            bucket = time_bucket(query.execution_time_ms)
+            self.timed_queries += 1
+            self.total_time_ms += query.execution_time_ms
+            self.time_histogram[bucket] = self.time_histogram.get(bucket, 0) + 1

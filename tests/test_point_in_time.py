@@ -1,0 +1,140 @@
+"""What a session knew at a moment: records keep where their figures came from and when they were learnt."""
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from fiml.core.errors import InvalidInput
+from fiml.sessions.models import QueryRecord, Session
+from fiml.testing import FrozenClock
+from fiml.testing.conformance.suite import OpenStore, existing
+
+NOON = datetime(2024, 12, 24, 12, tzinfo=UTC)
+
+
+def price(value: float, asked_at: datetime, **origin: Any) -> QueryRecord:
+    known = {"provider": "yahoo", "as_of": date(2024, 12, 23), "currency": "USD", "adjustment": "splits"}
+    return QueryRecord(
+        "price",
+        {"symbol": "AAPL"},
+        timestamp=asked_at,
+        figures={"price": value},
+        **{**known, "known_at": asked_at, **origin},
+    )
+
+
+def session_with(*queries: QueryRecord) -> Session:
+    session = Session(type="equity", assets=["AAPL"])  # type: ignore[arg-type]  # the name is taken too
+    for query in queries:
+        session.add_query(query)
+    return session
+
+
+async def test_a_record_keeps_its_origin_and_figures_through_every_tier(
+    open_store: OpenStore, clock: FrozenClock
+) -> None:
+    query = price(230.5, clock.now(), as_of=clock.now(), layer="l2")
+    async with open_store() as store:
+        session = await store.create_session(["AAPL"], "equity")
+        await store.record_query(session.id, query)
+
+        live = await existing(store, session.id)
+        await store.archive_session(session.id)
+        archived = await existing(store, session.id)
+        await store.resume_session(session.id)
+        resumed = await existing(store, session.id)
+
+    assert [each.state.history.queries for each in (live, archived, resumed)] == [[query]] * 3
+
+
+def test_a_record_without_an_origin_is_written_as_before() -> None:
+    assert set(QueryRecord("price").to_dict()) == {
+        "id",
+        "query_type",
+        "parameters",
+        "result_summary",
+        "execution_time_ms",
+        "cache_hit",
+        "timestamp",
+    }
+
+
+@pytest.mark.parametrize("as_of", [date(2024, 12, 23), datetime(2024, 12, 23, 21, 0, tzinfo=UTC)])
+def test_a_day_stays_a_day_and_a_moment_a_moment(as_of: date) -> None:
+    query = price(1.0, NOON, as_of=as_of)
+
+    assert QueryRecord.from_dict(query.to_dict()) == query
+
+
+def test_what_was_learnt_later_is_not_in_the_context_of_then() -> None:
+    session = session_with(price(230.0, NOON), price(235.0, NOON + timedelta(hours=2)))
+
+    then = session.context_as_of(NOON + timedelta(hours=1))
+
+    assert then.figures["AAPL"]["price"].value == 230.0
+    assert [query.figures["price"] for query in then.queries] == [230.0]
+
+
+def test_the_figure_that_was_learnt_last_counts_though_an_older_one_was_asked_for_later() -> None:
+    fresh = price(235.0, NOON)
+    stale = price(230.0, NOON + timedelta(hours=1), known_at=NOON - timedelta(hours=1))
+
+    figure = session_with(fresh, stale).context_as_of(NOON + timedelta(hours=2)).figures["AAPL"]["price"]
+
+    assert (figure.value, figure.record_id) == (235.0, fresh.id)
+
+
+def test_a_record_whose_answer_was_learnt_after_the_moment_is_left_out() -> None:
+    session = session_with(price(230.0, NOON, known_at=NOON + timedelta(hours=1)))
+
+    assert session.context_as_of(NOON).queries == []
+    assert session.context_as_of(NOON + timedelta(hours=1)).queries != []
+
+
+def test_a_figure_names_its_source_and_its_record() -> None:
+    query = price(230.0, NOON)
+
+    known = session_with(query).context_as_of(NOON).to_dict()
+
+    assert known["figures"]["AAPL"]["price"] == {
+        "value": 230.0,
+        "as_of": "2024-12-23",
+        "known_at": "2024-12-24T12:00:00Z",
+        "provider": "yahoo",
+        "currency": "USD",
+        "adjustment": "splits",
+        "record_id": str(query.id),
+    }
+
+
+def test_a_moment_without_a_time_zone_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="time zone"):
+        session_with().context_as_of(datetime(2024, 12, 24))  # noqa: DTZ001  the point
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("provider", 7),
+        ("provider", "x" * 65),
+        ("as_of", "2024-12-23"),
+        ("known_at", datetime(2024, 12, 24)),  # noqa: DTZ001  the point
+        ("known_at", date(2024, 12, 24)),
+        ("figures", {"price": "230"}),
+        ("figures", {"price": True}),
+        ("figures", {"price": float("nan")}),
+        ("figures", [1.0]),
+    ],
+)
+async def test_an_origin_that_is_none_is_refused_and_nothing_written(
+    open_store: OpenStore, field: str, value: Any
+) -> None:
+    async with open_store() as store:
+        session = await store.create_session(["AAPL"], "equity")
+
+        with pytest.raises(InvalidInput, match=field):
+            await store.record_query(session.id, QueryRecord("price", id=uuid4(), **{field: value}))
+
+        assert (await existing(store, session.id)).state.history.queries == []
