@@ -1,5 +1,7 @@
 """SQLAlchemy engines. On each of them JSON columns take and give text, so that no value is decoded on the way."""
 
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from fiml.core.config import Synchronous
 from fiml.core.errors import Misconfigured, MissingExtra, echo
 
 BUSY_TIMEOUT_S = 30
+_WAL_TRIES = 600
 # The execution option that names how a transaction on SQLite begins.
 SQLITE_BEGIN = "fiml_sqlite_begin"
 CONNECT_TIMEOUT_S = 5
@@ -104,13 +107,27 @@ def async_sqlite_engine(file: Path, synchronous: Synchronous) -> AsyncEngine:
     return engine
 
 
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    # SQLite waits for a lock everywhere but here, and two processes may open a new file at once.
+    for _ in range(_WAL_TRIES):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            time.sleep(BUSY_TIMEOUT_S / _WAL_TRIES)
+        else:
+            return
+    cursor.execute("PRAGMA journal_mode=WAL")
+
+
 def _set_up_sqlite(engine: Engine, synchronous: Synchronous, *, begin: str) -> None:
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: object) -> None:
         # The driver would begin transactions by rules of its own, and none for a change of the schema.
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        _write_ahead(cursor)
         cursor.execute(f"PRAGMA synchronous={synchronous.value}")
         cursor.close()
 

@@ -74,6 +74,8 @@ class SqliteFile:
         def erase() -> list[str]:
             with translated(self.path):
                 connection = driver(self._opened)
+                # The full-text index only notes what was removed, until its parts are merged.
+                connection.execute("INSERT INTO session_fts (session_fts) VALUES ('optimize')")
                 connection.execute("VACUUM")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 return kept_copies.erase_user(self.path, user_id, held)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Double,
+    ForeignKey,
     Index,
     Integer,
     LargeBinary,
@@ -273,8 +274,14 @@ FULL_TEXT = (
     "CREATE TRIGGER session_words_changed AFTER UPDATE ON session_words BEGIN"
     " INSERT INTO session_fts (session_fts, rowid, words) VALUES ('delete', old.id, old.words);"
     " INSERT INTO session_fts (rowid, words) VALUES (new.id, new.words); END",
+    "CREATE TRIGGER session_words_of_archived AFTER DELETE ON sessions"
+    " WHEN NOT EXISTS (SELECT 1 FROM active_sessions WHERE id = old.id)"
+    " BEGIN DELETE FROM session_words WHERE session_id = old.id; END",
+    "CREATE TRIGGER session_words_of_live AFTER DELETE ON active_sessions"
+    " WHEN NOT EXISTS (SELECT 1 FROM sessions WHERE id = old.id)"
+    " BEGIN DELETE FROM session_words WHERE session_id = old.id; END",
 )
-"""SQLite's full-text index over `session_words`, which follows it by triggers."""
+"""SQLite's full-text index over `session_words`, which follows it by triggers, as the words follow their session."""
 
 for _statement in FULL_TEXT:
     event.listen(session_words, "after_create", DDL(_statement))  # type: ignore[no-untyped-call]  # as SQLAlchemy has it
@@ -282,7 +289,7 @@ for _statement in FULL_TEXT:
 session_search = Table(
     "session_search",
     server,
-    Column("session_id", Uuid, primary_key=True),
+    Column("session_id", Uuid, ForeignKey(sessions.c.id, ondelete="CASCADE"), primary_key=True),
     Column("words", TSVECTOR, nullable=False),
     Index("session_search_by_word", "words", postgresql_using="gin"),
 )

@@ -18,9 +18,34 @@ class SummaryPage(list[SessionSummary]):
         self.next_cursor = next_cursor
 
 
-def encode_cursor(last: SessionSummary) -> str:
-    """The cursor of the page after this session."""
-    position = f"{to_micros(last.created_at)}:{last.id.hex}"
+class SearchPage(SummaryPage):
+    """One page of what a search found, and what it is a search of.
+
+    `searched` names the parts that were looked through: `live`, `archived`. With `truncated` the look through the live
+    sessions stopped short, and `next_cursor` goes on from there. `unreadable` are live sessions that can't be read;
+    with `not_indexed` an upgrade still has archived sessions to index, of which words find none.
+    """
+
+    def __init__(
+        self,
+        summaries: Iterable[SessionSummary],
+        *,
+        next_cursor: str | None,
+        truncated: bool,
+        searched: tuple[str, ...],
+        unreadable: Iterable[UUID],
+        not_indexed: bool,
+    ) -> None:
+        super().__init__(summaries, next_cursor)
+        self.truncated = truncated
+        self.searched = searched
+        self.unreadable = list(unreadable)
+        self.not_indexed = not_indexed
+
+
+def encode_cursor(created_at: datetime, session_id: UUID) -> str:
+    """The cursor of the page after the session at this position."""
+    position = f"{to_micros(created_at)}:{session_id.hex}"
     return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
 
 

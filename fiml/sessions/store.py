@@ -25,6 +25,7 @@ from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteRules
 from fiml.sessions.care import CareVerbs
 from fiml.sessions.changes import Change, baseline_of, change_of, settle
 from fiml.sessions.listing import SummaryPage, decode_cursor, encode_cursor
+from fiml.sessions.memory import MemoryVerbs
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
 from fiml.sessions.records import Header, SessionRecord, encode_query, header_of, to_session, to_summary
 from fiml.sessions.upkeep import UpkeepVerbs
@@ -39,7 +40,7 @@ SessionId = UUID | str
 Found = TypeVar("Found")
 
 
-class SessionVerbs(CareVerbs):
+class SessionVerbs(CareVerbs, MemoryVerbs):
     """What can be done with sessions, in the name of `owner`; without one, of all of them.
 
     Ids are `UUID` or text; a malformed one raises `InvalidSessionId`. Every verb raises `Unavailable` when an engine
@@ -234,7 +235,9 @@ class SessionVerbs(CareVerbs):
         )
         found = await self._backend.page(query)
         summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in found[:size]]
-        return SummaryPage(summaries, encode_cursor(summaries[-1]) if len(found) > size else None)
+        return SummaryPage(
+            summaries, encode_cursor(summaries[-1].created_at, summaries[-1].id) if len(found) > size else None
+        )
 
     def _acting_as(self, user_id: str | None) -> str | None:
         if self._owner is None or user_id is None or user_id == self._owner:

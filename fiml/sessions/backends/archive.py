@@ -15,7 +15,7 @@ from fiml.core.errors import CorruptRecord, InvalidInput
 from fiml.db.dialects import insert_into, is_postgresql, json_elements, upsert
 from fiml.db.tables import session_quarantine, sessions, tombstones
 from fiml.sessions import values
-from fiml.sessions.backends import metrics
+from fiml.sessions.backends import metrics, words
 from fiml.sessions.backends.base import Ended, PageQuery
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import MAPS, Header, SessionRecord
@@ -77,6 +77,7 @@ def put(connection: Connection, records: Sequence[SessionRecord], ended: Ended, 
         upsert(connection, sessions, rows, key="id", where=lambda new: sessions.c.version < new.version)
         if ended.write_metrics:
             metrics.put(connection, [metrics.row_of(record.header, ended.at) for record in chosen])
+        words.put(connection, chosen)
     return put_here
 
 
@@ -152,6 +153,8 @@ def _page_statement(connection: Connection, query: PageQuery) -> Select[Any]:
         created_at, session_id = query.after
         same_moment = and_(sessions.c.created_at == created_at, sessions.c.id > session_id)
         statement = statement.where(or_(sessions.c.created_at < created_at, same_moment))
+    if query.wanted is not None:
+        statement = statement.where(*words.conditions(connection, query.wanted))
     return statement
 
 

@@ -7,13 +7,14 @@ All methods raise `Unavailable` when the engine is away.
 """
 
 from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord
+from fiml.sessions.searching import Wanted
 
 if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a server's start waits for nothing of it
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -21,6 +22,9 @@ if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a serve
     from fiml.sessions.backends.keeping import Keeping
 
     SessionMaker = async_sessionmaker[AsyncSession]
+
+
+MAX_SEARCHED = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,7 @@ class PageQuery:
     tag: str | None = None
     asset: str | None = None
     after: tuple[datetime, UUID] | None = None
+    wanted: Wanted | None = None
 
     def wants(self, header: Header) -> bool:
         """Whether the filters let a session pass."""
@@ -51,7 +56,22 @@ class PageQuery:
             (self.type is None or header.type == self.type)
             and (self.tag is None or self.tag in header.tags)
             and (self.asset is None or self.asset in header.assets)
+            and (self.wanted is None or self.wanted.lets_pass(header))
         )
+
+
+@dataclass(slots=True)
+class Found:
+    """What a search came to: sessions with whether each is archived, newest first, complete down to `searched_to`.
+
+    `searched_to` is where the look through the live sessions stopped short, `None` where it didn't. `unreadable` are
+    live sessions that can't be read, `not_indexed` whether archived ones are left whose words aren't known yet.
+    """
+
+    rows: list[tuple[Header, bool]]
+    searched_to: tuple[datetime, UUID] | None = None
+    unreadable: list[UUID] = field(default_factory=list)
+    not_indexed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +214,12 @@ class Backend(Protocol):
         Two round trips for live ones. Complete and without doubles while sessions move between the tiers.
         """
 
+    async def search(self, query: PageQuery) -> Found:
+        """Sessions that hold what `query.wanted` asks for, in the order of `page`.
+
+        An engine without full text for its live sessions reads at most `MAX_SEARCHED` of them, and says how far.
+        """
+
 
 def merge_pages(live: Sequence[Header], archived: Sequence[Header], limit: int) -> list[tuple[Header, bool]]:
     """One page of two, newest first, then by id; a session in both counts as live."""
@@ -203,3 +229,13 @@ def merge_pages(live: Sequence[Header], archived: Sequence[Header], limit: int) 
     rows.sort(key=lambda row: row[0].id.hex)
     rows.sort(key=lambda row: row[0].created_at, reverse=True)
     return rows[:limit]
+
+
+def rows_down_to(rows: Sequence[tuple[Header, bool]], position: tuple[datetime, UUID]) -> list[tuple[Header, bool]]:
+    """The rows of a page that don't come after the session at a position."""
+    created_at, session_id = position
+    return [
+        (header, is_archived)
+        for header, is_archived in rows
+        if header.created_at > created_at or (header.created_at == created_at and header.id.hex <= session_id.hex)
+    ]

@@ -154,7 +154,7 @@ class RedisTier:
         """Live sessions by `created_at` descending, then id. Filters may take further round trips."""
         is_filtered = query.type is not None or query.tag is not None or query.asset is not None
         chunk = max(_FILTERED_CHUNK, query.limit) if is_filtered else query.limit
-        after = "-" if query.after is None else _behind(fields.position(*query.after))
+        after = _start(query.after)
         found: list[Header] = []
         while len(found) < query.limit:
             members = await self._members(query.user_id, after, chunk)
@@ -164,6 +164,10 @@ class RedisTier:
                 break
             after = "(" + members[-1]
         return found[: query.limit]
+
+    async def members(self, user_id: str | None, after: tuple[datetime, UUID] | None, count: int) -> list[str]:
+        """The next `count` entries in a user's listing, or everybody's, behind a session."""
+        return await self._members(user_id, _start(after), count)
 
     async def _members(self, user_id: str | None, after: str, count: int) -> list[str]:
         indexes = keys.all_keys() if user_id is None else [keys.user_key(user_id)]
@@ -220,6 +224,6 @@ def read(session_id: UUID, now: datetime | None, owner: str | None, recent: int 
     )
 
 
-def _behind(position: str) -> str:
-    """Where a range begins that leaves out every life at a position."""
-    return f"({position}~"
+def _start(after: tuple[datetime, UUID] | None) -> str:
+    """Where a range begins that leaves out every life of the session at a position."""
+    return "-" if after is None else f"({fields.position(*after)}~"

@@ -29,6 +29,11 @@ def id_at(text: str) -> UUID:
     return UUID(text[16:POSITION_CHARACTERS])
 
 
+def position_at(text: str) -> tuple[datetime, UUID]:
+    """When the session at a position was created, and its id."""
+    return from_micros(_LATEST_MICROS - int(text[:16], 16)), id_at(text)
+
+
 def listed_member(created_at: datetime, session_id: UUID, life: int) -> str:
     """How a listing names a session: by its place and its life.
 

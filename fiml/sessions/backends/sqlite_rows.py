@@ -10,6 +10,7 @@ from uuid import UUID
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord, SessionFull
 from fiml.sessions import values
+from fiml.sessions.backends import sqlite_words
 from fiml.sessions.backends.base import PageQuery
 from fiml.sessions.changes import Change
 from fiml.sessions.models import QueryTotals
@@ -109,10 +110,14 @@ def select_page(connection: sqlite3.Connection, query: PageQuery) -> list[Header
     if query.after is not None:
         conditions.append("(created_at < :after OR created_at = :after AND id > :after_id)")
         parameters |= {"after": to_micros(query.after[0]), "after_id": query.after[1].hex}
-    found = connection.execute(
+    if query.wanted is not None:
+        clauses, found = sqlite_words.live_clauses(query.wanted)
+        conditions += clauses
+        parameters |= found
+    rows = connection.execute(
         f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY created_at DESC, id LIMIT :limit", parameters
     )
-    return [_decode(row) for row in found]
+    return [_decode(row) for row in rows]
 
 
 def select_record(connection: sqlite3.Connection, header: Header, recent: int | None = None) -> SessionRecord:

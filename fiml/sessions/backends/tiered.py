@@ -10,10 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from fiml.core.errors import RecordRefused, Unavailable
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends import archive, at_rest, redis, redis_sweep, retention
-from fiml.sessions.backends.base import Ended, PageQuery, SweepReport, WriteRules, merge_pages
+from fiml.sessions.backends import archive, at_rest, indexing, redis, redis_sweep, retention
+from fiml.sessions.backends.base import Ended, Found, PageQuery, SweepReport, WriteRules, merge_pages, rows_down_to
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.backends.redis_index import place_of
+from fiml.sessions.backends.redis_search import RedisSearch
 from fiml.sessions.backends.sweep import Sweep
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, revived, with_all_totals
@@ -29,6 +30,7 @@ class TieredBackend:
         self._client = client
         self._live = redis.RedisTier(client)
         self._sweeping = redis_sweep.RedisSweep(client)
+        self._searching = RedisSearch(client, self._live)
         self._database = database
         self.keeping = Keeping(database.transact)
         self.session_maker = async_sessionmaker[AsyncSession](database.engine)
@@ -133,6 +135,16 @@ class TieredBackend:
         live += [header for header in await self._live.page(query) if header.id not in seen]
         return merge_pages(live, ended, query.limit)
 
+    async def search(self, query: PageQuery) -> Found:
+        found = await self._searching.search(query)
+        if not query.include_archived:
+            return found
+        ended, found.not_indexed = await self._database.transact(lambda connection: _search_ended(connection, query))
+        found.rows = merge_pages([header for header, _ in found.rows], ended, query.limit)
+        if found.searched_to is not None:
+            found.rows = rows_down_to(found.rows, found.searched_to)
+        return found
+
     async def exists(self, session_id: UUID, *, owner: str | None = None) -> bool:
         for look in range(3):
             if look % 2 == 0:
@@ -202,6 +214,11 @@ class TieredBackend:
             await self._live.remove([record.header])
             return await self.resume(session_id, until=record.header.expires_at, now=record.header.last_accessed_at)
         return record
+
+
+def _search_ended(connection: Connection, query: PageQuery) -> tuple[list[Header], bool]:
+    _, is_more = indexing.index_lacking(connection)
+    return archive.page(connection, query), is_more
 
 
 def _take_away(connection: Connection, session_id: UUID, version: int) -> bool:

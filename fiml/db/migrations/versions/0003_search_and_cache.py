@@ -19,6 +19,12 @@ FULL_TEXT = (
     "CREATE TRIGGER session_words_changed AFTER UPDATE ON session_words BEGIN"
     " INSERT INTO session_fts (session_fts, rowid, words) VALUES ('delete', old.id, old.words);"
     " INSERT INTO session_fts (rowid, words) VALUES (new.id, new.words); END",
+    "CREATE TRIGGER session_words_of_archived AFTER DELETE ON sessions"
+    " WHEN NOT EXISTS (SELECT 1 FROM active_sessions WHERE id = old.id)"
+    " BEGIN DELETE FROM session_words WHERE session_id = old.id; END",
+    "CREATE TRIGGER session_words_of_live AFTER DELETE ON active_sessions"
+    " WHEN NOT EXISTS (SELECT 1 FROM sessions WHERE id = old.id)"
+    " BEGIN DELETE FROM session_words WHERE session_id = old.id; END",
 )
 
 
@@ -35,7 +41,7 @@ def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         op.create_table(
             "session_search",
-            sa.Column("session_id", sa.Uuid, primary_key=True),
+            sa.Column("session_id", sa.Uuid, sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
             sa.Column("words", TSVECTOR, nullable=False),
         )
         op.create_index("session_search_by_word", "session_search", ["words"], postgresql_using="gin")

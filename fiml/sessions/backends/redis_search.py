@@ -1,0 +1,98 @@
+"""A search over live sessions in Redis: the candidates are read whole and matched here, in bounded pipelines."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from fiml.core.errors import CorruptRecord, SchemaTooNew
+from fiml.db.redis_client import RedisClient
+from fiml.sessions.backends import redis_fields as fields
+from fiml.sessions.backends import redis_keys as keys
+from fiml.sessions.backends.base import MAX_SEARCHED, Found, PageQuery
+from fiml.sessions.backends.redis import RedisTier, read
+from fiml.sessions.records import Header, SessionRecord, check_format
+
+_HEADERS_AT_ONCE = 200
+_SESSIONS_AT_ONCE = 25
+
+
+class RedisSearch:
+    """Looks through a user's live sessions, or everybody's, newest first."""
+
+    def __init__(self, client: RedisClient, live: RedisTier) -> None:
+        self._client = client
+        self._live = live
+
+    async def search(self, query: PageQuery) -> Found:
+        """The first `query.limit` sessions that match, among at most `MAX_SEARCHED` that are looked at."""
+        found = Found([])
+        after, looked_at = query.after, 0
+        while looked_at < MAX_SEARCHED and len(found.rows) < query.limit:
+            members = await self._live.members(query.user_id, after, _HEADERS_AT_ONCE)
+            looked_at += len(members)
+            await self._look(members, query, found)
+            if len(members) < _HEADERS_AT_ONCE:
+                return found
+            after = fields.position_at(members[-1])
+        found.searched_to = after
+        return found
+
+    async def _look(self, members: Sequence[str], query: PageQuery, found: Found) -> None:
+        chosen = await self._candidates(members, query, found)
+        for start in range(0, len(chosen), _SESSIONS_AT_ONCE):
+            for record in await self._read(chosen[start : start + _SESSIONS_AT_ONCE], found):
+                if query.wanted is None or _meets(record, query, found):
+                    found.rows.append((record.header, False))
+
+    async def _candidates(self, members: Sequence[str], query: PageQuery, found: Found) -> list[UUID]:
+        """Those that their headers don't rule out."""
+        session_ids = [fields.id_at(member) for member in members]
+        replies = await self._client.run_each([("HGETALL", keys.header_key(each)) for each in session_ids])
+        candidates = []
+        for member, session_id, reply in zip(members, session_ids, replies, strict=True):
+            header = _header(session_id, reply, found)
+            if header is not None and header.life == fields.life_at(member) and query.wants(header):
+                candidates.append(session_id)
+        return candidates
+
+    async def _read(self, session_ids: Sequence[UUID], found: Found) -> list[SessionRecord]:
+        replies = await self._client.run_each([read(session_id, None, None, None) for session_id in session_ids])
+        records = []
+        for session_id, reply in zip(session_ids, replies, strict=True):
+            record = _record(session_id, reply, found)
+            if record is not None:
+                records.append(record)
+        return records
+
+
+def _record(session_id: UUID, reply: Any, found: Found) -> SessionRecord | None:
+    if isinstance(reply, Exception):
+        found.unreadable.append(session_id)
+        return None
+    try:
+        record = fields.decode_record(session_id, reply)
+        if record is not None:
+            check_format(record.header.format)
+    except (CorruptRecord, SchemaTooNew):
+        found.unreadable.append(session_id)
+        return None
+    return record
+
+
+def _header(session_id: UUID, reply: Any, found: Found) -> Header | None:
+    if not reply:
+        return None
+    try:
+        # A key of another type was refused: it reads as a header without fields.
+        return fields.decode_header(session_id, {} if isinstance(reply, Exception) else reply)
+    except CorruptRecord:
+        found.unreadable.append(session_id)
+        return None
+
+
+def _meets(record: SessionRecord, query: PageQuery, found: Found) -> bool:
+    try:
+        return query.wanted is None or query.wanted.is_met_by(record)
+    except ValueError:  # it holds no JSON
+        found.unreadable.append(record.header.id)
+        return False

@@ -1,0 +1,146 @@
+"""Full text of ended sessions in SQL: PostgreSQL's own, or SQLite's FTS5, which has the live ones too.
+
+The functions run in the caller's transaction. Rows go with their session: by a foreign key, and by triggers.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Boolean, ColumnElement, Connection, and_, insert, or_, select, text, type_coerce
+
+from fiml.core.errors import CorruptRecord
+from fiml.db.dialects import is_postgresql, json_elements
+from fiml.db.sqlite_file import driver
+from fiml.db.tables import session_search, session_words, sessions
+from fiml.sessions.backends.sqlite_words import MATCH, fts_word, put_parts, query_clause
+from fiml.sessions.records import SessionRecord
+from fiml.sessions.searching import Condition, Wanted, parts_of, words_of
+
+_PUT = text(
+    "INSERT INTO session_search (session_id, words)"
+    " SELECT s.id, array_to_tsvector(string_to_array(given.words, ' '))"
+    " FROM unnest(CAST(:ids AS uuid[]), CAST(:versions AS bigint[]), CAST(:words AS text[]))"
+    " AS given(id, version, words)"
+    # The row that counts may be another's, of a later version.
+    " JOIN sessions s ON s.id = given.id AND s.version = given.version"
+    " ON CONFLICT (session_id) DO UPDATE SET words = excluded.words"
+)
+_INDEXED = "names"
+
+
+def put(connection: Connection, records: Sequence[SessionRecord]) -> None:
+    """Let a search find sessions that were just archived.
+
+    Raises:
+        CorruptRecord: one of them holds no JSON.
+    """
+    if is_postgresql(connection):
+        headers = [record.header for record in records]
+        found = [" ".join(sorted(_read(record, words_of))) for record in records]
+        ids, versions = [header.id for header in headers], [header.version for header in headers]
+        connection.execute(_PUT, {"ids": ids, "versions": versions, "words": found})
+        return
+    indexed = _indexed(connection, [record.header.id for record in records])
+    for record in records:
+        if record.header.id not in indexed:
+            put_parts(driver(connection), record.header.id, _read(record, parts_of))
+
+
+def put_none(connection: Connection, session_id: UUID) -> None:
+    """Let a session that can't be read have no words."""
+    if is_postgresql(connection):
+        connection.execute(insert(session_search).values(session_id=session_id, words=""))
+    else:
+        connection.execute(insert(session_words).values(session_id=session_id.hex, part=_INDEXED, words=""))
+
+
+def lacking(connection: Connection, *, at_most: int) -> list[UUID]:
+    """Archived sessions whose words aren't known, since an older version archived them."""
+    if is_postgresql(connection):
+        found = select(session_search.c.session_id).where(session_search.c.session_id == sessions.c.id)
+    else:
+        same = text("session_words.session_id = sessions.id")
+        found = select(session_words.c.id).where(same, session_words.c.part == _INDEXED)
+    return list(connection.scalars(select(sessions.c.id).where(~found.exists()).order_by(sessions.c.id).limit(at_most)))
+
+
+def conditions(connection: Connection, wanted: Wanted) -> list[ColumnElement[bool]]:
+    """What a search asks of a row of `sessions`."""
+    found: list[ColumnElement[bool]] = []
+    if wanted.since is not None:
+        found.append(sessions.c.created_at >= wanted.since)
+    if wanted.until is not None:
+        found.append(sessions.c.created_at < wanted.until)
+    if wanted.words:
+        found.append(_have(connection, wanted.words))
+    if wanted.symbol is not None:
+        elements = json_elements(connection, sessions.c.assets)
+        is_asset = select(elements.c.value).where(elements.c.value == wanted.symbol).exists()
+        found.append(or_(is_asset, _some_query(connection, (), wanted.symbol)))
+    if wanted.conditions:
+        found.append(_some_query(connection, wanted.conditions, wanted.symbol))
+    return found
+
+
+def _indexed(connection: Connection, session_ids: Sequence[UUID]) -> set[UUID]:
+    ids = [session_id.hex for session_id in session_ids]
+    statement = select(session_words.c.session_id).where(
+        session_words.c.part == _INDEXED, session_words.c.session_id.in_(ids)
+    )
+    return {UUID(found) for found in connection.scalars(statement)}
+
+
+def _read(record: SessionRecord, words: Any) -> Any:
+    try:
+        return words(record)
+    except ValueError as exc:
+        raise CorruptRecord(f"session {record.header.id}", str(exc)) from exc
+
+
+def _have(connection: Connection, words: Sequence[str]) -> ColumnElement[bool]:
+    if is_postgresql(connection):
+        lexemes = " & ".join(f"'{word.rstrip('*')}'{':*' if word.endswith('*') else ''}" for word in words)
+        return _boolean(
+            "EXISTS (SELECT 1 FROM session_search f WHERE f.session_id = sessions.id"
+            " AND f.words @@ CAST(CAST(:lexemes AS text) AS tsquery))",
+            {"lexemes": lexemes},
+        )
+    return and_(
+        *(
+            _boolean(f"sessions.id IN ({MATCH.format(name=f'word_{n}')})", {f"word_{n}": fts_word(word)})
+            for n, word in enumerate(words)
+        )
+    )
+
+
+def _some_query(connection: Connection, figures: Sequence[Condition], symbol: str | None) -> ColumnElement[bool]:
+    """Whether one query in the history is about the symbol, and has figures on which all conditions hold."""
+    if is_postgresql(connection):
+        path, variables = _json_path(figures, symbol)
+        return _boolean(
+            "jsonb_path_exists(sessions.history_queries, CAST(CAST(:path AS text) AS jsonpath),"
+            " CAST(CAST(:variables AS text) AS jsonb))",
+            {"path": path, "variables": json.dumps(variables)},
+        )
+    clause, parameters = query_clause(figures, symbol, "q.value")
+    # S608: the clause is made of names of our own and of marks.
+    return _boolean(
+        f"EXISTS (SELECT 1 FROM json_each(sessions.history_queries) q WHERE {clause})",  # noqa: S608
+        parameters,
+    )
+
+
+def _json_path(figures: Sequence[Condition], symbol: str | None) -> tuple[str, dict[str, Any]]:
+    signs = {"=": "=="}
+    terms = [f"@.figures.{each.figure} {signs.get(each.sign, each.sign)} $n{n}" for n, each in enumerate(figures)]
+    variables: dict[str, Any] = {f"n{n}": each.number for n, each in enumerate(figures)}
+    if symbol is not None:
+        terms.append("@.parameters.symbol == $symbol")
+        variables["symbol"] = symbol
+    return f"$[*] ? ({' && '.join(terms)})", variables
+
+
+def _boolean(clause: str, parameters: Mapping[str, Any]) -> ColumnElement[bool]:
+    return type_coerce(text(clause).bindparams(**parameters), Boolean)

@@ -1,0 +1,215 @@
+"""What a session knows, packed into a budget: lines that name the record they come from.
+
+The order is fixed: the assets; conclusions and notes; entries of preferences, context and intermediate results; then
+the records. Within notes and records, a line's place is its age (0 for the newest) divided by one plus the number of
+times that it is referred to: cited by a note, or asked again with the same figures. Notes take at most two fifths of
+the budget and entries one fifth until the records had their turn; then whatever is left is filled up.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from fiml.core import clock
+from fiml.sessions.models import QueryRecord, Session
+from fiml.sessions.notes import Note, is_note, notes_in
+from fiml.sessions.values import check_whole
+
+BYTES_PER_TOKEN = 4
+MIN_TOKENS = 300
+MAX_TOKENS = 50_000
+_MAX_TITLE_CHARACTERS = 100
+_MAX_VALUE_CHARACTERS = 200
+_MAX_TEXT_CHARACTERS = 600
+_NOTES_SHARE = 0.4
+_ENTRIES_SHARE = 0.2
+_ANSWER_PREFIX = "answer:"
+_KEY_FIGURES = ("price", "pe_ratio", "market_cap", "rsi_14")
+
+
+@dataclass(frozen=True, slots=True)
+class ContextLine:
+    """One thing that a session knows; `id` is that of a query or note, `<map>:<key>` of an entry, or `assets`."""
+
+    id: str
+    text: str
+
+    def to_dict(self) -> dict[str, str]:
+        """As JSON values."""
+        return {"id": self.id, "text": self.text}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextPack:
+    """The packed context of a session; `left_out` counts the lines that the budget had no room for."""
+
+    session_id: str
+    title: str | None
+    type: str
+    is_archived: bool
+    expires_at: str
+    total_queries: int
+    max_tokens: int
+    lines: list[ContextLine]
+    left_out: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, whose compact JSON is within the budget."""
+        return {
+            "session_id": self.session_id,
+            "title": self.title,
+            "type": self.type,
+            "is_archived": self.is_archived,
+            "expires_at": self.expires_at,
+            "total_queries": self.total_queries,
+            "max_tokens": self.max_tokens,
+            "lines": [line.to_dict() for line in self.lines],
+            "left_out": self.left_out,
+        }
+
+
+class _Room:
+    """Lines as far as the bytes reach."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.lines: list[ContextLine] = []
+
+    def take(self, lines: Iterable[ContextLine], *, share: float = 1.0) -> list[ContextLine]:
+        """Take the lines that fit into this share of the room; those that didn't."""
+        left, rest = self.size * share, []
+        for line in lines:
+            cost = _size(line.to_dict()) + 1
+            if cost <= min(left, self.size):
+                self.lines.append(line)
+                self.size -= cost
+                left -= cost
+            else:
+                rest.append(line)
+        return rest
+
+
+def pack_context(session: Session, *, max_tokens: int) -> ContextPack:
+    """The context of a session that was read whole, in at most `max_tokens` of four bytes each.
+
+    Raises:
+        InvalidInput: the budget is out of bounds.
+    """
+    check_whole(max_tokens, "max_tokens", at_least=MIN_TOKENS, at_most=MAX_TOKENS)
+    notes = notes_in(session.state.context)
+    room = _Room(max_tokens * BYTES_PER_TOKEN - _size(_pack(session, max_tokens, [], 10**6).to_dict()))
+    rest = [*room.take(_asset_lines(session))]
+    late = room.take(_note_lines(notes, session.state.history.queries), share=_NOTES_SHARE)
+    late += room.take(_entry_lines(session), share=_ENTRIES_SHARE)
+    rest += room.take(_record_lines(session.state.history.queries, notes))
+    rest += room.take(late)
+    return _pack(session, max_tokens, room.lines, len(rest))
+
+
+def _pack(session: Session, max_tokens: int, lines: list[ContextLine], left_out: int) -> ContextPack:
+    return ContextPack(
+        session_id=str(session.id),
+        title=None if session.title is None else _cut(session.title, _MAX_TITLE_CHARACTERS),
+        type=session.type.value,
+        is_archived=session.is_archived,
+        expires_at=clock.to_iso(session.expires_at),
+        total_queries=session.state.history.total_queries,
+        max_tokens=max_tokens,
+        lines=lines,
+        left_out=left_out,
+    )
+
+
+def _asset_lines(session: Session) -> list[ContextLine]:
+    return [ContextLine("assets", _cut(", ".join(session.assets), _MAX_TEXT_CHARACTERS))]
+
+
+def _note_lines(notes: Sequence[Note], queries: Sequence[QueryRecord]) -> list[ContextLine]:
+    cited = Counter(chain.from_iterable(note.cites for note in notes))
+    known = {query.id for query in queries} | {note.id for note in notes}
+    newest_first = list(reversed(notes))
+    ranked = sorted(range(len(newest_first)), key=lambda age: (age / (1 + cited[newest_first[age].id]), age))
+    return [_note_line(newest_first[age], known) for age in ranked]
+
+
+def _note_line(note: Note, known: set[Any]) -> ContextLine:
+    cites = f" [cites {', '.join(str(cited) for cited in note.cites if cited in known)}]" if note.cites else ""
+    return ContextLine(
+        str(note.id), f"{clock.to_iso(note.written_at)} {note.kind}: {_cut(note.text, _MAX_TEXT_CHARACTERS)}{cites}"
+    )
+
+
+def _entry_lines(session: Session) -> list[ContextLine]:
+    state = session.state
+    maps = {
+        "preferences": state.preferences,
+        "context": {key: value for key, value in state.context.items() if not is_note(key, value)},
+        "intermediate_results": {
+            key: value for key, value in state.intermediate_results.items() if not key.startswith(_ANSWER_PREFIX)
+        },
+    }
+    return [
+        ContextLine(_cut(f"{name}:{key}", _MAX_VALUE_CHARACTERS), _cut(_json(value), _MAX_VALUE_CHARACTERS))
+        for name, entries in maps.items()
+        for key, value in sorted(entries.items())
+    ]
+
+
+def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list[ContextLine]:
+    cited = Counter(chain.from_iterable(note.cites for note in notes))
+    kept: list[QueryRecord] = []
+    references: Counter[int] = Counter()
+    places: dict[tuple[Any, ...], int] = {}
+    for query in reversed(queries):
+        place = places.setdefault(_sameness(query), len(kept))
+        if place == len(kept):
+            kept.append(query)
+        else:
+            references[place] += 1
+        references[place] += cited[query.id]
+    ranked = sorted(range(len(kept)), key=lambda age: (age / (1 + references[age]), age))
+    newest = _newest_by_symbol(kept)
+    return [_record_line(kept[age], is_newest=kept[age].id in newest) for age in ranked]
+
+
+def _sameness(query: QueryRecord) -> tuple[Any, ...]:
+    """Records alike in this say the same; one without figures is alike to none."""
+    if not query.figures or query.symbol is None:
+        return (query.id,)
+    return (query.symbol, query.provider, query.as_of, tuple(query.figures.items()))
+
+
+def _newest_by_symbol(newest_first: Iterable[QueryRecord]) -> set[Any]:
+    found: defaultdict[str, Any] = defaultdict(lambda: None)
+    for query in newest_first:
+        if query.symbol is not None and query.figures and found[query.symbol] is None:
+            found[query.symbol] = query.id
+    return set(found.values())
+
+
+def _record_line(query: QueryRecord, *, is_newest: bool) -> ContextLine:
+    asked = clock.to_iso(query.timestamp)
+    said = query.result_summary if query.result_summary is not None else _json(query.parameters)
+    text = f"{asked} {query.query_type}: {_cut(said, _MAX_TEXT_CHARACTERS)}"
+    figures = {name: value for name, value in query.figures.items() if is_newest or name in _KEY_FIGURES}
+    if figures:
+        listed = ", ".join(f"{name} {value:.10g}" for name, value in figures.items())
+        text += f" | {listed}"
+    if query.known_at is not None:
+        text += f" | known {clock.to_iso(query.known_at)}"
+    return ContextLine(str(query.id), _cut(text, 3 * _MAX_TEXT_CHARACTERS))
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _size(value: Any) -> int:
+    return len(_json(value).encode())

@@ -1,0 +1,165 @@
+"""The verbs with which an analysis is remembered: its context, what was noted and concluded, and the search."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from fiml.core.errors import InvalidInput, SessionNotFound, echo
+from fiml.sessions import values
+from fiml.sessions.backends.base import Backend, PageQuery
+from fiml.sessions.changes import Change
+from fiml.sessions.context_pack import ContextPack, pack_context
+from fiml.sessions.listing import SearchPage, decode_cursor, encode_cursor
+from fiml.sessions.models import Session, SessionType
+from fiml.sessions.notes import Note, NoteKind, make_note, notes_in
+from fiml.sessions.records import MAPS, Header, to_summary
+from fiml.sessions.searching import parse_search
+
+DEFAULT_SEARCH_LIMIT = 20
+
+
+class MemoryVerbs:
+    """What a session remembers, in the name of `owner`; without one, of all sessions."""
+
+    _owner: str | None
+
+    @property
+    def _backend(self) -> Backend:
+        raise NotImplementedError
+
+    def _acting_as(self, user_id: str | None) -> str | None:
+        raise NotImplementedError
+
+    async def get_session(self, session_id: UUID | str, *, recent_queries: int | None = None) -> Session | None:
+        raise NotImplementedError
+
+    async def _write(self, session_id: UUID, change: Change, expected_version: int | None) -> Header:
+        raise NotImplementedError
+
+    async def pack_context(self, session_id: UUID | str, *, max_tokens: int = 2000) -> ContextPack:
+        """What a session knows in at most `max_tokens` (of four bytes each), for a conversation to carry on from.
+
+        Raises:
+            SessionNotFound: there is no such session.
+            InvalidInput: the budget is out of bounds.
+        """
+        parsed = values.parse_session_id(session_id)
+        session = await self.get_session(parsed)
+        if session is None:
+            raise SessionNotFound(parsed)
+        return pack_context(session, max_tokens=max_tokens)
+
+    async def remember(
+        self,
+        session_id: UUID | str,
+        *,
+        context: Mapping[str, Any] | None = None,
+        preferences: Mapping[str, Any] | None = None,
+        intermediate_results: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
+        conclusions: Sequence[str] = (),
+        cites: Sequence[UUID | str] = (),
+        remove: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[Note]:
+        """Set and remove entries of a live session, and write down notes and conclusions; the notes.
+
+        `cites` are the ids of the records, queries or notes, that each note and conclusion rests on; `remove` names
+        keys by map. All of it is written in one step, or nothing.
+
+        Raises:
+            SessionNotFound, SessionExpired, SessionArchived: the session isn't live.
+            InvalidInput: nothing is given, a value can't be stored, or what is cited is no record of the session.
+        """
+        parsed = values.parse_session_id(session_id)
+        written = [make_note(text, NoteKind.NOTE, cites) for text in notes]
+        written += [make_note(text, NoteKind.CONCLUSION, cites) for text in conclusions]
+        if cites and not written:
+            raise InvalidInput("cites", "stands alone", "give a note or a conclusion that rests on these records")
+        given = {"context": context, "preferences": preferences, "intermediate_results": intermediate_results}
+        change = Change(
+            entries_set={name: values.check_entries(name, dict(entries)) for name, entries in given.items() if entries},
+            entries_removed=_checked_removals(remove or {}),
+        )
+        if written:
+            encoded = values.check_entries("context", {note.key: note.to_dict() for note in written})
+            change.entries_set["context"] = {**change.entries_set.get("context", {}), **encoded}
+        if not change.entries_set and not change.entries_removed:
+            raise InvalidInput("update", "is empty", "give entries, notes, conclusions or keys to remove")
+        if cites:
+            await self._check_cited(parsed, written[0])
+        await self._write(parsed, change, None)
+        return written
+
+    async def search_sessions(
+        self,
+        user_id: str | None,
+        text: str | None = None,
+        *,
+        symbol: str | None = None,
+        type: SessionType | str | None = None,  # noqa: A002  as in `list_user_sessions`
+        tag: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        include_archived: bool = True,
+        limit: int = DEFAULT_SEARCH_LIMIT,
+        cursor: str | None = None,
+    ) -> SearchPage:
+        """A page of a user's sessions that hold all that is asked for, newest first; of everybody's without a user.
+
+        `text` has words and conditions on figures, such as `apple margin pe_ratio < 30`; `symbol` is among the assets
+        or asked about; `since` and `until` bound the creation, `until` itself is outside.
+
+        Raises:
+            InvalidInput: nothing is asked for, or a value is not valid.
+        """
+        if text is None and all(value is None for value in (symbol, type, tag, since, until)):
+            raise InvalidInput("search", "asks for nothing", "give words, a symbol, a type, a tag or a date")
+        size = values.check_limit(limit)
+        query = PageQuery(
+            limit=size + 1,
+            include_archived=include_archived,
+            user_id=self._acting_as(values.check_user_id(user_id)),
+            type=None if type is None else SessionType.parse(type).value,
+            tag=None if tag is None else values.check_name(tag, "tag"),
+            after=None if cursor is None else decode_cursor(cursor),
+            wanted=parse_search(
+                text,
+                symbol=None if symbol is None else values.check_name(symbol, "symbol"),
+                since=None if since is None else values.check_moment(since, "since"),
+                until=None if until is None else values.check_moment(until, "until"),
+            ),
+        )
+        found = await self._backend.search(query)
+        summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in found.rows[:size]]
+        next_position = found.searched_to
+        if len(found.rows) > size:
+            next_position = (summaries[-1].created_at, summaries[-1].id)
+        return SearchPage(
+            summaries,
+            next_cursor=None if next_position is None else encode_cursor(*next_position),
+            truncated=found.searched_to is not None and len(found.rows) <= size,
+            searched=("live", "archived") if include_archived else ("live",),
+            unreadable=found.unreadable,
+            not_indexed=found.not_indexed,
+        )
+
+    async def _check_cited(self, session_id: UUID, note: Note) -> None:
+        session = await self.get_session(session_id)
+        if session is None:
+            raise SessionNotFound(session_id)
+        known = {query.id for query in session.state.history.queries}
+        known |= {each.id for each in notes_in(session.state.context)}
+        missing = [str(cited) for cited in note.cites if cited not in known]
+        if missing:
+            problem = f"names {missing[0]}, which is no record of session {session_id}"
+            raise InvalidInput("cites", problem, "cite ids as get-session-context shows them")
+
+
+def _checked_removals(remove: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    for name, keys in remove.items():
+        if name not in MAPS:
+            raise InvalidInput("remove", f"names the map {echo(name)}", f"valid are {', '.join(MAPS)}")
+        if isinstance(keys, str) or not all(isinstance(key, str) for key in keys):
+            raise InvalidInput(f"remove.{name}", "is no list of keys", "give a list of texts")
+    return {name: list(keys) for name, keys in remove.items() if keys}

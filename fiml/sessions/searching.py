@@ -1,0 +1,196 @@
+"""What a search over sessions asks, and whether a session answers it: the same on every engine.
+
+Words are matched whole, without regard to case; `word*` matches what begins so. All words must be somewhere in the
+session, in whichever order. Numbers are figures of query records: all conditions must hold on one record, and of the
+named symbol, where one is named.
+"""
+
+import json
+import operator
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from fiml.core.errors import InvalidInput, echo
+from fiml.sessions.records import Header, SessionRecord
+from fiml.sessions.values import check_text
+
+MAX_TEXT_CHARACTERS = 500
+MAX_WORDS = 20
+MAX_CONDITIONS = 10
+MAX_INDEXED_WORDS = 20_000
+MAX_WORD_CHARACTERS = 64
+
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    "=": operator.eq,
+    ">=": operator.ge,
+    ">": operator.gt,
+}
+_NUMBER = r"[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?"
+_CONDITION = re.compile(rf"([A-Za-z][A-Za-z0-9_]{{0,63}})\s*(<=|>=|<|>|=)\s*({_NUMBER})(?![\w.])")
+_WORD = re.compile(r"[^\W_]+")
+_WANTED = re.compile(r"[^\W_]+\*?")
+_ANSWER_PREFIX = "answer:"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A figure compared with a number, such as `pe_ratio < 30`."""
+
+    figure: str
+    sign: str
+    number: float
+
+    def holds(self, figures: dict[str, Any]) -> bool:
+        """Whether it holds on the figures of one record."""
+        value = figures.get(self.figure)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return OPERATORS[self.sign](value, self.number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a session must hold. `symbol` is among its assets, or asked about in a query."""
+
+    words: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    symbol: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def lets_pass(self, header: Header) -> bool:
+        """Whether the header alone doesn't rule a session out: `since` is in it, `until` is not."""
+        return (self.since is None or header.created_at >= self.since) and (
+            self.until is None or header.created_at < self.until
+        )
+
+    def is_met_by(self, record: SessionRecord) -> bool:
+        """Whether a whole session answers the search."""
+        queries = [query for query in json.loads(record.history) if isinstance(query, dict)]
+        return (
+            self.lets_pass(record.header)
+            and self._knows_symbol(record.header, queries)
+            and (not self.conditions or any(self._holds(query) for query in queries))
+            and (not self.words or _have(words_of(record), self.words))
+        )
+
+    def _knows_symbol(self, header: Header, queries: list[dict[str, Any]]) -> bool:
+        return self.symbol is None or self.symbol in header.assets or any(_about(q) == self.symbol for q in queries)
+
+    def _holds(self, query: dict[str, Any]) -> bool:
+        figures = query.get("figures")
+        if not isinstance(figures, dict) or (self.symbol is not None and _about(query) != self.symbol):
+            return False
+        return all(condition.holds(figures) for condition in self.conditions)
+
+
+def parse_search(
+    text: str | None, *, symbol: str | None = None, since: datetime | None = None, until: datetime | None = None
+) -> Wanted:
+    """What a text of words and conditions asks for, with what else is asked.
+
+    Raises:
+        InvalidInput: the text is too long, has too many words or conditions, or one that can't be read.
+    """
+    checked = "" if text is None else check_text(text, "text", max_characters=MAX_TEXT_CHARACTERS)
+    conditions = tuple(Condition(found[1].lower(), found[2], float(found[3])) for found in _CONDITION.finditer(checked))
+    rest = _CONDITION.sub(" ", checked)
+    if stray := re.search(r"\S*[<>=]\S*", rest):
+        valid = "write a condition as pe_ratio < 30, with one of < <= = >= >"
+        raise InvalidInput("text", f"has {echo(stray[0])}", valid)
+    words = tuple(dict.fromkeys(_cut(found) for found in _WANTED.findall(_folded(rest))))
+    if rest.strip() and not words:
+        raise InvalidInput("text", f"{echo(rest.strip())} has no word", "give words of letters or digits")
+    for what, count, most in (("words", len(words), MAX_WORDS), ("conditions", len(conditions), MAX_CONDITIONS)):
+        if count > most:
+            raise InvalidInput("text", f"has {count} {what}", f"at most {most} are allowed")
+    if since is not None and until is not None and since >= until:
+        raise InvalidInput("since", "is not before until", "give an earlier since, or a later until")
+    return Wanted(words=words, conditions=conditions, symbol=symbol, since=since, until=until)
+
+
+def words_of(record: SessionRecord) -> set[str]:
+    """Every word of a session that a search finds, up to a limit."""
+    found: set[str] = set()
+    for words in parts_of(record).values():
+        found.update(words)
+        if len(found) > MAX_INDEXED_WORDS:
+            return set(sorted(found)[:MAX_INDEXED_WORDS])
+    return found
+
+
+def parts_of(record: SessionRecord) -> dict[str, set[str]]:
+    """The words of a session by part: its names, each entry, each query."""
+    parts = {"names": words_of_names(record.header)}
+    for name, entries in record.entries.items():
+        parts |= {entry_part(name, key): words for key, text in entries.items() if (words := words_of_entry(key, text))}
+    for query in json.loads(record.history):
+        if isinstance(query, dict):
+            parts[query_part(str(query.get("id")))] = words_of_query(query)
+    return parts
+
+
+def words_of_names(header: Header) -> set[str]:
+    """The words of title, assets, tags and type."""
+    return _words([header.title or "", header.type, *header.assets, *header.tags])
+
+
+def words_of_entry(key: str, text: str) -> set[str]:
+    """The words of an entry's key and texts. The market's last answers are left out: their records say the same."""
+    return set() if key.startswith(_ANSWER_PREFIX) else _words([key, *_texts(json.loads(text))])
+
+
+def words_of_query(query: dict[str, Any]) -> set[str]:
+    """The words of a query's type, parameters and result."""
+    return _words(_texts([query.get("query_type"), query.get("parameters"), query.get("result_summary")]))
+
+
+def entry_part(name: str, key: str) -> str:
+    """The part of an entry."""
+    return f"e:{name}:{key}"
+
+
+def query_part(query_id: str) -> str:
+    """The part of a query."""
+    return f"q:{query_id}"
+
+
+def _words(texts: Iterable[str]) -> set[str]:
+    return {word[:MAX_WORD_CHARACTERS] for text in texts for word in _WORD.findall(_folded(text))}
+
+
+def _cut(wanted: str) -> str:
+    is_prefix = wanted.endswith("*") or len(wanted) > MAX_WORD_CHARACTERS
+    return wanted.rstrip("*")[:MAX_WORD_CHARACTERS] + ("*" if is_prefix else "")
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _about(query: dict[str, Any]) -> Any:
+    parameters = query.get("parameters")
+    return parameters.get("symbol") if isinstance(parameters, dict) else None
+
+
+def _have(words: set[str], wanted: Iterable[str]) -> bool:
+    return all(
+        any(word.startswith(each[:-1]) for word in words) if each.endswith("*") else each in words for each in wanted
+    )
