@@ -1,30 +1,35 @@
 """A question asked within a session: the market's answer, the record of it, and what changed since the last look."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import structlog
 from pydantic import BaseModel, Field, ValidationError
 
 from fiml.core import clock
-from fiml.core.errors import (
-    CorruptRecord,
-    InvalidInput,
-    SessionFull,
-    Unavailable,
-)
+from fiml.core.errors import CorruptRecord, FimlError, InvalidInput, NotSupported, SessionFull, Unavailable
 from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer
 from fiml.market.service import MarketService
 from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.store import SessionVerbs, refuse_unless_live
 from fiml.sessions.values import parse_session_id
 
+_log = structlog.get_logger()
+
 MAX_COMPARED = 10
+ANSWER_TIMEOUT_S = 18.0
 _DEPTHS = list(Depth)
 _SECTIONS = ("quote", "technicals", "fundamentals")
 _UNTRACKABLE = (SessionFull, Unavailable, InvalidInput, CorruptRecord)
+_NO_FIGURES = ("missing", "market_time")
+_TYPE_OF_DEPTH = {Depth.QUICK: "price", Depth.STANDARD: "technical", Depth.DEEP: "comparative"}
+_MAX_FAILURE_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +43,12 @@ class Question:
     exchange: str | None = None
     pair: str = "USD"
 
-    def parameters(self, instrument: Instrument) -> dict[str, Any]:
-        """What the record of the query says was asked."""
-        place = {"exchange": instrument.exchange, "pair": self.pair} if self.kind is AssetKind.COIN else {}
-        market = {} if place else {"market": self.market}
-        return {"symbol": instrument.symbol, **market, **place, "depth": self.depth.value}
+    def parameters(self, instrument: Instrument | None) -> dict[str, Any]:
+        """What the record of the query says was asked; without an instrument, as it was asked."""
+        symbol = self.symbol.strip().upper() if instrument is None else instrument.symbol
+        exchange = self.exchange if instrument is None else instrument.exchange
+        place = {"exchange": exchange, "pair": self.pair} if self.kind is AssetKind.COIN else {"market": self.market}
+        return {"symbol": symbol, **place, "depth": self.depth.value}
 
 
 class FigureChange(BaseModel):
@@ -70,6 +76,7 @@ class Answer(BaseModel):
     depth: Depth
     not_compared_count: int = Field(0, description="assets of the session beyond the most that one answer compares")
     cache_hit: bool = False
+    layer: str = Field("provider", description="who answered: the session, a cache (l1, l2) or the provider")
     tracked: bool = False
     reason: str | None = Field(None, description="why the question is not in a session's history")
     session_id: UUID | None = None
@@ -86,12 +93,27 @@ class _Held(BaseModel):
     compared_with: list[str]
     answer: MarketAnswer
 
+    @property
+    def is_sample(self) -> bool:
+        """Whether its figures are the sample's."""
+        return self.answer.quote.source == "sample"
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no part of it is due to be asked for again. Figures of the sample are always current."""
+        parts = self.answer.delivery.values()
+        now = clock.now()
+        return self.is_sample or (
+            bool(parts) and all(part.fresh_until is not None and now < part.fresh_until for part in parts)
+        )
+
     def answers(self, question: Question, instrument: Instrument, others: list[str]) -> bool:
-        """Whether it holds every figure that is asked for. Figures of the sample are always current."""
+        """Whether it holds every figure that is asked for, and they are current."""
         is_deep_enough = _DEPTHS.index(self.depth) >= _DEPTHS.index(question.depth)
         is_compared = question.depth is not Depth.DEEP or set(self.compared_with) == set(others)
         is_same = self.kind is instrument.kind and self.answer.quote.exchange == instrument.exchange
-        return is_same and is_deep_enough and is_compared and self.answer.quote.source == "sample"
+        is_same = is_same and self.answer.quote.currency == instrument.currency
+        return is_same and is_deep_enough and is_compared and self.is_current
 
 
 async def ask(
@@ -100,58 +122,148 @@ async def ask(
     market: MarketService,
     sessions: SessionVerbs | None = None,
     session_id: UUID | str | None = None,
+    timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> Answer:
     """Answer a question; within a session, from what it holds where that suffices, and record it there.
 
-    Two round trips to the store: one reads what the session knows, one records.
+    Two round trips to the store: one reads what the session knows, one records. A question that the market doesn't
+    answer is recorded too, as failed.
 
     Raises:
         InvalidInput: the symbol or another argument is not valid; nothing is recorded.
         SessionNotFound, SessionExpired, SessionArchived: the session can't take a question.
-        Unavailable: the market is away. (A store that is away leaves the question unrecorded, and says so.)
+        Unavailable: the market is away, or took longer than `timeout_s` seconds. (A store that is away leaves the
+            question unrecorded, and says so.)
+        NotSupported: the market has no such figures.
     """
-    instrument = await _instrument(question, market)
     if sessions is None or session_id is None:
-        answer = await market.answer(instrument, question.depth)
-        return Answer(market=answer, depth=question.depth, reason="no session was named")
+        return await _ask_alone(question, market, timeout_s, reason="no session was named")
     parsed = parse_session_id(session_id)
     try:
         session = refuse_unless_live(parsed, await sessions.get_session(parsed, recent_queries=0))
     except (Unavailable, CorruptRecord) as exc:
-        answer = await market.answer(instrument, question.depth)
-        return Answer(market=answer, depth=question.depth, session_id=parsed, reason=str(exc))
-    return await _ask_in_session(question, instrument, market, sessions, session)
-
-
-async def _ask_in_session(
-    question: Question, instrument: Instrument, market: MarketService, sessions: SessionVerbs, session: Session
-) -> Answer:
+        answer = await _ask_alone(question, market, timeout_s, reason=str(exc))
+        return answer.model_copy(update={"session_id": parsed})
     elapsed_ms = clock.stopwatch()
+    try:
+        async with _limit(market, timeout_s):
+            looked = await _look(question, market, session)
+    except (Unavailable, NotSupported) as exc:
+        await _record_failure(question, market, sessions, session, exc, elapsed_ms())
+        raise
+    return await _record(question, looked, sessions, session, elapsed_ms())
+
+
+async def _ask_alone(question: Question, market: MarketService, timeout_s: float, *, reason: str) -> Answer:
+    async with _limit(market, timeout_s):
+        found = await market.answer(await _instrument(question, market), question.depth)
+    return Answer(market=found, depth=question.depth, reason=reason)
+
+
+@asynccontextmanager
+async def _limit(market: MarketService, timeout_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError as exc:
+        raise Unavailable(f"the market ({market.source})", f"no answer within {timeout_s:g} s") from exc
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What a look at an instrument within a session brought."""
+
+    instrument: Instrument
+    found: MarketAnswer
+    held: _Held | None
+    is_hit: bool
+    others: list[str]
+    compared: list[str]
+
+    @property
+    def is_cache_hit(self) -> bool:
+        """Whether no provider was asked. The first look at a symbol in a session never counts as such."""
+        parts = self.found.delivery.values()
+        is_cached = bool(parts) and all(part.layer != "provider" and not part.is_stale for part in parts)
+        return self.is_hit or (self.held is not None and is_cached)
+
+    @property
+    def layer(self) -> str:
+        """Who answered: the session, or for the quote a cache or the provider."""
+        return "session" if self.is_hit else self.found.delivery["quote"].layer
+
+
+async def _look(question: Question, market: MarketService, session: Session) -> _Look:
+    instrument = await _instrument(question, market)
     others = [asset for asset in session.assets if asset.upper() != instrument.symbol]
     compared = others[:MAX_COMPARED] if question.depth is Depth.DEEP else []
-    held = _held(session, instrument.symbol)
+    held = _held(session, instrument.symbol, is_sample=market.source == "sample")
     is_hit = held is not None and held.answers(question, instrument, compared)
     if held is not None and is_hit:
         found = _as_deep_as(held.answer, question.depth)
     else:
         found = await _answer(market, instrument, question.depth, compared)
+    return _Look(instrument=instrument, found=found, held=held, is_hit=is_hit, others=others, compared=compared)
+
+
+async def _record(
+    question: Question, looked: _Look, sessions: SessionVerbs, session: Session, elapsed_ms: float
+) -> Answer:
+    found, held = looked.found, looked.held
     answer = Answer(
         market=found,
         depth=question.depth,
-        not_compared_count=len(others) - len(compared) if question.depth is Depth.DEEP else 0,
-        cache_hit=is_hit,
+        not_compared_count=len(looked.others) - len(looked.compared) if question.depth is Depth.DEEP else 0,
+        cache_hit=looked.is_cache_hit,
+        layer=looked.layer,
         session_id=session.id,
         since_last_look=None if held is None else _since(held, found),
     )
+    quote = found.quote
     query = QueryRecord(
         query_type=query_type(found),
-        parameters=question.parameters(instrument),
+        parameters=question.parameters(looked.instrument),
         result_summary=summarize(found),
-        execution_time_ms=round(elapsed_ms(), 3),
-        cache_hit=is_hit,
+        execution_time_ms=round(elapsed_ms, 3),
+        cache_hit=looked.is_cache_hit,
+        provider=quote.source,
+        as_of=quote.market_time or quote.as_of,
+        known_at=_known_at(found),
+        currency=quote.currency,
+        adjustment=quote.adjustment.value,
+        layer=looked.layer,
+        figures=found.figures,
     )
-    holding = _holding(held if is_hit else None, question, instrument, found, compared)
+    holding = _holding(held if looked.is_hit else None, question, looked.instrument, found, looked.compared)
     return await _track(answer, query, sessions, holding)
+
+
+def _known_at(found: MarketAnswer) -> datetime:
+    """When the newest part was learnt: before that, not all of the answer was known."""
+    return max((part.known_at for part in found.delivery.values()), default=clock.now())
+
+
+async def _record_failure(
+    question: Question,
+    market: MarketService,
+    sessions: SessionVerbs,
+    session: Session,
+    error: FimlError,
+    elapsed_ms: float,
+) -> None:
+    query = QueryRecord(
+        query_type=_TYPE_OF_DEPTH[question.depth],
+        parameters=question.parameters(None),
+        result_summary=f"failed: {error}"[:_MAX_FAILURE_CHARACTERS],
+        execution_time_ms=round(elapsed_ms, 3),
+        provider=market.source,
+        error=error.code,
+    )
+    try:
+        await sessions.record_query(session.id, query)
+    except _UNTRACKABLE as exc:
+        # The caller is told of the failure itself; that it stands in no history is for the log.
+        _log.warning("failed_query_not_recorded", session_id=str(session.id), reason=str(exc))
 
 
 async def _track(answer: Answer, query: QueryRecord, sessions: SessionVerbs, holding: _Held) -> Answer:
@@ -189,7 +301,8 @@ def summarize(answer: MarketAnswer) -> str:
     change = "" if quote.change_percent is None else f" ({quote.change_percent:+.2f}%)"
     line = f"{quote.symbol}: {quote.price_label} {quote.price:,.2f} {quote.currency}{change}, {quote.as_of}"
     compared = f"; compared with {', '.join(c.other for c in answer.comparisons)}" if answer.comparisons else ""
-    return f"{line}, source {quote.source}{compared}"
+    stale = f", stale: known {clock.to_iso(_known_at(answer))}" if answer.is_stale else ""
+    return f"{line}, source {quote.source}{stale}{compared}"
 
 
 async def _instrument(question: Question, market: MarketService) -> Instrument:
@@ -199,21 +312,24 @@ async def _instrument(question: Question, market: MarketService) -> Instrument:
 
 
 async def _answer(market: MarketService, instrument: Instrument, depth: Depth, compared: list[str]) -> MarketAnswer:
-    others = {name: await market.find(name) for name in compared}
+    found = await asyncio.gather(*(market.find(name) for name in compared))
+    others = dict(zip(compared, found, strict=True))
     answer = await market.answer(instrument, depth, [other for other in others.values() if other is not None])
     unknown = {name: f"not in the {market.source} data" for name, other in others.items() if other is None}
     return answer.model_copy(update={"not_compared": {**answer.not_compared, **unknown}})
 
 
-def _held(session: Session, symbol: str) -> _Held | None:
+def _held(session: Session, symbol: str, *, is_sample: bool) -> _Held | None:
+    """What the session holds on a symbol; the sample's figures never meet live ones."""
     stored = session.state.get_intermediate_result(result_key(symbol))
     if stored is None:
         return None
     try:
-        return _Held.model_validate_json(json.dumps(stored))
+        held = _Held.model_validate_json(json.dumps(stored))
     except ValidationError:
         # Somebody else's value, or another version's: as if the session had not looked yet.
         return None
+    return held if held.is_sample == is_sample else None
 
 
 def _holding(
@@ -250,5 +366,5 @@ def _since(held: _Held, now: MarketAnswer) -> SinceLastLook:
 
 
 def _section_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> list[FigureChange]:
-    names = [name for name in now if name != "missing" and before.get(name) != now[name]]
+    names = [name for name in now if name not in _NO_FIGURES and before.get(name) != now[name]]
     return [FigureChange(figure=f"{section}.{name}", before=before.get(name), now=now[name]) for name in names]

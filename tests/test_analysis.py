@@ -196,7 +196,7 @@ async def test_another_source_is_asked_though_the_session_holds_the_sample(
     assert answer.market.quote.source == "sample"
 
 
-async def test_a_market_that_is_away_leaves_no_record(store: SessionStore) -> None:
+async def test_a_question_that_the_market_does_not_answer_is_recorded_as_failed(store: SessionStore) -> None:
     ticker = Ticker()
     ticker.is_open = False
     session = await begin(store)
@@ -204,7 +204,12 @@ async def test_a_market_that_is_away_leaves_no_record(store: SessionStore) -> No
     with pytest.raises(Unavailable, match="the ticker is away"):
         await ask(AAPL, market=MarketService(ticker), sessions=store, session_id=session.id)
 
-    assert (await current(store, session)).state.history.total_queries == 0
+    history = (await current(store, session)).state.history
+    [failed] = history.queries
+    assert (failed.query_type, failed.error, failed.cache_hit, failed.figures) == ("price", "unavailable", False, {})
+    assert failed.parameters == {"symbol": "AAPL", "market": "US", "depth": "quick"}
+    assert "the ticker is away" in (failed.result_summary or "")
+    assert history.cache_hit_rate == 0
 
 
 @pytest.mark.parametrize(

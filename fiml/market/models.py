@@ -202,3 +202,31 @@ class MarketAnswer(_Model):
     fundamentals: Fundamentals | None
     comparisons: list[Comparison]
     not_compared: dict[str, str] = Field(description="symbol -> why it could not be compared")
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Every number by its name; one of a comparison has the other symbol behind a colon, as `correlation:KO`."""
+        figures: dict[str, float] = {}
+        for part in (self.quote, self.fundamentals, self.technicals):
+            if part is not None:
+                figures |= _numbers(part, _NO_FIGURES)
+        for comparison in self.comparisons:
+            numbers = _numbers(comparison, _NO_FIGURES)
+            figures |= {f"{name}:{comparison.other}": number for name, number in numbers.items()}
+        return figures
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a part is the last answer of a provider that failed."""
+        return any(delivery.is_stale for delivery in self.delivery.values())
+
+
+_NO_FIGURES = {"bars_used", "volatility_days", "overlap_days"}
+
+
+def _numbers(part: BaseModel, without: set[str]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in part
+        if name not in without and isinstance(value, int | float) and not isinstance(value, bool)
+    }

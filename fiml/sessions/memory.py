@@ -54,9 +54,9 @@ class MemoryVerbs:
         self,
         session_id: UUID | str,
         *,
-        context: Mapping[str, Any] | None = None,
-        preferences: Mapping[str, Any] | None = None,
-        intermediate_results: Mapping[str, Any] | None = None,
+        context: dict[str, Any] | None = None,
+        preferences: dict[str, Any] | None = None,
+        intermediate_results: dict[str, Any] | None = None,
         notes: Sequence[str] = (),
         conclusions: Sequence[str] = (),
         cites: Sequence[UUID | str] = (),
@@ -78,7 +78,7 @@ class MemoryVerbs:
             raise InvalidInput("cites", "stands alone", "give a note or a conclusion that rests on these records")
         given = {"context": context, "preferences": preferences, "intermediate_results": intermediate_results}
         change = Change(
-            entries_set={name: values.check_entries(name, dict(entries)) for name, entries in given.items() if entries},
+            entries_set={name: values.check_entries(name, entries) for name, entries in given.items() if entries},
             entries_removed=_checked_removals(remove or {}),
         )
         if written:
