@@ -202,7 +202,7 @@ async def _look(question: Question, market: MarketService, session: Session) -> 
     if held is not None and is_hit:
         found = _as_deep_as(held.answer, question.depth)
     else:
-        found = await _answer(market, instrument, question.depth, compared)
+        found = await market.answer(instrument, question.depth, compared)
     return _Look(instrument=instrument, found=found, held=held, is_hit=is_hit, others=others, compared=compared)
 
 
@@ -309,14 +309,6 @@ async def _instrument(question: Question, market: MarketService) -> Instrument:
     if question.kind is AssetKind.COIN:
         return await market.coin(question.symbol, question.exchange, question.pair)
     return await market.equity(question.symbol, question.market)
-
-
-async def _answer(market: MarketService, instrument: Instrument, depth: Depth, compared: list[str]) -> MarketAnswer:
-    found = await asyncio.gather(*(market.find(name) for name in compared))
-    others = dict(zip(compared, found, strict=True))
-    answer = await market.answer(instrument, depth, [other for other in others.values() if other is not None])
-    unknown = {name: f"not in the {market.source} data" for name, other in others.items() if other is None}
-    return answer.model_copy(update={"not_compared": {**answer.not_compared, **unknown}})
 
 
 def _held(session: Session, symbol: str, *, is_sample: bool) -> _Held | None:

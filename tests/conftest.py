@@ -23,6 +23,12 @@ BACKENDS = ("sqlite", "sqlite-without-waiting", "valkey-postgresql")
 hypothesis_settings.register_profile("thorough", max_examples=2000)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The calendars of the markets were written for pandas before 3.1; these are its warnings, not ours."""
+    for message in ("Series.values returning an ndarray", "DatetimeIndex.weekday is deprecated"):
+        config.addinivalue_line("filterwarnings", f"ignore:{message}:DeprecationWarning")
+
+
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting of the user's reaches a test, and no test the user's data."""
@@ -30,6 +36,8 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("FIML_") and not name.startswith("FIML_TEST_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("FIML_DATA_DIR", str(tmp_path / "data"))
+    # `auto` would be live where the extras are installed: no test reaches for the network.
+    monkeypatch.setenv("FIML_MARKET_DATA", "sample")
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ class Earlier:
 @pytest.fixture(autouse=True)
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in list(os.environ):
-        if name.upper().startswith("FIML_"):
+        if name.upper().startswith("FIML_") and name != "FIML_MARKET_DATA":
             monkeypatch.delenv(name)
     folder = tmp_path / "sessions"
     monkeypatch.setenv("FIML_DATA_DIR", str(folder))
@@ -186,7 +186,7 @@ class TestSettings:
 
         assert "FIML_SESSION_RETENTION_DAYS" in line_about("settings", result)
         assert str(folder) in line_about("file", result)
-        assert line_about("market data", result).startswith("PROBLEM")
+        assert line_about("market data", result).endswith("(FIML_MARKET_DATA is live)")
 
     def test_one_url_alone_is_a_problem_and_its_server_is_looked_at(self, valkey: str, postgres: str) -> None:
         only_redis = run(FIML_REDIS_URL=valkey)
@@ -205,13 +205,31 @@ class TestSettings:
         assert "PostgreSQL:" not in result.output
 
     def test_sample_data_is_called_sample(self) -> None:
-        assert line_about("market data", run()) == "ok      market data: sample (FIML_MARKET_DATA is auto)"
+        assert line_about("market data", run()) == "ok      market data: sample (FIML_MARKET_DATA is sample)"
 
-    def test_live_data_that_this_version_has_not_is_a_problem(self) -> None:
+    def test_live_data_is_called_live_and_its_packages_are_not_loaded(self) -> None:
+        report = "import sys; from fiml.cli import main; sys.argv = ['fiml', 'doctor']"
+        loaded = "print('loaded', {'yfinance', 'ccxt', 'pandas'} & set(sys.modules))"
+        program = f"{report}\ntry:\n    main()\nfinally:\n    {loaded}"
+
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "FIML_MARKET_DATA": "auto"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+        assert "market data: live (FIML_MARKET_DATA is auto)" in done.stdout
+        assert "loaded set()" in done.stdout
+
+    def test_live_data_without_a_source_is_a_problem(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fiml.market.providers.live.live_extras", list)
+
         line = line_about("market data", run(FIML_MARKET_DATA="live"))
 
         assert line.startswith("PROBLEM")
-        assert "FIML_MARKET_DATA=sample" in line
+        assert "pip install 'fiml[yahoo]'" in line
 
 
 class TestExtras:

@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from fiml.cli.install import Client, configuration_file, install
-from fiml.core.errors import Misconfigured, NotSupported
+from fiml.core.errors import Misconfigured, MissingExtra
 
 PASSWORD = "hunter2"  # noqa: S105 - nobody's
 SERVER = {
@@ -278,13 +278,21 @@ def test_a_file_without_passwords_is_readable_as_others_are(tmp_path: Path) -> N
 
 
 def test_it_says_that_the_data_is_a_sample() -> None:
-    assert "market data: sample" in run("cursor").stderr
+    assert "market data: sample" in run("cursor", FIML_MARKET_DATA="sample").stderr
 
 
-def test_live_data_which_there_is_none_of_is_refused_before_a_client_meets_it(home: Path) -> None:
+def test_it_says_that_the_data_is_live_where_a_live_source_is_installed() -> None:
+    assert "market data: live (FIML_MARKET_DATA is auto)" in run("cursor").stderr
+
+
+def test_live_data_without_a_source_is_refused_before_a_client_meets_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fiml.market.providers.live.live_extras", list)
+
     result = run("cursor", "--write", FIML_MARKET_DATA="live")
 
-    assert isinstance(result.exception, NotSupported)
+    assert isinstance(result.exception, MissingExtra)
     assert not home.exists()
 
 

@@ -1,14 +1,21 @@
-"""Questions to the market as a whole, on the shipped history."""
+"""Questions to the market as a whole, on the shipped history; how it is cached and bounded where it is live."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from datetime import date
 
 import pytest
 
+from fiml.cache import CacheEntry
+from fiml.cache.l1_cache import MemoryL1Cache
 from fiml.core.config import MarketData, Settings
-from fiml.core.errors import InvalidInput, NotSupported, SymbolNotFound
-from fiml.market.models import Adjustment, AssetKind, Depth, Instrument, MarketAnswer
+from fiml.core.errors import InvalidInput, MissingExtra, SymbolNotFound, Unavailable
+from fiml.market.models import Adjustment, AssetKind, Bars, Delivery, Depth, Instrument, MarketAnswer, Quote
+from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService, open_market
+from fiml.testing import FrozenClock
 
 SYMBOLS = [
     "AAPL",
@@ -41,6 +48,81 @@ SYMBOLS = [
     "ETH",
     "LTC",
 ]
+
+
+APPLE = Instrument(symbol="AAPL", name="Apple Inc.", kind=AssetKind.EQUITY, currency="USD", exchange="NASDAQ")
+NVIDIA = Instrument(symbol="NVDA", name="NVIDIA", kind=AssetKind.EQUITY, currency="USD", exchange="NASDAQ")
+
+
+class Exchange(SampleProvider):
+    """The sample's figures as another source's, which hangs or fails at some questions."""
+
+    source = "exchange"
+
+    def __init__(self, hanging: Collection[str] = (), failing: Collection[str] = ()) -> None:
+        self.asked: list[str] = []
+        self._hanging = hanging
+        self._failing = failing
+
+    async def _asked(self, question: str, symbol: str) -> None:
+        self.asked.append(question)
+        names = {question, f"{question} of {symbol}"}
+        if names & set(self._hanging):
+            await asyncio.Event().wait()
+        if names & set(self._failing):
+            raise Unavailable(self.source, "it is closed")
+
+    async def instrument(
+        self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
+    ) -> Instrument:
+        await self._asked("instrument", symbol)
+        return await super().instrument(symbol, kind, market=market, exchange=exchange, pair=pair)
+
+    async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
+        await self._asked("search", text)
+        return await super().search(text, limit=limit)
+
+    async def quote(self, instrument: Instrument) -> Quote:
+        await self._asked("quote", instrument.symbol)
+        return await super().quote(instrument)
+
+    async def bars(self, instrument: Instrument) -> Bars:
+        await self._asked("bars", instrument.symbol)
+        return await super().bars(instrument)
+
+    async def aclose(self) -> None:
+        self.asked.append("aclose")
+
+
+class Hanging(MemoryL1Cache):
+    """A cache whose engine accepts and says nothing."""
+
+    async def get(self, key: str) -> CacheEntry | None:
+        await asyncio.Event().wait()
+        return await super().get(key)
+
+
+class Extras:
+    """Which extras for live figures seem to be installed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def are_installed(self, names: list[str]) -> None:
+        self._monkeypatch.setattr("fiml.market.providers.live.live_extras", lambda: names)
+
+
+@pytest.fixture
+def extras(monkeypatch: pytest.MonkeyPatch) -> Extras:
+    return Extras(monkeypatch)
+
+
+@asynccontextmanager
+async def closing(market: MarketService) -> AsyncIterator[MarketService]:
+    try:
+        yield market
+    finally:
+        await market.aclose()
 
 
 @pytest.fixture
@@ -77,7 +159,7 @@ async def test_every_symbol_answers_at_every_depth_in_proper_json(
 
 
 @pytest.mark.parametrize("symbol", SYMBOLS)
-async def test_the_same_question_has_the_same_answer(market: MarketService, symbol: str) -> None:
+async def test_the_same_question_has_the_same_answer(market: MarketService, symbol: str, clock: FrozenClock) -> None:
     [instrument] = await named(market, symbol)
     others = await named(market, "AAPL", "BTC")
 
@@ -178,13 +260,140 @@ async def test_the_market_can_be_searched(market: MarketService) -> None:
     assert [one.symbol for one in await market.search("apple")] == ["AAPL"]
 
 
-async def test_auto_is_the_sample() -> None:
-    market = open_market(Settings(market_data=MarketData.AUTO))
+@pytest.mark.parametrize(
+    ("depth", "parts"),
+    [
+        (Depth.QUICK, ["quote"]),
+        (Depth.STANDARD, ["quote", "bars", "fundamentals"]),
+        (Depth.DEEP, ["quote", "bars", "fundamentals"]),
+    ],
+)
+async def test_an_answer_says_of_each_part_how_it_got_here(
+    market: MarketService, clock: FrozenClock, depth: Depth, parts: list[str]
+) -> None:
+    [apple] = await named(market, "AAPL")
 
-    assert market.source == "sample"
-    await market.aclose()
+    delivery = (await market.answer(apple, depth)).delivery
+
+    always = Delivery(layer="provider", known_at=clock.now(), fresh_until=None, is_stale=False, age_seconds=0)
+    assert delivery == dict.fromkeys(parts, always)
+    assert list(delivery) == parts
 
 
-def test_live_data_is_refused_with_the_next_step() -> None:
-    with pytest.raises(NotSupported, match="live market data is not part of this version; set FIML_MARKET_DATA=sample"):
-        open_market(Settings(market_data=MarketData.LIVE))
+async def test_others_may_be_named_by_their_symbols(market: MarketService) -> None:
+    apple, nvidia = await named(market, "AAPL", "NVDA")
+
+    answer = await market.answer(apple, Depth.DEEP, ["nvda", nvidia, "TSLA", "aapl", "btc", "no symbol"])
+
+    assert [found.other for found in answer.comparisons] == ["NVDA"]
+    assert list(answer.not_compared) == ["TSLA", "BTC", "no symbol"]
+    assert answer.not_compared["TSLA"] == "not in the sample data"
+
+
+class TestLiveMarket:
+    """Over a source that isn't the sample, with caches."""
+
+    async def test_a_question_costs_one_fetch_of_each_part_until_it_is_past(self, clock: FrozenClock) -> None:
+        exchange = Exchange()
+        async with closing(MarketService(exchange, (MemoryL1Cache(),))) as market:
+            for _ in range(3):
+                await market.answer(await market.equity("AAPL"), Depth.STANDARD)
+            assert exchange.asked == ["instrument", "quote", "bars"]
+
+            clock.advance(seconds=15)
+            delivery = (await market.answer(await market.equity("AAPL"), Depth.STANDARD)).delivery
+
+            assert exchange.asked == ["instrument", "quote", "bars", "quote"]
+
+        assert [part.layer for part in delivery.values()] == ["provider", "l1", "l1"]
+
+    async def test_what_was_found_is_found_again_without_the_source(self, clock: FrozenClock) -> None:
+        exchange = Exchange()
+        async with closing(MarketService(exchange, (MemoryL1Cache(),))) as market:
+            found = [await market.find("BTC") for _ in range(2)] + [await market.coin("btc")]
+            assert exchange.asked == ["instrument", "instrument"]  # whether it is an equity, then a coin
+        assert [one and one.kind for one in found] == [AssetKind.COIN] * 3
+
+    async def test_a_source_that_hangs_ends_at_the_limit(self, clock: FrozenClock) -> None:
+        exchange = Exchange(hanging={"quote", "instrument", "search"})
+        market = MarketService(exchange, (MemoryL1Cache(),), resolve_timeout_s=0.3, answer_timeout_s=0.3)
+        async with closing(market), asyncio.timeout(5):
+            for question in (
+                market.answer(APPLE, Depth.QUICK),
+                market.answer(APPLE, Depth.DEEP),
+                market.equity("AAPL"),
+                market.coin("BTC"),
+                market.find("AAPL"),
+                market.search("apple"),
+            ):
+                with pytest.raises(Unavailable, match=r"exchange is away \(no answer within 0\.\d+ s\)"):
+                    await question
+
+    async def test_a_cache_that_hangs_does_not_hold_up_an_answer(self, clock: FrozenClock) -> None:
+        """Its second of patience is longer than the limit here."""
+        market = MarketService(Exchange(), (Hanging(),), answer_timeout_s=0.3)
+        async with closing(market), asyncio.timeout(5):
+            with pytest.raises(Unavailable, match=r"no answer within 0\.3 s"):
+                await market.answer(APPLE, Depth.QUICK)
+
+    @pytest.mark.parametrize("other", ["NVDA", NVIDIA], ids=["symbol", "instrument"])
+    async def test_another_that_hangs_is_not_compared(self, clock: FrozenClock, other: Instrument | str) -> None:
+        exchange = Exchange(hanging={"bars of NVDA"})
+        async with closing(MarketService(exchange, (MemoryL1Cache(),), answer_timeout_s=0.4)) as market:
+            answer = await market.answer(APPLE, Depth.DEEP, [other, "AMZN"])
+
+        assert [found.other for found in answer.comparisons] == ["AMZN"]
+        assert answer.not_compared["NVDA"].startswith("not now: ")
+
+    async def test_another_whose_source_is_away_is_not_compared(self, clock: FrozenClock) -> None:
+        exchange = Exchange(failing={"bars of NVDA"})
+        async with closing(MarketService(exchange, (MemoryL1Cache(),))) as market:
+            answer = await market.answer(APPLE, Depth.DEEP, [NVIDIA])
+
+        assert answer.not_compared == {
+            "NVDA": "not now: exchange is away (it is closed); try again, or run `fiml doctor`"
+        }
+
+    async def test_an_instrument_whose_source_is_away_is_an_error(self, clock: FrozenClock) -> None:
+        async with closing(MarketService(Exchange(failing={"bars of AAPL"}), (MemoryL1Cache(),))) as market:
+            with pytest.raises(Unavailable, match="it is closed"):
+                await market.answer(APPLE, Depth.DEEP, [NVIDIA])
+
+    async def test_closing_closes_the_caches_and_the_source(self, clock: FrozenClock) -> None:
+        exchange, memory = Exchange(), MemoryL1Cache()
+        market = MarketService(exchange, (memory,))
+        await market.equity("AAPL")
+
+        await market.aclose()
+        await market.aclose()
+
+        assert not memory._entries
+        assert exchange.asked == ["instrument", "aclose", "aclose"]
+
+
+class TestOpening:
+    async def test_auto_is_live_where_a_live_source_is_installed(self, extras: Extras) -> None:
+        extras.are_installed(["ccxt"])
+        settings = Settings(market_data=MarketData.AUTO)
+
+        async with closing(open_market(settings)) as market:
+            assert (market.source, market.is_live) == ("live", True)
+        assert not settings.embedded_file.exists()
+
+    async def test_auto_is_the_sample_where_none_is(self, extras: Extras) -> None:
+        extras.are_installed([])
+
+        async with closing(open_market(Settings(market_data=MarketData.AUTO))) as market:
+            assert (market.source, market.is_live) == ("sample", False)
+
+    async def test_the_sample_is_the_sample_whatever_is_installed(self, extras: Extras) -> None:
+        extras.are_installed(["yahoo", "ccxt"])
+
+        async with closing(open_market(Settings(market_data=MarketData.SAMPLE))) as market:
+            assert market.source == "sample"
+
+    def test_live_without_a_source_is_refused_with_the_extra_to_install(self, extras: Extras) -> None:
+        extras.are_installed([])
+
+        with pytest.raises(MissingExtra, match=r"live market data needs the extra \[yahoo\]"):
+            open_market(Settings(market_data=MarketData.LIVE))

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from fiml.core.config import MarketData, Settings
-from fiml.core.errors import NotSupported
+from fiml.core.errors import MissingExtra
 from fiml.mcp.server import build_server
 from fiml.runtime import Runtime, maintaining, open_runtime
 from fiml.sessions.models import SessionType
@@ -29,8 +29,10 @@ async def test_sessions_are_listed_without_a_market() -> None:
         assert await (await runtime.sessions()).list_user_sessions(None) == []
 
 
-async def test_a_server_without_its_market_refuses_to_start() -> None:
-    with pytest.raises(NotSupported, match="FIML_MARKET_DATA=sample"):
+async def test_a_server_without_its_market_refuses_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fiml.market.providers.live.live_extras", list)
+
+    with pytest.raises(MissingExtra, match="live market data"):
         build_server(Runtime(Settings(market_data=MarketData.LIVE)))
 
 

@@ -59,7 +59,9 @@ BAD_URLS = [
 REDIS, DATABASE = "redis://localhost:6379/0", "postgresql://user@localhost/fiml"
 
 
-def test_the_defaults_are_the_specifications() -> None:
+def test_the_defaults_are_the_specifications(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FIML_MARKET_DATA")
+
     settings = Settings()
 
     assert {name: getattr(settings, name) for name in SPECIFIED} == SPECIFIED

@@ -276,10 +276,10 @@ def _extra(name: str, *, is_needed: bool, purpose: str) -> Check:
 
 
 def _market(settings: Settings) -> Check:
-    from fiml.market.service import open_market  # noqa: PLC0415 - only this command needs it
+    from fiml.market.service import market_source  # noqa: PLC0415 - only this command needs it
 
     try:
-        source = open_market(settings).source
+        source = market_source(settings)
     except FimlError as exc:
         return Check(Mark.PROBLEM, "market data", str(exc))
     return Check(Mark.OK, "market data", f"{source} (FIML_MARKET_DATA is {settings.market_data})")

@@ -87,10 +87,9 @@ def _application_folder(system: str) -> Path:
 
 
 def _data_source(settings: Settings) -> str:
-    from fiml.market.service import open_market  # noqa: PLC0415 - only this command needs it
+    from fiml.market.service import market_source  # noqa: PLC0415 - only this command needs it
 
-    source = open_market(settings).source
-    return f"{source} (FIML_MARKET_DATA is {settings.market_data})"
+    return f"{market_source(settings)} (FIML_MARKET_DATA is {settings.market_data})"
 
 
 def _variables() -> dict[str, str]:

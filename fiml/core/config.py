@@ -70,6 +70,12 @@ class Settings(BaseSettings):
     data_dir: Path | None = Field(None, description="folder of the embedded file; default: the user's data folder")
     sqlite_synchronous: Synchronous = Field(Synchronous.FULL, description="durability of the embedded file")
     market_data: MarketData = Field(MarketData.AUTO, description="`sample`, `live` or `auto`")
+    market_max_stale_hours: int = Field(
+        24,
+        ge=0,
+        le=24 * 30,
+        description="a failing source's last answer is given this long past its time, hours",
+    )
 
     maintenance: Maintenance = Field(Maintenance.SERVE, description="who archives and tidies up: `serve` or `worker`")
     daily_tasks_at: str = Field("03:00", description="when the daily tasks run, hours and minutes in UTC")

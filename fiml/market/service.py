@@ -1,98 +1,213 @@
 """Answers about instruments, made from one source."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from types import MappingProxyType
 
+from fiml.cache.entries import AnswerCache
+from fiml.cache.opening import open_caches
 from fiml.core.config import MarketData, Settings
-from fiml.core.errors import InvalidInput, NotSupported, SymbolNotFound
+from fiml.core.errors import InvalidInput, MissingExtra, NotSupported, SymbolNotFound, Unavailable
+from fiml.market.fetching import MAX_STALE, Fetched, Fetching
 from fiml.market.indicators import compare, technicals
-from fiml.market.models import AssetKind, Bars, Comparison, Depth, Instrument, MarketAnswer
+from fiml.market.models import AssetKind, Bars, Comparison, Depth, Fundamentals, Instrument, MarketAnswer, Quote
 from fiml.market.providers.base import MarketProvider
-from fiml.market.providers.sample import SampleProvider
+from fiml.market.providers.sample import SOURCE, SampleProvider
+
+# A client waits 20 s at the least: resolving and answering together stay below.
+RESOLVE_TIMEOUT_S = 7.0
+ANSWER_TIMEOUT_S = 11.0
+# One fetch gets less than the whole, so that there is time left for what a cache still has.
+_FETCH_SHARE = 0.75
+_OTHER_SHARE = 0.9
+
+LIVE = "live"
 
 
 class MarketService:
-    """Resolves what is asked about, and answers as deep as asked. Errors are those of `MarketProvider`."""
+    """Resolves what is asked about, and answers as deep as asked. Errors are those of `MarketProvider`.
 
-    def __init__(self, provider: MarketProvider) -> None:
+    Every call ends within its limit: `answer` within `answer_timeout_s`, the others within `resolve_timeout_s`. It is
+    Unavailable then, unless a cache has an answer that may be given.
+    """
+
+    def __init__(
+        self,
+        provider: MarketProvider,
+        caches: Sequence[AnswerCache] = (),
+        *,
+        max_stale: timedelta = MAX_STALE,
+        resolve_timeout_s: float = RESOLVE_TIMEOUT_S,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> None:
         self._provider = provider
+        self._resolve_timeout_s = resolve_timeout_s
+        self._answer_timeout_s = answer_timeout_s
+        self._fetching = Fetching(
+            provider,
+            caches,
+            max_stale=max_stale,
+            resolve_timeout_s=resolve_timeout_s * _FETCH_SHARE,
+            fetch_timeout_s=answer_timeout_s * _FETCH_SHARE,
+        )
 
     @property
     def source(self) -> str:
         """Where all figures come from."""
         return self._provider.source
 
+    @property
+    def is_live(self) -> bool:
+        """Whether figures may change from one question to the next; those of the sample don't."""
+        return self.source != SOURCE
+
     async def equity(self, symbol: str, market: str = "US") -> Instrument:
         """The equity or index with this symbol."""
-        return await self._provider.instrument(symbol, AssetKind.EQUITY, market=market)
+        async with self._within(self._resolve_timeout_s):
+            return (await self._fetching.instrument(symbol, AssetKind.EQUITY, market=market)).value
 
     async def coin(self, symbol: str, exchange: str | None = None, pair: str = "USD") -> Instrument:
         """The coin with this symbol, on the provider's choice of exchanges where none is named."""
-        return await self._provider.instrument(symbol, AssetKind.COIN, exchange=exchange, pair=pair)
+        async with self._within(self._resolve_timeout_s):
+            return (await self._fetching.instrument(symbol, AssetKind.COIN, exchange=exchange, pair=pair)).value
 
     async def find(self, symbol: str) -> Instrument | None:
         """The instrument with this symbol, an equity or index before a coin; None if there is none."""
-        for kind in (AssetKind.EQUITY, AssetKind.COIN):
-            try:
-                return await self._provider.instrument(symbol, kind)
-            except InvalidInput:
-                continue
-        return None
+        async with self._within(self._resolve_timeout_s):
+            return await self._find(symbol)
 
     async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
         """Instruments whose symbol or name holds `text`, the nearest first."""
-        return await self._provider.search(text, limit=limit)
+        async with self._within(self._resolve_timeout_s):
+            return await self._provider.search(text, limit=limit)
 
-    async def answer(self, instrument: Instrument, depth: Depth, others: Sequence[Instrument] = ()) -> MarketAnswer:
+    async def answer(
+        self, instrument: Instrument, depth: Depth, others: Sequence[Instrument | str] = ()
+    ) -> MarketAnswer:
         """What there is to say about an instrument; only a deep answer compares it with `others`.
 
-        The instrument itself and repetitions among the others are passed over. Another that the source
-        doesn't have, or that shares fewer than 2 dates, stands in `not_compared`; it is no error.
+        A symbol among the others is looked up as `find` does. The instrument itself and repetitions are passed over.
+        Another that the source doesn't have or can't tell about now, or that shares fewer than 2 dates, stands in
+        `not_compared`; it is no error.
         """
-        quote = await self._provider.quote(instrument)
-        if depth is Depth.QUICK:
-            return MarketAnswer(quote=quote, technicals=None, fundamentals=None, comparisons=[], not_compared={})
-        bars, fundamentals = await asyncio.gather(
-            self._provider.bars(instrument), self._provider.fundamentals(instrument)
-        )
-        compared = await self._compare(bars, others) if depth is Depth.DEEP else {}
-        return MarketAnswer(
-            quote=quote,
-            technicals=technicals(bars, instrument.kind),
-            fundamentals=fundamentals,
-            comparisons=[found for found in compared.values() if isinstance(found, Comparison)],
-            not_compared={symbol: found for symbol, found in compared.items() if isinstance(found, str)},
-        )
+        async with self._within(self._answer_timeout_s):
+            if depth is Depth.QUICK:
+                return _answer(await self._fetching.quote(instrument))
+            quote, bars, fundamentals, compared = await asyncio.gather(
+                self._fetching.quote(instrument),
+                self._fetching.bars(instrument),
+                self._fetching.fundamentals(instrument),
+                self._others(instrument, others if depth is Depth.DEEP else ()),
+            )
+        found = {symbol: other if isinstance(other, str) else _compare(bars.value, other) for symbol, other in compared}
+        return _answer(quote, bars, fundamentals, found)
 
     async def aclose(self) -> None:
-        """Let go of the source's connections."""
+        """Let go of the source's connections and of the caches."""
+        await self._fetching.aclose()
         await self._provider.aclose()
 
-    async def _compare(self, bars: Bars, others: Sequence[Instrument]) -> dict[str, Comparison | str]:
-        wanted = {other.symbol: other for other in others if other.symbol != bars.symbol}
-        found = await asyncio.gather(*(self._compare_with(bars, other) for other in wanted.values()))
-        return dict(zip(wanted, found, strict=True))
+    async def _find(self, symbol: str) -> Instrument | None:
+        for kind in (AssetKind.EQUITY, AssetKind.COIN):
+            try:
+                return (await self._fetching.instrument(symbol, kind)).value
+            except (InvalidInput, NotSupported):
+                continue
+        return None
 
-    async def _compare_with(self, bars: Bars, instrument: Instrument) -> Comparison | str:
+    async def _others(self, instrument: Instrument, others: Sequence[Instrument | str]) -> list[tuple[str, Bars | str]]:
+        """The symbols of others, each with its bars or why it has none."""
+        wanted = [other for other in dict.fromkeys(others) if _symbol(other) != instrument.symbol]
+        found = await asyncio.gather(*(self._other(other) for other in wanted))
+        return [(symbol, bars) for symbol, bars in dict(found).items() if symbol != instrument.symbol]
+
+    async def _other(self, other: Instrument | str) -> tuple[str, Bars | str]:
         try:
-            other = await self._provider.bars(instrument)
+            # Less than the whole: one that is slow must not take the answer with it.
+            async with asyncio.timeout(self._answer_timeout_s * _OTHER_SHARE):
+                instrument = await self._find(other) if isinstance(other, str) else other
+                if instrument is None:
+                    return _symbol(other), f"not in the {self.source} data"
+                return instrument.symbol, (await self._fetching.bars(instrument)).value
         except SymbolNotFound as exc:
-            return f"not in the {exc.source} data"
-        comparison = compare(bars, other)
-        if comparison.overlap_days < 2:
-            return f"too few common dates: {_span(bars)}, {_span(other)}"
-        return comparison
+            return _symbol(other), f"not in the {exc.source} data"
+        except NotSupported as exc:
+            return _symbol(other), str(exc)
+        except Unavailable as exc:
+            return _symbol(other), f"not now: {exc}"
+        except TimeoutError:
+            return _symbol(other), "not now: no answer in time"
+
+    @asynccontextmanager
+    async def _within(self, seconds: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError as exc:
+            raise Unavailable(self.source, f"no answer within {seconds:g} s") from exc
+
+
+def market_source(settings: Settings) -> str:
+    """Where the market's figures come from, `sample` or `live`; nothing is opened.
+
+    Raises:
+        MissingExtra: FIML_MARKET_DATA is `live`, and no live source is installed.
+    """
+    if settings.market_data is MarketData.SAMPLE:
+        return SOURCE
+    from fiml.market.providers.live import live_extras  # noqa: PLC0415 - the sample doesn't need it
+
+    if live_extras():
+        return LIVE
+    if settings.market_data is MarketData.LIVE:
+        raise MissingExtra("live market data", "yahoo")
+    return SOURCE
 
 
 def open_market(settings: Settings) -> MarketService:
-    """The market that FIML_MARKET_DATA names; `auto` is the sample, as there is no live source yet.
+    """The market that FIML_MARKET_DATA names; `auto` is live where a live source is installed, else the sample.
+
+    Nothing is connected before the first question.
 
     Raises:
-        NotSupported: it names `live`.
+        MissingExtra: as `market_source`.
     """
-    if settings.market_data is MarketData.LIVE:
-        raise NotSupported("live market data is not part of this version", "set FIML_MARKET_DATA=sample")
-    return MarketService(SampleProvider())
+    if market_source(settings) == SOURCE:
+        return MarketService(SampleProvider())
+    from fiml.market.providers.live import open_live  # noqa: PLC0415 - as above
+
+    max_stale = timedelta(hours=settings.market_max_stale_hours)
+    return MarketService(open_live(), open_caches(settings), max_stale=max_stale)
+
+
+def _answer(
+    quote: Fetched[Quote],
+    bars: Fetched[Bars] | None = None,
+    fundamentals: Fetched[Fundamentals] | None = None,
+    compared: Mapping[str, Comparison | str] = MappingProxyType({}),
+) -> MarketAnswer:
+    parts = {"quote": quote, "bars": bars, "fundamentals": fundamentals}
+    return MarketAnswer(
+        quote=quote.value,
+        delivery={name: part.delivery for name, part in parts.items() if part is not None},
+        technicals=None if bars is None else technicals(bars.value, quote.value.kind),
+        fundamentals=None if fundamentals is None else fundamentals.value,
+        comparisons=[found for found in compared.values() if isinstance(found, Comparison)],
+        not_compared={symbol: found for symbol, found in compared.items() if isinstance(found, str)},
+    )
+
+
+def _compare(bars: Bars, other: Bars) -> Comparison | str:
+    comparison = compare(bars, other)
+    if comparison.overlap_days < 2:
+        return f"too few common dates: {_span(bars)}, {_span(other)}"
+    return comparison
+
+
+def _symbol(other: Instrument | str) -> str:
+    return other if isinstance(other, str) else other.symbol
 
 
 def _span(bars: Bars) -> str:

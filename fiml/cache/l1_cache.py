@@ -1,0 +1,84 @@
+"""The first cache: Redis or Valkey for the processes of a server deployment, else the memory of this one."""
+
+from collections import OrderedDict
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from fiml.cache.entries import CacheEntry, Layer
+from fiml.core import clock
+
+if TYPE_CHECKING:  # the driver, which is not installed with every fiml
+    from fiml.db.redis_client import RedisClient
+
+KEY_PREFIX = "fiml:cache:"
+MAX_ENTRIES = 1000
+
+_MILLISECOND = timedelta(milliseconds=1)
+_log = structlog.get_logger()
+
+
+class RedisL1Cache:
+    """Entries in Redis, which removes them itself. It connects at the first call."""
+
+    layer: Layer = "l1"
+
+    def __init__(self, client: "RedisClient | str") -> None:
+        self._client = _connect(client) if isinstance(client, str) else client
+
+    async def get(self, key: str) -> CacheEntry | None:
+        [text] = await self._client.run([("GET", KEY_PREFIX + key)])
+        if text is None:
+            return None
+        try:
+            entry = CacheEntry.from_json(text)
+        except ValueError as exc:
+            _log.warning("cache_value_damaged", layer=self.layer, key=key, problem=str(exc))
+            return None
+        return entry if entry.keep_until > clock.now() else None
+
+    async def put(self, key: str, entry: CacheEntry) -> None:
+        remaining_ms = (entry.keep_until - clock.now()) // _MILLISECOND
+        if remaining_ms > 0:
+            await self._client.run([("SET", KEY_PREFIX + key, entry.to_json(), "PX", remaining_ms)])
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+
+class MemoryL1Cache:
+    """Entries in memory; where there are too many, the one that nobody asked for longest goes."""
+
+    layer: Layer = "l1"
+
+    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
+        self._max_entries = max_entries
+        self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
+
+    async def get(self, key: str) -> CacheEntry | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if entry.keep_until <= clock.now():
+            del self._entries[key]
+            return None
+        self._entries.move_to_end(key)
+        return entry
+
+    async def put(self, key: str, entry: CacheEntry) -> None:
+        if entry.keep_until <= clock.now():
+            return
+        self._entries[key] = entry
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._max_entries:
+            self._entries.popitem(last=False)
+
+    async def aclose(self) -> None:
+        self._entries.clear()
+
+
+def _connect(url: str) -> "RedisClient":
+    from fiml.db.redis_client import RedisClient  # noqa: PLC0415 - only the server deployment has the driver
+
+    return RedisClient(url, ())

@@ -1,0 +1,103 @@
+"""The second cache: a table of the database, which outlives the process and is shared by all of them."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Protocol, TypeVar
+
+import structlog
+from sqlalchemy import Connection, delete, select
+
+from fiml.cache.entries import CacheEntry, Layer
+from fiml.core import clock
+from fiml.db.dialects import upsert
+from fiml.db.tables import market_cache
+
+PURGE_EVERY_PUTS = 100
+PURGE_ROWS = 1000
+
+_log = structlog.get_logger()
+Result = TypeVar("Result")
+
+
+class Database(Protocol):
+    """What the cache asks of a database; `SqliteFile` and `PostgresDatabase` are such."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def transact(self, function: Callable[[Connection], Result]) -> Result: ...
+
+
+class L2Cache:
+    """Entries as rows of `market_cache`. It opens its database at the first call, and closes it.
+
+    An entry never takes the place of one that was learnt later. Rows past `keep_until` go a thousand at a time, at the
+    first entry that is put and at each hundredth after it.
+    """
+
+    layer: Layer = "l2"
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._opening = asyncio.Lock()
+        self._is_open = False
+        self._puts = 0
+
+    async def get(self, key: str) -> CacheEntry | None:
+        wanted = select(*(market_cache.c[name] for name in _COLUMNS)).where(market_cache.c.key == key)
+        row = await self._transact(lambda connection: connection.execute(wanted).one_or_none())
+        if row is None:
+            return None
+        entry = CacheEntry(*row)
+        return entry if entry.keep_until > clock.now() else None
+
+    async def put(self, key: str, entry: CacheEntry) -> None:
+        now = clock.now()
+        if entry.keep_until <= now:
+            return
+        is_purge_due = self._puts % PURGE_EVERY_PUTS == 0
+        self._puts += 1
+        row = {"key": key, **{name: getattr(entry, name) for name in _COLUMNS}}
+
+        def write(connection: Connection) -> None:
+            if is_purge_due:
+                _purge(connection, now)
+            upsert(
+                connection, market_cache, [row], key="key", where=lambda new: new.known_at >= market_cache.c.known_at
+            )
+
+        await self._transact(write)
+
+    async def purge(self, before: datetime) -> int:
+        """Remove entries whose `keep_until` is before a moment, at most a thousand; how many went."""
+        return await self._transact(lambda connection: _purge(connection, before))
+
+    async def aclose(self) -> None:
+        async with self._opening:
+            self._is_open = False
+            await self._database.close()
+
+    async def _transact(self, function: Callable[[Connection], Result]) -> Result:
+        async with self._opening:
+            if not self._is_open:
+                await self._database.open()
+                self._is_open = True
+        return await self._database.transact(function)
+
+
+_COLUMNS = ("value", "known_at", "fresh_until", "keep_until")
+
+
+def _purge(connection: Connection, before: datetime) -> int:
+    past = (
+        select(market_cache.c.key)
+        .where(market_cache.c.keep_until < before)
+        .order_by(market_cache.c.keep_until, market_cache.c.key)
+        .limit(PURGE_ROWS)
+        # Two purges at once would wait for each other's rows, in either order.
+        .with_for_update(skip_locked=True)
+    )
+    removed = connection.execute(delete(market_cache).where(market_cache.c.key.in_(past.scalar_subquery())))
+    return removed.rowcount

@@ -1,0 +1,58 @@
+"""What market answers look like in a cache: the JSON of the value, or of the fact that there is none."""
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from fiml.core.errors import SymbolNotFound
+
+Value = TypeVar("Value")
+
+
+class NotFound(BaseModel):
+    """That the source has no such symbol, as it said it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    symbol: str
+    source: str
+    known: list[str]
+    is_nearest: bool
+
+    @classmethod
+    def of(cls, error: SymbolNotFound) -> "NotFound":
+        """What an error says."""
+        # The error keeps only the words that it made of this.
+        is_nearest = not error.valid.startswith("it has ")
+        return cls(symbol=error.symbol, source=error.source, known=error.known, is_nearest=is_nearest)
+
+    def error(self) -> SymbolNotFound:
+        """The error again."""
+        return SymbolNotFound(self.symbol, source=self.source, known=self.known, is_nearest=self.is_nearest)
+
+
+class _NotFoundText(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    not_found: NotFound
+
+
+_NOT_FOUND = '{"not_found":'
+
+
+def encode(value: Value | NotFound, adapter: TypeAdapter[Value]) -> str:
+    """The text of a value, or of its absence."""
+    if isinstance(value, NotFound):
+        return _NotFoundText(not_found=value).model_dump_json()
+    return adapter.dump_json(value).decode()
+
+
+def decode(text: str, adapter: TypeAdapter[Value]) -> Value | NotFound:
+    """The inverse of `encode`.
+
+    Raises:
+        ValueError: it is no such text, or a value that can't be.
+    """
+    if text.startswith(_NOT_FOUND):
+        return _NotFoundText.model_validate_json(text).not_found
+    return adapter.validate_json(text)

@@ -1,0 +1,250 @@
+"""How long an answer is current: by its part, and by when its market trades.
+
+The calendars of markets are those of the package `exchange_calendars`. Where it isn't installed, or doesn't know the
+market or the year, a market counts as always open: answers then have the short life.
+"""
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+from threading import Lock
+from typing import Any
+
+from fiml.core.clock import from_micros
+from fiml.market.models import AssetKind, Instrument
+
+QUOTE_LIFE = timedelta(seconds=15)
+CLOSED_QUOTE_LIFE = timedelta(minutes=15)
+BARS_LIFE = timedelta(minutes=15)
+FUNDAMENTALS_LIFE = timedelta(days=1)
+INSTRUMENT_LIFE = timedelta(days=1)
+NOT_FOUND_LIFE = timedelta(seconds=60)
+
+# A source has the last bar of a day some minutes after the close: what was asked for in between may lack it.
+SETTLING = timedelta(minutes=30)
+_MARGIN = timedelta(days=15)  # longer than any market stays closed around a New Year
+
+DEFAULT_CALENDAR = "XNYS"
+_CALENDARS_BY_SUFFIX = {
+    "AS": "XAMS",
+    "AX": "XASX",
+    "BO": "XBOM",
+    "BR": "XBRU",
+    "CO": "XCSE",
+    "DE": "XETR",
+    "F": "XFRA",
+    "HE": "XHEL",
+    "HK": "XHKG",
+    "IR": "XDUB",
+    "JO": "XJSE",
+    "KQ": "XKRX",
+    "KS": "XKRX",
+    "L": "XLON",
+    "LS": "XLIS",
+    "MC": "XMAD",
+    "MI": "XMIL",
+    "MX": "XMEX",
+    "NS": "XBOM",  # the National and the Bombay exchange keep the same days and hours
+    "NZ": "XNZE",
+    "OL": "XOSL",
+    "PA": "XPAR",
+    "SA": "BVMF",
+    "SI": "XSES",
+    "SS": "XSHG",
+    "ST": "XSTO",
+    "SW": "XSWX",
+    "SZ": "XSHG",
+    "T": "XTKS",
+    "TO": "XTSE",
+    "TW": "XTAI",
+    "V": "XTSE",
+    "VI": "XWBO",
+}
+# An index has no suffix: Yahoo's codes and names of exchanges.
+_CALENDARS_BY_EXCHANGE = {
+    "AMS": "XAMS",
+    "AMSTERDAM": "XAMS",
+    "ASX": "XASX",
+    "BSE": "XBOM",
+    "EBS": "XSWX",
+    "FGI": "XLON",
+    "FRA": "XFRA",
+    "FRANKFURT": "XFRA",
+    "FTSE INDEX": "XLON",
+    "GER": "XETR",
+    "HKG": "XHKG",
+    "HKSE": "XHKG",
+    "JPX": "XTKS",
+    "KOE": "XKRX",
+    "KSC": "XKRX",
+    "KSE": "XKRX",
+    "LSE": "XLON",
+    "MCE": "XMAD",
+    "MIL": "XMIL",
+    "MILAN": "XMIL",
+    "NSE": "XBOM",
+    "NSI": "XBOM",
+    "OSA": "XTKS",
+    "OSAKA": "XTKS",
+    "PAR": "XPAR",
+    "PARIS": "XPAR",
+    "SES": "XSES",
+    "SHANGHAI": "XSHG",
+    "SHENZHEN": "XSHG",
+    "STO": "XSTO",
+    "STOCKHOLM": "XSTO",
+    "SWISS": "XSWX",
+    "TAI": "XTAI",
+    "TAIWAN": "XTAI",
+    "TOKYO": "XTKS",
+    "TOR": "XTSE",
+    "TORONTO": "XTSE",
+    "TSXV": "XTSE",
+    "XETRA": "XETR",
+    "ZURICH": "XSWX",
+}
+
+
+class Part(StrEnum):
+    """What an answer is about."""
+
+    INSTRUMENT = "instrument"
+    QUOTE = "quote"
+    BARS = "bars"
+    FUNDAMENTALS = "fundamentals"
+
+
+@dataclass(frozen=True, slots=True)
+class Trading:
+    """When a market trades: spans from `opens[i]` to `closes[i]`, two a day where it pauses for lunch; UTC, in order.
+
+    `day_ends` are the closes that end a day.
+    """
+
+    opens: tuple[datetime, ...]
+    closes: tuple[datetime, ...]
+    day_ends: tuple[datetime, ...]
+
+    def is_open(self, now: datetime) -> bool:
+        """Whether it trades at a moment; at that of the close no longer."""
+        begun = bisect_right(self.opens, now)
+        return begun > 0 and now < self.closes[begun - 1]
+
+
+async def fresh_until(part: Part, instrument: Instrument | None, now: datetime) -> datetime:
+    """Until when an answer that was learnt `now` is current; only an `INSTRUMENT` may be without one."""
+    match part:
+        case Part.QUOTE:
+            return await _quote_until(instrument, now)
+        case Part.BARS:
+            return await _bars_until(instrument, now)
+        case Part.FUNDAMENTALS:
+            return now + FUNDAMENTALS_LIFE
+        case Part.INSTRUMENT:
+            return now + INSTRUMENT_LIFE
+
+
+async def _quote_until(instrument: Instrument | None, now: datetime) -> datetime:
+    trading = await trading_of(instrument, now)
+    if trading is None or trading.is_open(now):
+        return now + QUOTE_LIFE
+    next_open = _next(trading.opens, now)
+    return now + QUOTE_LIFE if next_open is None else min(next_open, now + CLOSED_QUOTE_LIFE)
+
+
+async def _bars_until(instrument: Instrument | None, now: datetime) -> datetime:
+    if instrument is not None and instrument.kind is AssetKind.COIN:
+        return now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    trading = await trading_of(instrument, now)
+    if trading is None:
+        return now + BARS_LIFE
+    ends = [_next(trading.day_ends, now), _next(trading.day_ends, now - SETTLING)]
+    moments = [end + late for end, late in zip(ends, (timedelta(0), SETTLING), strict=True) if end is not None]
+    return min(moments, default=now + BARS_LIFE)
+
+
+async def trading_of(instrument: Instrument | None, now: datetime) -> Trading | None:
+    """When an instrument's market trades around a moment; None: always, or as if, since nobody knows better.
+
+    The first question about a market loads its calendar, in a thread.
+    """
+    name = None if instrument is None else calendar_of(instrument)
+    if name is None:
+        return None
+    loaded = _loaded.get((name, now.year), _UNKNOWN)
+    return loaded if not isinstance(loaded, _Unknown) else await asyncio.to_thread(_load, name, now.year)
+
+
+def calendar_of(instrument: Instrument) -> str | None:
+    """The calendar of an instrument's market, by the suffix of its symbol, else by its exchange; None for none.
+
+    A symbol without a suffix on an exchange that isn't known here is taken for an American one.
+    """
+    if instrument.kind is AssetKind.COIN:
+        return None
+    _, dot, suffix = instrument.symbol.rpartition(".")
+    if dot:
+        return _CALENDARS_BY_SUFFIX.get(suffix.upper())
+    return _CALENDARS_BY_EXCHANGE.get((instrument.exchange or "").upper(), DEFAULT_CALENDAR)
+
+
+def _next(moments: tuple[datetime, ...], now: datetime) -> datetime | None:
+    following = bisect_right(moments, now)
+    return moments[following] if following < len(moments) else None
+
+
+class _Unknown:
+    """Not loaded yet."""
+
+
+_UNKNOWN = _Unknown()
+_loaded: dict[tuple[str, int], Trading | None] = {}
+_loading = Lock()
+
+
+def _load(name: str, year: int) -> Trading | None:
+    with _loading:
+        if (name, year) not in _loaded:
+            _loaded[name, year] = _read(name, year)
+        return _loaded[name, year]
+
+
+def _read(name: str, year: int) -> Trading | None:
+    try:
+        import exchange_calendars  # noqa: PLC0415 - it brings pandas, which only live markets need
+        from exchange_calendars.errors import CalendarError  # noqa: PLC0415 - as above
+    except ImportError:
+        return None
+    # Some calendars end with the current year: those are taken as long as they are.
+    for span in (_around(year), {}):
+        try:
+            found = exchange_calendars.get_calendar(name, **span)
+        except (CalendarError, ValueError, OverflowError):
+            continue
+        trading = _trading(found)
+        if trading.opens and trading.opens[0].year <= year <= trading.closes[-1].year:
+            return trading
+    return None
+
+
+def _around(year: int) -> dict[str, date]:
+    try:
+        return {"start": date(year, 1, 1) - _MARGIN, "end": date(year, 12, 31) + _MARGIN}
+    except OverflowError:
+        return {}
+
+
+def _trading(calendar: Any) -> Trading:
+    opens, closes = _moments(calendar.opens_nanos), _moments(calendar.closes_nanos)
+    pauses, resumptions = _moments(calendar.break_starts_nanos), _moments(calendar.break_ends_nanos)
+    return Trading(
+        opens=tuple(sorted(opens + resumptions)), closes=tuple(sorted(closes + pauses)), day_ends=tuple(closes)
+    )
+
+
+def _moments(nanoseconds: Iterable[int]) -> list[datetime]:
+    """As datetimes; a day without a pause has a negative number there."""
+    return [from_micros(int(moment) // 1000) for moment in nanoseconds if moment > 0]
