@@ -50,6 +50,10 @@ def of_session(value: object, code: str = "invalid_session_id") -> list[Bad]:
         Bad("extend-session", named, code),
         Bad("search-by-symbol", {"symbol": "AAPL"} | named, code),
         Bad("search-by-coin", {"symbol": "BTC"} | named, code),
+        Bad("get-session-context", named, code),
+        Bad("update-session-context", {"note": "x"} | named, code),
+        Bad("resume-session", named, code),
+        Bad("close-session", named, code),
     ]
 
 
@@ -252,7 +256,29 @@ UNKNOWN_TOOLS = [
     Bad(name, {}, "unknown_tool", ["create-analysis-session", "search-by-coin"])
     for name in ("nope", "search_by_symbol", "", HUGE, NUL)
 ]
+MEMORY = [
+    *(Bad("get-session-context", {"sessionId": SESSION, "maxTokens": n}) for n in (0, -1, 299, 10**9, GOOGOLS, True)),
+    Bad("update-session-context", {"sessionId": SESSION}, says=["is empty"]),
+    Bad("update-session-context", {"sessionId": SESSION, "cites": [UNKNOWN]}, says=["stands alone"]),
+    Bad(
+        "update-session-context", {"sessionId": SESSION, "note": "n", "cites": [UNKNOWN]}, says=["no record of session"]
+    ),
+    Bad("update-session-context", {"sessionId": SESSION, "conclusion": "c", "cites": ["seven", HUGE]}),
+    Bad("update-session-context", {"sessionId": SESSION, "context": ["no map"]}),
+    *(Bad("update-session-context", {"sessionId": SESSION, "note": text}) for text in ("", HUGE, NUL, HALF, 7)),
+    *(Bad("update-session-context", {"sessionId": SESSION, "context": {"k": v}}) for v in (NUL, HALF, HUGE * 30)),
+    Bad("resume-session", {"sessionId": SESSION, "hours": 0}),
+    Bad("resume-session", {"sessionId": SESSION, "hours": 10**9}),
+    Bad("search-sessions", {}, says=["asks for nothing"]),
+    *(Bad("search-sessions", {"text": text}) for text in ("", HUGE, NUL, HALF, ROCKET, "pe_ratio <", "a = b", 7)),
+    *(Bad("search-sessions", {"symbol": text}) for text in ("", "A" * 65, NUL)),
+    *(Bad("search-sessions", {"createdFrom": text}) for text in ("yesterday", "2024-13-01", "2024-12-24T10:00:00", "")),
+    Bad("search-sessions", {"createdFrom": "2024-12-25", "createdBefore": "2024-12-24"}, says=["not before until"]),
+    Bad("search-sessions", {"text": "a", "limit": 0}),
+    Bad("search-sessions", {"text": "a", "cursor": "x"}),
+]
 CALLS = {
+    "memory": MEMORY,
     "ids": IDS,
     "names": NAMES,
     "types": TYPES,

@@ -1,11 +1,13 @@
 """The arguments of the tools: each is described the same way wherever it stands."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from fiml.sessions import values
+from fiml.sessions.context_pack import MAX_TOKENS, MIN_TOKENS
+from fiml.sessions.notes import MAX_CITATIONS, MAX_NOTE_CHARACTERS
 
 
 def _also(name: str) -> AliasChoices:
@@ -71,4 +73,34 @@ Pair = Annotated[str, Field(description="currency of the price, e.g. USD")]
 Depth = Annotated[
     Literal["quick", "standard", "deep"],
     Field(description="quick: quote; standard: also technicals and fundamentals; deep: also compared with the session"),
+]
+MaxTokens = Annotated[
+    int,
+    Field(
+        validation_alias=_also("maxTokens"),
+        description=f"budget of the answer, {MIN_TOKENS} to {MAX_TOKENS} tokens of 4 bytes",
+    ),
+    _Whole,
+]
+_Entries = dict[str, Any] | None
+Context = Annotated[_Entries, Field(description='what the analysis is about, e.g. {"focus": "margins"}')]
+Preferences = Annotated[_Entries, Field(description='how the user wants it, e.g. {"currency": "EUR"}')]
+IntermediateResults = Annotated[
+    _Entries,
+    Field(validation_alias=_also("intermediateResults"), description='what you computed, e.g. {"peg_AAPL": 1.9}'),
+]
+Note = Annotated[str | None, Field(description=f"to remember, at most {MAX_NOTE_CHARACTERS} characters")]
+Conclusion = Annotated[str | None, Field(description=f"that you drew, at most {MAX_NOTE_CHARACTERS} characters")]
+Cites = Annotated[
+    list[str] | None,
+    Field(description=f"ids of the records that note and conclusion rest on, at most {MAX_CITATIONS}"),
+]
+ResumeHours = Annotated[int | None, Field(description="hours it lives from now, e.g. 24"), _Whole]
+SearchText = Annotated[str | None, Field(description="words (word* for a beginning), conditions: margin pe_ratio < 30")]
+SearchSymbol = Annotated[str | None, Field(description="among the assets or asked about, e.g. AAPL", max_length=1000)]
+CreatedFrom = Annotated[
+    str | None, Field(validation_alias=_also("createdFrom"), description="date or time, e.g. 2024-12-24")
+]
+CreatedBefore = Annotated[
+    str | None, Field(validation_alias=_also("createdBefore"), description="date or time; itself not included")
 ]

@@ -9,12 +9,23 @@ from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult, TextContent
 from pydantic import AliasChoices, ValidationError
 
-from fiml.core.errors import FimlError, InvalidInput, SessionArchived, SessionExpired, SessionNotFound, echo
+from fiml.core.errors import (
+    FimlError,
+    InvalidInput,
+    RateLimited,
+    SessionArchived,
+    SessionExpired,
+    SessionNotFound,
+    Unavailable,
+    echo,
+)
 
 _NEXT_STEPS: dict[type[FimlError], str] = {
     SessionNotFound: "call list-sessions to find the session, or create-analysis-session to begin one",
-    SessionExpired: "create a new session with create-analysis-session, or let the user run `fiml sessions resume`",
-    SessionArchived: "create a new session with create-analysis-session, or let the user run `fiml sessions resume`",
+    SessionExpired: "call resume-session to go on with it, or create-analysis-session to begin anew",
+    SessionArchived: "call resume-session to go on with it, or create-analysis-session to begin anew",
+    RateLimited: "tell the user when to ask again, and go on with what the session knows",
+    Unavailable: "call again in a minute; get-session-context tells what is known already",
     InvalidInput: "mend the argument and call again",
 }
 

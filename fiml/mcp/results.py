@@ -15,7 +15,9 @@ _MAX_SUMMARY_CHARACTERS = 200
 _MAX_PARAMETERS_CHARACTERS = 400
 
 
-class _Result(BaseModel):
+class Result(BaseModel):
+    """An answer, told from a refusal by its status."""
+
     status: Literal["success"] = "success"
 
 
@@ -37,7 +39,7 @@ class _Standing(_About):
     is_archived: bool
 
 
-class CreatedSession(_About, _Result):
+class CreatedSession(_About, Result):
     """A new session."""
 
     expires_at: datetime
@@ -71,7 +73,7 @@ class QueryLine(BaseModel):
         )
 
 
-class SessionInfo(_Standing, _Result):
+class SessionInfo(_Standing, Result):
     """A session, without what it holds."""
 
     time_remaining_hours: float = Field(description="negative after the expiry")
@@ -113,14 +115,14 @@ class SessionLine(_Standing):
         return cls(session_id=fields.pop("id"), **fields)
 
 
-class SessionList(_Result):
+class SessionList(Result):
     """One page of sessions, newest first."""
 
     sessions: list[SessionLine]
     next_cursor: str | None = Field(description="give it as cursor for the next page; null at the end")
 
 
-class ExtendedSession(_Result):
+class ExtendedSession(Result):
     """A session that lives longer."""
 
     session_id: UUID
@@ -149,7 +151,7 @@ class DayCount(BaseModel):
     count: int
 
 
-class Statistics(_Result):
+class Statistics(Result):
     """What sessions add up to."""
 
     total_sessions: int
@@ -182,13 +184,14 @@ class Statistics(_Result):
 Figures = dict[str, Any]
 
 
-class SearchResult(_Result):
+class SearchResult(Result):
     """The answer to a search, and what became of it in the session."""
 
     symbol: str
     depth: str
     quote: Annotated[
-        Figures, Field(description="price, price_label, currency, exchange, source, as_of, adjustment, change, ...")
+        Figures,
+        Field(description="price, currency, exchange, source, as_of, is_stale, change, ..."),
     ]
     technicals: Annotated[Figures | None, Field(description="averages, RSI, volatility, drawdown, range, returns")]
     fundamentals: Annotated[Figures | None, Field(description="null figures have a reason in `missing`")]
@@ -196,7 +199,10 @@ class SearchResult(_Result):
     not_compared: Annotated[dict[str, str], Field(description="symbol -> why it could not be compared")]
     truncated: Annotated[bool, Field(description="the session has more assets than one answer compares")]
     session_id: UUID | None
-    cache_hit: Annotated[bool, Field(description="answered from what the session held already")]
+    cache_hit: Annotated[bool, Field(description="answered without asking the provider")]
+    layer: Annotated[str, Field(description="who answered: session, l1, l2 or provider")]
+    known_at: Annotated[datetime, Field(description="when the quote was learnt from its source")]
+    stale: Annotated[list[str], Field(description="parts that are a failing provider's last answer: say so")]
     tracked: Annotated[bool, Field(description="the query is in the session's history")]
     reason: Annotated[str | None, Field(description="why it is not tracked")]
     total_queries: int | None
@@ -206,6 +212,8 @@ class SearchResult(_Result):
     def of(cls, answer: Answer) -> Self:
         """The result of an answer."""
         market = answer.market.model_dump(mode="json")
+        quote = answer.market.delivery["quote"]
+        market["quote"]["is_stale"] = quote.is_stale
         return cls(
             symbol=market["quote"]["symbol"],
             depth=answer.depth,
@@ -217,6 +225,9 @@ class SearchResult(_Result):
             truncated=answer.not_compared_count > 0,
             session_id=answer.session_id,
             cache_hit=answer.cache_hit,
+            layer=answer.layer,
+            known_at=quote.known_at,
+            stale=[name for name, part in answer.market.delivery.items() if part.is_stale],
             tracked=answer.tracked,
             reason=answer.reason,
             total_queries=answer.total_queries,

@@ -8,7 +8,10 @@ from mcp.server import MCPServer
 
 from fiml import __version__
 from fiml.core.config import Settings
+from fiml.mcp.memory_tools import memory_tools
+from fiml.mcp.prompts import add_prompts
 from fiml.mcp.refusals import ArgumentCheck
+from fiml.mcp.resources import add_resources
 from fiml.mcp.stdio import run_on_stdio
 from fiml.mcp.tools import session_tools
 from fiml.runtime import Runtime, maintaining, open_runtime
@@ -16,22 +19,24 @@ from fiml.runtime import Runtime, maintaining, open_runtime
 INSTRUCTIONS = """\
 fiml keeps a financial analysis alive. Begin one with create-analysis-session and pass its session_id as sessionId to \
 search-by-symbol and search-by-coin: each query is recorded, and the answer tells what changed since the last look.
-To go on with an earlier analysis, find it with list-sessions (includeArchived for ended ones) and read it with \
-get-session-info. extend-session keeps it alive longer.
+To go on with an earlier analysis, find it with list-sessions or search-sessions (by words, figures, dates), read what \
+it knows with get-session-context, and call resume-session if it has ended. get-session-info shows how it stands, \
+extend-session keeps it alive longer, close-session ends it. Write decisions and conclusions down with \
+update-session-context, citing the ids of the records they rest on.
 Always name a figure's source and as_of date; source `sample` is history, not today's market.
 """
 
 
 def build_server(runtime: Runtime) -> MCPServer[None]:
     """A server with the tools over a runtime, which the caller closes; while it runs, it archives expired sessions."""
-    tools = session_tools(runtime)
+    tools = [*session_tools(runtime), *memory_tools(runtime)]
 
     @asynccontextmanager
     async def lifespan(_server: MCPServer[Any]) -> AsyncIterator[None]:
         async with maintaining(runtime):
             yield
 
-    return MCPServer(
+    server = MCPServer[None](
         name="fiml",
         title="fiml: financial analysis sessions",
         version=__version__,
@@ -41,6 +46,9 @@ def build_server(runtime: Runtime) -> MCPServer[None]:
         lifespan=lifespan,
         log_level="WARNING",
     )
+    add_prompts(server, runtime)
+    add_resources(server, runtime)
+    return server
 
 
 async def serve_stdio(settings: Settings) -> None:

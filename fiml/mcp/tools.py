@@ -1,19 +1,13 @@
 """The tools: each is a task of the user's, and calls one verb."""
 
-import functools
-from collections.abc import Awaitable, Callable
-from typing import Any, Literal
-
 from mcp.server.mcpserver.tools import Tool
-from mcp_types import CallToolResult, TextContent, ToolAnnotations
-from pydantic import BaseModel
 
 from fiml.analysis import Question, ask
 from fiml.core.config import Settings
-from fiml.core.errors import FimlError, Misconfigured, SessionNotFound, Unavailable
+from fiml.core.errors import Misconfigured, SessionNotFound, Unavailable
 from fiml.market.models import AssetKind, Depth
+from fiml.market.service import market_source
 from fiml.mcp import arguments as args
-from fiml.mcp.refusals import refuse, with_refusals
 from fiml.mcp.results import (
     RECENT_QUERIES,
     CreatedSession,
@@ -25,6 +19,7 @@ from fiml.mcp.results import (
     Statistics,
     remaining_hours,
 )
+from fiml.mcp.tooling import make_tool
 from fiml.runtime import Runtime
 from fiml.sessions.values import parse_session_id
 
@@ -128,52 +123,17 @@ class SessionTools:
 def session_tools(runtime: Runtime) -> list[Tool]:
     """The tools of a server."""
     tools = SessionTools(runtime)
+    is_open = market_source(runtime.settings) != "sample"
+    create_text = _create_text(runtime.settings)
     return [
-        _tool(tools.create_analysis_session, "Create analysis session", _create_text(runtime.settings), kind="adds"),
-        _tool(tools.get_session_info, "Get session info", GET_TEXT, kind="reads"),
-        _tool(tools.list_sessions, "List sessions", LIST_TEXT, kind="reads"),
-        _tool(tools.extend_session, "Extend session", _extend_text(runtime.settings), kind="adds"),
-        _tool(tools.get_session_analytics, "Get session analytics", STATS_TEXT, kind="reads"),
-        _tool(tools.search_by_symbol, "Search by symbol", SYMBOL_TEXT, kind="adds"),
-        _tool(tools.search_by_coin, "Search by coin", COIN_TEXT, kind="adds"),
+        make_tool(tools.create_analysis_session, "Create analysis session", create_text, kind="adds"),
+        make_tool(tools.get_session_info, "Get session info", GET_TEXT, kind="reads"),
+        make_tool(tools.list_sessions, "List sessions", LIST_TEXT, kind="reads"),
+        make_tool(tools.extend_session, "Extend session", _extend_text(runtime.settings), kind="adds"),
+        make_tool(tools.get_session_analytics, "Get session analytics", STATS_TEXT, kind="reads"),
+        make_tool(tools.search_by_symbol, "Search by symbol", SYMBOL_TEXT, kind="adds", is_open_world=is_open),
+        make_tool(tools.search_by_coin, "Search by coin", COIN_TEXT, kind="adds", is_open_world=is_open),
     ]
-
-
-def _tool(
-    method: Callable[..., Awaitable[BaseModel]], title: str, description: str, *, kind: Literal["reads", "adds"]
-) -> Tool:
-    tool = Tool.from_function(
-        _answering(method),
-        name=method.__name__.replace("_", "-"),
-        title=title,
-        description=description,
-        annotations=ToolAnnotations(
-            read_only_hint=kind == "reads",
-            destructive_hint=False,
-            idempotent_hint=kind == "reads",
-            open_world_hint=False,
-        ),
-    )
-    assert tool.fn_metadata.output_schema is not None  # noqa: S101 - every method returns a model
-    tool.fn_metadata.output_schema = with_refusals(tool.fn_metadata.output_schema)
-    return tool
-
-
-def _answering(method: Callable[..., Awaitable[BaseModel]]) -> Callable[..., Awaitable[CallToolResult]]:
-    """The method with its result as compact JSON, and fiml's errors as tool errors."""
-
-    @functools.wraps(method)
-    async def answer(*positional: Any, **named: Any) -> CallToolResult:
-        try:
-            result = await method(*positional, **named)
-        except FimlError as exc:
-            return refuse(exc)
-        return CallToolResult(
-            content=[TextContent(type="text", text=result.model_dump_json())],
-            structured_content=result.model_dump(mode="json"),
-        )
-
-    return answer
 
 
 def _create_text(settings: Settings) -> str:

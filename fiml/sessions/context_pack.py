@@ -10,6 +10,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import chain
 from typing import Any
 
@@ -92,7 +93,7 @@ class _Room:
         return rest
 
 
-def pack_context(session: Session, *, max_tokens: int) -> ContextPack:
+def pack_context(session: Session, *, max_tokens: int, reserved_tokens: int = 0) -> ContextPack:
     """The context of a session that was read whole, in at most `max_tokens` of four bytes each.
 
     Raises:
@@ -100,7 +101,9 @@ def pack_context(session: Session, *, max_tokens: int) -> ContextPack:
     """
     check_whole(max_tokens, "max_tokens", at_least=MIN_TOKENS, at_most=MAX_TOKENS)
     notes = notes_in(session.state.context)
-    room = _Room(max_tokens * BYTES_PER_TOKEN - _size(_pack(session, max_tokens, [], 10**6).to_dict()))
+    room = _Room(
+        (max_tokens - reserved_tokens) * BYTES_PER_TOKEN - _size(_pack(session, max_tokens, [], 10**6).to_dict())
+    )
     rest = [*room.take(_asset_lines(session))]
     late = room.take(_note_lines(notes, session.state.history.queries), share=_NOTES_SHARE)
     late += room.take(_entry_lines(session), share=_ENTRIES_SHARE)
@@ -115,7 +118,7 @@ def _pack(session: Session, max_tokens: int, lines: list[ContextLine], left_out:
         title=None if session.title is None else _cut(session.title, _MAX_TITLE_CHARACTERS),
         type=session.type.value,
         is_archived=session.is_archived,
-        expires_at=clock.to_iso(session.expires_at),
+        expires_at=_second(session.expires_at),
         total_queries=session.state.history.total_queries,
         max_tokens=max_tokens,
         lines=lines,
@@ -138,7 +141,7 @@ def _note_lines(notes: Sequence[Note], queries: Sequence[QueryRecord]) -> list[C
 def _note_line(note: Note, known: set[Any]) -> ContextLine:
     cites = f" [cites {', '.join(str(cited) for cited in note.cites if cited in known)}]" if note.cites else ""
     return ContextLine(
-        str(note.id), f"{clock.to_iso(note.written_at)} {note.kind}: {_cut(note.text, _MAX_TEXT_CHARACTERS)}{cites}"
+        str(note.id), f"{_second(note.written_at)} {note.kind}: {_cut(note.text, _MAX_TEXT_CHARACTERS)}{cites}"
     )
 
 
@@ -191,7 +194,7 @@ def _newest_by_symbol(newest_first: Iterable[QueryRecord]) -> set[Any]:
 
 
 def _record_line(query: QueryRecord, *, is_newest: bool) -> ContextLine:
-    asked = clock.to_iso(query.timestamp)
+    asked = _second(query.timestamp)
     said = query.result_summary if query.result_summary is not None else _json(query.parameters)
     text = f"{asked} {query.query_type}: {_cut(said, _MAX_TEXT_CHARACTERS)}"
     figures = {name: value for name, value in query.figures.items() if is_newest or name in _KEY_FIGURES}
@@ -199,8 +202,12 @@ def _record_line(query: QueryRecord, *, is_newest: bool) -> ContextLine:
         listed = ", ".join(f"{name} {value:.10g}" for name, value in figures.items())
         text += f" | {listed}"
     if query.known_at is not None:
-        text += f" | known {clock.to_iso(query.known_at)}"
+        text += f" | known {_second(query.known_at)}"
     return ContextLine(str(query.id), _cut(text, 3 * _MAX_TEXT_CHARACTERS))
+
+
+def _second(moment: datetime) -> str:
+    return clock.to_iso(moment.replace(microsecond=0))
 
 
 def _cut(text: str, most: int) -> str:

@@ -37,8 +37,12 @@ class MemoryVerbs:
     async def _write(self, session_id: UUID, change: Change, expected_version: int | None) -> Header:
         raise NotImplementedError
 
-    async def pack_context(self, session_id: UUID | str, *, max_tokens: int = 2000) -> ContextPack:
+    async def pack_context(
+        self, session_id: UUID | str, *, max_tokens: int = 2000, reserved_tokens: int = 0
+    ) -> ContextPack:
         """What a session knows in at most `max_tokens` (of four bytes each), for a conversation to carry on from.
+
+        `reserved_tokens` of them are left for what the caller puts around it.
 
         Raises:
             SessionNotFound: there is no such session.
@@ -48,7 +52,7 @@ class MemoryVerbs:
         session = await self.get_session(parsed)
         if session is None:
             raise SessionNotFound(parsed)
-        return pack_context(session, max_tokens=max_tokens)
+        return pack_context(session, max_tokens=max_tokens, reserved_tokens=reserved_tokens)
 
     async def remember(
         self,

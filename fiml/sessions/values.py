@@ -269,6 +269,23 @@ def check_moment(value: object, field: str) -> datetime:
         raise InvalidInput(field, f"is {echo(value)}", "give a time whose UTC lies in the years 1 to 9999") from None
 
 
+def parse_moment(text: str, field: str) -> datetime:
+    """A time in UTC from a date, whose midnight it is, or a time with a zone, both as ISO 8601 has them.
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    valid = "give a date such as 2024-12-24, or a time such as 2024-12-24T15:30:00Z"
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput(field, f"{echo(text)} is no time", valid) from None
+    is_date = "T" not in text and " " not in text
+    if parsed.tzinfo is None and not is_date:
+        raise InvalidInput(field, f"{echo(text)} has no time zone", valid)
+    return check_moment(parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed, field)
+
+
 def parse_session_id(value: object) -> UUID:
     """A session's id from a `UUID` or its text form.
 

@@ -35,6 +35,11 @@ TOOLS = (
     "get-session-analytics",
     "search-by-symbol",
     "search-by-coin",
+    "get-session-context",
+    "update-session-context",
+    "resume-session",
+    "close-session",
+    "search-sessions",
 )
 SERVE = ("-m", "fiml", "serve")
 # What a message for a model never has: an exception's name, a traceback, a validator's own words.

@@ -42,7 +42,7 @@ class SampleProvider:
         self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
     ) -> Instrument:
         if kind is AssetKind.COIN:
-            check_choice("exchange", exchange or EXCHANGES[0], EXCHANGES)
+            check_choice("exchange", EXCHANGES[0] if exchange is None else exchange, EXCHANGES)
             check_choice("pair", pair, PAIRS)
         else:
             check_choice("market", market, MARKETS)

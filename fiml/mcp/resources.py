@@ -1,0 +1,48 @@
+"""Sessions as resources, and the completion of their ids."""
+
+from typing import Any
+
+from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
+from mcp_types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
+
+from fiml.core.errors import FimlError, InvalidSessionId, SessionNotFound
+from fiml.mcp.packed import packed_text
+from fiml.runtime import Runtime
+
+_RESOURCE_TOKENS = 4000
+_MAX_COMPLETED = 20
+_LOOKED_AT = 200
+_NAMES = {"id", "sessionId"}
+
+
+def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
+    """Give a server the resource of a session, and completion for session ids."""
+
+    @server.resource(
+        "fiml://session/{id}",
+        name="session",
+        title="Analysis session",
+        description="What a session knows: assets, conclusions, notes and records with their figures, as JSON.",
+        mime_type="application/json",
+    )
+    async def session(id: str) -> str:  # noqa: A002 - the name in the address
+        try:
+            return await packed_text(runtime, id, max_tokens=_RESOURCE_TOKENS)
+        except (SessionNotFound, InvalidSessionId) as exc:
+            raise ResourceNotFoundError(str(exc)) from exc
+        except FimlError as exc:
+            raise ResourceError(str(exc)) from exc
+
+    @server.completion()  # type: ignore[no-untyped-call, untyped-decorator]  # as the SDK has it
+    async def complete(
+        _reference: PromptReference | ResourceTemplateReference,
+        argument: CompletionArgument,
+        _context: CompletionContext | None,
+    ) -> Completion | None:
+        if argument.name not in _NAMES:
+            return None
+        sessions = await (await runtime.sessions()).list_user_sessions(None, include_archived=True, limit=_LOOKED_AT)
+        ids = [str(summary.id) for summary in sessions]
+        found = [each for each in ids if each.startswith(argument.value.strip().lower())]
+        return Completion(values=found[:_MAX_COMPLETED], total=len(found), has_more=sessions.next_cursor is not None)
