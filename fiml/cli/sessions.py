@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from fiml.cli.memory import context, note, search
 from fiml.cli.quarantine import quarantine
+from fiml.cli.replay import replay
 from fiml.cli.running import plain, run_plain, with_sessions
 from fiml.core.errors import InvalidInput, SessionNotFound
 from fiml.runtime import open_runtime
@@ -18,6 +20,8 @@ from fiml.sessions.values import parse_session_id
 
 sessions = typer.Typer(help="Find, read, end, resume, delete and export sessions.", no_args_is_help=True)
 sessions.add_typer(quarantine, name="quarantine")
+for _command in (search, context, note, replay):
+    sessions.command()(_command)
 
 SessionId = Annotated[str, typer.Argument(help="the session's id", metavar="ID")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text")]

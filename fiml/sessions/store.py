@@ -28,6 +28,7 @@ from fiml.sessions.listing import SummaryPage, decode_cursor, encode_cursor
 from fiml.sessions.memory import MemoryVerbs
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
 from fiml.sessions.records import Header, SessionRecord, encode_query, header_of, to_session, to_summary
+from fiml.sessions.smart_ttl import live_on
 from fiml.sessions.upkeep import UpkeepVerbs
 
 if TYPE_CHECKING:
@@ -259,7 +260,10 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
             expected_version=expected_version,
             owner=self._owner,
         )
-        return await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
+        header = await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
+        if self.settings.session_smart_ttl and "expires_at" not in change.scalars:
+            return await live_on(self._backend, self.settings, session_id, header, owner=self._owner)
+        return header
 
     async def _refuse_unread(self, session_id: UUID) -> NoReturn:
         """Refuse to write an object that never came from the store: nobody knows what changed on it."""

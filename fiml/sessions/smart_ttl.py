@@ -1,0 +1,83 @@
+"""Sessions in use live on: the rule, and its one write.
+
+A session that is written to within the last quarter of the default TTL before its expiry gets half the default TTL from
+now on, so long as whoever writes doesn't set an expiry. The default TTL is never above the maximum, and so the new
+expiry stays within it. What was done stands in the metadata, under `smart_ttl`.
+"""
+
+import json
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+
+from fiml.core import clock
+from fiml.core.config import Settings
+from fiml.core.errors import InvalidInput, SessionConflict, SessionExpired, Unavailable
+from fiml.sessions.backends.base import Backend, WriteRules
+from fiml.sessions.changes import Change
+from fiml.sessions.records import Header
+from fiml.sessions.values import check_entries
+
+METADATA_KEY = "smart_ttl"
+
+_log = structlog.get_logger()
+
+
+def later_expiry(expires_at: datetime, now: datetime, *, default_ttl_hours: int) -> datetime | None:
+    """The new expiry of a session that is in use now; `None` where it isn't near its end."""
+    default = timedelta(hours=default_ttl_hours)
+    return now + default / 2 if now < expires_at < now + default / 4 else None
+
+
+async def live_on(
+    backend: Backend, settings: Settings, session_id: UUID, header: Header, *, owner: str | None
+) -> Header:
+    """Extend a session that was just written to, if it is near its end; its header as it is then.
+
+    What it was written for is done: a failure here is logged, and the session lives as long as it would have.
+    """
+    now = clock.now()
+    expires_at = later_expiry(header.expires_at, now, default_ttl_hours=settings.session_default_ttl_hours)
+    if expires_at is None:
+        return header
+    try:
+        return await _extend(backend, settings, session_id, header, expires_at, owner) or header
+    except (SessionConflict, SessionExpired):
+        return header  # somebody else wrote to it in between, and extends it or has ended it
+    except (Unavailable, InvalidInput) as exc:
+        _log.warning("session_not_extended", session_id=str(session_id), problem=str(exc))
+        return header
+
+
+async def _extend(
+    backend: Backend, settings: Settings, session_id: UUID, header: Header, expires_at: datetime, owner: str | None
+) -> Header | None:
+    now = clock.now()
+    record = await backend.read(session_id, now=now, owner=owner, recent=0)
+    if record is None:
+        return None
+    stored = record.entries.get("metadata", {}).get(METADATA_KEY)
+    said = {
+        "extensions": _extensions(stored) + 1,
+        "at": clock.to_iso(now),
+        "from": clock.to_iso(header.expires_at),
+        "to": clock.to_iso(expires_at),
+    }
+    change = Change(
+        scalars={"expires_at": expires_at},
+        entries_set={"metadata": check_entries("metadata", {METADATA_KEY: said})},
+    )
+    rules = WriteRules(
+        now=now,
+        max_queries=settings.session_max_queries_per_session,
+        expected_version=header.version,
+        owner=owner,
+    )
+    return await backend.write(session_id, change, rules)
+
+
+def _extensions(stored: str | None) -> int:
+    found = None if stored is None else json.loads(stored)
+    count = found.get("extensions") if isinstance(found, dict) else None
+    return count if isinstance(count, int) else 0

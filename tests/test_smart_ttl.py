@@ -1,0 +1,102 @@
+"""A session in use near its end lives on, where the setting says so."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from fiml.core.errors import SessionExpired
+from fiml.sessions.models import QueryRecord
+from fiml.sessions.smart_ttl import METADATA_KEY
+from fiml.testing import FrozenClock
+from fiml.testing.conformance.suite import OpenStore, existing
+
+
+async def test_it_is_off_by_default(open_store: OpenStore, clock: FrozenClock) -> None:
+    async with open_store() as store:
+        session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
+        clock.advance(hours=23)
+        await store.record_query(session.id, QueryRecord("price"))
+
+        assert (await existing(store, session.id)).expires_at == session.expires_at
+
+
+async def test_a_query_near_the_end_extends_by_half_the_default_and_says_so(
+    open_store: OpenStore, clock: FrozenClock
+) -> None:
+    async with open_store(session_smart_ttl=True, session_default_ttl_hours=24) as store:
+        session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
+        clock.advance(hours=19)
+        await store.record_query(session.id, QueryRecord("price"))
+
+        found = await existing(store, session.id)
+        clock.advance(hours=11)
+        await store.remember(session.id, notes=["still here"])
+        again = await existing(store, session.id)
+
+    assert found.expires_at == session.created_at + timedelta(hours=19 + 12)
+    assert found.state.metadata[METADATA_KEY] == {
+        "extensions": 1,
+        "at": "2024-12-24T10:30:00Z",
+        "from": "2024-12-24T15:30:00Z",
+        "to": "2024-12-24T22:30:00Z",
+    }
+    assert again.expires_at == session.created_at + timedelta(hours=30 + 12)
+    assert again.state.metadata[METADATA_KEY]["extensions"] == 2
+
+
+@pytest.mark.parametrize("hours", [1, 17])
+async def test_a_query_before_the_last_quarter_changes_nothing(
+    open_store: OpenStore, clock: FrozenClock, hours: int
+) -> None:
+    async with open_store(session_smart_ttl=True) as store:
+        session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
+        clock.advance(hours=hours)
+        await store.record_query(session.id, QueryRecord("price"))
+
+        found = await existing(store, session.id)
+
+    assert (found.expires_at, found.state.metadata) == (session.expires_at, {})
+
+
+async def test_reading_is_no_use_and_an_expired_session_stays_so(open_store: OpenStore, clock: FrozenClock) -> None:
+    async with open_store(session_smart_ttl=True) as store:
+        session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
+        clock.advance(hours=23)
+        assert (await existing(store, session.id)).expires_at == session.expires_at
+        clock.advance(hours=1)
+        with pytest.raises(SessionExpired):
+            await store.record_query(session.id, QueryRecord("price"))
+
+
+async def test_who_sets_an_expiry_is_not_overruled(open_store: OpenStore, clock: FrozenClock) -> None:
+    async with open_store(session_smart_ttl=True) as store:
+        session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
+        ends_at = clock.now() + timedelta(minutes=5)
+        session.expires_at = ends_at
+        await store.update_session(session.id, session)
+
+        assert (await existing(store, session.id)).expires_at == ends_at
+
+
+async def test_writers_at_once_extend_once_and_lose_nothing(open_store: OpenStore, clock: FrozenClock) -> None:
+    async with open_store(session_smart_ttl=True) as store:
+        session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
+        clock.advance(hours=23)
+        await asyncio.gather(*(store.record_query(session.id, QueryRecord("price")) for _ in range(20)))
+
+        found = await existing(store, session.id)
+
+    assert found.state.history.total_queries == 20
+    assert found.expires_at == session.created_at + timedelta(hours=23 + 12)
+    assert found.state.metadata[METADATA_KEY]["extensions"] == 1
+
+
+async def test_the_new_expiry_stays_within_the_maximum(open_store: OpenStore, clock: FrozenClock) -> None:
+    async with open_store(session_smart_ttl=True, session_default_ttl_hours=3, session_max_ttl_hours=3) as store:
+        session = await store.create_session(["AAPL"], "equity")
+        for _ in range(10):
+            clock.advance(minutes=80)
+            await store.record_query(session.id, QueryRecord("price"))
+            found = await existing(store, session.id)
+            assert found.expires_at <= clock.now() + timedelta(hours=3)
