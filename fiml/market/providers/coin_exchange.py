@@ -1,0 +1,169 @@
+"""One exchange for coins, through ccxt."""
+
+import asyncio
+import warnings
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from fiml.core import clock
+from fiml.core.errors import (
+    BadData,
+    FimlError,
+    MissingExtra,
+    NotSupported,
+    RateLimited,
+    SymbolNotFound,
+    Unavailable,
+)
+from fiml.market.providers.guard import Guard, retry_moment
+from fiml.market.providers.texts import clean
+
+T = TypeVar("T")
+
+DAYS = 720
+# How many candles an exchange sends at once, where that is fewer than all.
+_CANDLES_AT_ONCE = {"coinbase": 300}
+# What ccxt's own code runs into where an answer has another form than it expects.
+_UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError)
+_MARKETS_KEPT = timedelta(days=1)
+_DAY_MS = 86_400_000
+_HOUR_MS = 3_600_000
+
+
+class CoinExchange:
+    """An exchange's public figures; its errors are those of `MarketProvider`.
+
+    ccxt's own rate limit stays on: `pause_ms` is the least time between two requests, by default the exchange's own.
+    `url` is where the exchange answers, if not at its own address.
+    """
+
+    def __init__(self, name: str, guard: Guard, *, url: str | None = None, pause_ms: int | None = None) -> None:
+        self.name = name
+        self._guard = guard
+        self._url = url
+        self._pause_ms = pause_ms
+        self._ccxt: Any = None
+        self._loading = asyncio.Lock()
+        self._loaded_at: datetime | None = None
+
+    async def markets(self) -> Mapping[str, Mapping[str, Any]]:
+        """The exchange's spot markets by name, such as `BTC/USD`; asked for once a day."""
+        # A caller whose time is up would cancel the loading that ccxt shares among all: here it is one caller's own.
+        async with self._loading:
+            if self._loaded_at is None or clock.now() - self._loaded_at > _MARKETS_KEPT:
+                await self._ask(self._load_markets, "the markets")
+        return {name: market for name, market in self._exchange().markets.items() if market["spot"]}
+
+    def coin_name(self, coin: str) -> str:
+        """What the exchange calls a coin in words, or else its code; the markets must be loaded."""
+        currency = (self._exchange().currencies or {}).get(coin) or {}
+        name = clean(currency.get("name"))
+        return name if any(character.islower() for character in name) else coin  # Kraken has codes of its own as names
+
+    async def ticker(self, market: str) -> Mapping[str, Any]:
+        """The last price, in the form of ccxt."""
+        await self.markets()
+        ticker: Mapping[str, Any] = await self._ask(lambda: self._exchange().fetch_ticker(market), market)
+        return ticker
+
+    async def hours(self, market: str, *, since: datetime) -> list[list[Any]]:
+        """Candles of an hour, oldest first, the last one unfinished; each is ms, open, high, low, close, volume."""
+        return await self._candles(market, "1h", round(since.timestamp() * 1000), 72)
+
+    async def days(self, market: str) -> list[list[Any]]:
+        """Candles of a day in UTC, oldest first, the last one unfinished: at most `DAYS`."""
+        today = round(clock.now().timestamp() * 1000) // _DAY_MS * _DAY_MS
+        at_once = _CANDLES_AT_ONCE.get(self.name, DAYS)
+        by_moment: dict[int, list[Any]] = {}
+        for back in range(DAYS - 1, -1, -at_once):  # page by page: an exchange sends no more at once
+            page = await self._candles(market, "1d", today - back * _DAY_MS, at_once)
+            by_moment |= {candle[0]: candle for candle in page}
+        return [by_moment[moment] for moment in sorted(by_moment)]
+
+    async def aclose(self) -> None:
+        """Let go of connections; may be called twice."""
+        exchange, self._ccxt, self._loaded_at = self._ccxt, None, None
+        if exchange is not None:
+            await exchange.close()
+
+    async def _candles(self, market: str, length: str, since_ms: int, limit: int) -> list[list[Any]]:
+        await self.markets()
+        candles: list[list[Any]] = await self._ask(
+            lambda: self._exchange().fetch_ohlcv(market, length, since=since_ms, limit=limit), market
+        )
+        if not all(isinstance(candle[0], int) for candle in candles):
+            raise BadData(self.name, f"{market} has a candle without a moment")
+        return candles
+
+    async def _load_markets(self) -> None:
+        exchange = self._exchange()
+        await exchange.load_markets(reload=True)
+        if not exchange.markets:  # ccxt takes a cut-off answer for one without markets
+            raise BadData(self.name, "no markets")
+        self._loaded_at = clock.now()
+
+    async def _ask(self, function: Callable[[], Awaitable[T]], what: str) -> T:
+        async def ask() -> T:
+            try:
+                return await function()
+            except FimlError:
+                raise
+            except _UNREADABLE as exc:
+                raise BadData(self.name, f"{type(exc).__name__}: {clean(str(exc))}") from exc
+            except self._errors().BaseError as exc:
+                raise self._translated(exc, what) from exc
+
+        self._exchange()
+        return await self._guard.call(ask)
+
+    def _exchange(self) -> Any:
+        if self._ccxt is None:
+            self._ccxt = self._open()
+        return self._ccxt
+
+    def _open(self) -> Any:
+        try:
+            from ccxt import async_support  # noqa: PLC0415 - an extra, loaded when first used
+        except ImportError as exc:
+            raise MissingExtra("market data of coins", "ccxt") from exc
+        # What ccxt has to mend with aiohttp is no news to fiml's users.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ccxt\b")
+        options: dict[str, Any] = {"timeout": round(self._guard.attempt_timeout_s * 1000)}
+        if self._pause_ms is not None:
+            options["rateLimit"] = self._pause_ms
+        exchange = getattr(async_support, self.name)(options)
+        # ccxt has 451 for "away"; but it won't be back.
+        exchange.httpExceptions = exchange.httpExceptions | {"451": async_support.RestrictedLocation}
+        if self._url is not None:
+            exchange.urls["api"] = dict.fromkeys(exchange.urls["api"], self._url)
+        return exchange
+
+    def _errors(self) -> Any:
+        from ccxt.base import errors  # noqa: PLC0415 - an extra, loaded when first used
+
+        return errors
+
+    def _translated(self, exc: Exception, what: str) -> FimlError:
+        errors = self._errors()
+        if isinstance(exc, errors.BadSymbol):
+            return SymbolNotFound(what, source=self.name, known=[], is_nearest=True)
+        if isinstance(exc, errors.RateLimitExceeded | errors.DDoSProtection):
+            headers = self._exchange().last_response_headers or {}
+            return RateLimited(self.name, retry_moment(headers.get("Retry-After")))
+        if isinstance(exc, errors.RestrictedLocation | errors.PermissionDenied):
+            return NotSupported(f"{self.name} doesn't serve this place", "name another exchange, or none")
+        if isinstance(exc, errors.NetworkError):
+            return Unavailable(self.name, type(exc).__name__)
+        return BadData(self.name, f"{type(exc).__name__}: {clean(str(exc))}")
+
+
+def moment_of(ms: float) -> datetime:
+    """The moment of a candle or ticker."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def price_before(candles: list[list[Any]], moment: datetime) -> float | None:
+    """The close of the last hour that was over at `moment`; None if the candles don't reach back to it."""
+    over = [candle for candle in candles if moment_of(candle[0] + _HOUR_MS) <= moment]
+    return over[-1][4] if over else None

@@ -1,0 +1,213 @@
+"""Market figures of coins from exchanges, through ccxt."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from fiml.core import clock
+from fiml.core.errors import BadData, InvalidInput, NotSupported, SymbolNotFound, Unavailable
+from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Fundamentals, Instrument, Quote
+from fiml.market.providers.base import check_choice, to_symbol
+from fiml.market.providers.coin_exchange import CoinExchange, moment_of, price_before
+from fiml.market.providers.guard import Guard
+
+T = TypeVar("T")
+
+SOURCE = "ccxt"
+EXCHANGES = ("kraken", "coinbase", "bitstamp")
+PAIRS = ["USD", "EUR", "GBP", "USDT", "USDC", "BTC"]
+
+_NEAREST = 5
+_DAY = timedelta(hours=24)
+_NO_FUNDAMENTALS = ("as_of", "market_cap", "pe_ratio", "eps", "dividend_yield", "revenue", "sector")
+_NOTE = "change, high, low and volume are of the last 24 hours; previous_close is the price then, to the hour"
+
+
+class CoinProvider:
+    """Exchanges as a `MarketProvider` of coins.
+
+    Where no exchange is named, the first of `exchanges` that answers, serves this place and has the coin is taken; a
+    named one is the only one asked. The instrument then names its exchange, and every further figure is from there.
+    ccxt is loaded at the first question; without it that raises MissingExtra. `urls` is where exchanges answer, if
+    not at their own address; `guard` makes an exchange's guard from its name. To be used in one event loop.
+    """
+
+    source = SOURCE
+
+    def __init__(
+        self,
+        exchanges: Sequence[str] = EXCHANGES,
+        urls: Mapping[str, str] | None = None,
+        guard: Callable[[str], Guard] = Guard,
+        *,
+        pause_ms: int | None = None,
+    ) -> None:
+        self._exchanges = {
+            name: CoinExchange(name, guard(name), url=(urls or {}).get(name), pause_ms=pause_ms) for name in exchanges
+        }
+
+    async def instrument(
+        self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
+    ) -> Instrument:
+        if kind is not AssetKind.COIN:
+            raise NotSupported("exchanges for coins have no equities", "install another source: 'fiml[yahoo]'")
+        quoted = check_choice("pair", pair, PAIRS)
+        coin = to_symbol(symbol)
+        if exchange is not None:
+            return await self._find(self._exchange(exchange), coin, quoted)
+        return await self._first(lambda one: self._find(one, coin, quoted))
+
+    async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
+        """Coins of the first exchange that answers, against the first of the pairs."""
+        if limit < 1:
+            raise InvalidInput("limit", f"{limit} is below 1", "give 1 or more")
+        return (await self._first(lambda one: self._search(one, text.strip().upper())))[:limit]
+
+    async def quote(self, instrument: Instrument) -> Quote:
+        """The last price, and the step from the one 24 hours before, as the exchange's hourly candles have it."""
+        exchange = self._exchange(instrument.exchange or "")
+        market = _market(instrument)
+        since = clock.now() - _DAY - timedelta(hours=3)
+        ticker = await exchange.ticker(market)
+        return _quote(instrument, ticker, await exchange.hours(market, since=since))
+
+    async def bars(self, instrument: Instrument) -> Bars:
+        """Days in UTC that are over, of the last two years: today's would grow under the figures made of it."""
+        exchange = self._exchange(instrument.exchange or "")
+        candles = await exchange.days(_market(instrument))
+        today = clock.now().date()
+        try:
+            bars = tuple(_bar(candle) for candle in candles if moment_of(candle[0]).date() < today)
+            return Bars(
+                symbol=instrument.symbol,
+                currency=instrument.currency,
+                exchange=exchange.name,
+                source=f"{exchange.name} via ccxt",
+                adjustment=Adjustment.NONE,
+                bars=bars,
+            )
+        except (ValueError, TypeError, IndexError) as exc:
+            raise BadData(exchange.name, f"{_market(instrument)}: {exc}") from exc
+
+    async def fundamentals(self, instrument: Instrument) -> Fundamentals:
+        return Fundamentals(
+            symbol=instrument.symbol,
+            source=f"{instrument.exchange} via ccxt",
+            currency=instrument.currency,
+            missing=dict.fromkeys(_NO_FUNDAMENTALS, "coins have no company figures"),
+            **dict.fromkeys(_NO_FUNDAMENTALS),
+        )
+
+    async def aclose(self) -> None:
+        """Let go of connections; may be called twice."""
+        await asyncio.gather(*(exchange.aclose() for exchange in self._exchanges.values()))
+
+    def _exchange(self, name: str) -> CoinExchange:
+        return self._exchanges[check_choice("exchange", name, list(self._exchanges))]
+
+    async def _first(self, ask: Callable[[CoinExchange], Awaitable[T]]) -> T:
+        """The first answer; where no exchange has one, the error that says most about why."""
+        errors: list[Exception] = []
+        for exchange in self._exchanges.values():  # one after the other: the first one's answer is enough
+            try:
+                return await ask(exchange)
+            except (SymbolNotFound, Unavailable, NotSupported) as exc:
+                errors.append(exc)
+        # A coin may be on the exchange that is away.
+        for kind in (Unavailable, SymbolNotFound):
+            for error in errors:
+                if isinstance(error, kind):
+                    raise error
+        raise errors[0]
+
+    async def _find(self, exchange: CoinExchange, coin: str, pair: str) -> Instrument:
+        markets = await exchange.markets()
+        if f"{coin}/{pair}" in markets:
+            return _instrument(exchange, coin, pair)
+        coins = sorted({str(market["base"]) for market in markets.values() if market["quote"] == pair})
+        nearest = get_close_matches(coin, coins, n=_NEAREST, cutoff=0.5)
+        raise SymbolNotFound(coin, source=f"{exchange.name} {pair}", known=nearest, is_nearest=True)
+
+    async def _search(self, exchange: CoinExchange, wanted: str) -> list[Instrument]:
+        markets = await exchange.markets()
+        coins = [str(market["base"]) for market in markets.values() if market["quote"] == PAIRS[0]]
+        named = [_instrument(exchange, coin, PAIRS[0]) for coin in coins]
+        found = [one for one in named if wanted in one.symbol or wanted in one.name.upper()]
+        return sorted(found, key=lambda one: (one.symbol != wanted, not one.symbol.startswith(wanted), one.symbol))
+
+
+def _instrument(exchange: CoinExchange, coin: str, pair: str) -> Instrument:
+    return Instrument(
+        symbol=coin, name=exchange.coin_name(coin), kind=AssetKind.COIN, currency=pair, exchange=exchange.name
+    )
+
+
+def _market(instrument: Instrument) -> str:
+    return f"{instrument.symbol}/{instrument.currency}"
+
+
+def _quote(instrument: Instrument, ticker: Mapping[str, Any], hours: list[list[Any]]) -> Quote:
+    exchange = str(instrument.exchange)
+    price = _number(ticker.get("last"))
+    if price is None:
+        raise BadData(exchange, f"{_market(instrument)} has no price")
+    told = _number(ticker.get("timestamp"))
+    moment = moment_of(told) if told else clock.now()
+    before = _number(price_before(hours, moment - _DAY))
+    day = [candle for candle in hours if moment_of(candle[0]) >= moment - _DAY]
+    figures = {
+        "market_time": moment if told else None,
+        "previous_close": before,
+        "change": None if before is None else round(price - before, 10),
+        "change_percent": None if before is None else round(100 * (price / before - 1), 4),
+        "open": None,
+        "high": _number(ticker.get("high")) or max(_column(day, 2), default=None),
+        "low": _number(ticker.get("low")) or min(_column(day, 3), default=None),
+        "volume": _number(ticker.get("baseVolume")) or sum(_column(day, 5)) or None,
+    }
+    return Quote(
+        symbol=instrument.symbol,
+        name=instrument.name,
+        kind=AssetKind.COIN,
+        price=price,
+        price_label="close",
+        currency=instrument.currency,
+        exchange=exchange,
+        source=f"{exchange} via ccxt",
+        as_of=moment.date(),
+        adjustment=Adjustment.NONE,
+        change_window="24 hours",
+        volume_unit="coins",
+        note=_NOTE,
+        missing={name: _why_missing(name, exchange) for name, figure in figures.items() if figure is None},
+        **figures,
+    )
+
+
+def _column(candles: list[list[Any]], place: int) -> list[float]:
+    numbers = (_number(candle[place]) for candle in candles)
+    return [number for number in numbers if number is not None]
+
+
+def _bar(candle: list[Any]) -> Bar:
+    opened, high, low, close, volume = candle[1:6]
+    traded = _number(volume) if volume else volume
+    return Bar(moment_of(candle[0]).date(), _number(opened), _number(high), _number(low), float(close), traded)
+
+
+def _number(value: object) -> float | None:
+    """A finite number above zero; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) and value > 0 else None
+
+
+def _why_missing(field: str, exchange: str) -> str:
+    if field == "open":
+        return "coins trade without a break; previous_close is the price 24 hours ago"
+    if field == "market_time":
+        return f"{exchange} doesn't tell the moment of its price"
+    return f"{exchange} has no figure of the last 24 hours"

@@ -1,0 +1,160 @@
+"""What stands between fiml and a provider on the network: limits of time and rate, retries, and a circuit breaker."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+from aiolimiter import AsyncLimiter
+from stamina import AsyncRetryingCaller
+
+from fiml.core import clock
+from fiml.core.errors import BadData, InvalidInput, NotSupported, RateLimited, Unavailable
+
+DEFAULT_WAIT = timedelta(seconds=60)
+# A provider that names a moment years ahead has made a mistake: it is asked again the next day.
+LONGEST_WAIT = timedelta(days=1)
+
+T = TypeVar("T")
+
+_ANSWERS = (InvalidInput, NotSupported)  # the provider is there, and has said no
+
+
+class Guard:
+    """Calls one provider so that neither of the two can harm the other.
+
+    A call takes at most `timeout_s` in all, an attempt at most `attempt_timeout_s`. An attempt that finds the provider
+    away is repeated after a jittered wait, up to `attempts` in all. At most `rate[0]` attempts begin in `rate[1]`
+    seconds; the wait for one's turn is part of the call. After `failures` calls in a row that failed, calls are
+    refused at once for `open_s` seconds, then one is let through on trial. After a rate limit calls are refused
+    until its moment has come. One guard serves one event loop.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        attempt_timeout_s: float = 6,
+        timeout_s: float = 12,
+        attempts: int = 3,
+        rate: tuple[float, float] = (5, 1),
+        failures: int = 5,
+        open_s: float = 30,
+    ) -> None:
+        self.name = name
+        self.attempt_timeout_s = attempt_timeout_s
+        self.timeout_s = timeout_s
+        self._limiter = AsyncLimiter(*rate)
+        self._caller = AsyncRetryingCaller(
+            attempts=attempts, timeout=timeout_s, wait_initial=0.2, wait_max=1.0, wait_jitter=0.5
+        )
+        self._breaker = Breaker(name, failures=failures, open_s=open_s)
+        self._limited_until: datetime | None = None
+
+    async def call(self, function: Callable[[], Awaitable[T]]) -> T:
+        """What `function` returns; it may be called more than once, so it must not change anything.
+
+        Raises:
+            RateLimited: the provider asked to wait; it is not asked before.
+            Unavailable: no answer in time, none after all attempts, or none lately; BadData as `function` raises it.
+        """
+        self._check_rate_limit()
+        with self._breaker.entered():
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    return await self._caller(_is_worth_another_attempt, self._attempt, function)
+            except TimeoutError as exc:  # an attempt's own one is translated there
+                raise Unavailable(self.name, f"no answer within {self.timeout_s:g} s") from exc
+            except RateLimited as exc:
+                self._limited_until = exc.retry_at
+                raise
+
+    def _check_rate_limit(self) -> None:
+        if self._limited_until is not None and clock.now() < self._limited_until:
+            raise RateLimited(self.name, self._limited_until)
+
+    async def _attempt(self, function: Callable[[], Awaitable[T]]) -> T:
+        await self._limiter.acquire()
+        try:
+            async with asyncio.timeout(self.attempt_timeout_s):
+                return await function()
+        except TimeoutError as exc:
+            raise Unavailable(self.name, f"no answer within {self.attempt_timeout_s:g} s") from exc
+
+
+class Breaker:
+    """Refuses calls for `open_s` seconds after `failures` in a row; then the outcome of one trial decides."""
+
+    def __init__(self, name: str, *, failures: int, open_s: float) -> None:
+        self._name = name
+        self._failures = failures
+        self._open_for = timedelta(seconds=open_s)
+        self._failed = 0
+        self._open_until: datetime | None = None
+        self._is_on_trial = False
+
+    def entered(self) -> "_Passage":
+        """A context for one call.
+
+        Raises:
+            Unavailable: no call is let through now; the message says when one will be.
+        """
+        is_trial = self._open_until is not None
+        if self._open_until is not None and (self._is_on_trial or clock.now() < self._open_until):
+            moment = clock.to_iso(self._open_until.replace(microsecond=0))
+            raise Unavailable(self._name, f"it failed {self._failed} times in a row and is asked again at {moment}")
+        self._is_on_trial = is_trial
+        return _Passage(self, is_trial=is_trial)
+
+    def leave(self, exc: BaseException | None, *, is_trial: bool) -> None:
+        """Count the outcome of a call: an answer closes, a failure may open, a cancelled call says nothing."""
+        if is_trial:
+            self._is_on_trial = False
+        if exc is None or isinstance(exc, _ANSWERS):
+            self._failed, self._open_until = 0, None
+        elif isinstance(exc, Exception) and not isinstance(exc, RateLimited):
+            self._failed += 1
+            if self._failed >= self._failures:
+                self._open_until = clock.now() + self._open_for
+
+
+class _Passage:
+    def __init__(self, breaker: Breaker, *, is_trial: bool) -> None:
+        self._breaker = breaker
+        self._is_trial = is_trial
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: object) -> None:
+        self._breaker.leave(exc, is_trial=self._is_trial)
+
+
+def retry_moment(retry_after: str | None) -> datetime:
+    """The moment that a Retry-After header names, in seconds or as a date; in a minute where it names none."""
+    now = clock.now()
+    moment = _after_seconds(retry_after, now) or _at_date(retry_after) or now + DEFAULT_WAIT
+    return min(max(moment, now), now + LONGEST_WAIT)
+
+
+def _after_seconds(text: str | None, now: datetime) -> datetime | None:
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        return None
+    if not math.isfinite(seconds) or seconds < 0:
+        return now + DEFAULT_WAIT
+    return now + timedelta(seconds=min(seconds, LONGEST_WAIT.total_seconds()))
+
+
+def _at_date(text: str | None) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(text or "")
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _is_worth_another_attempt(exc: Exception) -> bool:
+    return isinstance(exc, Unavailable) and not isinstance(exc, RateLimited | BadData)

@@ -1,0 +1,118 @@
+"""Market figures from Yahoo, through yfinance.
+
+Yahoo's terms allow personal use: whoever passes its figures on to others needs an agreement with Yahoo.
+"""
+
+import asyncio
+from typing import Any
+
+from fiml.core.errors import BadData, InvalidInput, NotSupported, SymbolNotFound, Unavailable
+from fiml.market.models import AssetKind, Bars, Fundamentals, Instrument, Quote
+from fiml.market.providers.guard import Guard
+from fiml.market.providers.yahoo_client import NAME, SOURCE, YahooClient
+from fiml.market.providers.yahoo_company import fundamentals_of, no_fundamentals
+from fiml.market.providers.yahoo_figures import KINDS, Chart, bars_of, quote_of, read_instrument
+from fiml.market.providers.yahoo_symbols import is_symbol, to_yahoo
+
+_NEAREST = 5
+_NEAREST_TIMEOUT_S = 3
+_SEARCHED_CHARACTERS = 100
+
+
+class YahooProvider:
+    """Yahoo as a `MarketProvider` of equities and indices.
+
+    Prices are closes adjusted for splits, never for dividends. The change is from one daily close to the next. Some
+    markets count hundredths: the currency is then Yahoo's own, such as GBp, and the note says so. yfinance is loaded
+    at the first question; without it that raises MissingExtra.
+    """
+
+    source = SOURCE
+
+    def __init__(self, session: Any = None, guard: Guard | None = None) -> None:
+        self._guard = guard or Guard(NAME)
+        self._client = YahooClient(session, limit_s=self._guard.attempt_timeout_s)
+
+    async def instrument(
+        self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
+    ) -> Instrument:
+        if kind is AssetKind.COIN:
+            raise NotSupported("Yahoo is not asked for coins", "install another source: pip install 'fiml[ccxt]'")
+        wanted = to_yahoo(symbol, market)
+        found = (await self._chart(wanted)).instrument
+        if kind is AssetKind.INDEX and found.kind is not kind:
+            raise await self._not_found(wanted)
+        return found
+
+    async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
+        if limit < 1:
+            raise InvalidInput("limit", f"{limit} is below 1", "give 1 or more")
+        symbols = await self._symbols_like(text, limit)
+        if not symbols:
+            return []
+        answer = await self._guard.call(lambda: self._client.quotes(symbols))
+        found = {str(facts.get("symbol")): facts for facts in _objects(answer, "quoteResponse", "result")}
+        named = (_instrument_or_none(found[symbol]) for symbol in symbols if symbol in found)
+        return [instrument for instrument in named if instrument is not None]
+
+    async def quote(self, instrument: Instrument) -> Quote:
+        return quote_of(await self._chart(instrument.symbol))
+
+    async def bars(self, instrument: Instrument) -> Bars:
+        return bars_of(await self._chart(instrument.symbol))
+
+    async def fundamentals(self, instrument: Instrument) -> Fundamentals:
+        try:
+            answer = await self._guard.call(lambda: self._client.summary(instrument.symbol))
+        except SymbolNotFound:  # its prices are there: Yahoo has no summary of an index, nor of some funds
+            return no_fundamentals(instrument)
+        return fundamentals_of(instrument, answer)
+
+    async def aclose(self) -> None:
+        """Let go of threads and session; a thread that hangs ends on its own."""
+        await self._client.aclose()
+
+    async def _chart(self, symbol: str) -> Chart:
+        try:
+            return await self._guard.call(lambda: self._client.chart(symbol))
+        except SymbolNotFound as exc:
+            raise await self._not_found(symbol) from exc
+
+    async def _not_found(self, symbol: str) -> SymbolNotFound:
+        return SymbolNotFound(symbol, source=SOURCE, known=await self._nearest(symbol), is_nearest=True)
+
+    async def _nearest(self, symbol: str) -> list[str]:
+        try:
+            async with asyncio.timeout(_NEAREST_TIMEOUT_S):
+                return await self._symbols_like(symbol, _NEAREST)
+        except (Unavailable, TimeoutError, SymbolNotFound):  # a hint, without which the answer is the same
+            return []
+
+    async def _symbols_like(self, text: str, limit: int) -> list[str]:
+        answer = await self._guard.call(lambda: self._client.search(text[:_SEARCHED_CHARACTERS], limit=limit))
+        found = [facts for facts in _objects(answer, "quotes") if facts.get("quoteType") in KINDS]
+        symbols = [facts["symbol"] for facts in found if isinstance(facts.get("symbol"), str)]
+        return [symbol for symbol in symbols if is_symbol(symbol)][:limit]
+
+
+def _instrument_or_none(facts: dict[str, Any]) -> Instrument | None:
+    """An instrument that was found; None for one that could not be asked about, as it has no currency."""
+    try:
+        return read_instrument(facts, facts.get("quoteType"))
+    except (BadData, NotSupported):
+        return None
+
+
+def _objects(answer: Any, *path: str) -> list[dict[str, Any]]:
+    """The JSON objects of the list at a path of an answer; none where the list is null.
+
+    Raises:
+        BadData: there is no such list.
+    """
+    for key in path:
+        answer = answer.get(key) if isinstance(answer, dict) else answer
+    if answer is None:
+        return []
+    if not isinstance(answer, list):
+        raise BadData(NAME, f"no list at {'.'.join(path)}")
+    return [one for one in answer if isinstance(one, dict)]

@@ -1,0 +1,102 @@
+"""A company's figures from Yahoo's quoteSummary."""
+
+from collections.abc import Mapping
+from datetime import date
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from fiml.core.errors import BadData
+from fiml.market.models import Fundamentals, Instrument
+from fiml.market.providers.texts import clean
+from fiml.market.providers.yahoo_figures import HUNDREDTHS, NAME, SOURCE, moment_of, number
+
+_FIELDS = ("market_cap", "pe_ratio", "eps", "dividend_yield", "revenue", "sector")
+# Field -> where quoteSummary has it.
+_PLACES = {
+    "market_cap": (("price", "marketCap"), ("summaryDetail", "marketCap")),
+    "pe_ratio": (("summaryDetail", "trailingPE"),),
+    "eps": (("defaultKeyStatistics", "trailingEps"),),
+    # Both are fractions. The `dividendYield` of Yahoo's quote, of the same name, is in per cent.
+    "dividend_yield": (("summaryDetail", "trailingAnnualDividendYield"), ("summaryDetail", "dividendYield")),
+    "revenue": (("financialData", "totalRevenue"),),
+}
+
+
+def fundamentals_of(instrument: Instrument, answer: Any) -> Fundamentals:
+    """What an answer of quoteSummary says of a company, in the currency of its price; of pence, in pounds.
+
+    The dividend yield is that of the last twelve months, or else the one expected. Prices in pence have only the
+    latter, since there Yahoo divides pounds by pence.
+
+    Raises:
+        BadData: the answer doesn't have the form of one.
+    """
+    modules = _modules(answer)
+    currency = HUNDREDTHS.get(instrument.currency, (instrument.currency, ""))[0]
+    figures: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    for field in _PLACES:
+        figures[field], missing[field] = _figure(modules, field, is_in_hundredths=currency != instrument.currency)
+    reported = clean(_module(modules, "financialData").get("financialCurrency")) or currency
+    if reported != currency and figures["revenue"] is not None:
+        figures["revenue"], missing["revenue"] = None, f"Yahoo reports it in {reported}, not in {currency}"
+    figures["sector"] = clean(_module(modules, "assetProfile").get("sector")) or None
+    figures["as_of"] = _day(modules)
+    missing |= {"sector": "Yahoo names none", "as_of": "Yahoo tells no moment of these figures"}
+    return Fundamentals(
+        symbol=instrument.symbol,
+        source=SOURCE,
+        currency=currency,
+        missing={field: missing[field] for field, figure in figures.items() if figure is None},
+        **figures,
+    )
+
+
+def no_fundamentals(instrument: Instrument) -> Fundamentals:
+    """Yahoo knows nothing of it beyond prices."""
+    return Fundamentals(
+        symbol=instrument.symbol,
+        source=SOURCE,
+        currency=instrument.currency,
+        missing=dict.fromkeys((*_FIELDS, "as_of"), "Yahoo has no company figures for this symbol"),
+        **dict.fromkeys((*_FIELDS, "as_of")),
+    )
+
+
+def _modules(answer: Any) -> Mapping[str, Any]:
+    try:
+        results = answer["quoteSummary"]["result"] or [{}]
+        modules = results[0]
+    except (KeyError, IndexError, TypeError) as exc:
+        raise BadData(NAME, f"no summary: {type(exc).__name__}") from exc
+    if not isinstance(modules, dict):
+        raise BadData(NAME, "the summary is no object")
+    return modules
+
+
+def _module(modules: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    module = modules.get(name)
+    return module if isinstance(module, dict) else {}
+
+
+def _figure(modules: Mapping[str, Any], field: str, *, is_in_hundredths: bool) -> tuple[float | None, str]:
+    """The figure, or why there is none."""
+    places = _PLACES[field][1:] if field == "dividend_yield" and is_in_hundredths else _PLACES[field]
+    values = [_module(modules, module).get(name) for module, name in places]
+    sent = [value for value in values if value not in (None, {})]
+    numbers = [figure for figure in map(number, sent) if figure is not None]
+    if not numbers:
+        return None, "what Yahoo sent is no number" if sent else "Yahoo has none for this symbol"
+    if field == "dividend_yield" and not 0 <= numbers[0] <= 1:
+        return None, "what Yahoo sent is no fraction"
+    return numbers[0], ""
+
+
+def _day(modules: Mapping[str, Any]) -> date | None:
+    """The day of the market's last price, in the exchange's time zone."""
+    moment = moment_of(_module(modules, "price").get("regularMarketTime"))
+    try:
+        zone = ZoneInfo(clean(_module(modules, "quoteType").get("timeZoneFullName")) or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return None
+    return None if moment is None else moment.astimezone(zone).date()

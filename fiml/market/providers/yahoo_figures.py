@@ -1,0 +1,184 @@
+"""What Yahoo's answers say, read without trust in their types."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fiml.core import clock
+from fiml.core.errors import BadData, NotSupported
+from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Instrument, Quote
+from fiml.market.providers.texts import clean
+
+NAME = "Yahoo"
+SOURCE = "yahoo"
+KINDS = {"EQUITY": AssetKind.EQUITY, "ETF": AssetKind.EQUITY, "INDEX": AssetKind.INDEX}
+
+# The currency of a price that counts hundredths -> that of everything else about the company, and the hundredths' name.
+HUNDREDTHS = {"GBp": ("GBP", "pence"), "ZAc": ("ZAR", "cents"), "ILA": ("ILS", "agorot")}
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """An answer of the chart: what it says of the instrument, and its days, oldest first."""
+
+    instrument: Instrument
+    bars: tuple[Bar, ...]
+    market_time: datetime | None
+    is_trading: bool
+
+
+def read_chart(frame: Any, meta: Mapping[str, Any]) -> Chart:
+    """A chart from yfinance's table and metadata; days without a close are left out.
+
+    Raises:
+        BadData: no currency or kind, or not a single close.
+        NotSupported: neither an equity nor an index.
+    """
+    instrument = read_instrument(meta, meta.get("instrumentType"))
+    columns = (frame[name] for name in ("Open", "High", "Low", "Close", "Volume"))
+    rows = zip(frame.index, *columns, strict=True)
+    bars = tuple(bar for bar in (_bar(*row) for row in rows) if bar is not None)
+    if not bars:
+        raise BadData(NAME, f"no close of {instrument.symbol}")
+    moment = moment_of(meta.get("regularMarketTime"))
+    # In the table's time zone: a market's day is not UTC's.
+    local = moment.astimezone(frame.index[-1].tzinfo).date() if moment else None
+    market_time = moment if local == bars[-1].date else None
+    return Chart(instrument, bars, market_time, market_time is not None and _is_trading(meta))
+
+
+def read_instrument(facts: Mapping[str, Any], yahoo_kind: object) -> Instrument:
+    """An instrument from what a chart or a quote says of it.
+
+    Raises:
+        BadData: no symbol or currency.
+        NotSupported: neither an equity nor an index.
+    """
+    symbol, currency = clean(facts.get("symbol")), clean(facts.get("currency"))
+    if not symbol or not currency:
+        raise BadData(NAME, f"no {'currency' if symbol else 'symbol'} of {symbol or 'an instrument'}")
+    return Instrument(
+        symbol=symbol,
+        name=clean(facts.get("longName")) or clean(facts.get("shortName")) or symbol,
+        kind=_kind(symbol, yahoo_kind),
+        currency=currency,
+        exchange=clean(facts.get("fullExchangeName")) or clean(facts.get("exchangeName")) or None,
+    )
+
+
+def quote_of(chart: Chart) -> Quote:
+    """The last day of a chart, and the step from the day before."""
+    instrument, last = chart.instrument, chart.bars[-1]
+    previous = chart.bars[-2].close if len(chart.bars) > 1 else None
+    figures = {
+        "exchange": instrument.exchange,
+        "market_time": chart.market_time,
+        "previous_close": previous,
+        "change": None if previous is None else round(last.close - previous, 6),
+        "change_percent": None if previous is None else round(100 * (last.close / previous - 1), 4),
+        "open": last.open,
+        "high": last.high,
+        "low": last.low,
+        "volume": last.volume,
+    }
+    return Quote(
+        symbol=instrument.symbol,
+        name=instrument.name,
+        kind=instrument.kind,
+        price=last.close,
+        price_label="close",
+        currency=instrument.currency,
+        source=SOURCE,
+        as_of=last.date,
+        adjustment=Adjustment.SPLITS,
+        volume_unit="shares",
+        note=_note(chart),
+        missing={name: _why_missing(name) for name, figure in figures.items() if figure is None},
+        **figures,
+    )
+
+
+def bars_of(chart: Chart) -> Bars:
+    """All days of a chart.
+
+    Raises:
+        BadData: they are out of order.
+    """
+    instrument = chart.instrument
+    try:
+        return Bars(
+            symbol=instrument.symbol,
+            currency=instrument.currency,
+            exchange=instrument.exchange,
+            source=SOURCE,
+            adjustment=Adjustment.SPLITS,
+            bars=chart.bars,
+        )
+    except ValueError as exc:
+        raise BadData(NAME, str(exc)) from exc
+
+
+def _note(chart: Chart) -> str | None:
+    notes = []
+    currency = chart.instrument.currency
+    if currency in HUNDREDTHS:
+        whole, hundredths = HUNDREDTHS[currency]
+        notes.append(f"prices are in {hundredths}: 100 {currency} are 1 {whole}")
+    if chart.is_trading:
+        notes.append("the market is open: the last day is not over")
+    return "; ".join(notes) or None
+
+
+def number(value: object) -> float | None:
+    """A finite number, also one in Yahoo's `{"raw": 1.5}`; None for all else."""
+    raw = value.get("raw") if isinstance(value, dict) else value
+    if isinstance(raw, bool) or not isinstance(raw, int | float):
+        return None
+    return float(raw) if math.isfinite(raw) else None
+
+
+def moment_of(value: object) -> datetime | None:
+    """The moment that Yahoo tells in seconds since 1970, or yfinance as a time; None for all else."""
+    seconds = value.timestamp() if isinstance(value, datetime) else number(value)
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _bar(day: Any, *figures: Any) -> Bar | None:
+    opened, high, low, close = (_positive(figure) for figure in figures[:4])
+    # yfinance writes 0 where Yahoo has no volume, and for an index that has none.
+    return None if close is None else Bar(day.date(), opened, high, low, close, _positive(figures[4]))
+
+
+def _positive(figure: Any) -> float | None:
+    value = float(figure)
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _kind(symbol: str, yahoo_kind: object) -> AssetKind:
+    if yahoo_kind in KINDS:
+        return KINDS[str(yahoo_kind)]
+    name = clean(yahoo_kind) or "of no kind"
+    if name == "CRYPTOCURRENCY":
+        raise NotSupported(f"{symbol} is a coin, not an equity", "ask for it as a coin (search_by_coin)")
+    raise NotSupported(f"{symbol} is {name} at Yahoo", "equities, funds traded like them, and indices are supported")
+
+
+def _is_trading(meta: Mapping[str, Any]) -> bool:
+    hours = (meta.get("currentTradingPeriod") or {}).get("regular") or {}
+    start, end = moment_of(hours.get("start")), moment_of(hours.get("end"))
+    return start is not None and end is not None and start <= clock.now() < end
+
+
+def _why_missing(field: str) -> str:
+    if field in {"previous_close", "change", "change_percent"}:
+        return "Yahoo has one day of this symbol"
+    if field == "market_time":
+        return "Yahoo tells no moment on the last bar's day"
+    if field == "volume":
+        return "Yahoo gives no volume, or none above zero, for the last day"
+    return "Yahoo doesn't tell it"
