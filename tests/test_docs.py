@@ -19,17 +19,25 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
-from fiml.analysis import MAX_COMPARED
+from fiml.analysis import ANSWER_TIMEOUT_S, MAX_COMPARED
 from fiml.cli import app, main
 from fiml.core import errors
-from fiml.core.config import MAX_TTL_HOURS, Settings, variable
+from fiml.core.config import MAX_TTL_HOURS, MarketData, Settings, variable
 from fiml.core.errors import FimlError
 from fiml.db import schema, tables
 from fiml.market.providers.base import MAX_SYMBOL_CHARACTERS
-from fiml.mcp import results
+from fiml.market.providers.coins import EXCHANGES, PAIRS
+from fiml.market.providers.texts import MAX_TEXT_CHARACTERS
+from fiml.market.providers.yahoo_symbols import MARKETS
+from fiml.mcp import memory_results, results
+from fiml.mcp.memory_tools import memory_tools
 from fiml.mcp.tools import session_tools
+from fiml.replay import MAX_TOLERANCE, Replay
 from fiml.runtime import Runtime
-from fiml.sessions import analytics, models, store, values
+from fiml.sessions import analytics, models, notes, searching, store, values
+from fiml.sessions.backends.base import MAX_SEARCHED
+from fiml.sessions.context_pack import MAX_TOKENS, MIN_TOKENS, ContextPack
+from fiml.sessions.notes import Note
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -234,12 +242,13 @@ def options(command: Any) -> list[Any]:
 def test_every_command_and_option_is_in_the_reference(name: str, command: Any) -> None:
     text = section("cli.md", name)
 
-    for parameter in command.params:
-        if not getattr(parameter, "hidden", False) and parameter.name != "help":
-            if parameter in options(command):
-                assert f"| `{parameter.opts[0]}` |" in text
-            else:
-                assert f"`{name} {(parameter.metavar or parameter.name).upper()}`" in text
+    shown = [each for each in command.params if not getattr(each, "hidden", False) and each.name != "help"]
+    arguments = [(each.metavar or each.name).upper() for each in shown if each not in options(command)]
+    if arguments:
+        assert f"`{name} {' '.join(arguments)}`" in text
+    for parameter in shown:
+        if parameter in options(command):
+            assert f"`{parameter.opts[0]}`" in text
 
 
 def test_the_reference_has_no_command_or_option_that_is_gone() -> None:
@@ -251,7 +260,8 @@ def test_the_reference_has_no_command_or_option_that_is_gone() -> None:
     assert set(re.findall(r"--[a-z-]+\b", text)) - known_options - {"--help"} == set()
 
 
-TOOLS = session_tools(Runtime(Settings(redis_url=None, database_url=None)))
+RUNTIME = Runtime(Settings(redis_url=None, database_url=None, market_data=MarketData.SAMPLE))
+TOOLS = [*session_tools(RUNTIME), *memory_tools(RUNTIME)]
 RESULTS: dict[str, type[BaseModel]] = {
     "create-analysis-session": results.CreatedSession,
     "get-session-info": results.SessionInfo,
@@ -259,6 +269,11 @@ RESULTS: dict[str, type[BaseModel]] = {
     "extend-session": results.ExtendedSession,
     "get-session-analytics": results.Statistics,
     "search-by-symbol": results.SearchResult,
+    "get-session-context": memory_results.SessionContext,
+    "update-session-context": memory_results.UpdatedContext,
+    "resume-session": memory_results.ResumedSession,
+    "close-session": memory_results.ClosedSession,
+    "search-sessions": memory_results.FoundSessions,
 }
 
 
@@ -267,7 +282,8 @@ def test_every_tool_and_argument_is_in_the_reference(tool: Any) -> None:
     text = section("mcp-tools.md", tool.name)
 
     arguments = set(tool.parameters["properties"])
-    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == arguments
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"\w+", row)} == arguments
 
 
 @pytest.mark.parametrize("tool", RESULTS)
@@ -297,6 +313,9 @@ def test_every_error_is_in_the_reference_with_its_code() -> None:
         models.SessionState,
         models.Session,
         models.SessionSummary,
+        Note,
+        ContextPack,
+        Replay,
         analytics.SessionAnalytics,
     ],
     ids=lambda cls: cls.__name__,
@@ -353,16 +372,38 @@ def test_limits_that_stand_elsewhere_are_in_the_reference_too() -> None:
     assert f" {analytics.MAX_DAYS} " in limits_row("days of statistics")
     assert f" {MAX_COMPARED};" in limits_row("assets that one deep question compares with")
     assert f" {MAX_SYMBOL_CHARACTERS} " in limits_row("a symbol")
+    assert f" {notes.MAX_NOTE_CHARACTERS} " in limits_row("a note or conclusion")
+    assert f" {notes.MAX_CITATIONS} " in limits_row("records that one note cites")
+    assert f" {MIN_TOKENS} to {MAX_TOKENS} " in limits_row("budget of a packed context")
+    text_row = limits_row("text of a search")
+    for limit in (searching.MAX_TEXT_CHARACTERS, searching.MAX_WORDS, searching.MAX_CONDITIONS):
+        assert f" {limit} " in text_row
+    assert f" {MAX_SEARCHED};" in limits_row("live sessions that one search reads in Redis")
+    words_row = limits_row("words of an archived session that a search finds on PostgreSQL")
+    assert f" {searching.MAX_INDEXED_WORDS} " in words_row
+    assert f" {searching.MAX_WORD_CHARACTERS} " in words_row
+    assert f" {MAX_TEXT_CHARACTERS} " in limits_row("a text that a market provider sends")
+    assert f" {ANSWER_TIMEOUT_S:g} " in limits_row("one question to the market")
+    assert f" {MAX_TOLERANCE:g} " in limits_row("tolerance of a replay")
     assert f" {MAX_TTL_HOURS} " in (REFERENCE / "settings.md").read_text()
 
 
 @pytest.mark.parametrize(
-    "table", [*tables.shared.tables.values(), *tables.embedded.tables.values()], ids=lambda table: table.name
+    "table",
+    [table for each in (tables.shared, tables.embedded, tables.server) for table in each.tables.values()],
+    ids=lambda table: table.name,
 )
 def test_every_table_and_column_is_in_the_reference(table: Any) -> None:
     text = section("storage.md", table.name)
 
     assert [column.name for column in table.c if f"`{column.name}`" not in text] == []
+
+
+def test_every_market_exchange_and_pair_of_the_live_sources_is_named() -> None:
+    text = (ROOT / "docs" / "how-to" / "live-market-data.md").read_text()
+
+    for name in (*MARKETS, *EXCHANGES, *PAIRS):
+        assert f"`{name}`" in text
 
 
 def test_the_schema_that_is_named_is_the_current_one() -> None:

@@ -95,7 +95,7 @@ class Quote(_Model):
     name: str
     kind: AssetKind
     price: float = Field(description="in `currency`; for an index its level, in points")
-    price_label: Literal["close", "adjusted close"] = Field(
+    price_label: Literal["close", "adjusted close", "last trade"] = Field(
         description="an adjusted close is lowered by later dividends: nobody paid it"
     )
     currency: str

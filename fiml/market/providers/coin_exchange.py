@@ -114,7 +114,10 @@ class CoinExchange:
             except self._errors().BaseError as exc:
                 raise self._translated(exc, what) from exc
 
-        self._exchange()
+        if self._ccxt is None:
+            # More than a second the first time: the loop goes on, and it doesn't count against the exchange.
+            await asyncio.to_thread(_load)
+            self._exchange()
         return await self._guard.call(ask)
 
     def _exchange(self) -> Any:
@@ -123,10 +126,7 @@ class CoinExchange:
         return self._ccxt
 
     def _open(self) -> Any:
-        try:
-            from ccxt import async_support  # noqa: PLC0415 - an extra, loaded when first used
-        except ImportError as exc:
-            raise MissingExtra("market data of coins", "ccxt") from exc
+        async_support = _load()
         # What ccxt has to mend with aiohttp is no news to fiml's users.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ccxt\b")
         options: dict[str, Any] = {"timeout": round(self._guard.attempt_timeout_s * 1000)}
@@ -156,6 +156,14 @@ class CoinExchange:
         if isinstance(exc, errors.NetworkError):
             return Unavailable(self.name, type(exc).__name__)
         return BadData(self.name, f"{type(exc).__name__}: {clean(str(exc))}")
+
+
+def _load() -> Any:
+    try:
+        from ccxt import async_support  # noqa: PLC0415 - an extra, loaded when first used
+    except ImportError as exc:
+        raise MissingExtra("market data of coins", "ccxt") from exc
+    return async_support
 
 
 def moment_of(ms: float) -> datetime:

@@ -173,7 +173,7 @@ def _quote(instrument: Instrument, ticker: Mapping[str, Any], hours: list[list[A
         name=instrument.name,
         kind=AssetKind.COIN,
         price=price,
-        price_label="close",
+        price_label="last trade",
         currency=instrument.currency,
         exchange=exchange,
         source=f"{exchange} via ccxt",

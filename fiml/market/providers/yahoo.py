@@ -4,7 +4,8 @@ Yahoo's terms allow personal use: whoever passes its figures on to others needs 
 """
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from fiml.core.errors import BadData, InvalidInput, NotSupported, SymbolNotFound, Unavailable
 from fiml.market.models import AssetKind, Bars, Fundamentals, Instrument, Quote
@@ -13,6 +14,8 @@ from fiml.market.providers.yahoo_client import NAME, SOURCE, YahooClient
 from fiml.market.providers.yahoo_company import fundamentals_of, no_fundamentals
 from fiml.market.providers.yahoo_figures import KINDS, Chart, bars_of, quote_of, read_instrument
 from fiml.market.providers.yahoo_symbols import is_symbol, to_yahoo
+
+T = TypeVar("T")
 
 _NEAREST = 5
 _NEAREST_TIMEOUT_S = 3
@@ -50,7 +53,7 @@ class YahooProvider:
         symbols = await self._symbols_like(text, limit)
         if not symbols:
             return []
-        answer = await self._guard.call(lambda: self._client.quotes(symbols))
+        answer = await self._call(lambda: self._client.quotes(symbols))
         found = {str(facts.get("symbol")): facts for facts in _objects(answer, "quoteResponse", "result")}
         named = (_instrument_or_none(found[symbol]) for symbol in symbols if symbol in found)
         return [instrument for instrument in named if instrument is not None]
@@ -63,7 +66,7 @@ class YahooProvider:
 
     async def fundamentals(self, instrument: Instrument) -> Fundamentals:
         try:
-            answer = await self._guard.call(lambda: self._client.summary(instrument.symbol))
+            answer = await self._call(lambda: self._client.summary(instrument.symbol))
         except SymbolNotFound:  # its prices are there: Yahoo has no summary of an index, nor of some funds
             return no_fundamentals(instrument)
         return fundamentals_of(instrument, answer)
@@ -72,9 +75,13 @@ class YahooProvider:
         """Let go of threads and session; a thread that hangs ends on its own."""
         await self._client.aclose()
 
+    async def _call(self, question: Callable[[], Awaitable[T]]) -> T:
+        await self._client.load()
+        return await self._guard.call(question)
+
     async def _chart(self, symbol: str) -> Chart:
         try:
-            return await self._guard.call(lambda: self._client.chart(symbol))
+            return await self._call(lambda: self._client.chart(symbol))
         except SymbolNotFound as exc:
             raise await self._not_found(symbol) from exc
 
@@ -89,7 +96,7 @@ class YahooProvider:
             return []
 
     async def _symbols_like(self, text: str, limit: int) -> list[str]:
-        answer = await self._guard.call(lambda: self._client.search(text[:_SEARCHED_CHARACTERS], limit=limit))
+        answer = await self._call(lambda: self._client.search(text[:_SEARCHED_CHARACTERS], limit=limit))
         found = [facts for facts in _objects(answer, "quotes") if facts.get("quoteType") in KINDS]
         symbols = [facts["symbol"] for facts in found if isinstance(facts.get("symbol"), str)]
         return [symbol for symbol in symbols if is_symbol(symbol)][:limit]

@@ -81,11 +81,18 @@ class YahooClient:
                 self._session.close()
                 self._session = None
 
+    async def load(self) -> None:
+        """Load yfinance, which may take seconds the first time: they shouldn't count against Yahoo."""
+        if not self._is_open:
+            await asyncio.get_running_loop().run_in_executor(self._pool(), self._open)
+
     async def _in_thread(self, symbol: str, question: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool(), self._answer, symbol, question)
+
+    def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fiml-yahoo")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._answer, symbol, question)
+        return self._threads
 
     def _answer(self, symbol: str, question: Callable[[], T]) -> T:
         yfinance = self._open()
