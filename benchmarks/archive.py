@@ -30,7 +30,7 @@ from fiml.testing import FrozenClock
 from tests.support.servers import postgres_server, valkey_server
 
 BATCH = 512
-TABLES = "sessions, session_metrics, rollup_marks"
+TABLES = "sessions, session_search, session_metrics, rollup_marks"
 
 
 class Bench:

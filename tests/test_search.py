@@ -218,11 +218,15 @@ async def test_sessions_that_an_older_version_archived_are_found_too(open_store:
 
 
 async def forget_words(store: SessionStore, session_id: UUID) -> None:
+    """As an upgrade leaves a session that was archived before."""
     async with store.session_maker.begin() as connection:
         is_postgresql = connection.get_bind().dialect.name == "postgresql"
         table = "session_search" if is_postgresql else "session_words"
         stored = session_id if is_postgresql else session_id.hex
         await connection.execute(text(f"DELETE FROM {table} WHERE session_id = :id"), {"id": stored})  # noqa: S608
+        await connection.execute(
+            text("INSERT INTO search_pending (session_id) VALUES (:id) ON CONFLICT DO NOTHING"), {"id": stored}
+        )
 
 
 async def test_retention_and_erasure_leave_no_words(deployment: Deployment, clock: FrozenClock) -> None:

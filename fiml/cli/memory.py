@@ -75,6 +75,6 @@ def _show_found(page: SearchPage) -> None:
     if page.unreadable:
         typer.echo(f"{len(page.unreadable)} live sessions can't be read: {', '.join(map(str, page.unreadable))}")
     if page.not_indexed:
-        typer.echo("older archived sessions are still being indexed: search again")
+        typer.echo("more sessions changed than one search indexes: search again")
     if page.next_cursor:
         typer.echo(f"{'not all looked through; ' if page.truncated else ''}more: --cursor {page.next_cursor}")

@@ -190,6 +190,10 @@ maintenance_jobs = Table(
     Column("result", Json),
 )
 
+# Sessions whose words are to be indexed before the next search: on SQLite after each change, on PostgreSQL those that
+# were archived by a version without a search.
+search_pending = Table("search_pending", shared, Column("session_id", Uuid, primary_key=True))
+
 # Answers of live market providers: the second cache. Nothing in them is a user's.
 market_cache = Table(
     "market_cache",
@@ -253,17 +257,23 @@ active_queries = Table(
     Index("active_queries_in_order", "session_id", "n"),
 )
 
-# Full text by parts, so that a query more costs one row more: the session's own names, each entry, each query.
 session_words = Table(
     "session_words",
     embedded,
     Column("id", Integer, primary_key=True),
-    Column("session_id", String(32), nullable=False),
-    Column("part", Text, nullable=False),
+    Column("session_id", String(32), nullable=False, unique=True),
     Column("words", Text, nullable=False),
-    UniqueConstraint("session_id", "part", name="session_words_once"),
 )
 
+# What changed is indexed when somebody searches: a tracked query costs no full text. No OR IGNORE, since the statement
+# that fires a trigger decides on conflicts.
+_PENDING = (
+    "CREATE TRIGGER {name} AFTER {event} BEGIN INSERT INTO search_pending (session_id)"
+    " SELECT {id} WHERE NOT EXISTS (SELECT 1 FROM search_pending WHERE session_id = {id}); END"
+)
+_NAMES_CHANGED = (
+    "old.title IS NOT new.title OR old.assets <> new.assets OR old.tags <> new.tags OR old.type <> new.type"
+)
 FULL_TEXT = (
     "CREATE VIRTUAL TABLE session_fts USING fts5(words, content='session_words', content_rowid='id',"
     " tokenize='unicode61 remove_diacritics 0')",
@@ -271,15 +281,24 @@ FULL_TEXT = (
     " INSERT INTO session_fts (rowid, words) VALUES (new.id, new.words); END",
     "CREATE TRIGGER session_words_removed AFTER DELETE ON session_words BEGIN"
     " INSERT INTO session_fts (session_fts, rowid, words) VALUES ('delete', old.id, old.words); END",
-    "CREATE TRIGGER session_words_changed AFTER UPDATE ON session_words BEGIN"
-    " INSERT INTO session_fts (session_fts, rowid, words) VALUES ('delete', old.id, old.words);"
-    " INSERT INTO session_fts (rowid, words) VALUES (new.id, new.words); END",
     "CREATE TRIGGER session_words_of_archived AFTER DELETE ON sessions"
     " WHEN NOT EXISTS (SELECT 1 FROM active_sessions WHERE id = old.id)"
     " BEGIN DELETE FROM session_words WHERE session_id = old.id; END",
     "CREATE TRIGGER session_words_of_live AFTER DELETE ON active_sessions"
     " WHEN NOT EXISTS (SELECT 1 FROM sessions WHERE id = old.id)"
     " BEGIN DELETE FROM session_words WHERE session_id = old.id; END",
+    *(
+        _PENDING.format(name=name, event=event, id=session_id)
+        for name, event, session_id in (
+            ("pending_session", "INSERT ON active_sessions", "new.id"),
+            ("pending_names", f"UPDATE ON active_sessions WHEN {_NAMES_CHANGED}", "new.id"),
+            ("pending_query", "INSERT ON active_queries", "new.session_id"),
+            ("pending_entry", "INSERT ON active_entries", "new.session_id"),
+            ("pending_change", "UPDATE ON active_entries", "new.session_id"),
+            ("pending_removal", "DELETE ON active_entries", "old.session_id"),
+            ("pending_archived", "INSERT ON sessions", "new.id"),
+        )
+    ),
 )
 """SQLite's full-text index over `session_words`, which follows it by triggers, as the words follow their session."""
 

@@ -64,4 +64,4 @@ class FoundSessions(Result):
     searched: Annotated[list[str], Field(description="`live`, `archived`")]
     truncated: bool = Field(description="not all live sessions were looked through yet")
     unreadable: list[UUID] = Field(description="live sessions whose record is damaged")
-    not_indexed: bool = Field(description="older archived sessions are still being indexed; search again")
+    not_indexed: bool = Field(description="more sessions changed than one search indexes; search again")

@@ -23,7 +23,7 @@ class SearchPage(SummaryPage):
 
     `searched` names the parts that were looked through: `live`, `archived`. With `truncated` the look through the live
     sessions stopped short, and `next_cursor` goes on from there. `unreadable` are live sessions that can't be read;
-    with `not_indexed` an upgrade still has archived sessions to index, of which words find none.
+    with `not_indexed` more sessions had changed than one search indexes: search again.
     """
 
     def __init__(

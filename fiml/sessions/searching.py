@@ -116,49 +116,22 @@ def parse_search(
 
 
 def words_of(record: SessionRecord) -> set[str]:
-    """Every word of a session that a search finds, up to a limit."""
-    found: set[str] = set()
-    for words in parts_of(record).values():
-        found.update(words)
-        if len(found) > MAX_INDEXED_WORDS:
-            return set(sorted(found)[:MAX_INDEXED_WORDS])
-    return found
+    """Every word of a session that a search finds, up to a limit: of its names, its entries and its queries.
 
-
-def parts_of(record: SessionRecord) -> dict[str, set[str]]:
-    """The words of a session by part: its names, each entry, each query."""
-    parts = {"names": words_of_names(record.header)}
-    for name, entries in record.entries.items():
-        parts |= {entry_part(name, key): words for key, text in entries.items() if (words := words_of_entry(key, text))}
+    Raises:
+        ValueError: it holds no JSON.
+    """
+    header = record.header
+    texts = [header.title or "", header.type, *header.assets, *header.tags]
+    for entries in record.entries.values():
+        for key, text in entries.items():
+            # The market's last answers are left out: their records say the same.
+            texts += [] if key.startswith(_ANSWER_PREFIX) else [key, *_texts(json.loads(text))]
     for query in json.loads(record.history):
         if isinstance(query, dict):
-            parts[query_part(str(query.get("id")))] = words_of_query(query)
-    return parts
-
-
-def words_of_names(header: Header) -> set[str]:
-    """The words of title, assets, tags and type."""
-    return _words([header.title or "", header.type, *header.assets, *header.tags])
-
-
-def words_of_entry(key: str, text: str) -> set[str]:
-    """The words of an entry's key and texts. The market's last answers are left out: their records say the same."""
-    return set() if key.startswith(_ANSWER_PREFIX) else _words([key, *_texts(json.loads(text))])
-
-
-def words_of_query(query: dict[str, Any]) -> set[str]:
-    """The words of a query's type, parameters and result."""
-    return _words(_texts([query.get("query_type"), query.get("parameters"), query.get("result_summary")]))
-
-
-def entry_part(name: str, key: str) -> str:
-    """The part of an entry."""
-    return f"e:{name}:{key}"
-
-
-def query_part(query_id: str) -> str:
-    """The part of a query."""
-    return f"q:{query_id}"
+            texts += _texts([query.get("query_type"), query.get("parameters"), query.get("result_summary")])
+    found = _words(texts)
+    return found if len(found) <= MAX_INDEXED_WORDS else set(sorted(found)[:MAX_INDEXED_WORDS])
 
 
 def _words(texts: Iterable[str]) -> set[str]:

@@ -65,7 +65,7 @@ class Found:
     """What a search came to: sessions with whether each is archived, newest first, complete down to `searched_to`.
 
     `searched_to` is where the look through the live sessions stopped short, `None` where it didn't. `unreadable` are
-    live sessions that can't be read, `not_indexed` whether archived ones are left whose words aren't known yet.
+    live sessions that can't be read, `not_indexed` whether sessions are left whose words aren't known yet.
     """
 
     rows: list[tuple[Header, bool]]

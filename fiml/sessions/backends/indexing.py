@@ -1,26 +1,66 @@
-"""The words of archived sessions that have none yet, since an older version archived them."""
+"""The words of sessions that changed since they were indexed. The functions run in the caller's transaction."""
 
-from sqlalchemy import Connection
+from collections.abc import Callable, Sequence
+from uuid import UUID
 
-from fiml.core.errors import CorruptRecord
-from fiml.sessions.backends import archive, words
+from sqlalchemy import Connection, delete, select
 
-AT_ONCE = 200
+from fiml.core.errors import CorruptRecord, SchemaTooNew
+from fiml.db.sqlite_file import driver
+from fiml.db.tables import search_pending
+from fiml.sessions.backends import archive, sqlite_rows, sqlite_words, words
+
+AT_ONCE = 500
 
 
-def index_lacking(connection: Connection, *, at_most: int = AT_ONCE) -> tuple[int, bool]:
-    """Let a search find some more archived sessions by their words: how many, and whether there are more.
+def index_archived(connection: Connection) -> bool:
+    """Let a search on PostgreSQL find some more of the sessions that an older version archived; whether more are left.
 
     One that can't be read gets no words: its reader is told, and the others are found.
     """
-    lacking = words.lacking(connection, at_most=at_most)
-    busy = archive.try_lock(connection, lacking) if lacking else set()
-    chosen = [session_id for session_id in lacking if session_id not in busy]
+
+    def index(session_id: UUID) -> None:
+        record = archive.fetch(connection, session_id)
+        if record is not None:
+            words.put(connection, [record])
+
+    return _index_pending(connection, index, words.put_none)
+
+
+def index_file(connection: Connection) -> bool:
+    """Let a search in the embedded file find what changed, live or archived; whether more is left.
+
+    One that can't be read gets no words, as above.
+    """
+
+    def index(session_id: UUID) -> None:
+        header = sqlite_rows.select_header(driver(connection), session_id)
+        record = None if header is None else sqlite_rows.select_record(driver(connection), header)
+        record = record or archive.fetch(connection, session_id)
+        if record is not None:
+            sqlite_words.put(driver(connection), session_id, words.read(record))
+
+    def put_none(_connection: Connection, session_id: UUID) -> None:
+        sqlite_words.put(driver(connection), session_id, ())
+
+    return _index_pending(connection, index, put_none)
+
+
+def _index_pending(
+    connection: Connection, index: Callable[[UUID], None], put_none: Callable[[Connection, UUID], None]
+) -> bool:
+    pending = connection.scalars(select(search_pending.c.session_id).limit(AT_ONCE)).all()
+    busy = archive.try_lock(connection, pending) if pending else set()
+    chosen = [session_id for session_id in pending if session_id not in busy]
     for session_id in chosen:
         try:
-            record = archive.fetch(connection, session_id)
-            if record is not None:
-                words.put(connection, [record])
-        except CorruptRecord:
-            words.put_none(connection, session_id)
-    return len(chosen), len(lacking) == at_most
+            index(session_id)
+        except (CorruptRecord, SchemaTooNew):
+            put_none(connection, session_id)
+    _remove(connection, chosen)
+    return len(pending) == AT_ONCE or bool(busy)
+
+
+def _remove(connection: Connection, session_ids: Sequence[UUID]) -> None:
+    if session_ids:
+        connection.execute(delete(search_pending).where(search_pending.c.session_id.in_(session_ids)))

@@ -12,13 +12,12 @@ from fiml.core.config import Synchronous
 from fiml.core.errors import SessionConflict, SessionExpired
 from fiml.db.engines import async_sqlite_engine
 from fiml.db.sqlite_file import SqliteFile, driver
-from fiml.sessions.backends import archive, at_rest, indexing, retention, sqlite_sweep, sqlite_words
+from fiml.sessions.backends import archive, at_rest, indexing, retention, sqlite_sweep
 from fiml.sessions.backends import sqlite_rows as rows
 from fiml.sessions.backends.base import Ended, Found, PageQuery, SweepReport, WriteRules, merge_pages
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, check_format, revived
-from fiml.sessions.searching import words_of_names
 
 
 class SqliteBackend:
@@ -38,11 +37,7 @@ class SqliteBackend:
         await self._file.close()
 
     async def create(self, record: SessionRecord) -> None:
-        def create(connection: sqlite3.Connection) -> None:
-            rows.insert(connection, record.header, {}, [])
-            sqlite_words.put_parts(connection, record.header.id, {"names": words_of_names(record.header)})
-
-        await self._file.write(create)
+        await self._file.write(lambda connection: rows.insert(connection, record.header, {}, []))
 
     async def read(
         self, session_id: UUID, *, now: datetime, owner: str | None = None, recent: int | None = None
@@ -71,7 +66,6 @@ class SqliteBackend:
             rows.change_entries(connection, header, change)
             rows.change_header(header, change, rules.now)
             rows.update_header(connection, header)
-            sqlite_words.put_change(connection, header, change)
             return header
 
         return await self._file.write(write)
@@ -177,7 +171,7 @@ class SqliteBackend:
 
     async def search(self, query: PageQuery) -> Found:
         def both(connection: Connection) -> Found:
-            _, is_more = indexing.index_lacking(connection)
+            is_more = indexing.index_file(connection)
             live = rows.select_page(driver(connection), query)
             ended = archive.page(connection, query) if query.include_archived else []
             return Found(merge_pages(live, ended, query.limit), not_indexed=is_more)

@@ -1,54 +1,25 @@
-"""Full text of sessions in SQLite, part by part, so that a query more costs one row more."""
+"""A search over sessions in SQLite: what it asks of live rows, and the words of a session in FTS5."""
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
 from fiml.core.clock import to_micros
-from fiml.sessions.changes import Change
-from fiml.sessions.records import Header
-from fiml.sessions.searching import (
-    Condition,
-    Wanted,
-    entry_part,
-    query_part,
-    words_of_entry,
-    words_of_names,
-    words_of_query,
-)
+from fiml.sessions.searching import Condition, Wanted
 
-_PUT = (
-    "INSERT INTO session_words (session_id, part, words) VALUES (?, ?, ?)"
-    " ON CONFLICT (session_id, part) DO UPDATE SET words = excluded.words"
-)
-MATCH = (
-    "SELECT w.session_id FROM session_fts JOIN session_words w ON w.id = session_fts.rowid"
-    " WHERE session_fts MATCH :{name}"
+HAVE = (
+    "{table}.id IN (SELECT w.session_id FROM session_fts JOIN session_words w ON w.id = session_fts.rowid"
+    " WHERE session_fts MATCH :words)"
 )
 
 
-def put_parts(connection: sqlite3.Connection, session_id: UUID, parts: Mapping[str, set[str]]) -> None:
-    """Set the words of parts of a session."""
-    connection.executemany(
-        _PUT, [(session_id.hex, part, " ".join(sorted(words))) for part, words in parts.items() if words]
-    )
-
-
-def put_change(connection: sqlite3.Connection, header: Header, change: Change) -> None:
-    """Set the words of what a change brought, and drop those of what it removed; `header` is as it is after it."""
-    parts = {}
-    if change.scalars or change.assets.added or change.assets.removed or change.tags.added or change.tags.removed:
-        parts["names"] = words_of_names(header)
-    for name, entries in change.entries_set.items():
-        parts |= {entry_part(name, key): words_of_entry(key, text) for key, text in entries.items()}
-    for query in change.queries:
-        parts[query_part(str(query.id))] = words_of_query(query.query.to_dict())
-    put_parts(connection, header.id, parts)
-    removed = [entry_part(name, key) for name, keys in change.entries_removed.items() for key in keys]
-    removed += [part for part, words in parts.items() if not words]
-    connection.executemany(
-        "DELETE FROM session_words WHERE session_id = ? AND part = ?", [(header.id.hex, part) for part in removed]
+def put(connection: sqlite3.Connection, session_id: UUID, words: Collection[str]) -> None:
+    """Set the words of a session."""
+    # Not an upsert: its triggers are those of a change, and the index needs the old words.
+    connection.execute("DELETE FROM session_words WHERE session_id = ?", (session_id.hex,))
+    connection.execute(
+        "INSERT INTO session_words (session_id, words) VALUES (?, ?)", (session_id.hex, " ".join(sorted(words)))
     )
 
 
@@ -62,9 +33,9 @@ def live_clauses(wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
     if wanted.until is not None:
         clauses.append("created_at < :until")
         parameters["until"] = to_micros(wanted.until)
-    for n, word in enumerate(wanted.words):
-        clauses.append(f"active_sessions.id IN ({MATCH.format(name=f'word_{n}')})")
-        parameters[f"word_{n}"] = fts_word(word)
+    if wanted.words:
+        clauses.append(HAVE.format(table="active_sessions"))
+        parameters["words"] = match(wanted.words)
     if wanted.symbol is not None:
         about, found = query_clause((), wanted.symbol, "q.body")
         is_asset = "EXISTS (SELECT 1 FROM json_each(assets) WHERE value = :about)"
@@ -77,9 +48,9 @@ def live_clauses(wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
     return clauses, parameters
 
 
-def fts_word(word: str) -> str:
-    """A word as FTS5's query language quotes it."""
-    return f'"{word.rstrip("*")}"{"*" if word.endswith("*") else ""}'
+def match(words: Sequence[str]) -> str:
+    """Words that must all be there, as FTS5's query language quotes them."""
+    return " AND ".join(f'"{word.rstrip("*")}"{"*" if word.endswith("*") else ""}' for word in words)
 
 
 def query_clause(conditions: Sequence[Condition], symbol: str | None, body: str) -> tuple[str, dict[str, Any]]:

@@ -217,7 +217,7 @@ class TieredBackend:
 
 
 def _search_ended(connection: Connection, query: PageQuery) -> tuple[list[Header], bool]:
-    _, is_more = indexing.index_lacking(connection)
+    is_more = indexing.index_archived(connection)
     return archive.page(connection, query), is_more
 
 

@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Boolean, ColumnElement, Connection, and_, insert, or_, select, text, type_coerce
+from sqlalchemy import Boolean, ColumnElement, Connection, or_, select, text, type_coerce
 
 from fiml.core.errors import CorruptRecord
-from fiml.db.dialects import is_postgresql, json_elements
-from fiml.db.sqlite_file import driver
-from fiml.db.tables import session_search, session_words, sessions
-from fiml.sessions.backends.sqlite_words import MATCH, fts_word, put_parts, query_clause
+from fiml.db.dialects import insert_into, is_postgresql, json_elements
+from fiml.db.tables import session_search, sessions
+from fiml.sessions.backends.sqlite_words import HAVE, match, query_clause
 from fiml.sessions.records import SessionRecord
-from fiml.sessions.searching import Condition, Wanted, parts_of, words_of
+from fiml.sessions.searching import Condition, Wanted, words_of
 
 _PUT = text(
     "INSERT INTO session_search (session_id, words)"
@@ -27,43 +26,37 @@ _PUT = text(
     " JOIN sessions s ON s.id = given.id AND s.version = given.version"
     " ON CONFLICT (session_id) DO UPDATE SET words = excluded.words"
 )
-_INDEXED = "names"
 
 
 def put(connection: Connection, records: Sequence[SessionRecord]) -> None:
-    """Let a search find sessions that were just archived.
+    """Let a search find sessions that were just archived. On SQLite the next search sees to that.
 
     Raises:
         CorruptRecord: one of them holds no JSON.
     """
     if is_postgresql(connection):
         headers = [record.header for record in records]
-        found = [" ".join(sorted(_read(record, words_of))) for record in records]
+        found = [" ".join(sorted(read(record))) for record in records]
         ids, versions = [header.id for header in headers], [header.version for header in headers]
         connection.execute(_PUT, {"ids": ids, "versions": versions, "words": found})
-        return
-    indexed = _indexed(connection, [record.header.id for record in records])
-    for record in records:
-        if record.header.id not in indexed:
-            put_parts(driver(connection), record.header.id, _read(record, parts_of))
 
 
 def put_none(connection: Connection, session_id: UUID) -> None:
-    """Let a session that can't be read have no words."""
-    if is_postgresql(connection):
-        connection.execute(insert(session_search).values(session_id=session_id, words=""))
-    else:
-        connection.execute(insert(session_words).values(session_id=session_id.hex, part=_INDEXED, words=""))
+    """Let an archived session that can't be read have no words."""
+    statement = insert_into(connection, session_search).values(session_id=session_id, words="")
+    connection.execute(statement.on_conflict_do_nothing(index_elements=["session_id"]))
 
 
-def lacking(connection: Connection, *, at_most: int) -> list[UUID]:
-    """Archived sessions whose words aren't known, since an older version archived them."""
-    if is_postgresql(connection):
-        found = select(session_search.c.session_id).where(session_search.c.session_id == sessions.c.id)
-    else:
-        same = text("session_words.session_id = sessions.id")
-        found = select(session_words.c.id).where(same, session_words.c.part == _INDEXED)
-    return list(connection.scalars(select(sessions.c.id).where(~found.exists()).order_by(sessions.c.id).limit(at_most)))
+def read(record: SessionRecord) -> set[str]:
+    """The words of a session.
+
+    Raises:
+        CorruptRecord: it holds no JSON.
+    """
+    try:
+        return words_of(record)
+    except ValueError as exc:
+        raise CorruptRecord(f"session {record.header.id}", str(exc)) from exc
 
 
 def conditions(connection: Connection, wanted: Wanted) -> list[ColumnElement[bool]]:
@@ -84,21 +77,6 @@ def conditions(connection: Connection, wanted: Wanted) -> list[ColumnElement[boo
     return found
 
 
-def _indexed(connection: Connection, session_ids: Sequence[UUID]) -> set[UUID]:
-    ids = [session_id.hex for session_id in session_ids]
-    statement = select(session_words.c.session_id).where(
-        session_words.c.part == _INDEXED, session_words.c.session_id.in_(ids)
-    )
-    return {UUID(found) for found in connection.scalars(statement)}
-
-
-def _read(record: SessionRecord, words: Any) -> Any:
-    try:
-        return words(record)
-    except ValueError as exc:
-        raise CorruptRecord(f"session {record.header.id}", str(exc)) from exc
-
-
 def _have(connection: Connection, words: Sequence[str]) -> ColumnElement[bool]:
     if is_postgresql(connection):
         lexemes = " & ".join(f"'{word.rstrip('*')}'{':*' if word.endswith('*') else ''}" for word in words)
@@ -107,12 +85,7 @@ def _have(connection: Connection, words: Sequence[str]) -> ColumnElement[bool]:
             " AND f.words @@ CAST(CAST(:lexemes AS text) AS tsquery))",
             {"lexemes": lexemes},
         )
-    return and_(
-        *(
-            _boolean(f"sessions.id IN ({MATCH.format(name=f'word_{n}')})", {f"word_{n}": fts_word(word)})
-            for n, word in enumerate(words)
-        )
-    )
+    return _boolean(HAVE.format(table="sessions"), {"words": match(words)})
 
 
 def _some_query(connection: Connection, figures: Sequence[Condition], symbol: str | None) -> ColumnElement[bool]:
