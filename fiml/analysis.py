@@ -157,7 +157,8 @@ async def ask(
 async def _ask_alone(question: Question, market: MarketService, timeout_s: float, *, reason: str) -> Answer:
     async with _limit(market, timeout_s):
         found = await market.answer(await _instrument(question, market), question.depth)
-    return Answer(market=found, depth=question.depth, reason=reason)
+    layer = found.delivery["quote"].layer
+    return Answer(market=found, depth=question.depth, cache_hit=_is_cached(found), layer=layer, reason=reason)
 
 
 @asynccontextmanager
@@ -183,9 +184,7 @@ class _Look:
     @property
     def is_cache_hit(self) -> bool:
         """Whether no provider was asked. The first look at a symbol in a session never counts as such."""
-        parts = self.found.delivery.values()
-        is_cached = bool(parts) and all(part.layer != "provider" and not part.is_stale for part in parts)
-        return self.is_hit or (self.held is not None and is_cached)
+        return self.is_hit or (self.held is not None and _is_cached(self.found))
 
     @property
     def layer(self) -> str:
@@ -236,6 +235,10 @@ async def _record(
     )
     holding = _holding(held if looked.is_hit else None, question, looked.instrument, found, looked.compared)
     return await _track(answer, query, sessions, holding)
+
+
+def _is_cached(found: MarketAnswer) -> bool:
+    return all(part.layer != "provider" and not part.is_stale for part in found.delivery.values())
 
 
 def _known_at(found: MarketAnswer) -> datetime:

@@ -18,19 +18,22 @@ LOOK_EVERY_S = 60
 
 
 class Runtime:
-    """One store and one market for the life of a door; the store opens at its first use."""
+    """One store and one market for the life of a door; the store opens at its first use.
 
-    def __init__(self, settings: Settings) -> None:
+    A `market` takes the place of the one that the settings name; the runtime closes it in the end.
+    """
+
+    def __init__(self, settings: Settings, market: MarketService | None = None) -> None:
         self.settings = settings
         self._store = SessionStore(settings)
-        self._market: MarketService | None = None
+        self._market = market
 
     @property
     def market(self) -> MarketService:
         """The market.
 
         Raises:
-            NotSupported: the settings name a source that this version doesn't have.
+            MissingExtra: FIML_MARKET_DATA is `live`, and no live source is installed.
         """
         if self._market is None:
             self._market = open_market(self.settings)
@@ -70,9 +73,11 @@ class Runtime:
 
 
 @asynccontextmanager
-async def open_runtime(settings: Settings | None = None) -> AsyncIterator[Runtime]:
+async def open_runtime(
+    settings: Settings | None = None, *, market: MarketService | None = None
+) -> AsyncIterator[Runtime]:
     """A runtime, closed at the end of the block."""
-    runtime = Runtime(settings or Settings())
+    runtime = Runtime(settings or Settings(), market)
     try:
         yield runtime
     finally:

@@ -25,6 +25,11 @@ TOOLS = {
     "get-session-analytics",
     "search-by-symbol",
     "search-by-coin",
+    "get-session-context",
+    "update-session-context",
+    "resume-session",
+    "close-session",
+    "search-sessions",
 }
 
 
@@ -38,8 +43,8 @@ class Inspector:
     failed: int = 0
 
     def list_tools(self) -> None:
-        """The tools are the seven, and no other client stumbles over their schemas."""
-        self._check("tools/list", ANSWERED, _are_the_seven, "--method", "tools/list", "--strict")
+        """All tools are there, and no other client stumbles over their schemas."""
+        self._check("tools/list", ANSWERED, _are_all, "--method", "tools/list", "--strict")
 
     def call(self, tool: str, *, expect: Callable[[dict[str, Any]], bool], **arguments: Any) -> dict[str, Any]:
         """Call a tool that answers; the answer."""
@@ -86,7 +91,7 @@ def _content(output: str) -> dict[str, Any]:
     return content
 
 
-def _are_the_seven(result: dict[str, Any]) -> bool:
+def _are_all(result: dict[str, Any]) -> bool:
     return {tool["name"] for tool in result.get("tools", [])} == TOOLS
 
 
@@ -113,6 +118,18 @@ def _inspect(inspector: Inspector) -> None:
     inspector.call("list-sessions", limit=5, expect=lambda content: len(content.get("sessions", [])) == 1)
     inspector.call("extend-session", sessionId=session_id, hours=24, expect=lambda content: "expires_at" in content)
     inspector.call("get-session-analytics", days=1, expect=lambda content: content.get("total_queries") == 1)
+    inspector.call(
+        "update-session-context",
+        sessionId=session_id,
+        conclusion="dear",
+        expect=lambda content: len(content.get("written", [])) == 1,
+    )
+    inspector.call(
+        "get-session-context", sessionId=session_id, expect=lambda content: len(content.get("lines", [])) >= 3
+    )
+    inspector.call("close-session", sessionId=session_id, expect=lambda content: content.get("was_live") is True)
+    inspector.call("search-sessions", text="dear", expect=lambda content: len(content.get("sessions", [])) == 1)
+    inspector.call("resume-session", sessionId=session_id, expect=lambda content: content.get("total_queries") == 1)
     inspector.refused("search-by-symbol", symbol="GOOGL", code="symbol_not_found")
     inspector.refused("get-session-info", sessionId="malformed", code="invalid_session_id")
 

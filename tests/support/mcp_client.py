@@ -18,6 +18,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp_types import CallToolResult, TextContent
 
 from fiml.core.config import Settings
+from fiml.market.service import MarketService
 from fiml.mcp.server import build_server
 from fiml.runtime import Runtime, open_runtime
 from fiml.sessions.models import Session
@@ -93,12 +94,15 @@ class Door(Caller):
 
 
 @asynccontextmanager
-async def door(settings: Settings, *, era: str = STATELESS) -> AsyncIterator[Door]:
+async def door(settings: Settings, *, era: str = STATELESS, market: MarketService | None = None) -> AsyncIterator[Door]:
     """A client of a server over `settings`, both in this process."""
     if settings.is_embedded:
         with suppress(NotADirectoryError):  # such a folder is the server's to find
             await copy_empty_file(settings.embedded_file)
-    async with open_runtime(settings) as runtime, Client(build_server(runtime), mode=mode_of(era)) as client:
+    async with (
+        open_runtime(settings, market=market) as runtime,
+        Client(build_server(runtime), mode=mode_of(era)) as client,
+    ):
         yield Door(client, runtime)
 
 
