@@ -75,3 +75,4 @@ clean: ## remove .venv, caches and builds
 bench: .venv/.dev ## benchmarks, each beside a baseline in the same run
 	$(BIN)/python -m benchmarks.archive
 	$(BIN)/python -m benchmarks.analytics
+	$(BIN)/python -m benchmarks.memory

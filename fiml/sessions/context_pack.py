@@ -8,9 +8,10 @@ the budget and entries one fifth until the records had their turn; then whatever
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -27,6 +28,7 @@ _MAX_VALUE_CHARACTERS = 200
 _MAX_TEXT_CHARACTERS = 600
 _NOTES_SHARE = 0.4
 _ENTRIES_SHARE = 0.2
+_SHORTEST_LINE = len('{"id":"","text":""},')
 _ANSWER_PREFIX = "answer:"
 _KEY_FIGURES = ("price", "pe_ratio", "market_cap", "rsi_14")
 
@@ -72,24 +74,31 @@ class ContextPack:
         }
 
 
+MakeLine = Callable[[], ContextLine]
+
+
 class _Room:
-    """Lines as far as the bytes reach."""
+    """Lines as far as the bytes reach. A line is made when it is its turn: most have no room."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.lines: list[ContextLine] = []
 
-    def take(self, lines: Iterable[ContextLine], *, share: float = 1.0) -> list[ContextLine]:
+    def take(self, lines: Sequence[MakeLine], *, share: float = 1.0) -> list[MakeLine]:
         """Take the lines that fit into this share of the room; those that didn't."""
-        left, rest = self.size * share, []
-        for line in lines:
+        left = self.size * share
+        rest: list[MakeLine] = []
+        for place, make in enumerate(lines):
+            if min(left, self.size) < _SHORTEST_LINE:
+                return [*rest, *lines[place:]]
+            line = make()
             cost = _size(line.to_dict()) + 1
             if cost <= min(left, self.size):
                 self.lines.append(line)
                 self.size -= cost
                 left -= cost
             else:
-                rest.append(line)
+                rest.append(make)
         return rest
 
 
@@ -126,16 +135,16 @@ def _pack(session: Session, max_tokens: int, lines: list[ContextLine], left_out:
     )
 
 
-def _asset_lines(session: Session) -> list[ContextLine]:
-    return [ContextLine("assets", _cut(", ".join(session.assets), _MAX_TEXT_CHARACTERS))]
+def _asset_lines(session: Session) -> list[MakeLine]:
+    return [lambda: ContextLine("assets", _cut(", ".join(session.assets), _MAX_TEXT_CHARACTERS))]
 
 
-def _note_lines(notes: Sequence[Note], queries: Sequence[QueryRecord]) -> list[ContextLine]:
+def _note_lines(notes: Sequence[Note], queries: Sequence[QueryRecord]) -> list[MakeLine]:
     cited = Counter(chain.from_iterable(note.cites for note in notes))
     known = {query.id for query in queries} | {note.id for note in notes}
     newest_first = list(reversed(notes))
     ranked = sorted(range(len(newest_first)), key=lambda age: (age / (1 + cited[newest_first[age].id]), age))
-    return [_note_line(newest_first[age], known) for age in ranked]
+    return [partial(_note_line, newest_first[age], known) for age in ranked]
 
 
 def _note_line(note: Note, known: set[Any]) -> ContextLine:
@@ -145,7 +154,7 @@ def _note_line(note: Note, known: set[Any]) -> ContextLine:
     )
 
 
-def _entry_lines(session: Session) -> list[ContextLine]:
+def _entry_lines(session: Session) -> list[MakeLine]:
     state = session.state
     maps = {
         "preferences": state.preferences,
@@ -155,13 +164,17 @@ def _entry_lines(session: Session) -> list[ContextLine]:
         },
     }
     return [
-        ContextLine(_cut(f"{name}:{key}", _MAX_VALUE_CHARACTERS), _cut(_json(value), _MAX_VALUE_CHARACTERS))
+        partial(_entry_line, f"{name}:{key}", value)
         for name, entries in maps.items()
         for key, value in sorted(entries.items())
     ]
 
 
-def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list[ContextLine]:
+def _entry_line(entry_id: str, value: Any) -> ContextLine:
+    return ContextLine(_cut(entry_id, _MAX_VALUE_CHARACTERS), _cut(_json(value), _MAX_VALUE_CHARACTERS))
+
+
+def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list[MakeLine]:
     cited = Counter(chain.from_iterable(note.cites for note in notes))
     kept: list[QueryRecord] = []
     references: Counter[int] = Counter()
@@ -175,7 +188,7 @@ def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list
         references[place] += cited[query.id]
     ranked = sorted(range(len(kept)), key=lambda age: (age / (1 + references[age]), age))
     newest = _newest_by_symbol(kept)
-    return [_record_line(kept[age], is_newest=kept[age].id in newest) for age in ranked]
+    return [partial(_record_line, kept[age], is_newest=kept[age].id in newest) for age in ranked]
 
 
 def _sameness(query: QueryRecord) -> tuple[Any, ...]:
