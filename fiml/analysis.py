@@ -23,7 +23,10 @@ from fiml.sessions.values import parse_session_id
 _log = structlog.get_logger()
 
 MAX_COMPARED = 10
-ANSWER_TIMEOUT_S = 18.0
+ANSWER_TIMEOUT_S = 17.0
+# A store that stands still costs a question no more than this before it is asked, and behind its limit.
+STORE_TIMEOUT_S = 5.0
+RECORD_TIMEOUT_S = 2.0
 _DEPTHS = list(Depth)
 _SECTIONS = ("quote", "technicals", "fundamentals")
 _UNTRACKABLE = (SessionFull, Unavailable, InvalidInput, CorruptRecord)
@@ -98,22 +101,25 @@ class _Held(BaseModel):
         """Whether its figures are the sample's."""
         return self.answer.quote.source == "sample"
 
-    @property
-    def is_current(self) -> bool:
-        """Whether no part of it is due to be asked for again. Figures of the sample are always current."""
-        parts = self.answer.delivery.values()
+    def is_current(self, depth: Depth) -> bool:
+        """Whether no part that goes into such an answer is due to be asked for again. The sample's never are."""
+        parts = _as_deep_as(self.answer, depth).delivery.values()
         now = clock.now()
         return self.is_sample or (
             bool(parts) and all(part.fresh_until is not None and now < part.fresh_until for part in parts)
         )
 
-    def answers(self, question: Question, instrument: Instrument, others: list[str]) -> bool:
+    def is_of(self, instrument: Instrument) -> bool:
+        """Whether it is about this instrument: a coin is another one on another exchange, or in another currency."""
+        quote = self.answer.quote
+        same_place = quote.exchange == instrument.exchange and quote.currency == instrument.currency
+        return self.kind is instrument.kind and same_place
+
+    def answers(self, question: Question, others: list[str]) -> bool:
         """Whether it holds every figure that is asked for, and they are current."""
         is_deep_enough = _DEPTHS.index(self.depth) >= _DEPTHS.index(question.depth)
         is_compared = question.depth is not Depth.DEEP or set(self.compared_with) == set(others)
-        is_same = self.kind is instrument.kind and self.answer.quote.exchange == instrument.exchange
-        is_same = is_same and self.answer.quote.currency == instrument.currency
-        return is_same and is_deep_enough and is_compared and self.is_current
+        return is_deep_enough and is_compared and self.is_current(question.depth)
 
 
 async def ask(
@@ -139,19 +145,20 @@ async def ask(
     if sessions is None or session_id is None:
         return await _ask_alone(question, market, timeout_s, reason="no session was named")
     parsed = parse_session_id(session_id)
-    try:
-        session = refuse_unless_live(parsed, await sessions.get_session(parsed, recent_queries=0))
-    except (Unavailable, CorruptRecord) as exc:
-        answer = await _ask_alone(question, market, timeout_s, reason=str(exc))
-        return answer.model_copy(update={"session_id": parsed})
     elapsed_ms = clock.stopwatch()
     try:
-        async with _limit(market, timeout_s):
+        async with _store_limit(STORE_TIMEOUT_S):
+            session = refuse_unless_live(parsed, await sessions.get_session(parsed, recent_queries=0))
+    except (Unavailable, CorruptRecord) as exc:
+        answer = await _ask_alone(question, market, timeout_s - elapsed_ms() / 1000, reason=str(exc))
+        return answer.model_copy(update={"session_id": parsed})
+    try:
+        async with _limit(market, timeout_s - elapsed_ms() / 1000):
             looked = await _look(question, market, session)
     except (Unavailable, NotSupported) as exc:
-        await _record_failure(question, market, sessions, session, exc, elapsed_ms())
+        await _record_failure(question, market, sessions, session, exc, elapsed_ms(), timeout_s)
         raise
-    return await _record(question, looked, sessions, session, elapsed_ms())
+    return await _record(question, looked, sessions, session, elapsed_ms(), timeout_s)
 
 
 async def _ask_alone(question: Question, market: MarketService, timeout_s: float, *, reason: str) -> Answer:
@@ -162,12 +169,21 @@ async def _ask_alone(question: Question, market: MarketService, timeout_s: float
 
 
 @asynccontextmanager
+async def _store_limit(timeout_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError as exc:
+        raise Unavailable("the session store", f"no answer within {timeout_s:.3g} s") from exc
+
+
+@asynccontextmanager
 async def _limit(market: MarketService, timeout_s: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(timeout_s):
             yield
     except TimeoutError as exc:
-        raise Unavailable(f"the market ({market.source})", f"no answer within {timeout_s:g} s") from exc
+        raise Unavailable(f"the market ({market.source})", f"no answer within {timeout_s:.3g} s") from exc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,8 +212,8 @@ async def _look(question: Question, market: MarketService, session: Session) -> 
     instrument = await _instrument(question, market)
     others = [asset for asset in session.assets if asset.upper() != instrument.symbol]
     compared = others[:MAX_COMPARED] if question.depth is Depth.DEEP else []
-    held = _held(session, instrument.symbol, is_sample=market.source == "sample")
-    is_hit = held is not None and held.answers(question, instrument, compared)
+    held = _held(session, instrument, is_sample=market.source == "sample")
+    is_hit = held is not None and held.answers(question, compared)
     if held is not None and is_hit:
         found = _as_deep_as(held.answer, question.depth)
     else:
@@ -206,7 +222,12 @@ async def _look(question: Question, market: MarketService, session: Session) -> 
 
 
 async def _record(
-    question: Question, looked: _Look, sessions: SessionVerbs, session: Session, elapsed_ms: float
+    question: Question,
+    looked: _Look,
+    sessions: SessionVerbs,
+    session: Session,
+    elapsed_ms: float,
+    timeout_s: float,
 ) -> Answer:
     found, held = looked.found, looked.held
     answer = Answer(
@@ -234,7 +255,7 @@ async def _record(
         figures=found.figures,
     )
     holding = _holding(held if looked.is_hit else None, question, looked.instrument, found, looked.compared)
-    return await _track(answer, query, sessions, holding)
+    return await _track(answer, query, sessions, holding, timeout_s - elapsed_ms / 1000 + RECORD_TIMEOUT_S)
 
 
 def _is_cached(found: MarketAnswer) -> bool:
@@ -253,6 +274,7 @@ async def _record_failure(
     session: Session,
     error: FimlError,
     elapsed_ms: float,
+    timeout_s: float,
 ) -> None:
     query = QueryRecord(
         query_type=_TYPE_OF_DEPTH[question.depth],
@@ -263,22 +285,26 @@ async def _record_failure(
         error=error.code,
     )
     try:
-        await sessions.record_query(session.id, query)
+        async with _store_limit(timeout_s - elapsed_ms / 1000 + RECORD_TIMEOUT_S):
+            await sessions.record_query(session.id, query)
     except _UNTRACKABLE as exc:
         # The caller is told of the failure itself; that it stands in no history is for the log.
         _log.warning("failed_query_not_recorded", session_id=str(session.id), reason=str(exc))
 
 
-async def _track(answer: Answer, query: QueryRecord, sessions: SessionVerbs, holding: _Held) -> Answer:
+async def _track(
+    answer: Answer, query: QueryRecord, sessions: SessionVerbs, holding: _Held, timeout_s: float
+) -> Answer:
     assert answer.session_id is not None  # noqa: S101 - only a question within a session is tracked
     symbol = holding.answer.quote.symbol
     try:
-        totals = await sessions.record_query(
-            answer.session_id,
-            query,
-            context={"last_symbol": symbol, "last_query_type": query.query_type},
-            intermediate_results={result_key(symbol): holding.model_dump(mode="json")},
-        )
+        async with _store_limit(timeout_s):
+            totals = await sessions.record_query(
+                answer.session_id,
+                query,
+                context={"last_symbol": symbol, "last_query_type": query.query_type},
+                intermediate_results={result_key(symbol): holding.model_dump(mode="json")},
+            )
     except _UNTRACKABLE as exc:
         return answer.model_copy(update={"reason": str(exc)})
     return answer.model_copy(update={"tracked": True, "total_queries": totals.total_queries})
@@ -304,7 +330,8 @@ def summarize(answer: MarketAnswer) -> str:
     change = "" if quote.change_percent is None else f" ({quote.change_percent:+.2f}%)"
     line = f"{quote.symbol}: {quote.price_label} {quote.price:,.2f} {quote.currency}{change}, {quote.as_of}"
     compared = f"; compared with {', '.join(c.other for c in answer.comparisons)}" if answer.comparisons else ""
-    stale = f", stale: known {clock.to_iso(_known_at(answer))}" if answer.is_stale else ""
+    oldest = min((part.known_at for part in answer.delivery.values() if part.is_stale), default=None)
+    stale = "" if oldest is None else f", stale: known {clock.to_iso(oldest)}"
     return f"{line}, source {quote.source}{stale}{compared}"
 
 
@@ -314,9 +341,9 @@ async def _instrument(question: Question, market: MarketService) -> Instrument:
     return await market.equity(question.symbol, question.market)
 
 
-def _held(session: Session, symbol: str, *, is_sample: bool) -> _Held | None:
-    """What the session holds on a symbol; the sample's figures never meet live ones."""
-    stored = session.state.get_intermediate_result(result_key(symbol))
+def _held(session: Session, instrument: Instrument, *, is_sample: bool) -> _Held | None:
+    """What the session holds on an instrument; the sample's figures never meet live ones."""
+    stored = session.state.get_intermediate_result(result_key(instrument.symbol))
     if stored is None:
         return None
     try:
@@ -324,7 +351,7 @@ def _held(session: Session, symbol: str, *, is_sample: bool) -> _Held | None:
     except ValidationError:
         # Somebody else's value, or another version's: as if the session had not looked yet.
         return None
-    return held if held.is_sample == is_sample else None
+    return held if held.is_sample == is_sample and held.is_of(instrument) else None
 
 
 def _holding(
@@ -341,8 +368,11 @@ def _as_deep_as(answer: MarketAnswer, depth: Depth) -> MarketAnswer:
     if depth is Depth.DEEP:
         return answer
     without: dict[str, Any] = {"comparisons": [], "not_compared": {}}
+    parts = {"quote", "bars", "fundamentals"}
     if depth is Depth.QUICK:
         without |= {"technicals": None, "fundamentals": None}
+        parts = {"quote"}
+    without["delivery"] = {name: part for name, part in answer.delivery.items() if name in parts}
     return answer.model_copy(update=without)
 
 

@@ -109,7 +109,7 @@ async def replay(session: Session, *, market: MarketService, tolerance: float = 
     Raises:
         InvalidInput: the tolerance is no number from 0 to 10.
     """
-    if isinstance(tolerance, bool) or not 0 <= tolerance <= MAX_TOLERANCE:
+    if not _is_number(tolerance) or not 0 <= tolerance <= MAX_TOLERANCE:
         raise InvalidInput("tolerance", f"is {echo(tolerance)}", "give a fraction from 0 to 10, such as 0.01")
     questions = {query.id: _question(query) for query in session.state.history.queries}
     wanted = [question for question in dict.fromkeys(questions.values()) if question is not None]
@@ -124,6 +124,10 @@ async def replay(session: Session, *, market: MarketService, tolerance: float = 
         queries=replayed,
         conclusions=_shaken(notes_in(session.state.context), replayed),
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +212,8 @@ def _drift(figure: str, then: float, now: float | None, tolerance: float) -> Dri
         return Drift(figure=figure, then=then, now=None, change=None)
     if math.isclose(now, then, rel_tol=0, abs_tol=tolerance * abs(then)):
         return None
-    return Drift(figure=figure, then=then, now=now, change=None if then == 0 else now / then - 1)
+    change = None if then == 0 else now / then - 1
+    return Drift(figure=figure, then=then, now=now, change=change if change is None or math.isfinite(change) else None)
 
 
 def _shaken(notes: Iterable[Note], replayed: Iterable[ReplayedQuery]) -> list[ShakenConclusion]:

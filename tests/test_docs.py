@@ -379,11 +379,11 @@ def test_limits_that_stand_elsewhere_are_in_the_reference_too() -> None:
     for limit in (searching.MAX_TEXT_CHARACTERS, searching.MAX_WORDS, searching.MAX_CONDITIONS):
         assert f" {limit} " in text_row
     assert f" {MAX_SEARCHED};" in limits_row("live sessions that one search reads in Redis")
-    words_row = limits_row("words of a session that a search finds")
-    assert f" {searching.MAX_INDEXED_WORDS} " in words_row
+    words_row = limits_row("words of a session that the full text finds")
+    assert f" {searching.MAX_INDEXED_BYTES} " in words_row
     assert f" {searching.MAX_WORD_CHARACTERS} " in words_row
     assert f" {MAX_TEXT_CHARACTERS} " in limits_row("a text that a market provider sends")
-    assert f" {ANSWER_TIMEOUT_S:g} " in limits_row("one question to the market")
+    assert f" {ANSWER_TIMEOUT_S:g} seconds;" in limits_row("one question to the market")
     assert f" {MAX_TOLERANCE:g} " in limits_row("tolerance of a replay")
     assert f" {MAX_TTL_HOURS} " in (REFERENCE / "settings.md").read_text()
 

@@ -99,15 +99,25 @@ async def test_a_call_to_a_hung_provider_ends_with_its_limit() -> None:
         await Guard("provider", attempt_timeout_s=30, timeout_s=0.1).call(provider)
 
 
-async def test_the_wait_for_ones_turn_is_part_of_the_limit() -> None:
-    guard = Guard("provider", timeout_s=0.1, rate=(1, 60))
+async def test_the_wait_for_ones_turn_is_part_of_the_limit_and_no_failure_of_the_provider() -> None:
+    guard = Guard("provider", timeout_s=0.1, rate=(1, 60), failures=1)
     provider = Provider()
     await guard.call(provider)
 
-    with pytest.raises(Unavailable, match=r"no answer within 0\.1 s"):
-        await guard.call(provider)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="too many questions at once"):
+            await guard.call(provider)
 
     assert provider.asked == 1
+
+
+async def test_bad_data_of_one_symbol_refuses_no_other() -> None:
+    guard = Guard("provider", failures=2)
+    for _ in range(3):
+        with pytest.raises(BadData):
+            await guard.call(Provider(BadData("provider", "no close of X")))
+
+    assert await guard.call(Provider()) == "an answer"
 
 
 async def test_a_callers_cancellation_is_no_timeout() -> None:

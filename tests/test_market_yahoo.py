@@ -1,10 +1,13 @@
 """Stocks, funds and indices from Yahoo: prices, symbols, and what is absent."""
 
+import asyncio
 from datetime import UTC, date, datetime
+from typing import Any
 
 import pytest
 
 from fiml.core.errors import (
+    BadData,
     InvalidInput,
     NotSupported,
     SymbolNotFound,
@@ -240,3 +243,54 @@ class TestSymbols:
 
         assert len(str(caught.value)) < 250
         assert yahoo_server.requests.total() == 0
+
+
+class TestCharts:
+    async def test_instrument_quote_and_bars_are_read_from_one_chart(
+        self, yahoo_server: MarketServer, yahoo: YahooProvider
+    ) -> None:
+        yahoo_server.always(wire.chart_path("AAPL"), wire.chart("AAPL", [200.0, 205.0]))
+
+        instrument = await yahoo.instrument("AAPL", AssetKind.EQUITY)
+        await asyncio.gather(yahoo.quote(instrument), yahoo.bars(instrument))
+
+        assert yahoo_server.requests[wire.chart_path("AAPL")] == 1
+
+    async def test_a_chart_is_asked_for_again_before_a_quote_would_be_old(
+        self, yahoo_server: MarketServer, yahoo: YahooProvider, clock: FrozenClock
+    ) -> None:
+        yahoo_server.always(wire.chart_path("AAPL"), wire.chart("AAPL", [200.0, 205.0]))
+        instrument = await yahoo.instrument("AAPL", AssetKind.EQUITY)
+        yahoo_server.always(wire.chart_path("AAPL"), wire.chart("AAPL", [200.0, 206.0]))
+        clock.advance(seconds=10)
+
+        assert (await yahoo.quote(instrument)).price == 206.0
+
+    async def test_a_day_that_is_not_over_is_in_the_quote_and_not_in_the_bars(
+        self, yahoo_server: MarketServer, yahoo: YahooProvider, clock: FrozenClock
+    ) -> None:
+        clock.set(datetime(2024, 12, 20, 16, tzinfo=UTC))
+        opened, closing = (int(datetime(2024, 12, 20, hour, 30, tzinfo=UTC).timestamp()) for hour in (14, 20))
+        hours: dict[str, Any] = {
+            "gmtoffset": -18_000,
+            "currentTradingPeriod": {
+                "regular": {"start": opened, "end": closing, "timezone": "EST", "gmtoffset": -18_000}
+            },
+        }
+        now = int(clock.now().timestamp())
+        sent = wire.chart("AAPL", [200.0, 205.0, 150.0], regularMarketTime=now, **hours)
+        yahoo_server.always(wire.chart_path("AAPL"), sent)
+        instrument = await yahoo.instrument("AAPL", AssetKind.EQUITY)
+
+        quote, bars = await yahoo.quote(instrument), await yahoo.bars(instrument)
+
+        assert (quote.price, quote.as_of) == (150.0, date(2024, 12, 20))
+        assert (bars.bars[-1].close, bars.as_of) == (205.0, date(2024, 12, 19))
+
+    async def test_a_chart_of_another_symbol_is_bad_data(
+        self, yahoo_server: MarketServer, yahoo: YahooProvider
+    ) -> None:
+        yahoo_server.always(wire.chart_path("AAPL"), wire.chart("MSFT", [200.0, 205.0]))
+
+        with pytest.raises(BadData, match="MSFT for AAPL"):
+            await yahoo.instrument("AAPL", AssetKind.EQUITY)

@@ -70,8 +70,7 @@ async def test_one_hundred_identical_searches_at_once_are_one_fetch(
     async with live_door(sqlite_settings, plain_session) as caller:
         answers = await asyncio.gather(*(look(caller) for _ in range(100)))
 
-    # One to resolve the symbol, one for the quote.
-    assert apple.requests[wire.chart_path("AAPL")] == 2
+    assert apple.requests[wire.chart_path("AAPL")] == 1
     assert {answer["quote"]["price"] for answer in answers} == {229.9}
 
 
@@ -190,6 +189,51 @@ async def test_live_results_are_short(
     assert tokens(quick) < 600
     assert len(deep["comparisons"]) == 10
     assert tokens(deep) < 2000
+
+
+async def test_a_comparison_with_old_bars_is_marked_as_stale(
+    apple: MarketServer, plain_session: requests.Session, sqlite_settings: Settings, clock: FrozenClock
+) -> None:
+    apple.always(wire.chart_path("MSFT"), wire.chart("MSFT", CLOSES))
+    async with live_door(sqlite_settings, plain_session) as caller:
+        session_id = await caller.create("AAPL", "MSFT", ttlHours=100)
+        fresh = await look(caller, session_id, "deep")
+        clock.advance(days=1, hours=2)
+        apple.always(wire.chart_path("MSFT"), refusal(500))
+        answer = await look(caller, session_id, "deep")
+
+    assert fresh["stale"] == []
+    assert answer["stale"] == ["bars:MSFT"]
+    assert [each["other"] for each in answer["comparisons"]] == ["MSFT"]
+
+
+async def test_a_deep_question_that_fetches_another_asset_is_no_hit(
+    apple: MarketServer, plain_session: requests.Session, sqlite_settings: Settings
+) -> None:
+    apple.always(wire.chart_path("MSFT"), wire.chart("MSFT", CLOSES))
+    async with live_door(sqlite_settings, plain_session) as caller:
+        session_id = await caller.create("AAPL", "MSFT")
+        await look(caller, session_id, "standard")
+        deep = await look(caller, session_id, "deep")
+        quick = await look(caller, session_id, "quick")
+
+    assert (deep["cache_hit"], quick["cache_hit"]) == (False, True)
+
+
+async def test_figures_that_are_none_are_bad_data_and_recorded_as_such(
+    apple: MarketServer, plain_session: requests.Session, sqlite_settings: Settings
+) -> None:
+    apple.always(wire.chart_path("AAPL"), wire.chart("AAPL", [1e-300, 1e300]))
+    async with live_door(sqlite_settings, plain_session) as caller:
+        session_id = await caller.create("AAPL")
+        codes = [
+            (await caller.refusal("search-by-symbol", symbol="AAPL", depth=depth, sessionId=session_id))["code"]
+            for depth in ("quick", "standard")
+        ]
+        queries = (await caller.session(session_id)).state.history.queries
+
+    assert codes == ["bad_data", "bad_data"]
+    assert [query.error for query in queries] == codes
 
 
 @pytest.mark.parametrize(

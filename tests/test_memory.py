@@ -107,6 +107,21 @@ def test_the_same_answer_again_is_one_line_that_moves_up(clock: FrozenClock) -> 
     assert ids(pack) == ["assets", str(others[2].id), str(repeated[-1].id), str(others[1].id), str(others[0].id)]
 
 
+def test_a_cited_record_is_shown_though_the_same_was_answered_again(clock: FrozenClock) -> None:
+    first, again = looked_up("AAPL", 230.0), looked_up("AAPL", 230.0)
+    note = {
+        "id": str(uuid4()),
+        "kind": "conclusion",
+        "text": "rests on the first",
+        "cites": [str(first.id)],
+        "written_at": "2024-12-24T12:00:00Z",
+    }
+
+    pack = pack_context(session_of(first, again, context={f"note:{note['id']}": note}), max_tokens=5000)
+
+    assert {str(first.id), str(again.id)} <= set(ids(pack))
+
+
 def test_answers_that_differ_are_both_kept(clock: FrozenClock) -> None:
     first, second = looked_up("AAPL", 230.0), looked_up("AAPL", 231.0)
 
@@ -223,6 +238,10 @@ async def test_a_citation_of_no_record_is_refused_and_nothing_written(open_store
         ({"context": [1]}, "context"),
         ({"remove": {"drawer": ["a"]}}, "map"),
         ({"remove": {"context": "abc"}}, "list of keys"),
+        ({"remove": {"context": ["\ud800"]}}, "remove.context"),
+        ({"remove": ["context"]}, "remove"),
+        ({"notes": "hey"}, "notes"),
+        ({"notes": None}, "notes"),
     ],
 )
 async def test_what_cannot_be_remembered_is_refused(

@@ -109,6 +109,22 @@ def test_a_figure_names_its_source_and_its_record() -> None:
     }
 
 
+def test_a_coin_in_another_currency_or_elsewhere_is_another_subject() -> None:
+    places = [{"pair": "USD", "exchange": "kraken"}, {"pair": "EUR", "exchange": "kraken"}, {"pair": "USD"}]
+    queries = [
+        QueryRecord("price", {"symbol": "BTC", **place}, timestamp=NOON, figures={"price": float(number)})
+        for number, place in enumerate(places)
+    ]
+
+    known = session_with(*queries).context_as_of(NOON)
+
+    assert {subject: figures["price"].value for subject, figures in known.figures.items()} == {
+        "BTC/USD@kraken": 0.0,
+        "BTC/EUR@kraken": 1.0,
+        "BTC/USD": 2.0,
+    }
+
+
 def test_a_moment_without_a_time_zone_is_refused() -> None:
     with pytest.raises(InvalidInput, match="time zone"):
         session_with().context_as_of(datetime(2024, 12, 24))  # noqa: DTZ001  the point
@@ -125,6 +141,7 @@ def test_a_moment_without_a_time_zone_is_refused() -> None:
         ("figures", {"price": "230"}),
         ("figures", {"price": True}),
         ("figures", {"price": float("nan")}),
+        ("figures", {"price": 10**400}),
         ("figures", [1.0]),
     ],
 )

@@ -1,12 +1,11 @@
 """Search over sessions: the same answers from every engine, live or archived."""
 
-from collections.abc import Iterable
+import asyncio
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -15,29 +14,13 @@ from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput
 from fiml.sessions import searching
 from fiml.sessions.backends import base
-from fiml.sessions.models import QueryRecord, Session
+from fiml.sessions.models import QueryRecord
 from fiml.sessions.searching import parse_search
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
 from fiml.testing.conformance.suite import OpenStore, existing
 from tests.support.deployment import Deployment
-
-
-def looked_up(symbol: str, summary: str = "", **figures: float) -> QueryRecord:
-    return QueryRecord("fundamentals", {"symbol": symbol}, summary or f"{symbol}: fine", figures=figures)
-
-
-async def begin(store: SessionStore, *assets: str, queries: Iterable[QueryRecord] = (), **fields: Any) -> Session:
-    session = await store.create_session(list(assets) or ["AAPL"], fields.pop("type", "equity"), **fields)
-    for query in queries:
-        await store.record_query(session.id, query)
-    return session
-
-
-async def found(
-    store: SessionStore, words: str | None = None, *, user_id: str | None = None, **asked: Any
-) -> list[str]:
-    return [summary.title or "" for summary in await store.search_sessions(user_id, words, **asked)]
+from tests.support.searching import begin, found, looked_up
 
 
 async def test_words_are_found_in_names_entries_notes_and_queries_of_live_and_archived_ones(
@@ -194,20 +177,6 @@ async def test_a_look_through_many_live_sessions_stops_short_says_so_and_goes_on
     assert old.id in {summary.id for summary in second}
 
 
-async def test_a_damaged_live_session_is_named_and_hides_no_other(deployment: Deployment) -> None:
-    async with SessionStore(deployment.settings()) as store:
-        ids = [(await begin(store, title=f"number {number}")).id for number in range(3)]
-        with redis.Redis.from_url(deployment.redis_url) as client:
-            client.hset(f"fiml:{{{ids[0].hex}}}:header", "created", "yesterday")
-            client.delete(f"fiml:{{{ids[1].hex}}}:entries")
-            client.set(f"fiml:{{{ids[1].hex}}}:entries", "no hash")
-
-        page = await store.search_sessions(None, "number")
-
-    assert [summary.id for summary in page] == [ids[2]]
-    assert sorted(page.unreadable) == sorted(ids[:2])
-
-
 async def test_sessions_that_an_older_version_archived_are_found_too(open_store: OpenStore, tmp_path: Any) -> None:
     async with open_store() as store:
         session = await begin(store, title="veteran")
@@ -227,6 +196,47 @@ async def forget_words(store: SessionStore, session_id: UUID) -> None:
         await connection.execute(
             text("INSERT INTO search_pending (session_id) VALUES (:id) ON CONFLICT DO NOTHING"), {"id": stored}
         )
+
+
+async def test_a_search_finds_sessions_that_are_archived_and_resumed_meanwhile(deployment: Deployment) -> None:
+    async with SessionStore(deployment.settings()) as store:
+        ids = {(await begin(store, title="moving")).id for _ in range(5)}
+        is_done = asyncio.Event()
+
+        async def move(session_id: UUID) -> None:
+            while not is_done.is_set():
+                await store.archive_session(session_id)
+                await store.resume_session(session_id)
+
+        movers = [asyncio.create_task(move(session_id)) for session_id in ids]
+        lacking = [ids - {summary.id for summary in await store.search_sessions(None, "moving")} for _ in range(60)]
+        is_done.set()
+        await asyncio.gather(*movers)
+
+    # One that moves twice within a search, there and back, may be passed over; one that moves once may not.
+    assert sum(map(len, lacking)) <= 3
+
+
+async def test_names_and_symbols_are_found_as_they_were_written_and_in_lower_case(open_store: OpenStore) -> None:
+    async with open_store() as store:
+        session = await begin(store, "Brent", "KO", title="oil", queries=[looked_up("AAPL", PE=20.0)])
+        for _ in range(2):
+            for symbol in ("Brent", "ko", "aapl"):
+                assert await found(store, symbol=symbol) == ["oil"], symbol
+            assert await found(store, "PE < 30", symbol="aapl") == ["oil"]
+            assert await found(store, "pe < 30") == []
+            await store.archive_session(session.id)
+
+
+async def test_a_figure_of_a_comparison_can_be_asked_for(open_store: OpenStore) -> None:
+    async with open_store() as store:
+        query = QueryRecord("comparative", {"symbol": "AAPL"}, figures={"correlation:BRK-B": 0.5, "big": 10**30})
+        session = await begin(store, title="pair", queries=[query])
+        for _ in range(2):
+            assert await found(store, "correlation:BRK-B > 0.4") == ["pair"]
+            assert await found(store, "big = 1e30") == ["pair"]
+            assert await found(store, "correlation:KO > 0.4") == []
+            await store.archive_session(session.id)
 
 
 async def test_retention_and_erasure_leave_no_words(deployment: Deployment, clock: FrozenClock) -> None:
@@ -263,7 +273,12 @@ async def test_erasure_leaves_no_word_of_a_user_in_the_file(sqlite_settings: Set
     [
         ({}, "asks for nothing"),
         ({"text": "pe_ratio <"}, "condition"),
-        ({"text": "pe_ratio < cheap"}, "condition"),
+        ({"text": "pe_ratio < cheap"}, "no number"),
+        ({"text": "price < 1,000"}, "no number"),
+        ({"text": "price < 1e400"}, "no number"),
+        ({"text": "price < nan"}, "no number"),
+        ({"text": "price < 1_000"}, "no number"),
+        ({"text": "π > 3"}, "no name of a figure"),
         ({"text": "a" * 501}, "500"),
         ({"text": " ".join(f"w{n}" for n in range(21))}, "at most 20"),
         ({"text": "x > 1 " * 11}, "at most 10"),

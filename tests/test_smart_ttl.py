@@ -100,3 +100,19 @@ async def test_the_new_expiry_stays_within_the_maximum(open_store: OpenStore, cl
             await store.record_query(session.id, QueryRecord("price"))
             found = await existing(store, session.id)
             assert found.expires_at <= clock.now() + timedelta(hours=3)
+
+
+async def test_the_object_that_was_written_knows_its_new_version_and_expiry(
+    open_store: OpenStore, clock: FrozenClock
+) -> None:
+    async with open_store(session_smart_ttl=True) as store:
+        session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
+        clock.advance(hours=23)
+        session.state.context["a"] = 1
+        await store.update_session(session.id, session)
+
+        session.state.context["b"] = 2
+        merged = await store.update_session(session.id, session, expected_version=session.version)
+
+    assert merged.state.context == {"a": 1, "b": 2}
+    assert session.expires_at == merged.expires_at == session.created_at + timedelta(hours=23 + 12)

@@ -76,7 +76,3 @@ def cache_key(source: str, part: str, *names: str | None) -> str:
         return key
     # No name holds a "=" once it is escaped, so that a digest is nobody else's key.
     return f"sha256={sha256(key.encode()).hexdigest()}"
-
-
-def _escaped(name: str | None) -> str:
-    return "=" if name is None else quote(name, safe="", errors="surrogatepass")

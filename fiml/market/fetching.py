@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import structlog
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from fiml.cache.entries import AnswerCache, CacheEntry, cache_key
 from fiml.cache.forgiving import ForgivingCache
 from fiml.core import clock
-from fiml.core.errors import SymbolNotFound, Unavailable
+from fiml.core.errors import BadData, SymbolNotFound, Unavailable
 from fiml.market.cached_values import NotFound, decode, encode
 from fiml.market.freshness import NOT_FOUND_LIFE, Part, fresh_until
 from fiml.market.models import AssetKind, Bars, Delivery, Fundamentals, Instrument, Quote
@@ -219,6 +219,8 @@ class Fetching:
                 return await wanted.ask()
         except TimeoutError as exc:
             raise Unavailable(self._provider.source, f"no answer within {wanted.timeout_s:g} s") from exc
+        except ValidationError as exc:  # figures that fit no answer, such as an infinite change
+            raise BadData(self._provider.source, f"{exc.error_count()} figures that fit no answer") from exc
 
     def _entry(
         self, value: Value | NotFound, wanted: _Wanted[Value], *, known_at: datetime, until: datetime

@@ -13,6 +13,8 @@ from enum import StrEnum
 from threading import Lock
 from typing import Any
 
+import structlog
+
 from fiml.core.clock import from_micros
 from fiml.market.models import AssetKind, Instrument
 
@@ -200,6 +202,7 @@ class _Unknown:
     """Not loaded yet."""
 
 
+_log = structlog.get_logger()
 _UNKNOWN = _Unknown()
 _loaded: dict[tuple[str, int], Trading | None] = {}
 _loading = Lock()
@@ -222,7 +225,8 @@ def _read(name: str, year: int) -> Trading | None:
     for span in (_around(year), {}):
         try:
             found = exchange_calendars.get_calendar(name, **span)
-        except (CalendarError, ValueError, OverflowError):
+        except (CalendarError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as exc:
+            _log.warning("calendar_failed", calendar=name, problem=f"{type(exc).__name__}: {exc}")
             continue
         trading = _trading(found)
         if trading.opens and trading.opens[0].year <= year <= trading.closes[-1].year:

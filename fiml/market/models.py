@@ -197,7 +197,9 @@ class MarketAnswer(_Model):
     """All that one question about an instrument brought, as deep as it was asked."""
 
     quote: Quote
-    delivery: dict[str, Delivery] = Field(default_factory=dict, description="`quote`, `bars`, `fundamentals` -> how")
+    delivery: dict[str, Delivery] = Field(
+        default_factory=dict, description="`quote`, `bars`, `fundamentals`, `bars:OTHER` -> how"
+    )
     technicals: Technicals | None
     fundamentals: Fundamentals | None
     comparisons: list[Comparison]

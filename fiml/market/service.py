@@ -1,24 +1,34 @@
 """Answers about instruments, made from one source."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import MappingProxyType
 
 from fiml.cache.entries import AnswerCache
 from fiml.cache.opening import open_caches
 from fiml.core.config import MarketData, Settings
-from fiml.core.errors import InvalidInput, MissingExtra, NotSupported, SymbolNotFound, Unavailable
+from fiml.core.errors import BadData, InvalidInput, MissingExtra, NotSupported, SymbolNotFound, Unavailable
 from fiml.market.fetching import MAX_STALE, Fetched, Fetching
 from fiml.market.indicators import compare, technicals
-from fiml.market.models import AssetKind, Bars, Comparison, Depth, Fundamentals, Instrument, MarketAnswer, Quote
+from fiml.market.models import (
+    AssetKind,
+    Bars,
+    Comparison,
+    Delivery,
+    Depth,
+    Fundamentals,
+    Instrument,
+    MarketAnswer,
+    Quote,
+)
 from fiml.market.providers.base import MarketProvider
 from fiml.market.providers.sample import SOURCE, SampleProvider
 
 # A client waits 20 s at the least: resolving and answering together stay below.
-RESOLVE_TIMEOUT_S = 7.0
-ANSWER_TIMEOUT_S = 11.0
+RESOLVE_TIMEOUT_S = 9.0
+ANSWER_TIMEOUT_S = 9.0
 # One fetch gets less than the whole, so that there is time left for what a cache still has.
 _FETCH_SHARE = 0.75
 _OTHER_SHARE = 0.9
@@ -101,36 +111,45 @@ class MarketService:
                 self._fetching.fundamentals(instrument),
                 self._others(instrument, others if depth is Depth.DEEP else ()),
             )
-        found = {symbol: other if isinstance(other, str) else _compare(bars.value, other) for symbol, other in compared}
-        return _answer(quote, bars, fundamentals, found)
+        with _translated(self.source):
+            found = {
+                symbol: other if isinstance(other, str) else _compare(bars.value, other.value)
+                for symbol, other in compared
+            }
+            deliveries = {f"bars:{symbol}": other.delivery for symbol, other in compared if not isinstance(other, str)}
+            return _answer(quote, bars, fundamentals, found, deliveries)
 
     async def aclose(self) -> None:
         """Let go of the source's connections and of the caches."""
         await self._fetching.aclose()
         await self._provider.aclose()
 
-    async def _find(self, symbol: str) -> Instrument | None:
-        for kind in (AssetKind.EQUITY, AssetKind.COIN):
+    async def _find(self, symbol: str, first: AssetKind = AssetKind.EQUITY) -> Instrument | None:
+        """The instrument with this symbol, one like `first` before others."""
+        kinds = (AssetKind.COIN, AssetKind.EQUITY) if first is AssetKind.COIN else (AssetKind.EQUITY, AssetKind.COIN)
+        for kind in kinds:
             try:
                 return (await self._fetching.instrument(symbol, kind)).value
             except (InvalidInput, NotSupported):
                 continue
         return None
 
-    async def _others(self, instrument: Instrument, others: Sequence[Instrument | str]) -> list[tuple[str, Bars | str]]:
+    async def _others(
+        self, instrument: Instrument, others: Sequence[Instrument | str]
+    ) -> list[tuple[str, Fetched[Bars] | str]]:
         """The symbols of others, each with its bars or why it has none."""
         wanted = [other for other in dict.fromkeys(others) if _symbol(other) != instrument.symbol]
-        found = await asyncio.gather(*(self._other(other) for other in wanted))
+        found = await asyncio.gather(*(self._other(other, instrument.kind) for other in wanted))
         return [(symbol, bars) for symbol, bars in dict(found).items() if symbol != instrument.symbol]
 
-    async def _other(self, other: Instrument | str) -> tuple[str, Bars | str]:
+    async def _other(self, other: Instrument | str, kind: AssetKind) -> tuple[str, Fetched[Bars] | str]:
         try:
             # Less than the whole: one that is slow must not take the answer with it.
             async with asyncio.timeout(self._answer_timeout_s * _OTHER_SHARE):
-                instrument = await self._find(other) if isinstance(other, str) else other
+                instrument = await self._find(other, kind) if isinstance(other, str) else other
                 if instrument is None:
                     return _symbol(other), f"not in the {self.source} data"
-                return instrument.symbol, (await self._fetching.bars(instrument)).value
+                return instrument.symbol, await self._fetching.bars(instrument)
         except SymbolNotFound as exc:
             return _symbol(other), f"not in the {exc.source} data"
         except NotSupported as exc:
@@ -187,16 +206,26 @@ def _answer(
     bars: Fetched[Bars] | None = None,
     fundamentals: Fetched[Fundamentals] | None = None,
     compared: Mapping[str, Comparison | str] = MappingProxyType({}),
+    deliveries: Mapping[str, Delivery] = MappingProxyType({}),
 ) -> MarketAnswer:
     parts = {"quote": quote, "bars": bars, "fundamentals": fundamentals}
     return MarketAnswer(
         quote=quote.value,
-        delivery={name: part.delivery for name, part in parts.items() if part is not None},
+        delivery={name: part.delivery for name, part in parts.items() if part is not None} | dict(deliveries),
         technicals=None if bars is None else technicals(bars.value, quote.value.kind),
         fundamentals=None if fundamentals is None else fundamentals.value,
         comparisons=[found for found in compared.values() if isinstance(found, Comparison)],
         not_compared={symbol: found for symbol, found in compared.items() if isinstance(found, str)},
     )
+
+
+@contextmanager
+def _translated(source: str) -> Iterator[None]:
+    """What can't be computed of a source's figures is bad data: numbers that are no prices of anything."""
+    try:
+        yield
+    except (ValueError, ArithmeticError) as exc:  # pydantic's refusal of an infinite figure is a ValueError
+        raise BadData(source, f"{type(exc).__name__} in figures made of it") from exc
 
 
 def _compare(bars: Bars, other: Bars) -> Comparison | str:

@@ -84,7 +84,7 @@ class MemoryTools:
         page = await (await self._runtime.sessions()).search_sessions(
             userId,
             text,
-            symbol=None if symbol is None else symbol.strip().upper(),
+            symbol=None if symbol is None else symbol.strip(),
             type=sessionType,
             tag=tag,
             since=None if createdFrom is None else parse_moment(createdFrom, "createdFrom"),

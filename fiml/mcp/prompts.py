@@ -52,7 +52,7 @@ def add_prompts(server: MCPServer[Any], runtime: Runtime) -> None:
         assets: Annotated[str, Field(description=f"2 to {MAX_ASSETS} symbols with commas, e.g. AAPL, MSFT")],
     ) -> str:
         with _refused():
-            names = check_assets([name for each in assets.split(",") if (name := each.strip())])
+            names = check_assets([name for each in assets.split(",") if (name := " ".join(each.split()))])
             if len(names) < 2:
                 raise InvalidInput("assets", f"{echo(assets)} names {len(names)}", "give two or more, with commas")
         return COMPARE.format(assets=", ".join(names))

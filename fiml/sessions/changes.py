@@ -87,6 +87,8 @@ def settle(session: Session, after: Written, header: Header, *, is_current: bool
     """
     if is_current:
         session.version = after.version = header.version
+        if session.expires_at == after.expires_at:  # else it was changed again meanwhile
+            session.expires_at = after.expires_at = header.expires_at
     session._written = after  # noqa: SLF001 - the session carries this for us
 
 

@@ -8,12 +8,13 @@ the budget and entries one fifth until the records had their turn; then whatever
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from itertools import chain
 from typing import Any
+from uuid import UUID
 
 from fiml.core import clock
 from fiml.sessions.models import QueryRecord, Session
@@ -109,6 +110,7 @@ def pack_context(session: Session, *, max_tokens: int, reserved_tokens: int = 0)
         InvalidInput: the budget is out of bounds.
     """
     check_whole(max_tokens, "max_tokens", at_least=MIN_TOKENS, at_most=MAX_TOKENS)
+    check_whole(reserved_tokens, "reserved_tokens", at_least=0, at_most=max_tokens)
     notes = notes_in(session.state.context)
     room = _Room(
         (max_tokens - reserved_tokens) * BYTES_PER_TOKEN - _size(_pack(session, max_tokens, [], 10**6).to_dict())
@@ -180,7 +182,7 @@ def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list
     references: Counter[int] = Counter()
     places: dict[tuple[Any, ...], int] = {}
     for query in reversed(queries):
-        place = places.setdefault(_sameness(query), len(kept))
+        place = places.setdefault(_sameness(query, cited), len(kept))
         if place == len(kept):
             kept.append(query)
         else:
@@ -191,18 +193,18 @@ def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list
     return [partial(_record_line, kept[age], is_newest=kept[age].id in newest) for age in ranked]
 
 
-def _sameness(query: QueryRecord) -> tuple[Any, ...]:
-    """Records alike in this say the same; one without figures is alike to none."""
-    if not query.figures or query.symbol is None:
+def _sameness(query: QueryRecord, cited: Container[UUID]) -> tuple[Any, ...]:
+    """Records alike in this say the same; one without figures, or that is cited, is alike to none."""
+    if not query.figures or query.subject is None or query.id in cited:
         return (query.id,)
-    return (query.symbol, query.provider, query.as_of, tuple(query.figures.items()))
+    return (query.subject, query.provider, query.as_of, tuple(query.figures.items()))
 
 
 def _newest_by_symbol(newest_first: Iterable[QueryRecord]) -> set[Any]:
     found: defaultdict[str, Any] = defaultdict(lambda: None)
     for query in newest_first:
-        if query.symbol is not None and query.figures and found[query.symbol] is None:
-            found[query.symbol] = query.id
+        if query.subject is not None and query.figures and found[query.subject] is None:
+            found[query.subject] = query.id
     return set(found.values())
 
 

@@ -37,6 +37,9 @@ class MemoryVerbs:
     async def _write(self, session_id: UUID, change: Change, expected_version: int | None) -> Header:
         raise NotImplementedError
 
+    async def _live_on(self, session_id: UUID, header: Header, change: Change) -> Header:
+        raise NotImplementedError
+
     async def pack_context(
         self, session_id: UUID | str, *, max_tokens: int = 2000, reserved_tokens: int = 0
     ) -> ContextPack:
@@ -76,6 +79,9 @@ class MemoryVerbs:
             InvalidInput: nothing is given, a value can't be stored, or what is cited is no record of the session.
         """
         parsed = values.parse_session_id(session_id)
+        for name, texts in (("notes", notes), ("conclusions", conclusions), ("cites", cites)):
+            if not isinstance(texts, list | tuple):
+                raise InvalidInput(name, f"is a {type(texts).__name__}", "give a list")
         written = [make_note(text, NoteKind.NOTE, cites) for text in notes]
         written += [make_note(text, NoteKind.CONCLUSION, cites) for text in conclusions]
         if cites and not written:
@@ -92,7 +98,8 @@ class MemoryVerbs:
             raise InvalidInput("update", "is empty", "give entries, notes, conclusions or keys to remove")
         if cites:
             await self._check_cited(parsed, written[0])
-        await self._write(parsed, change, None)
+        header = await self._write(parsed, change, None)
+        await self._live_on(parsed, header, change)
         return written
 
     async def search_sessions(
@@ -135,16 +142,18 @@ class MemoryVerbs:
             ),
         )
         found = await self._backend.search(query)
-        summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in found.rows[:size]]
+        readable = [row for row in found.rows if row[0].type in SessionType.__members__.values()]
+        unreadable = [*found.unreadable, *(row[0].id for row in found.rows if row not in readable)]
+        summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in readable[:size]]
         next_position = found.searched_to
-        if len(found.rows) > size:
+        if len(readable) > size:
             next_position = (summaries[-1].created_at, summaries[-1].id)
         return SearchPage(
             summaries,
             next_cursor=None if next_position is None else encode_cursor(*next_position),
-            truncated=found.searched_to is not None and len(found.rows) <= size,
+            truncated=found.searched_to is not None and len(readable) <= size,
             searched=("live", "archived") if include_archived else ("live",),
-            unreadable=found.unreadable,
+            unreadable=unreadable,
             not_indexed=found.not_indexed,
         )
 
@@ -161,9 +170,13 @@ class MemoryVerbs:
 
 
 def _checked_removals(remove: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    if not isinstance(remove, Mapping):
+        raise InvalidInput("remove", f"is a {type(remove).__name__}", "give a dict of lists of keys")
     for name, keys in remove.items():
         if name not in MAPS:
             raise InvalidInput("remove", f"names the map {echo(name)}", f"valid are {', '.join(MAPS)}")
-        if isinstance(keys, str) or not all(isinstance(key, str) for key in keys):
+        if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
             raise InvalidInput(f"remove.{name}", "is no list of keys", "give a list of texts")
+        for key in keys:
+            values.to_json(key, f"remove.{name}")
     return {name: list(keys) for name, keys in remove.items() if keys}

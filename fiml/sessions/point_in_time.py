@@ -38,7 +38,10 @@ class KnownFigure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownContext:
-    """What was known at `moment`: the queries, the latest figures as symbol -> name -> figure, and the notes."""
+    """What was known at `moment`.
+
+    `figures` are the latest ones, as `QueryRecord.subject` -> name -> figure.
+    """
 
     moment: datetime
     queries: list[QueryRecord]
@@ -64,8 +67,8 @@ def known_by(moment: datetime, queries: Sequence[QueryRecord], context: Mapping[
     figures: dict[str, dict[str, KnownFigure]] = {}
     # The one that was learnt last counts, though an older answer from a cache may have been asked for later.
     for query in sorted(known, key=lambda query: (query.known_at or query.timestamp, query.timestamp)):
-        if query.symbol is not None and query.figures:
-            figures.setdefault(query.symbol, {}).update(_figures_of(query))
+        if query.subject is not None and query.figures:
+            figures.setdefault(query.subject, {}).update(_figures_of(query))
     notes = [note for note in notes_in(context) if note.written_at <= moment]
     return KnownContext(moment=moment, queries=known, figures=figures, notes=notes)
 

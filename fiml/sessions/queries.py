@@ -49,6 +49,14 @@ class QueryRecord:
         symbol = self.parameters.get("symbol")
         return symbol if isinstance(symbol, str) else None
 
+    @property
+    def subject(self) -> str | None:
+        """What was asked about: the symbol, of a coin with its pair and exchange, as `BTC/USD@kraken`."""
+        pair, exchange = self.parameters.get("pair"), self.parameters.get("exchange")
+        if self.symbol is None or not isinstance(pair, str):
+            return self.symbol
+        return f"{self.symbol}/{pair}" + (f"@{exchange}" if isinstance(exchange, str) else "")
+
     def was_known_by(self, moment: datetime) -> bool:
         """Whether it had been asked and its answer learnt by a moment."""
         return self.timestamp <= moment and (self.known_at is None or self.known_at <= moment)

@@ -150,6 +150,10 @@ def _check_figures(figures: object) -> None:
     for name, value in figures.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidInput(f"query.figures[{echo(name)}]", f"is {echo(value)}", "give a number")
+        try:
+            float(value)
+        except OverflowError:
+            raise InvalidInput(f"query.figures[{echo(name)}]", "is too large", "give a number up to 1.7e308") from None
 
 
 def _check_duration(duration_ms: object) -> None:

@@ -6,6 +6,7 @@ named symbol, where one is named.
 """
 
 import json
+import math
 import operator
 import re
 import unicodedata
@@ -21,7 +22,8 @@ from fiml.sessions.values import check_text
 MAX_TEXT_CHARACTERS = 500
 MAX_WORDS = 20
 MAX_CONDITIONS = 10
-MAX_INDEXED_WORDS = 20_000
+# PostgreSQL holds at most a mebibyte of words, and beyond it mixes them up.
+MAX_INDEXED_BYTES = 768 * 1024
 MAX_WORD_CHARACTERS = 64
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -31,8 +33,8 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     ">": operator.gt,
 }
-_NUMBER = r"[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?"
-_CONDITION = re.compile(rf"([A-Za-z][A-Za-z0-9_]{{0,63}})\s*(<=|>=|<|>|=)\s*({_NUMBER})(?![\w.])")
+_CONDITION = re.compile(r"([^\s<>=]+)\s*(<=|>=|<|>|=)\s*([^\s<>=]+)")
+_FIGURE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}(?::[A-Z0-9.^=/-]{1,32})?")
 _WORD = re.compile(r"[^\W_]+")
 _WANTED = re.compile(r"[^\W_]+\*?")
 _ANSWER_PREFIX = "answer:"
@@ -51,16 +53,19 @@ class Condition:
         value = figures.get(self.figure)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        return OPERATORS[self.sign](value, self.number)
+        try:
+            return OPERATORS[self.sign](float(value), self.number)
+        except OverflowError:  # an integer beyond all floats
+            return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a session must hold. `symbol` is among its assets, or asked about in a query."""
+    """What a session must hold. One of the `symbols` is among its assets, or asked about in a query."""
 
     words: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
-    symbol: str | None = None
+    symbols: tuple[str, ...] = ()
     since: datetime | None = None
     until: datetime | None = None
 
@@ -81,11 +86,15 @@ class Wanted:
         )
 
     def _knows_symbol(self, header: Header, queries: list[dict[str, Any]]) -> bool:
-        return self.symbol is None or self.symbol in header.assets or any(_about(q) == self.symbol for q in queries)
+        return (
+            not self.symbols
+            or any(asset in self.symbols for asset in header.assets)
+            or any(_about(query) in self.symbols for query in queries)
+        )
 
     def _holds(self, query: dict[str, Any]) -> bool:
         figures = query.get("figures")
-        if not isinstance(figures, dict) or (self.symbol is not None and _about(query) != self.symbol):
+        if not isinstance(figures, dict) or (self.symbols and _about(query) not in self.symbols):
             return False
         return all(condition.holds(figures) for condition in self.conditions)
 
@@ -93,13 +102,13 @@ class Wanted:
 def parse_search(
     text: str | None, *, symbol: str | None = None, since: datetime | None = None, until: datetime | None = None
 ) -> Wanted:
-    """What a text of words and conditions asks for, with what else is asked.
+    """What a text of words and conditions asks for, with what else is asked. A symbol may be in lower case.
 
     Raises:
         InvalidInput: the text is too long, has too many words or conditions, or one that can't be read.
     """
     checked = "" if text is None else check_text(text, "text", max_characters=MAX_TEXT_CHARACTERS)
-    conditions = tuple(Condition(found[1].lower(), found[2], float(found[3])) for found in _CONDITION.finditer(checked))
+    conditions = tuple(_condition(*found.groups()) for found in _CONDITION.finditer(checked))
     rest = _CONDITION.sub(" ", checked)
     if stray := re.search(r"\S*[<>=]\S*", rest):
         valid = "write a condition as pe_ratio < 30, with one of < <= = >= >"
@@ -112,7 +121,21 @@ def parse_search(
             raise InvalidInput("text", f"has {count} {what}", f"at most {most} are allowed")
     if since is not None and until is not None and since >= until:
         raise InvalidInput("since", "is not before until", "give an earlier since, or a later until")
-    return Wanted(words=words, conditions=conditions, symbol=symbol, since=since, until=until)
+    symbols = () if symbol is None else tuple(dict.fromkeys((symbol, symbol.upper())))
+    return Wanted(words=words, conditions=conditions, symbols=symbols, since=since, until=until)
+
+
+def _condition(figure: str, sign: str, number: str) -> Condition:
+    valid = "write a condition as pe_ratio < 30"
+    if not _FIGURE.fullmatch(figure):
+        raise InvalidInput("text", f"compares {echo(figure)}, which is no name of a figure", valid)
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or "_" in number:
+        raise InvalidInput("text", f"compares {figure} with {echo(number)}, which is no number", valid)
+    return Condition(figure, sign, value)
 
 
 def words_of(record: SessionRecord) -> set[str]:
@@ -130,8 +153,21 @@ def words_of(record: SessionRecord) -> set[str]:
     for query in json.loads(record.history):
         if isinstance(query, dict):
             texts += _texts([query.get("query_type"), query.get("parameters"), query.get("result_summary")])
-    found = _words(texts)
-    return found if len(found) <= MAX_INDEXED_WORDS else set(sorted(found)[:MAX_INDEXED_WORDS])
+    return _within_limit(_words(texts), first=_words([header.title or "", *header.assets, *header.tags]))
+
+
+def _within_limit(words: set[str], *, first: set[str]) -> set[str]:
+    """The words, or as many as the limit holds: those of the names, then the others in alphabetical order."""
+    if len(words) * (4 * MAX_WORD_CHARACTERS + 1) <= MAX_INDEXED_BYTES:
+        return words
+    kept: set[str] = set()
+    left = MAX_INDEXED_BYTES
+    for word in (*sorted(first), *sorted(words - first)):
+        left -= len(word.encode()) + 1
+        if left < 0:
+            break
+        kept.add(word)
+    return kept
 
 
 def _words(texts: Iterable[str]) -> set[str]:

@@ -1,8 +1,8 @@
 """Sessions in use live on: the rule, and its one write.
 
 A session that is written to within the last quarter of the default TTL before its expiry gets half the default TTL from
-now on, so long as whoever writes doesn't set an expiry. The default TTL is never above the maximum, and so the new
-expiry stays within it. What was done stands in the metadata, under `smart_ttl`.
+now on, unless that very write sets an expiry. The default TTL is never above the maximum, and so the new
+expiry stays within it. What was done stands in the metadata, under `fiml.smart_ttl`.
 """
 
 import json
@@ -19,7 +19,7 @@ from fiml.sessions.changes import Change
 from fiml.sessions.records import Header
 from fiml.sessions.values import check_entries
 
-METADATA_KEY = "smart_ttl"
+METADATA_KEY = "fiml.smart_ttl"
 
 _log = structlog.get_logger()
 

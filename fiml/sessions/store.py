@@ -132,8 +132,9 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
         if before is None:
             await self._refuse_unread(parsed)
         change, after = change_of(session, before, max_ttl_hours=self.settings.session_max_ttl_hours)
-        header = await self._write(parsed, change, expected_version)
-        is_alone = expected_version is not None or header.version == session.version + 1
+        written = await self._write(parsed, change, expected_version)
+        is_alone = expected_version is not None or written.version == session.version + 1
+        header = await self._live_on(parsed, written, change)
         settle(session, after, header, is_current=is_alone)
         merged = await self.get_session(parsed)
         if merged is None:
@@ -161,7 +162,9 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
             queries=[encode_query(query)],
             entries_set={name: values.check_entries(name, entries) for name, entries in maps.items() if entries},
         )
-        header = await self._write(values.parse_session_id(session_id), change, None)
+        parsed = values.parse_session_id(session_id)
+        header = await self._write(parsed, change, None)
+        await self._live_on(parsed, header, change)
         return header.totals
 
     async def extend_session(self, session_id: SessionId, hours: int) -> Session:
@@ -260,10 +263,13 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
             expected_version=expected_version,
             owner=self._owner,
         )
-        header = await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
-        if self.settings.session_smart_ttl and "expires_at" not in change.scalars:
-            return await live_on(self._backend, self.settings, session_id, header, owner=self._owner)
-        return header
+        return await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
+
+    async def _live_on(self, session_id: UUID, header: Header, change: Change) -> Header:
+        """The header of a session after a write, extended where it is in use near its end and the settings say so."""
+        if not self.settings.session_smart_ttl or "expires_at" in change.scalars:
+            return header
+        return await live_on(self._backend, self.settings, session_id, header, owner=self._owner)
 
     async def _refuse_unread(self, session_id: UUID) -> NoReturn:
         """Refuse to write an object that never came from the store: nobody knows what changed on it."""

@@ -20,6 +20,7 @@ LONGEST_WAIT = timedelta(days=1)
 T = TypeVar("T")
 
 _ANSWERS = (InvalidInput, NotSupported)  # the provider is there, and has said no
+_NO_FAILURES = (RateLimited, BadData)  # it is there, and busy; or has one bad answer, of one symbol maybe
 
 
 class Guard:
@@ -61,11 +62,14 @@ class Guard:
             Unavailable: no answer in time, none after all attempts, or none lately; BadData as `function` raises it.
         """
         self._check_rate_limit()
+        turn = _Turn()
         with self._breaker.entered():
             try:
                 async with asyncio.timeout(self.timeout_s):
-                    return await self._caller(_is_worth_another_attempt, self._attempt, function)
+                    return await self._caller(_is_worth_another_attempt, self._attempt, function, turn)
             except TimeoutError as exc:  # an attempt's own one is translated there
+                if not turn.has_come:
+                    raise _Crowded(self.name, "too many questions at once") from exc
                 raise Unavailable(self.name, f"no answer within {self.timeout_s:g} s") from exc
             except RateLimited as exc:
                 self._limited_until = exc.retry_at
@@ -75,13 +79,24 @@ class Guard:
         if self._limited_until is not None and clock.now() < self._limited_until:
             raise RateLimited(self.name, self._limited_until)
 
-    async def _attempt(self, function: Callable[[], Awaitable[T]]) -> T:
+    async def _attempt(self, function: Callable[[], Awaitable[T]], turn: "_Turn") -> T:
         await self._limiter.acquire()
+        turn.has_come = True
         try:
             async with asyncio.timeout(self.attempt_timeout_s):
                 return await function()
         except TimeoutError as exc:
             raise Unavailable(self.name, f"no answer within {self.attempt_timeout_s:g} s") from exc
+
+
+class _Turn:
+    """Whether a call got to ask the provider at all."""
+
+    has_come = False
+
+
+class _Crowded(Unavailable):
+    """The rate left no room for a call in time: no fault of the provider's."""
 
 
 class Breaker:
@@ -114,7 +129,7 @@ class Breaker:
             self._is_on_trial = False
         if exc is None or isinstance(exc, _ANSWERS):
             self._failed, self._open_until = 0, None
-        elif isinstance(exc, Exception) and not isinstance(exc, RateLimited):
+        elif isinstance(exc, Exception) and not isinstance(exc, (*_NO_FAILURES, _Crowded)):
             self._failed += 1
             if self._failed >= self._failures:
                 self._open_until = clock.now() + self._open_for
@@ -157,4 +172,4 @@ def _at_date(text: str | None) -> datetime | None:
 
 
 def _is_worth_another_attempt(exc: Exception) -> bool:
-    return isinstance(exc, Unavailable) and not isinstance(exc, RateLimited | BadData)
+    return isinstance(exc, Unavailable) and not isinstance(exc, (*_NO_FAILURES, _Crowded))

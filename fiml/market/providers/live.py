@@ -15,6 +15,9 @@ _PACKAGES = {"yahoo": ("yfinance", "stamina", "aiolimiter"), "ccxt": ("ccxt", "s
 # Below what MarketService gives one fetch: a guard that is cancelled from outside learns nothing about its provider.
 _ATTEMPT_TIMEOUT_S = 3
 _TIMEOUT_S = 5
+_QUESTIONS_PER_S = 20
+# Two exchanges must have their turn within one fetch.
+_EXCHANGE_TIMEOUT_S = 3
 
 
 class LiveProvider:
@@ -86,11 +89,13 @@ def _open_yahoo() -> MarketProvider:
     from fiml.market.providers.guard import Guard  # noqa: PLC0415 - needs the extra
     from fiml.market.providers.yahoo import YahooProvider  # noqa: PLC0415 - as above
 
-    return YahooProvider(guard=Guard("Yahoo", attempt_timeout_s=_ATTEMPT_TIMEOUT_S, timeout_s=_TIMEOUT_S))
+    rate = (_QUESTIONS_PER_S, 1)
+    guard = Guard("Yahoo", attempt_timeout_s=_ATTEMPT_TIMEOUT_S, timeout_s=_TIMEOUT_S, rate=rate)
+    return YahooProvider(guard=guard)
 
 
 def _open_coins() -> MarketProvider:
     from fiml.market.providers.coins import CoinProvider  # noqa: PLC0415 - needs the extra
     from fiml.market.providers.guard import Guard  # noqa: PLC0415 - as above
 
-    return CoinProvider(guard=partial(Guard, attempt_timeout_s=_ATTEMPT_TIMEOUT_S, timeout_s=_TIMEOUT_S))
+    return CoinProvider(guard=partial(Guard, attempt_timeout_s=_EXCHANGE_TIMEOUT_S, timeout_s=_EXCHANGE_TIMEOUT_S))

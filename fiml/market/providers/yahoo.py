@@ -5,8 +5,10 @@ Yahoo's terms allow personal use: whoever passes its figures on to others needs 
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from fiml.core import clock
 from fiml.core.errors import BadData, InvalidInput, NotSupported, SymbolNotFound, Unavailable
 from fiml.market.models import AssetKind, Bars, Fundamentals, Instrument, Quote
 from fiml.market.providers.guard import Guard
@@ -18,6 +20,8 @@ from fiml.market.providers.yahoo_symbols import is_symbol, to_yahoo
 T = TypeVar("T")
 
 _NEAREST = 5
+# Shorter than a quote is current.
+_CHART_LIFE = timedelta(seconds=10)
 _NEAREST_TIMEOUT_S = 3
 _SEARCHED_CHARACTERS = 100
 
@@ -35,6 +39,8 @@ class YahooProvider:
     def __init__(self, session: Any = None, guard: Guard | None = None) -> None:
         self._guard = guard or Guard(NAME)
         self._client = YahooClient(session, limit_s=self._guard.attempt_timeout_s)
+        self._charts: dict[str, tuple[datetime, Chart]] = {}
+        self._asking: dict[str, asyncio.Lock] = {}
 
     async def instrument(
         self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
@@ -80,10 +86,31 @@ class YahooProvider:
         return await self._guard.call(question)
 
     async def _chart(self, symbol: str) -> Chart:
+        """The chart, which instrument, quote and bars are read from: fetched once for those who ask together."""
+        kept = self._charts.get(symbol)
+        if kept is not None and clock.now() < kept[0] + _CHART_LIFE:
+            return kept[1]
+        lock = self._asking.setdefault(symbol, asyncio.Lock())
+        async with lock:
+            kept = self._charts.get(symbol)
+            if kept is None or clock.now() >= kept[0] + _CHART_LIFE:
+                kept = (clock.now(), await self._fetch_chart(symbol))
+                self._keep(symbol, kept)
+        return kept[1]
+
+    def _keep(self, symbol: str, kept: tuple[datetime, Chart]) -> None:
+        past = kept[0] - _CHART_LIFE
+        self._charts = {name: each for name, each in self._charts.items() if each[0] > past} | {symbol: kept}
+        self._asking = {name: lock for name, lock in self._asking.items() if lock.locked()}
+
+    async def _fetch_chart(self, symbol: str) -> Chart:
         try:
-            return await self._call(lambda: self._client.chart(symbol))
+            chart = await self._call(lambda: self._client.chart(symbol))
         except SymbolNotFound as exc:
             raise await self._not_found(symbol) from exc
+        if chart.instrument.symbol.upper() != symbol:
+            raise BadData(NAME, f"a chart of {chart.instrument.symbol} for {symbol}")
+        return chart
 
     async def _not_found(self, symbol: str) -> SymbolNotFound:
         return SymbolNotFound(symbol, source=SOURCE, known=await self._nearest(symbol), is_nearest=True)

@@ -101,7 +101,7 @@ def quote_of(chart: Chart) -> Quote:
 
 
 def bars_of(chart: Chart) -> Bars:
-    """All days of a chart.
+    """The days of a chart that are over: one that isn't would change under the figures made of it.
 
     Raises:
         BadData: they are out of order.
@@ -114,7 +114,7 @@ def bars_of(chart: Chart) -> Bars:
             exchange=instrument.exchange,
             source=SOURCE,
             adjustment=Adjustment.SPLITS,
-            bars=chart.bars,
+            bars=chart.bars[:-1] if chart.is_trading and len(chart.bars) > 1 else chart.bars,
         )
     except ValueError as exc:
         raise BadData(NAME, str(exc)) from exc

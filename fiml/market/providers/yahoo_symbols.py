@@ -103,7 +103,7 @@ def _check_suffix(symbol: str, suffix: str, market: str) -> None:
         raise InvalidInput(
             "symbol",
             f"{echo(symbol)} is of the market {_MARKET_OF_SUFFIX[suffix]}, not of {market}",
-            "leave out the suffix or the market",
+            f"leave out the suffix or the market; {_listed()}",
         )
 
 

@@ -72,6 +72,8 @@ class Found:
     searched_to: tuple[datetime, UUID] | None = None
     unreadable: list[UUID] = field(default_factory=list)
     not_indexed: bool = False
+    looked_at: set[str] = field(default_factory=set)
+    """The places in the listing that were looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,8 @@ def _index_pending(
     for session_id in chosen:
         try:
             index(session_id)
-        except (CorruptRecord, SchemaTooNew):
+        except (CorruptRecord, SchemaTooNew, ValueError, TypeError, AttributeError, LookupError):
+            # A damaged record has any form; its reader is told, here it keeps nobody from their search.
             put_none(connection, session_id)
     _remove(connection, chosen)
     return len(pending) == AT_ONCE or bool(busy)

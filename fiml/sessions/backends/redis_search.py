@@ -25,12 +25,26 @@ class RedisSearch:
 
     async def search(self, query: PageQuery) -> Found:
         """The first `query.limit` sessions that match, among at most `MAX_SEARCHED` that are looked at."""
+        return await self._search(query, set())
+
+    async def search_again(self, query: PageQuery, before: Found) -> Found:
+        """What was found, and what has become live since: those that were looked at before are not read again."""
+        again = await self._search(query, before.looked_at)
+        again.rows = sorted([*before.rows, *again.rows], key=lambda row: fields.position(row[0].created_at, row[0].id))
+        again.unreadable = [*before.unreadable, *again.unreadable]
+        again.not_indexed = before.not_indexed
+        if before.searched_to is not None:
+            again.searched_to = before.searched_to
+        return again
+
+    async def _search(self, query: PageQuery, known: set[str]) -> Found:
         found = Found([])
         after, looked_at = query.after, 0
         while looked_at < MAX_SEARCHED and len(found.rows) < query.limit:
             members = await self._live.members(query.user_id, after, _HEADERS_AT_ONCE)
             looked_at += len(members)
-            await self._look(members, query, found)
+            await self._look([member for member in members if member not in known], query, found)
+            found.looked_at.update(members)
             if len(members) < _HEADERS_AT_ONCE:
                 return found
             after = fields.position_at(members[-1])

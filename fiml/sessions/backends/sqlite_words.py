@@ -36,13 +36,13 @@ def live_clauses(wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
     if wanted.words:
         clauses.append(HAVE.format(table="active_sessions"))
         parameters["words"] = match(wanted.words)
-    if wanted.symbol is not None:
-        about, found = query_clause((), wanted.symbol, "q.body")
-        is_asset = "EXISTS (SELECT 1 FROM json_each(assets) WHERE value = :about)"
+    if wanted.symbols:
+        about, found = query_clause((), wanted.symbols, "q.body")
+        is_asset = f"EXISTS (SELECT 1 FROM json_each(assets) WHERE value IN ({_marks(wanted.symbols)}))"  # noqa: S608
         clauses.append(f"({is_asset} OR {_some_query(about)})")
         parameters |= found
     if wanted.conditions:
-        holds, found = query_clause(wanted.conditions, wanted.symbol, "q.body")
+        holds, found = query_clause(wanted.conditions, wanted.symbols, "q.body")
         clauses.append(_some_query(holds))
         parameters |= found
     return clauses, parameters
@@ -53,18 +53,24 @@ def match(words: Sequence[str]) -> str:
     return " AND ".join(f'"{word.rstrip("*")}"{"*" if word.endswith("*") else ""}' for word in words)
 
 
-def query_clause(conditions: Sequence[Condition], symbol: str | None, body: str) -> tuple[str, dict[str, Any]]:
+def query_clause(conditions: Sequence[Condition], symbols: Sequence[str], body: str) -> tuple[str, dict[str, Any]]:
     """What a search asks of one query, whose JSON the column `body` has, and its parameters."""
     terms: list[str] = []
     parameters: dict[str, Any] = {}
     for n, each in enumerate(conditions):
-        figure = f"{body}, '$.figures.{each.figure}'"
-        terms.append(f"json_type({figure}) IN ('integer', 'real') AND json_extract({figure}) {each.sign} :n{n}")
+        figure = f"{body}, '$.figures.\"{each.figure}\"'"
+        terms.append(f"json_type({figure}) IN ('integer', 'real')")
+        terms.append(f"CAST(json_extract({figure}) AS REAL) {each.sign} :n{n}")
         parameters[f"n{n}"] = each.number
-    if symbol is not None:
-        terms.append(f"json_extract({body}, '$.parameters.symbol') = :about")
-        parameters["about"] = symbol
-    return " AND ".join(terms), parameters
+    if symbols:
+        terms.append(f"json_extract({body}, '$.parameters.symbol') IN ({_marks(symbols)})")
+        parameters |= {f"symbol{n}": symbol for n, symbol in enumerate(symbols)}
+    # CASE, since only it is sure to look into the JSON after it was found to be some.
+    return f"CASE WHEN json_valid({body}) THEN {' AND '.join(terms)} ELSE FALSE END", parameters
+
+
+def _marks(symbols: Sequence[str]) -> str:
+    return ", ".join(f":symbol{n}" for n in range(len(symbols)))
 
 
 def _some_query(clause: str) -> str:

@@ -140,6 +140,8 @@ class TieredBackend:
         if not query.include_archived:
             return found
         ended, found.not_indexed = await self._database.transact(lambda connection: _search_ended(connection, query))
+        # One that was resumed between the two looks shows in a third.
+        found = await self._searching.search_again(query, found)
         found.rows = merge_pages([header for header, _ in found.rows], ended, query.limit)
         if found.searched_to is not None:
             found.rows = rows_down_to(found.rows, found.searched_to)

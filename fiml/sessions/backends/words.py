@@ -11,8 +11,8 @@ from uuid import UUID
 from sqlalchemy import Boolean, ColumnElement, Connection, or_, select, text, type_coerce
 
 from fiml.core.errors import CorruptRecord
-from fiml.db.dialects import insert_into, is_postgresql, json_elements
-from fiml.db.tables import session_search, sessions
+from fiml.db.dialects import is_postgresql, json_elements
+from fiml.db.tables import sessions
 from fiml.sessions.backends.sqlite_words import HAVE, match, query_clause
 from fiml.sessions.records import SessionRecord
 from fiml.sessions.searching import Condition, Wanted, words_of
@@ -24,7 +24,13 @@ _PUT = text(
     " AS given(id, version, words)"
     # The row that counts may be another's, of a later version.
     " JOIN sessions s ON s.id = given.id AND s.version = given.version"
+    # One that is resumed at this moment is passed over: its row would be nobody's.
+    " FOR KEY SHARE OF s"
     " ON CONFLICT (session_id) DO UPDATE SET words = excluded.words"
+)
+_PUT_NONE = text(
+    "INSERT INTO session_search (session_id, words) SELECT id, '' FROM sessions WHERE id = :id FOR KEY SHARE"
+    " ON CONFLICT (session_id) DO NOTHING"
 )
 
 
@@ -43,8 +49,7 @@ def put(connection: Connection, records: Sequence[SessionRecord]) -> None:
 
 def put_none(connection: Connection, session_id: UUID) -> None:
     """Let an archived session that can't be read have no words."""
-    statement = insert_into(connection, session_search).values(session_id=session_id, words="")
-    connection.execute(statement.on_conflict_do_nothing(index_elements=["session_id"]))
+    connection.execute(_PUT_NONE, {"id": session_id})
 
 
 def read(record: SessionRecord) -> set[str]:
@@ -68,12 +73,12 @@ def conditions(connection: Connection, wanted: Wanted) -> list[ColumnElement[boo
         found.append(sessions.c.created_at < wanted.until)
     if wanted.words:
         found.append(_have(connection, wanted.words))
-    if wanted.symbol is not None:
+    if wanted.symbols:
         elements = json_elements(connection, sessions.c.assets)
-        is_asset = select(elements.c.value).where(elements.c.value == wanted.symbol).exists()
-        found.append(or_(is_asset, _some_query(connection, (), wanted.symbol)))
+        is_asset = select(elements.c.value).where(elements.c.value.in_(wanted.symbols)).exists()
+        found.append(or_(is_asset, _some_query(connection, (), wanted.symbols)))
     if wanted.conditions:
-        found.append(_some_query(connection, wanted.conditions, wanted.symbol))
+        found.append(_some_query(connection, wanted.conditions, wanted.symbols))
     return found
 
 
@@ -88,16 +93,16 @@ def _have(connection: Connection, words: Sequence[str]) -> ColumnElement[bool]:
     return _boolean(HAVE.format(table="sessions"), {"words": match(words)})
 
 
-def _some_query(connection: Connection, figures: Sequence[Condition], symbol: str | None) -> ColumnElement[bool]:
+def _some_query(connection: Connection, figures: Sequence[Condition], symbols: Sequence[str]) -> ColumnElement[bool]:
     """Whether one query in the history is about the symbol, and has figures on which all conditions hold."""
     if is_postgresql(connection):
-        path, variables = _json_path(figures, symbol)
+        path, variables = _json_path(figures, symbols)
         return _boolean(
             "jsonb_path_exists(sessions.history_queries, CAST(CAST(:path AS text) AS jsonpath),"
             " CAST(CAST(:variables AS text) AS jsonb))",
             {"path": path, "variables": json.dumps(variables)},
         )
-    clause, parameters = query_clause(figures, symbol, "q.value")
+    clause, parameters = query_clause(figures, symbols, "q.value")
     # S608: the clause is made of names of our own and of marks.
     return _boolean(
         f"EXISTS (SELECT 1 FROM json_each(sessions.history_queries) q WHERE {clause})",  # noqa: S608
@@ -105,13 +110,18 @@ def _some_query(connection: Connection, figures: Sequence[Condition], symbol: st
     )
 
 
-def _json_path(figures: Sequence[Condition], symbol: str | None) -> tuple[str, dict[str, Any]]:
+def _json_path(figures: Sequence[Condition], symbols: Sequence[str]) -> tuple[str, dict[str, Any]]:
     signs = {"=": "=="}
-    terms = [f"@.figures.{each.figure} {signs.get(each.sign, each.sign)} $n{n}" for n, each in enumerate(figures)]
-    variables: dict[str, Any] = {f"n{n}": each.number for n, each in enumerate(figures)}
-    if symbol is not None:
-        terms.append("@.parameters.symbol == $symbol")
-        variables["symbol"] = symbol
+    terms: list[str] = []
+    variables: dict[str, Any] = {}
+    for n, each in enumerate(figures):
+        figure = f'@.figures."{each.figure}"'
+        terms.append(f'{figure}.type() == "number" && {figure}.double() {signs.get(each.sign, each.sign)} $n{n}')
+        variables[f"n{n}"] = each.number
+    if symbols:
+        names = " || ".join(f"@.parameters.symbol == $symbol{n}" for n in range(len(symbols)))
+        terms.append(f"({names})")
+        variables |= {f"symbol{n}": symbol for n, symbol in enumerate(symbols)}
     return f"$[*] ? ({' && '.join(terms)})", variables
 
 

@@ -1,0 +1,80 @@
+"""A search beside damaged sessions, and sessions of more words than an index holds."""
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+import redis
+from sqlalchemy import text
+
+from fiml.core.config import Settings
+from fiml.sessions.store import SessionStore
+from fiml.testing.conformance.suite import OpenStore
+from tests.support.deployment import Deployment
+from tests.support.searching import begin, found, looked_up
+
+
+async def test_a_damaged_live_session_is_named_and_hides_no_other(deployment: Deployment) -> None:
+    async with SessionStore(deployment.settings()) as store:
+        ids = [(await begin(store, title=f"number {number}")).id for number in range(3)]
+        with redis.Redis.from_url(deployment.redis_url) as client:
+            client.hset(f"fiml:{{{ids[0].hex}}}:header", "created", "yesterday")
+            client.delete(f"fiml:{{{ids[1].hex}}}:entries")
+            client.set(f"fiml:{{{ids[1].hex}}}:entries", "no hash")
+
+        page = await store.search_sessions(None, "number")
+
+    assert [summary.id for summary in page] == [ids[2]]
+    assert sorted(page.unreadable) == sorted(ids[:2])
+
+
+@pytest.mark.parametrize(
+    "damage", ["UPDATE active_sessions SET assets = '[5]'", "UPDATE active_entries SET value = '{'"]
+)
+async def test_a_damaged_session_in_the_file_hides_no_other(sqlite_settings: Settings, damage: str) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        broken = await begin(store, title="good", user_id="ann")
+        await store.remember(broken.id, context={"a": "b"})
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as connection, connection:
+            connection.execute(damage)
+        await begin(store, title="good one", user_id="bob", queries=[looked_up("AAPL", x=1.0)])
+
+        assert await found(store, "good", user_id="bob") == ["good one"]
+
+
+async def test_a_damaged_query_in_the_file_matches_no_figure_and_hides_no_other(sqlite_settings: Settings) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        await begin(store, title="broken", queries=[looked_up("AAPL", x=1.0)])
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as connection, connection:
+            connection.execute("UPDATE active_queries SET body = '{'")
+        await begin(store, title="good", queries=[looked_up("AAPL", x=1.0)])
+
+        assert await found(store, "x = 1") == ["good"]
+
+
+async def test_an_archived_session_of_no_type_is_named_and_hides_no_other(open_store: OpenStore) -> None:
+    async with open_store() as store:
+        ids = [(await begin(store, title=f"good {number}")).id for number in range(2)]
+        for session_id in ids:
+            await store.archive_session(session_id)
+        async with store.session_maker.begin() as connection:
+            is_postgresql = connection.get_bind().dialect.name == "postgresql"
+            stored = ids[0] if is_postgresql else ids[0].hex
+            await connection.execute(text("UPDATE sessions SET type = 'nope' WHERE id = :id"), {"id": stored})
+
+        page = await store.search_sessions(None, "good")
+
+    assert [summary.id for summary in page] == [ids[1]]
+    assert page.unreadable == [ids[0]]
+
+
+async def test_a_session_with_more_words_than_the_index_holds_is_found_by_its_title(open_store: OpenStore) -> None:
+    async with open_store() as store:
+        session = await begin(store, title="zzz needle")
+        for part in range(8):
+            words = " ".join(f"漢字{part:02}{number:05}" + "字" * 40 for number in range(1500))
+            await store.remember(session.id, context={f"k{part}": words})
+        for _ in range(2):
+            assert await found(store, "zzz needle") == ["zzz needle"]
+            assert await found(store, "漢字0000001" + "字" * 40) == ["zzz needle"]
+            await store.archive_session(session.id)
