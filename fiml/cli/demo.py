@@ -17,6 +17,7 @@ from fiml.core.config import Settings
 from fiml.market.models import Comparison, Depth
 from fiml.runtime import Runtime, open_runtime
 from fiml.sessions.models import Session, SessionType
+from fiml.sessions.notes import KEY_PREFIX
 
 USER = "trader_123"
 ASSETS = ["AAPL", "MSFT", "NVDA"]
@@ -45,6 +46,7 @@ async def _tell() -> None:
         _chapter(console, "4  Another process opens the same session, by its id")
         await asyncio.to_thread(_second_process, session.id)
         await _end_and_resume(console, runtime, session.id)
+        await _pack(console, runtime, session.id)
         await _add_up(console, runtime)
 
 
@@ -87,6 +89,13 @@ async def _compare(console: Console, runtime: Runtime, session: Session) -> None
     _show(console, answer)
     for comparison in answer.market.comparisons:
         _show_comparison(console, comparison)
+    sessions = await runtime.sessions()
+    current = await sessions.get_session(session.id, recent_queries=1)
+    assert current is not None  # noqa: S101 - it was created above
+    [record] = current.state.history.queries
+    text = "Apple lagged NVIDIA and moved with it"
+    [conclusion] = await sessions.remember(session.id, conclusions=[text], cites=[record.id])
+    _say(console, f"concluded: {conclusion.text}, which rests on record {str(record.id)[:8]}")
 
 
 def _second_process(session_id: UUID) -> None:
@@ -114,14 +123,27 @@ async def _end_and_resume(console: Console, runtime: Runtime, session_id: UUID) 
     [found] = await store.list_user_sessions(USER, include_archived=True, asset="NVDA")
     state = "archived" if found.is_archived else "live"
     _say(console, f"found by its asset NVDA: “{escape(found.title or '')}”, {state}, {found.total_queries} queries")
+    [hit] = await store.search_sessions(USER, "lagged NVIDIA price > 170", symbol="AAPL")
+    _say(console, f"found by what was concluded and a price above 170: “{escape(hit.title or '')}”")
     session = await store.resume_session(session_id)
     history = session.state.history
     _say(console, f"resumed under the same id: {history.total_queries} queries, version {session.version}")
-    _say(console, f"and it still knows: {', '.join(session.state.context)}; {', '.join(_results(session))}")
+    known = ", ".join(key for key in session.state.context if not key.startswith(KEY_PREFIX))
+    _say(console, f"and it still knows: {known}; {', '.join(_results(session))}")
+
+
+async def _pack(console: Console, runtime: Runtime, session_id: UUID) -> None:
+    _chapter(console, "6  What a new conversation begins with, in 500 tokens")
+    pack = await (await runtime.sessions()).pack_context(session_id, max_tokens=500)
+    for line in pack.lines:
+        name = line.id if ":" in line.id else line.id[:8]
+        text = line.text.partition(" | ")[0].partition(" [cites")[0]
+        _say(console, f"[dim]{escape(name)}[/]  {escape(text)}")
+    _say(console, "each with the id of its record, and the figures that there is room for")
 
 
 async def _add_up(console: Console, runtime: Runtime) -> None:
-    _chapter(console, "6  What it adds up to")
+    _chapter(console, "7  What it adds up to")
     stats = await runtime.stats(USER, None, 30)
     types = ", ".join(f"{name} {count}" for name, count in stats["query_type_distribution"].items())
     _say(console, f"{stats['total_sessions']} session, {stats['total_queries']} queries: {types}")

@@ -23,7 +23,12 @@ from fiml.core.errors import FimlError, Misconfigured, Unavailable
 if TYPE_CHECKING:  # loaded by the command, not by every start of the command line
     from fiml.db.health import RedisFacts, SchemaFacts
 
-EXTRAS = {"server": ("redis", "hiredis", "asyncpg", "celery"), "testing": ("hypothesis", "pytest", "pytest_asyncio")}
+EXTRAS = {
+    "server": ("redis", "hiredis", "asyncpg", "celery"),
+    "yahoo": ("yfinance", "exchange_calendars", "stamina", "aiolimiter"),
+    "ccxt": ("ccxt", "stamina", "aiolimiter"),
+    "testing": ("hypothesis", "pytest", "pytest_asyncio"),
+}
 _MARK_CHARACTERS = 8
 
 
@@ -261,6 +266,8 @@ def _extras(settings: Settings) -> list[Check]:
     is_server_needed = settings.redis_url is not None or settings.database_url is not None
     return [
         _extra("server", is_needed=is_server_needed, purpose="FIML_REDIS_URL and FIML_DATABASE_URL need it"),
+        _extra("yahoo", is_needed=False, purpose="live stocks, funds and indices need it"),
+        _extra("ccxt", is_needed=False, purpose="live coins need it"),
         _extra("testing", is_needed=False, purpose="only tests that use fiml.testing need it"),
     ]
 

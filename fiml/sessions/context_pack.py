@@ -3,7 +3,8 @@
 The order is fixed: the assets; conclusions and notes; entries of preferences, context and intermediate results; then
 the records. Within notes and records, a line's place is its age (0 for the newest) divided by one plus the number of
 times that it is referred to: cited by a note, or asked again with the same figures. Notes take at most two fifths of
-the budget and entries one fifth until the records had their turn; then whatever is left is filled up.
+the budget and entries one fifth until the records had their turn; then whatever is left is filled up. A record that has
+no room with all its figures is shown with fewer.
 """
 
 import json
@@ -27,6 +28,7 @@ MAX_TOKENS = 50_000
 _MAX_TITLE_CHARACTERS = 100
 _MAX_VALUE_CHARACTERS = 200
 _MAX_TEXT_CHARACTERS = 600
+_BRIEF_CHARACTERS = 200
 _NOTES_SHARE = 0.4
 _ENTRIES_SHARE = 0.2
 _SHORTEST_LINE = len('{"id":"","text":""},')
@@ -75,7 +77,8 @@ class ContextPack:
         }
 
 
-MakeLine = Callable[[], ContextLine]
+Makers = tuple[Callable[[], ContextLine], ...]
+"""The forms of a line, the longest first."""
 
 
 class _Room:
@@ -85,21 +88,22 @@ class _Room:
         self.size = size
         self.lines: list[ContextLine] = []
 
-    def take(self, lines: Sequence[MakeLine], *, share: float = 1.0) -> list[MakeLine]:
+    def take(self, lines: Sequence[Makers], *, share: float = 1.0) -> list[Makers]:
         """Take the lines that fit into this share of the room; those that didn't."""
         left = self.size * share
-        rest: list[MakeLine] = []
-        for place, make in enumerate(lines):
-            if min(left, self.size) < _SHORTEST_LINE:
+        rest: list[Makers] = []
+        for place, makers in enumerate(lines):
+            room = min(left, self.size)
+            if room < _SHORTEST_LINE:
                 return [*rest, *lines[place:]]
-            line = make()
-            cost = _size(line.to_dict()) + 1
-            if cost <= min(left, self.size):
-                self.lines.append(line)
-                self.size -= cost
-                left -= cost
-            else:
-                rest.append(make)
+            forms = ((line, _size(line.to_dict()) + 1) for line in (make() for make in makers))
+            line, cost = next(((line, cost) for line, cost in forms if cost <= room), (None, 0))
+            if line is None:
+                rest.append(makers)
+                continue
+            self.lines.append(line)
+            self.size -= cost
+            left -= cost
         return rest
 
 
@@ -137,16 +141,19 @@ def _pack(session: Session, max_tokens: int, lines: list[ContextLine], left_out:
     )
 
 
-def _asset_lines(session: Session) -> list[MakeLine]:
-    return [lambda: ContextLine("assets", _cut(", ".join(session.assets), _MAX_TEXT_CHARACTERS))]
+def _asset_lines(session: Session) -> list[Makers]:
+    listed = ", ".join(session.assets)
+    return [
+        tuple(partial(ContextLine, "assets", _cut(listed, most)) for most in (_MAX_TEXT_CHARACTERS, _BRIEF_CHARACTERS))
+    ]
 
 
-def _note_lines(notes: Sequence[Note], queries: Sequence[QueryRecord]) -> list[MakeLine]:
+def _note_lines(notes: Sequence[Note], queries: Sequence[QueryRecord]) -> list[Makers]:
     cited = Counter(chain.from_iterable(note.cites for note in notes))
     known = {query.id for query in queries} | {note.id for note in notes}
     newest_first = list(reversed(notes))
     ranked = sorted(range(len(newest_first)), key=lambda age: (age / (1 + cited[newest_first[age].id]), age))
-    return [partial(_note_line, newest_first[age], known) for age in ranked]
+    return [(partial(_note_line, newest_first[age], known),) for age in ranked]
 
 
 def _note_line(note: Note, known: set[Any]) -> ContextLine:
@@ -156,7 +163,7 @@ def _note_line(note: Note, known: set[Any]) -> ContextLine:
     )
 
 
-def _entry_lines(session: Session) -> list[MakeLine]:
+def _entry_lines(session: Session) -> list[Makers]:
     state = session.state
     maps = {
         "preferences": state.preferences,
@@ -166,7 +173,7 @@ def _entry_lines(session: Session) -> list[MakeLine]:
         },
     }
     return [
-        partial(_entry_line, f"{name}:{key}", value)
+        (partial(_entry_line, f"{name}:{key}", value),)
         for name, entries in maps.items()
         for key, value in sorted(entries.items())
     ]
@@ -176,7 +183,7 @@ def _entry_line(entry_id: str, value: Any) -> ContextLine:
     return ContextLine(_cut(entry_id, _MAX_VALUE_CHARACTERS), _cut(_json(value), _MAX_VALUE_CHARACTERS))
 
 
-def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list[MakeLine]:
+def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list[Makers]:
     cited = Counter(chain.from_iterable(note.cites for note in notes))
     kept: list[QueryRecord] = []
     references: Counter[int] = Counter()
@@ -190,7 +197,7 @@ def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list
         references[place] += cited[query.id]
     ranked = sorted(range(len(kept)), key=lambda age: (age / (1 + references[age]), age))
     newest = _newest_by_symbol(kept)
-    return [partial(_record_line, kept[age], is_newest=kept[age].id in newest) for age in ranked]
+    return [_record_forms(kept[age], is_newest=kept[age].id in newest) for age in ranked]
 
 
 def _sameness(query: QueryRecord, cited: Container[UUID]) -> tuple[Any, ...]:
@@ -208,14 +215,18 @@ def _newest_by_symbol(newest_first: Iterable[QueryRecord]) -> set[Any]:
     return set(found.values())
 
 
-def _record_line(query: QueryRecord, *, is_newest: bool) -> ContextLine:
-    asked = _second(query.timestamp)
+def _record_forms(query: QueryRecord, *, is_newest: bool) -> Makers:
+    """With all figures where it is the newest of its subject, with a few, and with none."""
+    shown = (query.figures, _KEY_FIGURES, ()) if is_newest else (_KEY_FIGURES, ())
+    return tuple(partial(_record_line, query, figures) for figures in shown)
+
+
+def _record_line(query: QueryRecord, shown: Container[str]) -> ContextLine:
     said = query.result_summary if query.result_summary is not None else _json(query.parameters)
-    text = f"{asked} {query.query_type}: {_cut(said, _MAX_TEXT_CHARACTERS)}"
-    figures = {name: value for name, value in query.figures.items() if is_newest or name in _KEY_FIGURES}
+    text = f"{_second(query.timestamp)} {query.query_type}: {_cut(said, _MAX_TEXT_CHARACTERS)}"
+    figures = ", ".join(f"{name} {value:.10g}" for name, value in query.figures.items() if name in shown)
     if figures:
-        listed = ", ".join(f"{name} {value:.10g}" for name, value in figures.items())
-        text += f" | {listed}"
+        text += f" | {figures}"
     if query.known_at is not None:
         text += f" | known {_second(query.known_at)}"
     return ContextLine(str(query.id), _cut(text, 3 * _MAX_TEXT_CHARACTERS))
