@@ -30,6 +30,7 @@ from fiml.market.providers.coins import EXCHANGES, PAIRS
 from fiml.market.providers.texts import MAX_TEXT_CHARACTERS
 from fiml.market.providers.yahoo_symbols import MARKETS
 from fiml.mcp import memory_results, results
+from fiml.mcp.http import MAX_BODY_BYTES
 from fiml.mcp.memory_tools import memory_tools
 from fiml.mcp.tools import session_tools
 from fiml.replay import MAX_TOLERANCE, Replay
@@ -385,6 +386,7 @@ def test_limits_that_stand_elsewhere_are_in_the_reference_too() -> None:
     assert f" {MAX_TEXT_CHARACTERS} " in limits_row("a text that a market provider sends")
     assert f" {ANSWER_TIMEOUT_S:g} seconds;" in limits_row("one question to the market")
     assert f" {MAX_TOLERANCE:g} " in limits_row("tolerance of a replay")
+    assert f" {MAX_BODY_BYTES} " in limits_row("the body of an HTTP request")
     assert f" {MAX_TTL_HOURS} " in (REFERENCE / "settings.md").read_text()
 
 

@@ -54,14 +54,25 @@ def options(
 
 
 @app.command()
-def serve() -> None:
-    """Serve an MCP client on standard input and output."""
+def serve(
+    http: Annotated[
+        str | None, typer.Option(help="serve HTTP on this loopback address instead", metavar="HOST:PORT")
+    ] = None,
+) -> None:
+    """Serve an MCP client on standard input and output, or clients on HTTP."""
     import asyncio  # noqa: PLC0415 - below, what only this command needs
 
     from fiml.core.config import Settings  # noqa: PLC0415
-    from fiml.mcp.server import serve_stdio  # noqa: PLC0415 - the MCP library takes a second
 
-    asyncio.run(serve_stdio(Settings()))
+    settings = Settings()
+    if http is None:
+        from fiml.mcp.server import serve_stdio  # noqa: PLC0415 - the MCP library takes a second
+
+        asyncio.run(serve_stdio(settings))
+    else:
+        from fiml.mcp.http import serve_http  # noqa: PLC0415 - as above, and a web server
+
+        asyncio.run(serve_http(settings, http))
 
 
 @app.command()

@@ -1,0 +1,84 @@
+"""`fiml serve --http` as a process of its own, and clients of it."""
+
+import asyncio
+import os
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from mcp.client import Client
+
+from tests.support.mcp_client import ROOT, STATELESS, Caller, environment, mode_of
+
+START_TRIES = 300
+
+
+@dataclass
+class HttpServer:
+    """A server process and its address."""
+
+    process: Process
+    url: str
+
+    async def get(self, path: str, **headers: str) -> httpx2.Response:
+        async with httpx2.AsyncClient() as client:
+            return await client.get(self.url + path, headers=headers)
+
+    async def post(self, body: bytes, **headers: str) -> httpx2.Response:
+        """A body sent to where MCP is spoken."""
+        usual = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with httpx2.AsyncClient() as client:
+            return await client.post(f"{self.url}/mcp", content=body, headers={**usual, **named})
+
+    @asynccontextmanager
+    async def caller(self, *, era: str = STATELESS) -> AsyncIterator[Caller]:
+        async with Client(f"{self.url}/mcp", mode=mode_of(era)) as client:
+            assert client.protocol_version == era
+            yield Caller(client)
+
+
+@asynccontextmanager
+async def http_server(folder: Path, **variables: str) -> AsyncIterator[HttpServer]:
+    """A server with its data in `folder`, or where `variables` say; ended at the end of the block."""
+    port = _free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "fiml", "serve", "--http", f"127.0.0.1:{port}"),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        cwd=ROOT,
+        env={"PATH": os.defpath} | environment(folder) | variables,
+    )
+    server = HttpServer(process, f"http://127.0.0.1:{port}")
+    try:
+        await _wait_until_it_answers(server)
+        yield server
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def _wait_until_it_answers(server: HttpServer) -> None:
+    for _ in range(START_TRIES):
+        try:
+            await server.get("/health")
+        except httpx2.TransportError:
+            assert server.process.returncode is None, "the server ended at its start"
+            await asyncio.sleep(0.1)
+        else:
+            return
+    raise AssertionError("the server doesn't answer")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

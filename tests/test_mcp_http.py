@@ -1,0 +1,132 @@
+"""MCP over HTTP on loopback: both eras, replicas, and what doesn't get in."""
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from fiml.core.errors import InvalidInput, Misconfigured
+from fiml.mcp.http import MAX_BODY_BYTES, parse_address
+from tests.support.deployment import Deployment
+from tests.support.http_server import http_server
+from tests.support.mcp_client import ERAS, TOOLS
+from tests.support.servers import valkey_server
+
+LIST_TOOLS = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}).encode()
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_client_of_either_era_works_over_http(tmp_path: Path, era: str) -> None:
+    async with http_server(tmp_path / "data") as server, server.caller(era=era) as caller:
+        tools = [tool.name for tool in (await caller.client.list_tools()).tools]
+        session_id = await caller.create("AAPL", title="over HTTP")
+        answer = await caller.answer("search-by-symbol", symbol="AAPL", sessionId=session_id)
+        context = await caller.answer("get-session-context", sessionId=session_id)
+        refusal = await caller.refusal("get-session-info", sessionId="malformed")
+        prompt = await caller.client.get_prompt("continue-analysis", {"sessionId": session_id})
+        resource = await caller.client.read_resource(f"fiml://session/{session_id}")
+
+    assert set(tools) == set(TOOLS)
+    assert answer["tracked"] is True
+    assert len(context["lines"]) > 1
+    assert refusal["code"] == "invalid_session_id"
+    assert prompt.messages
+    assert resource.contents
+
+
+async def test_any_replica_serves_any_call(deployment: Deployment, tmp_path: Path) -> None:
+    variables = {"FIML_REDIS_URL": deployment.redis_url, "FIML_DATABASE_URL": deployment.database_url}
+    async with (
+        http_server(tmp_path / "one", **variables) as one,
+        http_server(tmp_path / "two", **variables) as two,
+        one.caller() as first,
+        two.caller() as second,
+    ):
+        session_id = await first.create("AAPL")
+        await second.answer("search-by-symbol", symbol="AAPL", depth="quick", sessionId=session_id)
+        await first.answer("close-session", sessionId=session_id)
+        resumed = await second.answer("resume-session", sessionId=session_id)
+        infos = [await caller.answer("get-session-info", sessionId=session_id) for caller in (first, second)]
+
+    assert resumed["total_queries"] == 1
+    assert infos[0]["recent_queries"] == infos[1]["recent_queries"]
+
+
+async def test_health_and_ready_tell_the_state_and_no_data(deployment: Deployment, tmp_path: Path) -> None:
+    with valkey_server() as valkey:
+        variables = {"FIML_REDIS_URL": valkey.url, "FIML_DATABASE_URL": deployment.database_url}
+        async with http_server(tmp_path / "data", **variables) as server:
+            healthy, ready = await server.get("/health"), await server.get("/ready")
+            valkey.stop()
+            still_healthy, not_ready = await server.get("/health"), await server.get("/ready")
+            valkey.start()
+            back = await server.get("/ready")
+
+    assert [each.status_code for each in (healthy, ready, still_healthy, not_ready, back)] == [200, 200, 200, 503, 200]
+    assert (ready.json(), not_ready.json()) == ({"status": "ok"}, {"status": "unavailable"})
+
+
+async def test_a_page_of_another_site_does_not_get_in(tmp_path: Path) -> None:
+    async with http_server(tmp_path / "data") as server:
+        host = await server.post(LIST_TOOLS, host="evil.example")
+        origin = await server.post(LIST_TOOLS, origin="https://evil.example")
+        nobody = await server.post(LIST_TOOLS, host="127.0.0.1.evil.example:80")
+
+    assert [answer.status_code for answer in (host, origin, nobody)] == [421, 403, 421]
+    assert not [answer.text for answer in (host, origin, nobody) if "create-analysis" in answer.text]
+
+
+async def test_bodies_that_are_too_large_or_no_messages_are_refused_and_the_server_goes_on(tmp_path: Path) -> None:
+    async with http_server(tmp_path / "data") as server:
+        large = await server.post(b" " * (MAX_BODY_BYTES + 1))
+        broken = [await server.post(body) for body in (b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"jsonrpc": "2.0"}')]
+        text = await server.post(LIST_TOOLS, content_type="text/plain")
+        async with server.caller() as caller:
+            created = await caller.create("AAPL")
+
+    assert large.status_code == 413
+    assert {answer.status_code for answer in (*broken, text)} <= {400, 406, 415}
+    assert created
+
+
+async def test_a_server_that_is_told_to_stop_finishes_calls_under_way(tmp_path: Path) -> None:
+    async with http_server(tmp_path / "data") as server:
+        async with server.caller() as caller:
+            session_id = await caller.create("AAPL")
+            calls = [
+                asyncio.create_task(caller.answer("search-by-symbol", symbol="AAPL", sessionId=session_id))
+                for _ in range(10)
+            ]
+            await asyncio.sleep(0.05)
+            server.process.send_signal(signal.SIGTERM)
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert await server.process.wait() in (0, -signal.SIGTERM)
+
+    finished = [answer for answer in answers if isinstance(answer, dict)]
+    async with http_server(tmp_path / "data") as server, server.caller() as caller:
+        info = await caller.answer("get-session-info", sessionId=session_id)
+    # Whoever got an answer has the record; who got none may ask again.
+    assert info["total_queries"] >= len(finished)
+    assert finished
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8765", "localhost:1", "[::1]:65535"])
+def test_loopback_addresses_are_taken(address: str) -> None:
+    host, port = parse_address(address)
+
+    assert f":{port}" in address
+    assert host in address
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:80", "[::]:80", "192.168.1.5:80", "example.com:80", "127.0.0.1.evil:80"])
+def test_an_address_that_others_reach_is_refused_and_says_why(address: str) -> None:
+    with pytest.raises(Misconfigured, match="without authentication every caller"):
+        parse_address(address)
+
+
+@pytest.mark.parametrize("address", ["", "8765", ":8765", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(InvalidInput, match="HOST:PORT"):
+        parse_address(address)
