@@ -73,5 +73,8 @@ def _erase_from(copy: Path, user_id: str, held: Collection[UUID]) -> bool:
             ).rowcount
             if "session_rollups" in tables:
                 connection.execute("DELETE FROM session_rollups WHERE user_id = ?", (user_id,))
+        if "session_fts" in tables:  # it only notes what was removed, until its parts are merged
+            connection.execute("INSERT INTO session_fts (session_fts) VALUES ('optimize')")
+            connection.commit()
         connection.execute("VACUUM")  # what was deleted stands in the file's free pages until then
     return count > 0

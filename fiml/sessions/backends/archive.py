@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, dele
 
 from fiml.core.errors import CorruptRecord, InvalidInput
 from fiml.db.dialects import insert_into, is_postgresql, json_elements, upsert
-from fiml.db.tables import session_quarantine, sessions, tombstones
+from fiml.db.tables import search_pending, session_quarantine, sessions, tombstones
 from fiml.sessions import values
 from fiml.sessions.backends import metrics, words
 from fiml.sessions.backends.base import Ended, PageQuery
@@ -121,6 +121,7 @@ def bury(connection: Connection, session_id: UUID, *, version: int, now: datetim
     connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))
     for table in (sessions, session_quarantine):
         connection.execute(delete(table).where(table.c.id == session_id))
+    connection.execute(delete(search_pending).where(search_pending.c.session_id == session_id))
     metrics.remove(connection, [session_id])
 
 

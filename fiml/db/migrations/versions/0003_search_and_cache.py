@@ -27,10 +27,12 @@ FULL_TEXT = (
     " INSERT INTO session_fts (session_fts, rowid, words) VALUES ('delete', old.id, old.words); END",
     "CREATE TRIGGER session_words_of_archived AFTER DELETE ON sessions"
     " WHEN NOT EXISTS (SELECT 1 FROM active_sessions WHERE id = old.id)"
-    " BEGIN DELETE FROM session_words WHERE session_id = old.id; END",
+    " BEGIN DELETE FROM session_words WHERE session_id = old.id;"
+    " DELETE FROM search_pending WHERE session_id = old.id; END",
     "CREATE TRIGGER session_words_of_live AFTER DELETE ON active_sessions"
     " WHEN NOT EXISTS (SELECT 1 FROM sessions WHERE id = old.id)"
-    " BEGIN DELETE FROM session_words WHERE session_id = old.id; END",
+    " BEGIN DELETE FROM session_words WHERE session_id = old.id;"
+    " DELETE FROM search_pending WHERE session_id = old.id; END",
     *(
         _PENDING.format(name=name, event=event, id=session_id)
         for name, event, session_id in (
