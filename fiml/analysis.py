@@ -1,19 +1,20 @@
 """A question asked within a session: the market's answer, the record of it, and what changed since the last look."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from fiml.core import clock
-from fiml.core.errors import CorruptRecord, FimlError, InvalidInput, NotSupported, SessionFull, Unavailable
+from fiml.core.errors import CorruptRecord, FimlError, InvalidInput, NotSupported, SessionFull, Unavailable, echo
+from fiml.looks import Held, SinceLastLook, as_deep_as, held_in, holding, result_key, since
 from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer
 from fiml.market.service import MarketService
 from fiml.sessions.models import QueryRecord, Session
@@ -21,16 +22,14 @@ from fiml.sessions.store import SessionVerbs, refuse_unless_live
 from fiml.sessions.values import parse_session_id
 
 _log = structlog.get_logger()
+Choice = TypeVar("Choice", bound=StrEnum)
 
 MAX_COMPARED = 10
 ANSWER_TIMEOUT_S = 17.0
 # A store that stands still costs a question no more than this before it is asked, and behind its limit.
 STORE_TIMEOUT_S = 5.0
 RECORD_TIMEOUT_S = 2.0
-_DEPTHS = list(Depth)
-_SECTIONS = ("quote", "technicals", "fundamentals")
 _UNTRACKABLE = (SessionFull, Unavailable, InvalidInput, CorruptRecord)
-_NO_FIGURES = ("missing", "market_time")
 _TYPE_OF_DEPTH = {Depth.QUICK: "price", Depth.STANDARD: "technical", Depth.DEEP: "comparative"}
 _MAX_FAILURE_CHARACTERS = 300
 
@@ -46,6 +45,15 @@ class Question:
     exchange: str | None = None
     pair: str = "USD"
 
+    def __post_init__(self) -> None:
+        """Takes kind and depth by their names too.
+
+        Raises:
+            InvalidInput: there is no such kind or depth.
+        """
+        object.__setattr__(self, "kind", _choice("kind", self.kind, AssetKind))
+        object.__setattr__(self, "depth", _choice("depth", self.depth, Depth))
+
     def parameters(self, instrument: Instrument | None) -> dict[str, Any]:
         """What the record of the query says was asked; without an instrument, as it was asked."""
         symbol = self.symbol.strip().upper() if instrument is None else instrument.symbol
@@ -54,22 +62,10 @@ class Question:
         return {"symbol": symbol, **place, "depth": self.depth.value}
 
 
-class FigureChange(BaseModel):
-    """A figure that differs from the last look."""
-
-    figure: str
-    before: float | str | None
-    now: float | str | None
-
-
-class SinceLastLook(BaseModel):
-    """What is different since the session last looked at the symbol."""
-
-    looked_at: datetime
-    as_of_then: str = Field(description="market date of the figures at the last look")
-    changed: list[FigureChange]
-    new_sections: list[str] = Field(description="parts of the answer that the last look didn't have")
-    summary: str
+def _choice(field: str, value: object, choices: type[Choice]) -> Choice:
+    if isinstance(value, str) and value in choices.__members__.values():
+        return choices(value)
+    raise InvalidInput(field, f"{echo(value)} is unknown", f"valid are {', '.join(choices)}")
 
 
 class Answer(BaseModel):
@@ -81,45 +77,11 @@ class Answer(BaseModel):
     cache_hit: bool = False
     layer: str = Field("provider", description="who answered: the session, a cache (l1, l2) or the provider")
     tracked: bool = False
+    record_id: UUID | None = Field(None, description="of the query in the session's history, to be cited")
     reason: str | None = Field(None, description="why the question is not in a session's history")
     session_id: UUID | None = None
     total_queries: int | None = None
     since_last_look: SinceLastLook | None = None
-
-
-class _Held(BaseModel):
-    """What a session keeps of its last look at a symbol, as an intermediate result."""
-
-    kind: AssetKind
-    depth: Depth
-    looked_at: datetime
-    compared_with: list[str]
-    answer: MarketAnswer
-
-    @property
-    def is_sample(self) -> bool:
-        """Whether its figures are the sample's."""
-        return self.answer.quote.source == "sample"
-
-    def is_current(self, depth: Depth) -> bool:
-        """Whether no part that goes into such an answer is due to be asked for again. The sample's never are."""
-        parts = _as_deep_as(self.answer, depth).delivery.values()
-        now = clock.now()
-        return self.is_sample or (
-            bool(parts) and all(part.fresh_until is not None and now < part.fresh_until for part in parts)
-        )
-
-    def is_of(self, instrument: Instrument) -> bool:
-        """Whether it is about this instrument: a coin is another one on another exchange, or in another currency."""
-        quote = self.answer.quote
-        same_place = quote.exchange == instrument.exchange and quote.currency == instrument.currency
-        return self.kind is instrument.kind and same_place
-
-    def answers(self, question: Question, others: list[str]) -> bool:
-        """Whether it holds every figure that is asked for, and they are current."""
-        is_deep_enough = _DEPTHS.index(self.depth) >= _DEPTHS.index(question.depth)
-        is_compared = question.depth is not Depth.DEEP or set(self.compared_with) == set(others)
-        return is_deep_enough and is_compared and self.is_current(question.depth)
 
 
 async def ask(
@@ -192,7 +154,7 @@ class _Look:
 
     instrument: Instrument
     found: MarketAnswer
-    held: _Held | None
+    held: Held | None
     is_hit: bool
     others: list[str]
     compared: list[str]
@@ -212,10 +174,10 @@ async def _look(question: Question, market: MarketService, session: Session) -> 
     instrument = await _instrument(question, market)
     others = [asset for asset in session.assets if asset.upper() != instrument.symbol]
     compared = others[:MAX_COMPARED] if question.depth is Depth.DEEP else []
-    held = _held(session, instrument, is_sample=market.source == "sample")
-    is_hit = held is not None and held.answers(question, compared)
+    held = held_in(session, instrument, is_sample=market.source == "sample")
+    is_hit = held is not None and held.answers(question.depth, compared)
     if held is not None and is_hit:
-        found = _as_deep_as(held.answer, question.depth)
+        found = as_deep_as(held.answer, question.depth)
     else:
         found = await market.answer(instrument, question.depth, compared)
     return _Look(instrument=instrument, found=found, held=held, is_hit=is_hit, others=others, compared=compared)
@@ -237,7 +199,7 @@ async def _record(
         cache_hit=looked.is_cache_hit,
         layer=looked.layer,
         session_id=session.id,
-        since_last_look=None if held is None else _since(held, found),
+        since_last_look=None if held is None else since(held, found),
     )
     quote = found.quote
     query = QueryRecord(
@@ -254,8 +216,8 @@ async def _record(
         layer=looked.layer,
         figures=found.figures,
     )
-    holding = _holding(held if looked.is_hit else None, question, looked.instrument, found, looked.compared)
-    return await _track(answer, query, sessions, holding, timeout_s - elapsed_ms / 1000 + RECORD_TIMEOUT_S)
+    kept = holding(held if looked.is_hit else None, question.depth, looked.instrument, found, looked.compared)
+    return await _track(answer, query, sessions, kept, timeout_s - elapsed_ms / 1000 + RECORD_TIMEOUT_S)
 
 
 def _is_cached(found: MarketAnswer) -> bool:
@@ -276,10 +238,11 @@ async def _record_failure(
     elapsed_ms: float,
     timeout_s: float,
 ) -> None:
+    asked = question.parameters(None)
     query = QueryRecord(
         query_type=_TYPE_OF_DEPTH[question.depth],
-        parameters=question.parameters(None),
-        result_summary=f"failed: {error}"[:_MAX_FAILURE_CHARACTERS],
+        parameters=asked,
+        result_summary=f"{asked['symbol']}: failed: {error}"[:_MAX_FAILURE_CHARACTERS],
         execution_time_ms=round(elapsed_ms, 3),
         provider=market.source,
         error=error.code,
@@ -292,27 +255,20 @@ async def _record_failure(
         _log.warning("failed_query_not_recorded", session_id=str(session.id), reason=str(exc))
 
 
-async def _track(
-    answer: Answer, query: QueryRecord, sessions: SessionVerbs, holding: _Held, timeout_s: float
-) -> Answer:
+async def _track(answer: Answer, query: QueryRecord, sessions: SessionVerbs, kept: Held, timeout_s: float) -> Answer:
     assert answer.session_id is not None  # noqa: S101 - only a question within a session is tracked
-    symbol = holding.answer.quote.symbol
+    symbol = kept.answer.quote.symbol
     try:
         async with _store_limit(timeout_s):
             totals = await sessions.record_query(
                 answer.session_id,
                 query,
                 context={"last_symbol": symbol, "last_query_type": query.query_type},
-                intermediate_results={result_key(symbol): holding.model_dump(mode="json")},
+                intermediate_results={result_key(symbol): kept.model_dump(mode="json")},
             )
     except _UNTRACKABLE as exc:
         return answer.model_copy(update={"reason": str(exc)})
-    return answer.model_copy(update={"tracked": True, "total_queries": totals.total_queries})
-
-
-def result_key(symbol: str) -> str:
-    """Under which key of the intermediate results a session keeps its last answer on a symbol."""
-    return f"answer:{symbol}"
+    return answer.model_copy(update={"tracked": True, "record_id": query.id, "total_queries": totals.total_queries})
 
 
 def query_type(answer: MarketAnswer) -> str:
@@ -339,57 +295,3 @@ async def _instrument(question: Question, market: MarketService) -> Instrument:
     if question.kind is AssetKind.COIN:
         return await market.coin(question.symbol, question.exchange, question.pair)
     return await market.equity(question.symbol, question.market)
-
-
-def _held(session: Session, instrument: Instrument, *, is_sample: bool) -> _Held | None:
-    """What the session holds on an instrument; the sample's figures never meet live ones."""
-    stored = session.state.get_intermediate_result(result_key(instrument.symbol))
-    if stored is None:
-        return None
-    try:
-        held = _Held.model_validate_json(json.dumps(stored))
-    except ValidationError:
-        # Somebody else's value, or another version's: as if the session had not looked yet.
-        return None
-    return held if held.is_sample == is_sample and held.is_of(instrument) else None
-
-
-def _holding(
-    hit: _Held | None, question: Question, instrument: Instrument, found: MarketAnswer, compared: list[str]
-) -> _Held:
-    if hit is not None:
-        return hit.model_copy(update={"looked_at": clock.now()})
-    return _Held(
-        kind=instrument.kind, depth=question.depth, looked_at=clock.now(), compared_with=compared, answer=found
-    )
-
-
-def _as_deep_as(answer: MarketAnswer, depth: Depth) -> MarketAnswer:
-    if depth is Depth.DEEP:
-        return answer
-    without: dict[str, Any] = {"comparisons": [], "not_compared": {}}
-    parts = {"quote", "bars", "fundamentals"}
-    if depth is Depth.QUICK:
-        without |= {"technicals": None, "fundamentals": None}
-        parts = {"quote"}
-    without["delivery"] = {name: part for name, part in answer.delivery.items() if name in parts}
-    return answer.model_copy(update=without)
-
-
-def _since(held: _Held, now: MarketAnswer) -> SinceLastLook:
-    before = held.answer.model_dump(mode="json")
-    after = now.model_dump(mode="json")
-    shared = [name for name in _SECTIONS if before[name] is not None and after[name] is not None]
-    changed = [change for name in shared for change in _section_changes(name, before[name], after[name])]
-    new = [name for name in _SECTIONS if before[name] is None and after[name] is not None]
-    new += ["comparisons"] if now.comparisons and not held.answer.comparisons else []
-    as_of = held.answer.quote.as_of.isoformat()
-    count = f"{len(changed)} figure{'s' if len(changed) > 1 else ''} changed"
-    summary = count if changed else f"no figure changed; the market date is {as_of} still"
-    summary += f"; new: {', '.join(new)}" if new else ""
-    return SinceLastLook(looked_at=held.looked_at, as_of_then=as_of, changed=changed, new_sections=new, summary=summary)
-
-
-def _section_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> list[FigureChange]:
-    names = [name for name in now if name not in _NO_FIGURES and before.get(name) != now[name]]
-    return [FigureChange(figure=f"{section}.{name}", before=before.get(name), now=now[name]) for name in names]

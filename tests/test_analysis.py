@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 import redis
 
-from fiml.analysis import MAX_COMPARED, Question, ask, result_key
+from fiml.analysis import MAX_COMPARED, Question, ask
 from fiml.core.config import Settings
 from fiml.core.errors import (
     InvalidInput,
@@ -18,6 +18,7 @@ from fiml.core.errors import (
     SymbolNotFound,
     Unavailable,
 )
+from fiml.looks import result_key
 from fiml.market.models import AssetKind, Depth, Instrument, Quote
 from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService

@@ -5,12 +5,13 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import date
+from typing import Any
 
 import pytest
 
 from fiml.analysis import Question, ask
 from fiml.core.config import Settings
-from fiml.core.errors import Unavailable
+from fiml.core.errors import InvalidInput, Unavailable
 from fiml.market.models import AssetKind, Depth, Instrument, Quote
 from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService
@@ -184,3 +185,15 @@ async def test_a_store_that_stands_still_costs_a_bounded_time_and_leaves_the_ans
     assert answer.market.quote.price == 173.93
     assert answer.tracked is False
     assert "the session store is away" in (answer.reason or "")
+
+
+async def test_kind_and_depth_are_taken_by_name(store: SessionStore) -> None:
+    answer = await ask(Question(symbol="BTC", kind="coin", depth="deep"), market=MarketService(SampleProvider()))  # type: ignore[arg-type]  # as users write it
+
+    assert (answer.market.quote.kind, answer.depth) == (AssetKind.COIN, Depth.DEEP)
+
+
+@pytest.mark.parametrize("given", [{"kind": "crypto"}, {"depth": "full"}, {"kind": None}])
+def test_an_unknown_kind_or_depth_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="valid are"):
+        Question(symbol="KO", **given)

@@ -169,6 +169,33 @@ async def test_a_prompt_that_cannot_be_made_says_why(
             await caller.client.get_prompt(name, arguments)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"session": UNKNOWN}, {"sessionId": UNKNOWN, "more": "x"}])
+async def test_a_prompt_with_other_arguments_says_which_it_takes(
+    sqlite_settings: Settings, arguments: dict[str, str]
+) -> None:
+    async with door(sqlite_settings) as caller:
+        with pytest.raises(MCPError, match="takes the argument sessionId"):
+            await caller.client.get_prompt("continue-analysis", arguments)
+
+
+async def test_a_prompt_takes_the_id_in_snake_case_too(sqlite_settings: Settings) -> None:
+    async with door(sqlite_settings) as caller:
+        session_id, records = await analysed(caller)
+
+        assert records["AAPL"] in await prompt_text(caller, "continue-analysis", session_id=session_id)
+
+
+async def test_an_answer_names_its_record(sqlite_settings: Settings) -> None:
+    async with door(sqlite_settings) as caller:
+        session_id = await caller.create("AAPL")
+        answer = await caller.answer("search-by-symbol", symbol="AAPL", sessionId=session_id)
+        written = await caller.answer(
+            "update-session-context", sessionId=session_id, conclusion="dear", cites=[answer["record_id"]]
+        )
+
+    assert len(written["written"]) == 1
+
+
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_session_is_a_resource(sqlite_settings: Settings, era: str) -> None:
     async with door(sqlite_settings, era=era) as caller:

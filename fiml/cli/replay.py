@@ -49,7 +49,10 @@ def _show(found: Replay) -> None:
         if len(query.drifts) > _SHOWN_DRIFTS:
             typer.echo(f"    and {len(query.drifts) - _SHOWN_DRIFTS} more (--json shows all)")
     moved = sum(bool(query.drifts) for query in found.queries)
-    typer.echo(f"{moved} of {len(found.queries)} records have figures that moved by more than {found.tolerance:.2%}")
+    compared = sum(bool(query.compared) for query in found.queries)
+    typer.echo(f"{moved} of {compared} records that could be compared moved by more than {found.tolerance:.2%}")
+    if compared < len(found.queries):
+        typer.echo(f"{len(found.queries) - compared} could not be compared: see above")
     for conclusion in found.conclusions:
         records = ", ".join(str(record_id)[:8] for record_id in conclusion.records)
         typer.echo(f"look again at: {plain(conclusion.note.text)} (rests on {records})")

@@ -15,6 +15,7 @@ from fiml.runtime import open_runtime
 from fiml.sessions.backends.base import SweepReport
 from fiml.sessions.listing import SummaryPage
 from fiml.sessions.models import Session, SessionSummary
+from fiml.sessions.notes import is_note, notes_in
 from fiml.sessions.store import PrincipalStore
 from fiml.sessions.values import parse_session_id
 
@@ -183,12 +184,14 @@ def _show_session(session: Session) -> None:
     )
     typer.echo(f"  queries  {history.total_queries}, {history.cache_hit_rate:.0%} from what the session held")
     for name in ("context", "preferences", "intermediate_results", "metadata"):
-        if entries := getattr(session.state, name):
-            typer.echo(f"  {name}: {plain(', '.join(entries))}")
+        if keys := [key for key, value in getattr(session.state, name).items() if not is_note(key, value)]:
+            typer.echo(f"  {name}: {plain(', '.join(keys))}")
+    for written in notes_in(session.state.context):
+        typer.echo(f"  {written.written_at:%m-%d %H:%M}  {written.kind}: {plain(written.text)}  [{written.id}]")
     for query in history.queries:
         hit = ", from the session" if query.cache_hit else ""
         result = plain(str(query.result_summary or query.parameters))
-        typer.echo(f"  {query.timestamp:%m-%d %H:%M}  {plain(query.query_type)}{hit}: {result}")
+        typer.echo(f"  {query.timestamp:%m-%d %H:%M}  {plain(query.query_type)}{hit}: {result}  [{query.id}]")
 
 
 def _title(session: Session | SessionSummary) -> str:

@@ -81,12 +81,14 @@ class SymbolNotFound(InvalidInput):
 
     code = "symbol_not_found"
 
-    def __init__(self, symbol: str, *, source: str, known: list[str], is_nearest: bool = False) -> None:
+    def __init__(
+        self, symbol: str, *, source: str, known: list[str], is_nearest: bool = False, meant: str | None = None
+    ) -> None:
         self.symbol = symbol
         self.source = source
         self.known = known
         listed = ", ".join(known)
-        next_step = f"it has {listed}"
+        next_step = f"it has {listed}" if meant is None else f"did you mean {meant}? It has {listed}"
         if is_nearest:
             next_step = f"the nearest are {listed}" if known else "look the symbol up, and name its market or exchange"
         super().__init__("symbol", f"{echo(symbol)} is not in the {source} data", next_step)

@@ -1,8 +1,10 @@
 """Prompts for the main workflows. What a session holds goes in as data, below the instructions."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from mcp.server import MCPServer
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS
 from pydantic import Field
@@ -61,6 +63,25 @@ def add_prompts(server: MCPServer[Any], runtime: Runtime) -> None:
     async def session_report(sessionId: _SessionId) -> str:  # noqa: N803 - as above
         pack = await _packed(runtime, sessionId)
         return f"{REPORT}\n{DATA.format(pack=pack)}"
+
+
+class PromptCheck:
+    """Refuses a prompt whose arguments are missing or unknown in the protocol's own way; snake_case is taken too."""
+
+    async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        if ctx.method == "prompts/get" and ctx.params is not None:
+            arguments = dict(ctx.params.get("arguments") or {})
+            wanted = _ARGUMENTS.get(str(ctx.params.get("name")))
+            if "session_id" in arguments and wanted == "sessionId":
+                arguments = {"sessionId": arguments.pop("session_id"), **arguments}
+                ctx = replace(ctx, params={**ctx.params, "arguments": arguments})
+            if wanted is not None and set(arguments) != {wanted}:
+                given = ", ".join(sorted(map(str, arguments))) or "none"
+                raise MCPError(INVALID_PARAMS, f"this prompt takes the argument {wanted}; given: {echo(given)}")
+        return await call_next(ctx)
+
+
+_ARGUMENTS = {"continue-analysis": "sessionId", "session-report": "sessionId", "compare-assets": "assets"}
 
 
 async def _packed(runtime: Runtime, session_id: str) -> str:

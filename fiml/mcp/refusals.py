@@ -16,6 +16,7 @@ from fiml.core.errors import (
     SessionArchived,
     SessionExpired,
     SessionNotFound,
+    SymbolNotFound,
     Unavailable,
     echo,
 )
@@ -26,6 +27,7 @@ _NEXT_STEPS: dict[type[FimlError], str] = {
     SessionArchived: "call resume-session to go on with it, or create-analysis-session to begin anew",
     RateLimited: "tell the user when to ask again, and go on with what the session knows",
     Unavailable: "call again in a minute; get-session-context tells what is known already",
+    SymbolNotFound: "call again with one of these; coins: search-by-coin, others: search-by-symbol",
     InvalidInput: "mend the argument and call again",
 }
 

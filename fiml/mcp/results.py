@@ -6,7 +6,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from fiml.analysis import Answer, SinceLastLook
+from fiml.analysis import Answer
+from fiml.looks import SinceLastLook
 from fiml.sessions.models import QueryRecord, Session, SessionSummary
 
 MAX_DAYS_SHOWN = 31
@@ -204,6 +205,7 @@ class SearchResult(Result):
     known_at: Annotated[datetime, Field(description="when the quote was learnt from its source")]
     stale: Annotated[list[str], Field(description="parts that are a failing provider's last answer: say so")]
     tracked: Annotated[bool, Field(description="the query is in the session's history")]
+    record_id: Annotated[UUID | None, Field(description="of the tracked query, to be cited")]
     reason: Annotated[str | None, Field(description="why it is not tracked")]
     total_queries: int | None
     since_last_look: Annotated[Figures | None, Field(description="what changed since the session last looked")]
@@ -214,6 +216,9 @@ class SearchResult(Result):
         market = answer.market.model_dump(mode="json")
         quote = answer.market.delivery["quote"]
         market["quote"]["is_stale"] = quote.is_stale
+        for name in ("market_time", "note"):
+            if market["quote"][name] is None:
+                del market["quote"][name]
         return cls(
             symbol=market["quote"]["symbol"],
             depth=answer.depth,
@@ -229,6 +234,7 @@ class SearchResult(Result):
             known_at=quote.known_at,
             stale=[name for name, part in answer.market.delivery.items() if part.is_stale],
             tracked=answer.tracked,
+            record_id=answer.record_id,
             reason=answer.reason,
             total_queries=answer.total_queries,
             since_last_look=_since(answer.since_last_look),

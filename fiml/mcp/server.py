@@ -9,7 +9,7 @@ from mcp.server import MCPServer
 from fiml import __version__
 from fiml.core.config import Settings
 from fiml.mcp.memory_tools import memory_tools
-from fiml.mcp.prompts import add_prompts
+from fiml.mcp.prompts import PromptCheck, add_prompts
 from fiml.mcp.refusals import ArgumentCheck
 from fiml.mcp.resources import add_resources
 from fiml.mcp.stdio import run_on_stdio
@@ -42,7 +42,7 @@ def build_server(runtime: Runtime) -> MCPServer[None]:
         version=__version__,
         instructions=INSTRUCTIONS,
         tools=tools,
-        middleware=[ArgumentCheck(tools)],
+        middleware=[ArgumentCheck(tools), PromptCheck()],
         lifespan=lifespan,
         log_level="WARNING",
     )

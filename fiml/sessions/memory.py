@@ -166,7 +166,7 @@ class MemoryVerbs:
         missing = [str(cited) for cited in note.cites if cited not in known]
         if missing:
             problem = f"names {missing[0]}, which is no record of session {session_id}"
-            raise InvalidInput("cites", problem, "cite ids as get-session-context shows them")
+            raise InvalidInput("cites", problem, "cite ids of its queries and notes, as its context shows them")
 
 
 def _checked_removals(remove: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -98,5 +98,7 @@ def _parse_cited(value: object) -> UUID:
         return value if isinstance(value, UUID) else UUID(str(value))
     except ValueError:
         raise InvalidInput(
-            "cites", f"{echo(value)} is no id of a record", "cite ids as get-session-context shows them"
+            "cites",
+            f"{echo(value)} is no id of a record",
+            "cite ids as the session's context shows them",
         ) from None

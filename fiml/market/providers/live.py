@@ -98,4 +98,6 @@ def _open_coins() -> MarketProvider:
     from fiml.market.providers.coins import CoinProvider  # noqa: PLC0415 - needs the extra
     from fiml.market.providers.guard import Guard  # noqa: PLC0415 - as above
 
-    return CoinProvider(guard=partial(Guard, attempt_timeout_s=_EXCHANGE_TIMEOUT_S, timeout_s=_EXCHANGE_TIMEOUT_S))
+    return CoinProvider(
+        guard=partial(Guard, attempt_timeout_s=_EXCHANGE_TIMEOUT_S, timeout_s=_EXCHANGE_TIMEOUT_S, attempts=2)
+    )

@@ -85,7 +85,8 @@ def _find(symbol: str, kinds: Iterable[AssetKind] = tuple(AssetKind)) -> _Entry:
     wanted = to_symbol(symbol)
     entries = {key: entry for key, entry in _sample().items() if entry.instrument.kind in kinds}
     if wanted not in entries:
-        raise SymbolNotFound(wanted, source=SOURCE, known=sorted(entries))
+        named = (key for key, entry in sorted(entries.items()) if wanted in entry.instrument.name.upper())
+        raise SymbolNotFound(wanted, source=SOURCE, known=sorted(entries), meant=next(named, None))
     return entries[wanted]
 
 

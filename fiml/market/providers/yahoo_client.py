@@ -1,6 +1,7 @@
 """Asks Yahoo through yfinance, in threads of its own."""
 
 import asyncio
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Mapping
@@ -190,6 +191,8 @@ def _load() -> Any:
     except ImportError as exc:
         raise MissingExtra("market data from Yahoo", "yahoo") from exc
     yfinance.config.debug.hide_exceptions = False
+    # Its failures are ours to tell.
+    logging.getLogger("yfinance").setLevel(logging.CRITICAL)
     yfinance.cache._CookieCacheManager._Cookie_cache = _COOKIES  # noqa: SLF001 - there is no other way in
     # What yfinance has to mend with pandas is no news to fiml's users.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"yfinance\b")

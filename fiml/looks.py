@@ -1,0 +1,123 @@
+"""What a session keeps of its last look at an instrument, and what is different at the next one."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from fiml.core import clock
+from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer
+from fiml.sessions.models import Session
+
+_DEPTHS = list(Depth)
+_SECTIONS = ("quote", "technicals", "fundamentals")
+_NO_FIGURES = ("missing", "market_time")
+
+
+class FigureChange(BaseModel):
+    """A figure that differs from the last look."""
+
+    figure: str
+    before: float | str | None
+    now: float | str | None
+
+
+class SinceLastLook(BaseModel):
+    """What is different since the session last looked at the symbol."""
+
+    looked_at: datetime
+    as_of_then: str = Field(description="market date of the figures at the last look")
+    changed: list[FigureChange]
+    new_sections: list[str] = Field(description="parts of the answer that the last look didn't have")
+    summary: str
+
+
+class Held(BaseModel):
+    """What a session keeps of its last look at a symbol, as an intermediate result."""
+
+    kind: AssetKind
+    depth: Depth
+    looked_at: datetime
+    compared_with: list[str]
+    answer: MarketAnswer
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether its figures are the sample's."""
+        return self.answer.quote.source == "sample"
+
+    def is_current(self, depth: Depth) -> bool:
+        """Whether no part that goes into such an answer is due to be asked for again. The sample's never are."""
+        parts = as_deep_as(self.answer, depth).delivery.values()
+        now = clock.now()
+        return self.is_sample or (
+            bool(parts) and all(part.fresh_until is not None and now < part.fresh_until for part in parts)
+        )
+
+    def is_of(self, instrument: Instrument) -> bool:
+        """Whether it is about this instrument: a coin is another one on another exchange, or in another currency."""
+        quote = self.answer.quote
+        same_place = quote.exchange == instrument.exchange and quote.currency == instrument.currency
+        return self.kind is instrument.kind and same_place
+
+    def answers(self, depth: Depth, others: list[str]) -> bool:
+        """Whether it holds every figure that is asked for, and they are current."""
+        is_deep_enough = _DEPTHS.index(self.depth) >= _DEPTHS.index(depth)
+        is_compared = depth is not Depth.DEEP or set(self.compared_with) == set(others)
+        return is_deep_enough and is_compared and self.is_current(depth)
+
+
+def result_key(symbol: str) -> str:
+    """Under which key of the intermediate results a session keeps its last answer on a symbol."""
+    return f"answer:{symbol}"
+
+
+def held_in(session: Session, instrument: Instrument, *, is_sample: bool) -> Held | None:
+    """What the session holds on an instrument; the sample's figures never meet live ones."""
+    stored = session.state.get_intermediate_result(result_key(instrument.symbol))
+    if stored is None:
+        return None
+    try:
+        held = Held.model_validate_json(json.dumps(stored))
+    except ValidationError:
+        # Somebody else's value, or another version's: as if the session had not looked yet.
+        return None
+    return held if held.is_sample == is_sample and held.is_of(instrument) else None
+
+
+def holding(hit: Held | None, depth: Depth, instrument: Instrument, found: MarketAnswer, compared: list[str]) -> Held:
+    if hit is not None:
+        return hit.model_copy(update={"looked_at": clock.now()})
+    return Held(kind=instrument.kind, depth=depth, looked_at=clock.now(), compared_with=compared, answer=found)
+
+
+def as_deep_as(answer: MarketAnswer, depth: Depth) -> MarketAnswer:
+    if depth is Depth.DEEP:
+        return answer
+    without: dict[str, Any] = {"comparisons": [], "not_compared": {}}
+    parts = {"quote", "bars", "fundamentals"}
+    if depth is Depth.QUICK:
+        without |= {"technicals": None, "fundamentals": None}
+        parts = {"quote"}
+    without["delivery"] = {name: part for name, part in answer.delivery.items() if name in parts}
+    return answer.model_copy(update=without)
+
+
+def since(held: Held, now: MarketAnswer) -> SinceLastLook:
+    before = held.answer.model_dump(mode="json")
+    after = now.model_dump(mode="json")
+    shared = [name for name in _SECTIONS if before[name] is not None and after[name] is not None]
+    changed = [change for name in shared for change in _section_changes(name, before[name], after[name])]
+    new = [name for name in _SECTIONS if before[name] is None and after[name] is not None]
+    new += ["comparisons"] if now.comparisons and not held.answer.comparisons else []
+    as_of = held.answer.quote.as_of.isoformat()
+    count = f"{len(changed)} figure{'s' if len(changed) > 1 else ''} changed"
+    summary = count if changed else f"no figure changed; the market date is {as_of} still"
+    summary += f"; new: {', '.join(new)}" if new else ""
+    return SinceLastLook(looked_at=held.looked_at, as_of_then=as_of, changed=changed, new_sections=new, summary=summary)
+
+
+def _section_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> list[FigureChange]:
+    names = [name for name in now if name not in _NO_FIGURES and before.get(name) != now[name]]
+    return [FigureChange(figure=f"{section}.{name}", before=before.get(name), now=now[name]) for name in names]
