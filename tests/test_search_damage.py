@@ -9,9 +9,9 @@ from sqlalchemy import text
 
 from fiml.core.config import Settings
 from fiml.sessions.store import SessionStore
+from fiml.testing.conformance.searching import begin, found, looked_up
 from fiml.testing.conformance.suite import OpenStore
 from tests.support.deployment import Deployment
-from tests.support.searching import begin, found, looked_up
 
 
 async def test_a_damaged_live_session_is_named_and_hides_no_other(deployment: Deployment) -> None:

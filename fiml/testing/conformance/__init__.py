@@ -25,6 +25,7 @@ from fiml.testing.conformance.listing import ListingSuite
 from fiml.testing.conformance.machine import MachineSuite
 from fiml.testing.conformance.principals import PrincipalSuite
 from fiml.testing.conformance.races import RacesSuite
+from fiml.testing.conformance.searching import SearchSuite
 from fiml.testing.conformance.suite import OpenStore, Suite
 from fiml.testing.conformance.updates import UpdatesSuite
 
@@ -43,6 +44,7 @@ __all__ = [
     "OpenStore",
     "PrincipalSuite",
     "RacesSuite",
+    "SearchSuite",
     "Suite",
     "UpdatesSuite",
 ]
