@@ -53,8 +53,15 @@ class Runtime:
         """The sessions that a principal sees; `None` is the local user."""
         return (await self.store()).as_principal(principal)
 
-    async def stats(self, user_id: str | None, session_type: SessionType | str | None, days: int) -> dict[str, Any]:
-        """Statistics over live and ended sessions, as `SessionAnalytics.get_session_stats`."""
+    async def stats(
+        self, user_id: str | None, session_type: SessionType | str | None, days: int, *, principal: str | None = None
+    ) -> dict[str, Any]:
+        """Statistics over live and ended sessions, as `SessionAnalytics.get_session_stats`; of a principal, its own.
+
+        Raises:
+            NotPermitted: the user is another one than the principal.
+        """
+        user_id = (await self.sessions(principal)).acting_as(user_id)
         analytics = await self.analytics()
         return await analytics.get_session_stats(user_id=user_id, session_type=session_type, days=days)
 

@@ -222,7 +222,7 @@ def test_every_setting_is_in_the_reference_with_its_default(field: str) -> None:
     [row] = rows
     default = Settings.model_fields[field].default
     if default is not None:
-        assert f"| `{str(default).lower()}` |" in row
+        assert f"| `{(str(default).lower() if isinstance(default, bool) else str(default))}` |" in row
 
 
 def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -29,6 +29,8 @@ class Database(Protocol):
 
     async def transact(self, function: Callable[[Connection], Result]) -> Result: ...
 
+    async def view(self, function: Callable[[Connection], Result]) -> Result: ...
+
 
 class L2Cache:
     """Entries as rows of `market_cache`. It opens its database at the first call, and closes it.
@@ -47,7 +49,7 @@ class L2Cache:
 
     async def get(self, key: str) -> CacheEntry | None:
         wanted = select(*(market_cache.c[name] for name in _COLUMNS)).where(market_cache.c.key == key)
-        row = await self._transact(lambda connection: connection.execute(wanted).one_or_none())
+        row = await self._view(lambda connection: connection.execute(wanted).one_or_none())
         if row is None:
             return None
         entry = CacheEntry(*row)
@@ -79,12 +81,19 @@ class L2Cache:
             self._is_open = False
             await self._database.close()
 
+    async def _view(self, function: Callable[[Connection], Result]) -> Result:
+        await self._open()
+        return await self._database.view(function)
+
     async def _transact(self, function: Callable[[Connection], Result]) -> Result:
+        await self._open()
+        return await self._database.transact(function)
+
+    async def _open(self) -> None:
         async with self._opening:
             if not self._is_open:
                 await self._database.open()
                 self._is_open = True
-        return await self._database.transact(function)
 
 
 _COLUMNS = ("value", "known_at", "fresh_until", "keep_until")

@@ -10,6 +10,7 @@ from fiml.cli.analytics import analytics
 from fiml.cli.doctor import doctor
 from fiml.cli.install import install
 from fiml.cli.sessions import sessions
+from fiml.cli.tokens import token
 from fiml.core.errors import FimlError
 from fiml.core.log import configure_logging
 
@@ -24,6 +25,7 @@ db = typer.Typer(help="Look after the database.", no_args_is_help=True)
 app.add_typer(sessions, name="sessions")
 app.add_typer(analytics, name="analytics")
 app.add_typer(db, name="db")
+app.add_typer(token, name="token")
 app.command()(install)
 app.command()(doctor)
 

@@ -4,6 +4,7 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,6 +14,11 @@ from fiml.core.errors import Misconfigured, echo
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 DATABASE_SCHEMES = ("postgresql://", "postgres://")
 BROKER_SCHEMES = ("redis://", "rediss://", "unix://", "amqp://", "amqps://")
+# Asymmetric ones only: with a shared secret, whoever verifies can sign.
+SIGNATURE_ALGORITHMS = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "EdDSA"),
+)
 MAX_TTL_HOURS = 24 * 365 * 10
 MAX_TASK_MINUTES = 24 * 60
 MAX_RETENTION_DAYS = 365 * 100
@@ -89,6 +95,17 @@ class Settings(BaseSettings):
         le=2 * MAX_TASK_MINUTES,
         description="an unfinished task is delivered again after this long, minutes",
     )
+    auth_issuer: str | None = Field(None, description="who signs the bearer tokens (`iss`), a URL")
+    auth_audience: str | None = Field(None, description="for whom the tokens must be (`aud`)")
+    auth_jwks: str | None = Field(None, description="the issuer's keys: an https URL, or a file")
+    auth_algorithms: str = Field(
+        "RS256,ES256,EdDSA", description="algorithms of signatures that are taken, with commas"
+    )
+    auth_leeway_seconds: int = Field(30, ge=0, le=300, description="by how much clocks may differ, seconds")
+    auth_tokens: bool = Field(default=False, description="whether tokens of `fiml token new` are taken")
+    http_hosts: str | None = Field(None, description="names under which HTTP is reached from outside, with commas")
+    public_url: str | None = Field(None, description="where clients reach `/mcp`, for the resource metadata")
+
     broker_url: str | None = Field(None, repr=False, description="Celery's broker where it isn't FIML_REDIS_URL")
 
     def __init__(self, **values: Any) -> None:
@@ -97,7 +114,11 @@ class Settings(BaseSettings):
         except ValidationError as exc:
             raise Misconfigured(_explain(exc)) from None
 
-    @field_validator("redis_url", "database_url", "broker_url", "data_dir", mode="before")
+    @field_validator(
+        *("redis_url", "database_url", "broker_url", "data_dir"),
+        *("auth_issuer", "auth_audience", "auth_jwks", "public_url"),
+        mode="before",
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
@@ -130,6 +151,45 @@ class Settings(BaseSettings):
             raise ValueError("must be a time of day in UTC, from 00:00 to 23:59")
         return value
 
+    @field_validator("auth_algorithms")
+    @classmethod
+    def _asymmetric(cls, value: str) -> str:
+        unknown = [name for name in _listed(value) if name not in SIGNATURE_ALGORITHMS]
+        if unknown or not _listed(value):
+            raise ValueError(f"must be some of {', '.join(SIGNATURE_ALGORITHMS)}, with commas")
+        return value
+
+    @field_validator("auth_issuer", "public_url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is not None and (not value.startswith(("https://", "http://")) or not _host(value)):
+            raise ValueError("must begin with https:// (or http:// on this machine), and name a host")
+        return value
+
+    @field_validator("auth_audience")
+    @classmethod
+    def _not_blank(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("must not be blank")
+        return value
+
+    @field_validator("auth_jwks")
+    @classmethod
+    def _keys(cls, value: str | None) -> str | None:
+        if value is None or "://" not in value:
+            return value
+        is_local = value.startswith("http://") and _host(value) in {"127.0.0.1", "localhost", "::1"}
+        if not is_local and not (value.startswith("https://") and _host(value)):
+            raise ValueError("must be a file, or begin with https:// and name a host")
+        return value
+
+    @model_validator(mode="after")
+    def _signed_tokens(self) -> Self:
+        given = [self.auth_issuer, self.auth_audience, self.auth_jwks]
+        if any(given) and not all(given):
+            raise ValueError("FIML_AUTH_ISSUER, FIML_AUTH_AUDIENCE and FIML_AUTH_JWKS go together: set all or none")
+        return self
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.session_default_ttl_hours > self.session_max_ttl_hours:
@@ -151,6 +211,21 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def is_authenticated(self) -> bool:
+        """Whether HTTP takes bearer tokens, and nobody without one."""
+        return self.auth_tokens or self.auth_issuer is not None
+
+    @property
+    def signature_algorithms(self) -> list[str]:
+        """The algorithms of signatures that are taken."""
+        return _listed(self.auth_algorithms)
+
+    @property
+    def hosts(self) -> list[str]:
+        """The names under which HTTP is reached from outside."""
+        return _listed(self.http_hosts or "")
+
+    @property
     def is_embedded(self) -> bool:
         """Whether everything lives in one SQLite file."""
         return self.redis_url is None
@@ -159,6 +234,17 @@ class Settings(BaseSettings):
     def embedded_file(self) -> Path:
         """The SQLite file of the embedded deployment."""
         return (self.data_dir or _user_data_folder()) / "fiml.db"
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _listed(text: str) -> list[str]:
+    return [name for each in text.split(",") if (name := each.strip())]
 
 
 def variable(field: str) -> str:

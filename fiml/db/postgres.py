@@ -47,6 +47,10 @@ class PostgresDatabase:
             async with self.engine.begin() as connection:
                 return await connection.run_sync(function)
 
+    async def view(self, function: Callable[[Connection], Result]) -> Result:
+        """Run a function that only reads."""
+        return await self.transact(function)
+
 
 @contextmanager
 def translated(name: str) -> Iterator[None]:

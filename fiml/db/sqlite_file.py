@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from fiml.core.config import Synchronous
 from fiml.core.errors import CorruptRecord, Misconfigured, RecordRefused, Unavailable
 from fiml.db import kept_copies, schema
-from fiml.db.engines import sqlite_engine
+from fiml.db.engines import SQLITE_BEGIN, sqlite_engine
 
 Result = TypeVar("Result")
 
@@ -67,6 +67,10 @@ class SqliteFile:
     async def transact(self, function: Callable[[Connection], Result]) -> Result:
         """Run a function in a transaction of SQLAlchemy's; `driver` gives the driver's connection in it."""
         return await self._hop(lambda: self._in_sqlalchemy(function))
+
+    async def view(self, function: Callable[[Connection], Result]) -> Result:
+        """Run a function that only reads, as `transact`; it waits for nobody who writes."""
+        return await self._hop(lambda: self._in_sqlalchemy(function, "BEGIN"))
 
     async def erase_traces(self, user_id: str, held: Collection[UUID]) -> list[str]:
         """Leave nothing of deleted rows in the file, and nothing of a user in its kept copies; which had something."""
@@ -120,9 +124,10 @@ class SqliteFile:
                 raise
             return result
 
-    def _in_sqlalchemy(self, function: Callable[[Connection], Result]) -> Result:
-        with translated(self.path), self._opened.begin():
-            return function(self._opened)
+    def _in_sqlalchemy(self, function: Callable[[Connection], Result], begin: str = "BEGIN IMMEDIATE") -> Result:
+        connection = self._opened.execution_options(**{SQLITE_BEGIN: begin})
+        with translated(self.path), connection.begin():
+            return function(connection)
 
     @property
     def _opened(self) -> Connection:

@@ -194,6 +194,19 @@ maintenance_jobs = Table(
 # were archived by a version without a search.
 search_pending = Table("search_pending", shared, Column("session_id", Uuid, primary_key=True))
 
+# Tokens of small teams. Only a digest is kept: who reads the table can't act as anybody.
+access_tokens = Table(
+    "access_tokens",
+    shared,
+    Column("id", Uuid, primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("user_id", String(255), nullable=False),
+    Column("scopes", String(200), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+)
+
 # Answers of live market providers: the second cache. Nothing in them is a user's.
 market_cache = Table(
     "market_cache",

@@ -1,7 +1,8 @@
 """The server on streamable HTTP, stateless: nothing sticks to a connection or a process.
 
-Without authentication the address must be a loopback one, and the local user is the one principal, as on stdio: an
-id would be the only secret, and listing the sessions hands out every one.
+Where the settings take tokens, each caller bears one and sees what its user owns. Without authentication the address
+must be a loopback one, and the local user is the one principal, as on stdio: an id would be the only secret, and
+listing the sessions hands out every one.
 """
 
 import ipaddress
@@ -14,9 +15,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fiml.core.config import Settings
-from fiml.core.errors import FimlError, InvalidInput, Misconfigured, echo
+from fiml.core.errors import FimlError, InvalidInput, Misconfigured, Unavailable, echo
+from fiml.mcp.auth import BearerVerifier
 from fiml.mcp.server import build_server
 from fiml.runtime import Runtime, open_runtime
 
@@ -25,31 +28,32 @@ MAX_BODY_BYTES = 2 * 1024 * 1024
 SHUTDOWN_S = 25
 MAX_CONNECTIONS = 1000
 _KEEP_ALIVE_S = 30
+_RETRY_AFTER_S = 5
 _NOBODYS = UUID(int=0)
 
 _log = structlog.get_logger()
 
 
-def parse_address(text: str) -> tuple[str, int]:
+def parse_address(text: str, *, is_authenticated: bool = False) -> tuple[str, int]:
     """Host and port from `HOST:PORT`, an IPv6 host in brackets.
 
     Raises:
         InvalidInput: it isn't of that form.
-        Misconfigured: the host isn't a loopback one.
+        Misconfigured: the host isn't a loopback one, and callers are not authenticated.
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
     if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65535:
         raise InvalidInput("--http", f"{echo(text)} is no address", "give HOST:PORT, such as 127.0.0.1:8765")
-    if not _is_loopback(host):
+    if not is_authenticated and not _is_loopback(host):
         raise Misconfigured(
             f"--http {host}:{port} is no loopback address: without authentication every caller there would see every "
-            "session; bind to 127.0.0.1 or [::1]"
+            "session; bind to 127.0.0.1 or [::1], or set FIML_AUTH_ISSUER or FIML_AUTH_TOKENS"
         )
     return host, int(port)
 
 
-def build_app(runtime: Runtime, host: str) -> Starlette:
+def build_app(runtime: Runtime, host: str, verifier: BearerVerifier | None = None) -> Starlette:
     """The application: MCP at `/mcp`, and `/health` and `/ready`, which show no data."""
 
     async def health(_request: Request) -> Response:
@@ -64,23 +68,49 @@ def build_app(runtime: Runtime, host: str) -> Starlette:
             return JSONResponse({"status": "unavailable"}, status_code=503)
         return JSONResponse({"status": "ok"})
 
-    app = build_server(runtime).streamable_http_app(
+    app = build_server(runtime, verifier).streamable_http_app(
         streamable_http_path=PATH,
         stateless_http=True,
         max_request_body_size=MAX_BODY_BYTES,
-        transport_security=_security(),
+        transport_security=_security(runtime.settings.hosts),
         host=host,
     )
+    app.add_exception_handler(Exception, _not_known)
+    app.router.redirect_slashes = False  # it would send callers to whatever host they name
     app.router.routes += [Route("/health", health), Route("/ready", ready)]
     return app
 
 
+class LoggedInALine:
+    """The application, where callers can't be told since their keys or the database are away: a line, no traceback.
+
+    Starlette answers them by `_not_known`, and raises all the same.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except (Unavailable, Misconfigured) as exc:
+            _log.warning("callers_not_known", problem=str(exc))
+
+
+async def _not_known(_request: Request, error: Exception) -> Response:
+    if isinstance(error, Unavailable | Misconfigured):
+        retry_after = {"retry-after": str(_RETRY_AFTER_S)}
+        return JSONResponse({"error": "temporarily_unavailable"}, status_code=503, headers=retry_after)
+    return JSONResponse({"error": "server_error"}, status_code=500)
+
+
 async def serve_http(settings: Settings, address: str) -> None:
     """Serve clients at an address until told to stop; calls under way are finished first, for 25 seconds at most."""
-    host, port = parse_address(address)
+    host, port = parse_address(address, is_authenticated=settings.is_authenticated)
+    verifier = BearerVerifier(settings) if settings.is_authenticated else None
     async with open_runtime(settings) as runtime:
         config = uvicorn.Config(
-            build_app(runtime, host),
+            LoggedInALine(build_app(runtime, host, verifier)),
             host=host,
             port=port,
             log_config=None,
@@ -91,8 +121,12 @@ async def serve_http(settings: Settings, address: str) -> None:
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
-        _log.info("serving_http", address=address, path=PATH)
-        await uvicorn.Server(config).serve()
+        _log.info("serving_http", address=address, path=PATH, authenticated=settings.is_authenticated)
+        try:
+            await uvicorn.Server(config).serve()
+        finally:
+            if verifier is not None:
+                await verifier.aclose()
 
 
 def _is_loopback(host: str) -> bool:
@@ -102,11 +136,11 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _security() -> TransportSecuritySettings:
-    """Only loopback hosts and origins: a page of another site that has its name point here must not get in."""
+def _security(names: list[str]) -> TransportSecuritySettings:
+    """Loopback and the names that the settings give: a page of another site that has its name point here stays out."""
     hosts = ("127.0.0.1", "localhost", "[::1]")
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
-        allowed_hosts=[f"{host}:*" for host in hosts],
-        allowed_origins=[f"http://{host}:*" for host in hosts],
+        allowed_hosts=[*(f"{host}:*" for host in hosts), *names, *(f"{name}:*" for name in names)],
+        allowed_origins=[*(f"http://{host}:*" for host in hosts), *(f"https://{name}" for name in names)],
     )

@@ -7,7 +7,7 @@ from fiml.core.errors import SessionNotFound
 from fiml.mcp import arguments as args
 from fiml.mcp.memory_results import ClosedSession, FoundSessions, ResumedSession, SessionContext, UpdatedContext
 from fiml.mcp.results import SessionLine, remaining_hours
-from fiml.mcp.tooling import make_tool
+from fiml.mcp.tooling import make_tool, sessions_of
 from fiml.runtime import Runtime
 from fiml.sessions.values import parse_moment, parse_session_id
 
@@ -23,7 +23,7 @@ class MemoryTools:
 
     async def get_session_context(self, sessionId: args.SessionId, maxTokens: args.MaxTokens = 1800) -> SessionContext:
         parsed = parse_session_id(sessionId)
-        sessions = await self._runtime.sessions()
+        sessions = await sessions_of(self._runtime)
         pack = await sessions.pack_context(parsed, max_tokens=maxTokens, reserved_tokens=_STATUS_TOKENS)
         return SessionContext(**pack.to_dict())
 
@@ -38,7 +38,7 @@ class MemoryTools:
         cites: args.Cites = None,
     ) -> UpdatedContext:
         parsed = parse_session_id(sessionId)
-        written = await (await self._runtime.sessions()).remember(
+        written = await (await sessions_of(self._runtime)).remember(
             parsed,
             context=context,
             preferences=preferences,
@@ -50,7 +50,7 @@ class MemoryTools:
         return UpdatedContext(session_id=parsed, written=[each.id for each in written])
 
     async def resume_session(self, sessionId: args.SessionId, hours: args.ResumeHours = None) -> ResumedSession:
-        session = await (await self._runtime.sessions()).resume_session(sessionId, hours)
+        session = await (await sessions_of(self._runtime)).resume_session(sessionId, hours)
         return ResumedSession(
             session_id=session.id,
             title=session.title,
@@ -62,7 +62,7 @@ class MemoryTools:
 
     async def close_session(self, sessionId: args.SessionId) -> ClosedSession:
         parsed = parse_session_id(sessionId)
-        sessions = await self._runtime.sessions()
+        sessions = await sessions_of(self._runtime)
         was_live = await sessions.archive_session(parsed)
         if not was_live and await sessions.get_session(parsed, recent_queries=0) is None:
             raise SessionNotFound(parsed)
@@ -81,7 +81,7 @@ class MemoryTools:
         limit: args.Limit = 10,
         cursor: args.Cursor = None,
     ) -> FoundSessions:
-        page = await (await self._runtime.sessions()).search_sessions(
+        page = await (await sessions_of(self._runtime)).search_sessions(
             userId,
             text,
             symbol=None if symbol is None else symbol.strip(),

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, ValidationError
 from fiml.core.errors import (
     FimlError,
     InvalidInput,
+    NotPermitted,
     RateLimited,
     SessionArchived,
     SessionExpired,
@@ -29,6 +30,7 @@ _NEXT_STEPS: dict[type[FimlError], str] = {
     Unavailable: "call again in a minute; get-session-context tells what is known already",
     SymbolNotFound: "call again with one of these; coins: search-by-coin, others: search-by-symbol",
     InvalidInput: "mend the argument and call again",
+    NotPermitted: "leave userId out, or tell the user which scope the token lacks",
 }
 
 

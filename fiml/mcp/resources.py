@@ -6,8 +6,11 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 from mcp_types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
 
+from fiml.access.principals import Scope
 from fiml.core.errors import FimlError, InvalidSessionId, SessionNotFound
+from fiml.mcp.auth import current_principal
 from fiml.mcp.packed import packed_text
+from fiml.mcp.tooling import sessions_of
 from fiml.runtime import Runtime
 
 _RESOURCE_TOKENS = 4000
@@ -40,9 +43,9 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         argument: CompletionArgument,
         _context: CompletionContext | None,
     ) -> Completion | None:
-        if argument.name not in _NAMES:
+        if argument.name not in _NAMES or not current_principal().may(Scope.SESSIONS_READ):
             return None
-        sessions = await (await runtime.sessions()).list_user_sessions(None, include_archived=True, limit=_LOOKED_AT)
+        sessions = await (await sessions_of(runtime)).list_user_sessions(None, include_archived=True, limit=_LOOKED_AT)
         ids = [str(summary.id) for summary in sessions]
         found = [each for each in ids if each.startswith(argument.value.strip().lower())]
         return Completion(values=found[:_MAX_COMPLETED], total=len(found), has_more=sessions.next_cursor is not None)

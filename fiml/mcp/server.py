@@ -8,6 +8,7 @@ from mcp.server import MCPServer
 
 from fiml import __version__
 from fiml.core.config import Settings
+from fiml.mcp.auth import BearerVerifier, TokenCheck, auth_settings
 from fiml.mcp.memory_tools import memory_tools
 from fiml.mcp.prompts import PromptCheck, add_prompts
 from fiml.mcp.refusals import ArgumentCheck
@@ -27,8 +28,11 @@ Always name a figure's source and as_of date; source `sample` is history, not to
 """
 
 
-def build_server(runtime: Runtime) -> MCPServer[None]:
-    """A server with the tools over a runtime, which the caller closes; while it runs, it archives expired sessions."""
+def build_server(runtime: Runtime, verifier: BearerVerifier | None = None) -> MCPServer[None]:
+    """A server with the tools over a runtime, which the caller closes; while it runs, it archives expired sessions.
+
+    With a verifier, callers on HTTP need a token that it takes.
+    """
     tools = [*session_tools(runtime), *memory_tools(runtime)]
 
     @asynccontextmanager
@@ -42,9 +46,11 @@ def build_server(runtime: Runtime) -> MCPServer[None]:
         version=__version__,
         instructions=INSTRUCTIONS,
         tools=tools,
-        middleware=[ArgumentCheck(tools), PromptCheck()],
+        middleware=[*([] if verifier is None else [TokenCheck()]), ArgumentCheck(tools), PromptCheck()],
         lifespan=lifespan,
         log_level="WARNING",
+        auth=None if verifier is None else auth_settings(runtime.settings),
+        token_verifier=verifier,
     )
     add_prompts(server, runtime)
     add_resources(server, runtime)

@@ -8,8 +8,15 @@ from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel
 
+from fiml.access.principals import Scope
 from fiml.core.errors import FimlError
+from fiml.mcp.auth import current_principal
 from fiml.mcp.refusals import refuse, with_refusals
+from fiml.runtime import Runtime
+from fiml.sessions.store import PrincipalStore
+
+Kind = Literal["reads", "adds", "asks"]
+_SCOPES = {"reads": Scope.SESSIONS_READ, "adds": Scope.SESSIONS_WRITE, "asks": Scope.MARKET_READ}
 
 
 def make_tool(
@@ -17,12 +24,12 @@ def make_tool(
     title: str,
     description: str,
     *,
-    kind: Literal["reads", "adds"],
+    kind: Kind,
     is_open_world: bool = False,
 ) -> Tool:
     """The tool named after a method; `is_open_world` where it may ask a market's provider."""
     tool = Tool.from_function(
-        _answering(method),
+        _answering(method, _SCOPES[kind]),
         name=method.__name__.replace("_", "-"),
         title=title,
         description=description,
@@ -38,12 +45,18 @@ def make_tool(
     return tool
 
 
-def _answering(method: Callable[..., Awaitable[BaseModel]]) -> Callable[..., Awaitable[CallToolResult]]:
+async def sessions_of(runtime: Runtime) -> PrincipalStore:
+    """The sessions that the caller sees."""
+    return await runtime.sessions(current_principal().owner)
+
+
+def _answering(method: Callable[..., Awaitable[BaseModel]], scope: Scope) -> Callable[..., Awaitable[CallToolResult]]:
     """The method with its result as compact JSON, and fiml's errors as tool errors."""
 
     @functools.wraps(method)
     async def answer(*positional: Any, **named: Any) -> CallToolResult:
         try:
+            current_principal().check(scope)
             result = await method(*positional, **named)
         except FimlError as exc:
             return refuse(exc)

@@ -2,12 +2,14 @@
 
 from mcp.server.mcpserver.tools import Tool
 
+from fiml.access.principals import Scope
 from fiml.analysis import Question, ask
 from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, SessionNotFound, Unavailable
 from fiml.market.models import AssetKind, Depth
 from fiml.market.service import market_source
 from fiml.mcp import arguments as args
+from fiml.mcp.auth import current_principal
 from fiml.mcp.results import (
     RECENT_QUERIES,
     CreatedSession,
@@ -19,7 +21,7 @@ from fiml.mcp.results import (
     Statistics,
     remaining_hours,
 )
-from fiml.mcp.tooling import make_tool
+from fiml.mcp.tooling import make_tool, sessions_of
 from fiml.runtime import Runtime
 from fiml.sessions.values import parse_session_id
 
@@ -40,7 +42,7 @@ class SessionTools:
         tags: args.Tags = None,
         title: args.Title = None,
     ) -> CreatedSession:
-        sessions = await self._runtime.sessions()
+        sessions = await sessions_of(self._runtime)
         session = await sessions.create_session(
             assets, sessionType, user_id=userId, ttl_hours=ttlHours, tags=tags, title=title
         )
@@ -57,7 +59,7 @@ class SessionTools:
 
     async def get_session_info(self, sessionId: args.SessionId) -> SessionInfo:
         parsed = parse_session_id(sessionId)
-        session = await (await self._runtime.sessions()).get_session(parsed, recent_queries=RECENT_QUERIES)
+        session = await (await sessions_of(self._runtime)).get_session(parsed, recent_queries=RECENT_QUERIES)
         if session is None:
             raise SessionNotFound(parsed)
         return SessionInfo.of(session)
@@ -72,13 +74,13 @@ class SessionTools:
         tag: args.Tag = None,
         asset: args.Asset = None,
     ) -> SessionList:
-        page = await (await self._runtime.sessions()).list_user_sessions(
+        page = await (await sessions_of(self._runtime)).list_user_sessions(
             userId, includeArchived, limit, cursor, sessionType, tag, asset
         )
         return SessionList(sessions=[SessionLine.of(summary) for summary in page], next_cursor=page.next_cursor)
 
     async def extend_session(self, sessionId: args.SessionId, hours: args.Hours = 24) -> ExtendedSession:
-        session = await (await self._runtime.sessions()).extend_session(sessionId, hours)
+        session = await (await sessions_of(self._runtime)).extend_session(sessionId, hours)
         return ExtendedSession(
             session_id=session.id, expires_at=session.expires_at, time_remaining_hours=remaining_hours(session)
         )
@@ -86,7 +88,7 @@ class SessionTools:
     async def get_session_analytics(
         self, userId: args.UserId = None, sessionType: args.OptionalSessionType = None, days: args.Days = 30
     ) -> Statistics:
-        return Statistics.of(await self._runtime.stats(userId, sessionType, days))
+        return Statistics.of(await self._runtime.stats(userId, sessionType, days, principal=current_principal().owner))
 
     async def search_by_symbol(
         self,
@@ -112,8 +114,9 @@ class SessionTools:
     async def _search(self, question: Question, session_id: str | None) -> SearchResult:
         if session_id is not None:
             parse_session_id(session_id)
+            current_principal().check(Scope.SESSIONS_WRITE)
         try:
-            sessions = None if session_id is None else await self._runtime.sessions()
+            sessions = None if session_id is None else await sessions_of(self._runtime)
         except (Unavailable, Misconfigured) as exc:
             answer = await ask(question, market=self._market)
             return SearchResult.of(answer.model_copy(update={"reason": str(exc)}))
@@ -131,8 +134,8 @@ def session_tools(runtime: Runtime) -> list[Tool]:
         make_tool(tools.list_sessions, "List sessions", LIST_TEXT, kind="reads"),
         make_tool(tools.extend_session, "Extend session", _extend_text(runtime.settings), kind="adds"),
         make_tool(tools.get_session_analytics, "Get session analytics", STATS_TEXT, kind="reads"),
-        make_tool(tools.search_by_symbol, "Search by symbol", SYMBOL_TEXT, kind="adds", is_open_world=is_open),
-        make_tool(tools.search_by_coin, "Search by coin", COIN_TEXT, kind="adds", is_open_world=is_open),
+        make_tool(tools.search_by_symbol, "Search by symbol", SYMBOL_TEXT, kind="asks", is_open_world=is_open),
+        make_tool(tools.search_by_coin, "Search by coin", COIN_TEXT, kind="asks", is_open_world=is_open),
     ]
 
 

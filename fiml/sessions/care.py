@@ -61,7 +61,7 @@ class CareVerbs:
     def _backend(self) -> "Backend":
         raise NotImplementedError
 
-    def _acting_as(self, user_id: str | None) -> str | None:
+    def acting_as(self, user_id: str | None) -> str | None:
         raise NotImplementedError
 
     def _ended(self, at: datetime) -> "Ended":
@@ -156,7 +156,7 @@ class CareVerbs:
             InvalidInput: no user was named.
             Unavailable: an engine is away, or the user goes on creating sessions; what was removed stays removed.
         """
-        acting_as = self._acting_as(values.check_user_id(user_id))
+        acting_as = self.acting_as(values.check_user_id(user_id))
         if acting_as is None:
             raise InvalidInput("user_id", f"is {echo(user_id)}", "name the user who is to be erased")
         erased: list[UUID] = []

@@ -28,7 +28,7 @@ class MemoryVerbs:
     def _backend(self) -> Backend:
         raise NotImplementedError
 
-    def _acting_as(self, user_id: str | None) -> str | None:
+    def acting_as(self, user_id: str | None) -> str | None:
         raise NotImplementedError
 
     async def get_session(self, session_id: UUID | str, *, recent_queries: int | None = None) -> Session | None:
@@ -130,7 +130,7 @@ class MemoryVerbs:
         query = PageQuery(
             limit=size + 1,
             include_archived=include_archived,
-            user_id=self._acting_as(values.check_user_id(user_id)),
+            user_id=self.acting_as(values.check_user_id(user_id)),
             type=None if type is None else SessionType.parse(type).value,
             tag=None if tag is None else values.check_name(tag, "tag"),
             after=None if cursor is None else decode_cursor(cursor),

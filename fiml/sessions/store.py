@@ -73,7 +73,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
         hours = self._hours(ttl_hours, "ttl_hours")
         now = clock.now()
         session = Session(
-            user_id=self._acting_as(values.check_user_id(user_id)),
+            user_id=self.acting_as(values.check_user_id(user_id)),
             type=SessionType.parse(session_type),
             title=values.check_title(title),
             assets=values.check_assets(assets),
@@ -231,7 +231,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
         query = PageQuery(
             limit=size + 1,
             include_archived=include_archived,
-            user_id=self._acting_as(values.check_user_id(user_id)),
+            user_id=self.acting_as(values.check_user_id(user_id)),
             type=None if type is None else SessionType.parse(type).value,
             tag=None if tag is None else values.check_name(tag, "tag"),
             asset=None if asset is None else values.check_name(asset, "asset"),
@@ -243,7 +243,12 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
             summaries, encode_cursor(summaries[-1].created_at, summaries[-1].id) if len(found) > size else None
         )
 
-    def _acting_as(self, user_id: str | None) -> str | None:
+    def acting_as(self, user_id: str | None) -> str | None:
+        """Whose sessions are meant: the given user's, or the owner's.
+
+        Raises:
+            NotPermitted: the user is another one than the owner.
+        """
         if self._owner is None or user_id is None or user_id == self._owner:
             return user_id or self._owner
         raise NotPermitted(f"user {echo(user_id)} is somebody else", "leave the user out to act as yourself")

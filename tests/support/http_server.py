@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx2
 from mcp.client import Client
+from mcp.client.streamable_http import streamable_http_client
 
 from tests.support.mcp_client import ROOT, STATELESS, Caller, environment, mode_of
 
@@ -37,10 +38,13 @@ class HttpServer:
             return await client.post(f"{self.url}/mcp", content=body, headers={**usual, **named})
 
     @asynccontextmanager
-    async def caller(self, *, era: str = STATELESS) -> AsyncIterator[Caller]:
-        async with Client(f"{self.url}/mcp", mode=mode_of(era)) as client:
-            assert client.protocol_version == era
-            yield Caller(client)
+    async def caller(self, *, era: str = STATELESS, token: str | None = None) -> AsyncIterator[Caller]:
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        async with httpx2.AsyncClient(headers=headers) as http:
+            transport = streamable_http_client(f"{self.url}/mcp", http_client=http)
+            async with Client(transport, mode=mode_of(era)) as client:
+                assert client.protocol_version == era
+                yield Caller(client)
 
 
 @asynccontextmanager

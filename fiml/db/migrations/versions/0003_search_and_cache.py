@@ -1,4 +1,4 @@
-"""Full-text search over sessions, and the second cache of market answers."""
+"""Full-text search over sessions, the second cache of market answers, and access tokens."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -58,6 +58,16 @@ def upgrade() -> None:
         sa.Column("keep_until", moment, nullable=False),
     )
     op.create_index("market_cache_by_keeping", "market_cache", ["keep_until"])
+    op.create_table(
+        "access_tokens",
+        sa.Column("id", sa.Uuid, primary_key=True),
+        sa.Column("digest", sa.String(64), nullable=False, unique=True),
+        sa.Column("user_id", sa.String(255), nullable=False),
+        sa.Column("scopes", sa.String(200), nullable=False),
+        sa.Column("created_at", moment, nullable=False),
+        sa.Column("expires_at", moment, nullable=False),
+        sa.Column("revoked_at", moment),
+    )
     op.create_table("search_pending", sa.Column("session_id", sa.Uuid, primary_key=True))
     op.execute("INSERT INTO search_pending (session_id) SELECT id FROM sessions")
     if op.get_bind().dialect.name == "postgresql":

@@ -1,0 +1,123 @@
+"""The public keys of an identity provider."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import jwt
+import structlog
+from jwt.exceptions import PyJWTError
+
+from fiml.core import clock
+from fiml.core.errors import Misconfigured, Unavailable
+
+FETCH_TIMEOUT_S = 3.0
+MAX_KEYS_BYTES = 256 * 1024
+# Keys are asked for again after this long, and when a token names one that isn't known, but not more often than this.
+KEPT_FOR = timedelta(minutes=5)
+AGAIN_AFTER = timedelta(seconds=30)
+
+_log = structlog.get_logger()
+
+
+class IssuerKeys:
+    """Keys by their ids, from a file that is read once, or from an address.
+
+    A key that is known is given at once, also while the address doesn't answer. Nobody can have us ask it more often
+    than every half a minute.
+    """
+
+    def __init__(self, location: str) -> None:
+        self._address = location if "://" in location else None
+        self._keys: dict[str | None, Any] = {} if self._address else _read_file(location)
+        self._fetched_at: datetime | None = None
+        self._tried_at: datetime | None = None
+        self._failed: str | None = None
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def key_of(self, key_id: object) -> Any:
+        """A key by the id that a token names; where it names none, the only one.
+
+        Raises:
+            LookupError: there is no such key.
+            Unavailable: it isn't known, and the address doesn't answer.
+        """
+        if self._address is None:
+            return self._known(key_id)
+        is_known = self._find(key_id) is not None
+        if not is_known or self._is_old():
+            self._begin()
+        if not is_known and self._fetching is not None:
+            await asyncio.shield(self._fetching)
+        if not is_known and self._find(key_id) is None and self._failed is not None:
+            raise Unavailable("the identity provider's keys", self._failed)
+        return self._known(key_id)
+
+    async def aclose(self) -> None:
+        """End a fetch under way."""
+        fetching = self._fetching
+        if fetching is not None:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+
+    def _known(self, key_id: object) -> Any:
+        found = self._find(key_id)
+        if found is None:
+            raise LookupError("no such key")
+        return found
+
+    def _find(self, key_id: object) -> Any:
+        if key_id is None and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        return self._keys.get(key_id) if isinstance(key_id, str) else None
+
+    def _is_old(self) -> bool:
+        return self._fetched_at is None or clock.now() >= self._fetched_at + KEPT_FOR
+
+    def _begin(self) -> None:
+        is_too_soon = self._tried_at is not None and clock.now() < self._tried_at + AGAIN_AFTER
+        if self._fetching is None and not is_too_soon:
+            self._tried_at = clock.now()
+            self._fetching = asyncio.create_task(self._fetch())
+
+    async def _fetch(self) -> None:
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S), httpx2.AsyncClient() as client:
+                answer = await client.get(str(self._address))
+            answer.raise_for_status()
+            self._keys = _read(json.loads(answer.content[:MAX_KEYS_BYTES]))
+            self._fetched_at, self._failed = clock.now(), None
+        except (httpx2.HTTPError, TimeoutError, OSError, ValueError, TypeError, PyJWTError) as exc:
+            self._failed = type(exc).__name__
+            _log.warning("keys_not_fetched", address=self._address, problem=self._failed)
+        finally:
+            self._fetching = None
+
+
+def _read_file(location: str) -> dict[str | None, Any]:
+    try:
+        return _read(json.loads(Path(location).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, PyJWTError) as exc:
+        raise Misconfigured(f"FIML_AUTH_JWKS {location} is no file of keys ({type(exc).__name__})") from exc
+
+
+def _read(document: Any) -> dict[str | None, Any]:
+    """The public keys for signatures; shared secrets and keys for encryption are passed over.
+
+    Raises:
+        ValueError: there are none.
+    """
+    listed = document.get("keys") if isinstance(document, Mapping) else None
+    chosen = [each for each in listed or [] if isinstance(each, Mapping) and _is_for_signatures(each)]
+    keys = {each.get("kid"): jwt.PyJWK(dict(each)).key for each in chosen}
+    if not keys:
+        raise ValueError("no keys")
+    return keys
+
+
+def _is_for_signatures(key: Mapping[str, Any]) -> bool:
+    return key.get("kty") in {"RSA", "EC", "OKP"} and key.get("use", "sig") == "sig" and "d" not in key

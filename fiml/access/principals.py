@@ -1,0 +1,70 @@
+"""A principal, and what it may do."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fiml.core.errors import InvalidInput, NotPermitted, echo
+
+
+class Scope(StrEnum):
+    """What a token lets its holder do. `admin` sees every user's sessions."""
+
+    SESSIONS_READ = "sessions:read"
+    SESSIONS_WRITE = "sessions:write"
+    MARKET_READ = "market:read"
+    ADMIN = "admin"
+
+
+# How a token of our own begins; one that is signed never does.
+TOKEN_PREFIX = "fiml_"  # noqa: S105 - no secret
+USUAL_SCOPES = (Scope.SESSIONS_READ, Scope.SESSIONS_WRITE, Scope.MARKET_READ)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """In whose name a call is made: a user with scopes, or `None` for the local user, who may do all."""
+
+    user_id: str | None
+    scopes: frozenset[Scope]
+
+    @property
+    def owner(self) -> str | None:
+        """Whose sessions it sees; `None` sees all."""
+        return None if Scope.ADMIN in self.scopes else self.user_id
+
+    def may(self, scope: Scope) -> bool:
+        """Whether its scopes let it do something."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+    def check(self, *needed: Scope) -> None:
+        """Refuse what no scope allows.
+
+        Raises:
+            NotPermitted: names the scope that is missing.
+        """
+        for scope in needed:
+            if not self.may(scope):
+                raise NotPermitted(f"this token lacks the scope {scope}", "ask for a token that has it")
+
+
+LOCAL_USER = Principal(None, frozenset(Scope))
+
+
+def parse_scopes(names: Iterable[str]) -> frozenset[Scope]:
+    """Scopes by their names.
+
+    Raises:
+        InvalidInput: there is no such scope.
+    """
+    found = set()
+    for name in names:
+        if name not in Scope.__members__.values():
+            raise InvalidInput("scope", f"{echo(name)} is unknown", f"valid are {', '.join(Scope)}")
+        found.add(Scope(name))
+    return frozenset(found)
+
+
+def known_scopes(names: Iterable[object]) -> frozenset[Scope]:
+    """Those of the names that are scopes; what a token says beyond them lets nobody do anything."""
+    return frozenset(Scope(name) for name in names if isinstance(name, str) and name in Scope.__members__.values())

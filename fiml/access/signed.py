@@ -1,0 +1,95 @@
+"""Signed tokens (JWT) of an identity provider."""
+
+import math
+from typing import Any
+
+import jwt
+from jwt.exceptions import PyJWTError
+
+from fiml.access.keys import IssuerKeys
+from fiml.access.principals import Principal, Scope, known_scopes
+from fiml.core import clock
+from fiml.core.config import Settings
+
+MAX_TOKEN_CHARACTERS = 16_384
+_MAX_USER_CHARACTERS = 255
+_NOT_TO_BE_TRUSTED = (PyJWTError, ValueError, TypeError, LookupError)
+
+
+class SignedTokens:
+    """Verifies tokens: signature with pinned algorithms, issuer, audience, times with a leeway, subject.
+
+    Raises:
+        Misconfigured: from the constructor, when the file of keys can't be read.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.auth_jwks is not None  # noqa: S101 - the settings have all three or none
+        self._settings = settings
+        self._keys = IssuerKeys(settings.auth_jwks)
+
+    async def principal_of(self, token: str) -> Principal | None:
+        """In whose name a token speaks; `None` where it isn't to be trusted.
+
+        Raises:
+            Unavailable: its key isn't known, and the issuer's keys can't be had.
+        """
+        if len(token) > MAX_TOKEN_CHARACTERS:
+            return None
+        try:
+            header = jwt.get_unverified_header(token)
+            # The header's word for it is never taken: a key is used with the pinned algorithms of its own kind only.
+            if header.get("alg") not in self._settings.signature_algorithms:
+                return None
+            claims = self._claims(token, await self._keys.key_of(header.get("kid")))
+        except _NOT_TO_BE_TRUSTED:
+            return None
+        subject = claims.get("sub")
+        if not self._is_time(claims) or not isinstance(subject, str) or not _is_user(subject):
+            return None
+        return Principal(subject, _scopes(claims))
+
+    async def aclose(self) -> None:
+        """Let go of the keys."""
+        await self._keys.aclose()
+
+    def _claims(self, token: str, key: Any) -> dict[str, Any]:
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            key,
+            algorithms=self._settings.signature_algorithms,
+            issuer=self._settings.auth_issuer,
+            audience=self._settings.auth_audience,
+            options={
+                "require": ["exp", "iss", "aud", "sub"],
+                # By our own clock, below.
+                "verify_exp": False,
+                "verify_nbf": False,
+                "verify_iat": False,
+            },
+        )
+        return claims
+
+    def _is_time(self, claims: dict[str, Any]) -> bool:
+        now, leeway = clock.now().timestamp(), self._settings.auth_leeway_seconds
+        expires, begins = _number(claims.get("exp")), _number(claims.get("nbf", claims.get("iat", 0)))
+        return expires is not None and begins is not None and begins - leeway <= now < expires + leeway
+
+
+def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:
+    """Those that we know, of `scope` (with blanks) or `scp` (a list)."""
+    given = claims.get("scope", claims.get("scp", ""))
+    return known_scopes(given.split() if isinstance(given, str) else given if isinstance(given, list) else [])
+
+
+def _is_user(subject: str) -> bool:
+    return 1 <= len(subject) <= _MAX_USER_CHARACTERS and subject.isprintable()
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None

@@ -1,0 +1,186 @@
+"""Tokens of small teams, kept in the database as digests."""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypeVar
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, insert, select, update
+
+from fiml.access.principals import TOKEN_PREFIX, Principal, Scope, known_scopes, parse_scopes
+from fiml.core import clock
+from fiml.core.config import Settings
+from fiml.core.errors import InvalidInput, Unavailable, echo
+from fiml.db.tables import access_tokens
+
+MAX_DAYS = 366
+# How long a process may take a token for good without looking: a revocation reaches all within it.
+KNOWN_FOR = timedelta(seconds=30)
+MAX_KNOWN = 10_000
+LOOKUP_TIMEOUT_S = 2.0
+_LISTED = 500
+_MAX_USER_CHARACTERS = 255
+
+Result = TypeVar("Result")
+
+
+class Database(Protocol):
+    """What the tokens ask of a database; `SqliteFile` and `PostgresDatabase` are such."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def transact(self, function: Callable[[Connection], Result]) -> Result: ...
+
+    async def view(self, function: Callable[[Connection], Result]) -> Result: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessTokenInfo:
+    """What is known of a token; the token itself is shown once, when it is made."""
+
+    id: UUID
+    user_id: str
+    scopes: frozenset[Scope]
+    created_at: datetime
+    expires_at: datetime
+    revoked_at: datetime | None
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether it lets anybody in now."""
+        return self.revoked_at is None and clock.now() < self.expires_at
+
+
+class AccessTokens:
+    """The tokens of an installation, over its database, which it opens and closes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._opening = asyncio.Lock()
+        self._is_open = False
+        self._known: dict[str, tuple[datetime, AccessTokenInfo]] = {}
+
+    async def issue(self, user_id: str, *, scopes: Iterable[str], days: int) -> tuple[str, AccessTokenInfo]:
+        """A new token, which is shown only now, and what is known of it.
+
+        Raises:
+            InvalidInput: no user, no scope or an unknown one, or days out of bounds.
+        """
+        if not 1 <= len(user_id) <= _MAX_USER_CHARACTERS or not user_id.isprintable():
+            raise InvalidInput("user", f"{echo(user_id)} is no user", f"give 1 to {_MAX_USER_CHARACTERS} characters")
+        if not 1 <= days <= MAX_DAYS:
+            raise InvalidInput("days", f"is {days}", f"give 1 to {MAX_DAYS}")
+        wanted = parse_scopes(scopes)
+        if not wanted:
+            raise InvalidInput("scope", "is missing", f"give some of {', '.join(Scope)}")
+        token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        now = clock.now()
+        info = AccessTokenInfo(
+            id=uuid4(),
+            user_id=user_id,
+            scopes=wanted,
+            created_at=now,
+            expires_at=now + timedelta(days=days),
+            revoked_at=None,
+        )
+        await self._transact(lambda connection: connection.execute(insert(access_tokens), _row(info, token)))
+        return token, info
+
+    async def list_tokens(self) -> list[AccessTokenInfo]:
+        """The tokens, the newest first, also those that are past; at most 500."""
+        newest = select(access_tokens).order_by(access_tokens.c.created_at.desc(), access_tokens.c.id).limit(_LISTED)
+        return await self._transact(lambda connection: [_info(row) for row in connection.execute(newest).mappings()])
+
+    async def revoke(self, token_id: UUID) -> bool:
+        """Let a token let nobody in any more, within half a minute everywhere; `False` where there is none."""
+        row = (access_tokens.c.id == token_id) & access_tokens.c.revoked_at.is_(None)
+        statement = update(access_tokens).where(row).values(revoked_at=clock.now())
+        return await self._transact(lambda connection: connection.execute(statement).rowcount > 0)
+
+    async def principal_of(self, token: str) -> Principal | None:
+        """In whose name a token speaks; `None` where it lets nobody in."""
+        digest = _digest(token)
+        looked_at, info = self._known.get(digest, (None, None))
+        if looked_at is None or clock.now() >= looked_at + KNOWN_FOR:
+            info = await self._find(digest)
+            self._remember(digest, info)
+        return Principal(info.user_id, info.scopes) if info is not None and info.is_valid else None
+
+    async def aclose(self) -> None:
+        """Let go of the database."""
+        async with self._opening:
+            if self._is_open:
+                self._is_open = False
+                await self._database.close()
+
+    async def _find(self, digest: str) -> AccessTokenInfo | None:
+        wanted = select(access_tokens).where(access_tokens.c.digest == digest)
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+                await self._open()
+                row = await self._database.view(lambda connection: connection.execute(wanted).mappings().one_or_none())
+        except TimeoutError as exc:
+            raise Unavailable("the database of tokens", f"no answer within {LOOKUP_TIMEOUT_S:g} s") from exc
+        return None if row is None else _info(row)
+
+    def _remember(self, digest: str, info: AccessTokenInfo | None) -> None:
+        # Guesses are not remembered: they would push out what is known.
+        if info is not None:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[digest] = (clock.now(), info)
+
+    async def _transact(self, function: Callable[[Connection], Result]) -> Result:
+        await self._open()
+        return await self._database.transact(function)
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if not self._is_open:
+                await self._database.open()
+                self._is_open = True
+
+
+def open_tokens(settings: Settings) -> AccessTokens:
+    """The tokens of the settings' database; it is opened at the first call."""
+    if settings.database_url is None:
+        from fiml.db.sqlite_file import SqliteFile  # noqa: PLC0415 - one deployment doesn't load the other
+
+        return AccessTokens(SqliteFile(settings.embedded_file, settings.sqlite_synchronous))
+    from fiml.db.postgres import PostgresDatabase  # noqa: PLC0415 - as above
+
+    return AccessTokens(PostgresDatabase(settings.database_url))
+
+
+def _digest(token: str) -> str:
+    # The token is 32 random bytes: there is nothing to guess that a slow hash would protect.
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _row(info: AccessTokenInfo, token: str) -> dict[str, Any]:
+    return {
+        "id": info.id,
+        "digest": _digest(token),
+        "user_id": info.user_id,
+        "scopes": " ".join(sorted(info.scopes)),
+        "created_at": info.created_at,
+        "expires_at": info.expires_at,
+        "revoked_at": None,
+    }
+
+
+def _info(row: Any) -> AccessTokenInfo:
+    return AccessTokenInfo(
+        id=row["id"],
+        user_id=row["user_id"],
+        scopes=known_scopes(row["scopes"].split()),
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        revoked_at=row["revoked_at"],
+    )

@@ -1,0 +1,191 @@
+"""Tokens and keys while engines and providers are slow, away, or asked by many at once."""
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fiml.access.keys import AGAIN_AFTER, KEPT_FOR, IssuerKeys
+from fiml.access.principals import Principal, Scope, known_scopes
+from fiml.access.signed import SignedTokens
+from fiml.access.tokens import open_tokens
+from fiml.core.config import Settings
+from fiml.core.errors import Misconfigured, Unavailable
+from fiml.testing import FrozenClock
+from tests.support.deployment import Deployment
+from tests.support.http_server import http_server
+from tests.support.issuer import AUDIENCE, ISSUER, Issuer
+from tests.support.market_server import MarketServer, hanging, market_server, refusal
+from tests.support.servers import valkey_server
+
+LIST_TOOLS = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}'
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Issuer:
+    return Issuer()
+
+
+@pytest.fixture
+def provider() -> Iterator[MarketServer]:
+    """A small web server that has the keys."""
+    with market_server() as server:
+        yield server
+
+
+def serve_keys(provider: MarketServer, issuer: Issuer, tmp_path: Path) -> IssuerKeys:
+    file = tmp_path / "keys.json"
+    issuer.write_keys(file)
+    provider.always("/keys", json.loads(file.read_text()))
+    return IssuerKeys(f"{provider.url}/keys")
+
+
+async def test_many_first_calls_at_once_open_the_database_once(tmp_path: Path, deployment: Deployment) -> None:
+    for settings in (Settings(data_dir=tmp_path / "data"), deployment.settings()):
+        tokens = open_tokens(settings)
+        token, _ = await tokens.issue("ann", scopes=["sessions:read"], days=1)
+        await tokens.aclose()
+
+        fresh = open_tokens(settings)
+        found = await asyncio.gather(*(fresh.principal_of(each) for each in [token, "fiml_guess"] * 20))
+        await fresh.aclose()
+
+        assert found == [Principal("ann", frozenset({Scope.SESSIONS_READ})), None] * 20
+
+
+async def test_a_token_is_looked_up_while_somebody_writes_to_the_file(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    tokens = open_tokens(settings)
+    token, _ = await tokens.issue("ann", scopes=["sessions:read"], days=1)
+    await tokens.aclose()
+    tokens = open_tokens(settings)
+    assert await tokens.principal_of("fiml_guess") is None
+
+    with closing(sqlite3.connect(settings.embedded_file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        principal = await tokens.principal_of(token)
+        other.execute("ROLLBACK")
+    await tokens.aclose()
+
+    assert principal is not None
+
+
+async def test_keys_are_fetched_once_for_many_and_again_after_a_while(
+    provider: MarketServer, issuer: Issuer, tmp_path: Path, clock: FrozenClock
+) -> None:
+    keys = serve_keys(provider, issuer, tmp_path)
+    await asyncio.gather(*(keys.key_of("r") for _ in range(20)))
+    assert provider.requests["/keys"] == 1
+
+    clock.advance(seconds=KEPT_FOR.total_seconds())
+    await keys.key_of("r")
+    provider.wait_for("/keys")
+    await asyncio.sleep(0.2)
+
+    assert provider.requests["/keys"] == 2
+
+
+async def test_unknown_key_ids_make_nobody_ask_the_provider_again_and_again(
+    provider: MarketServer, issuer: Issuer, tmp_path: Path, clock: FrozenClock
+) -> None:
+    keys = serve_keys(provider, issuer, tmp_path)
+    await keys.key_of("r")
+    clock.advance(seconds=AGAIN_AFTER.total_seconds())
+    for number in range(50):
+        with pytest.raises(LookupError):
+            await keys.key_of(f"junk {number}")
+
+    assert provider.requests["/keys"] == 2
+
+
+async def test_a_key_that_is_known_is_given_at_once_while_the_provider_hangs(
+    provider: MarketServer, issuer: Issuer, tmp_path: Path, clock: FrozenClock
+) -> None:
+    keys = serve_keys(provider, issuer, tmp_path)
+    await keys.key_of("r")
+    provider.always("/keys", hanging())
+    clock.advance(days=1)
+
+    async with asyncio.timeout(1):
+        assert await keys.key_of("r") is not None
+    await keys.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer", [refusal(500), {"keys": []}, [], {"keys": [{"kty": "oct", "k": "AAAA", "kid": "r"}]}]
+)
+async def test_keys_that_cannot_be_had_are_unavailable_and_not_asked_for_at_once_again(
+    provider: MarketServer, clock: FrozenClock, answer: Any
+) -> None:
+    provider.always("/keys", answer)
+    keys = IssuerKeys(f"{provider.url}/keys")
+
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="identity provider's keys"):
+            await keys.key_of("r")
+
+    assert provider.requests["/keys"] == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"keys": []}', '{"keys": [{"kty": "oct", "k": "AAAA"}]}'])
+def test_a_file_without_public_keys_is_refused_at_start(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text(content)
+
+    with pytest.raises(Misconfigured, match="no file of keys"):
+        IssuerKeys(str(file))
+
+
+async def test_signatures_of_other_pinned_algorithms_of_a_key_are_taken(tmp_path: Path, issuer: Issuer) -> None:
+    signed = SignedTokens(
+        Settings(
+            auth_issuer=ISSUER,
+            auth_audience=AUDIENCE,
+            auth_jwks=issuer.write_keys(tmp_path / "keys.json"),
+            auth_algorithms="RS512",
+        )
+    )
+
+    assert await signed.principal_of(issuer.other_algorithm()) is not None
+    assert await signed.principal_of(issuer.token()) is None
+
+
+def test_what_a_token_says_beyond_our_scopes_lets_it_do_nothing() -> None:
+    assert known_scopes(["admin ", "root", 7, None, "sessions:read"]) == {Scope.SESSIONS_READ}
+
+
+async def test_where_callers_cannot_be_told_the_answer_is_503(tmp_path: Path) -> None:
+    with valkey_server() as valkey:
+        variables = {
+            "FIML_REDIS_URL": valkey.url,
+            "FIML_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none",
+            "FIML_AUTH_TOKENS": "true",
+        }
+        async with http_server(tmp_path / "data", **variables) as server:
+            answer = await server.post(LIST_TOOLS, authorization="Bearer fiml_guess")
+            healthy = await server.get("/health")
+
+    assert (answer.status_code, answer.json()) == (503, {"error": "temporarily_unavailable"})
+    assert healthy.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"auth_jwks": "http://127.0.0.1.evil.example/k"},
+        {"auth_jwks": "http://127.0.0.1@evil.example/k"},
+        {"auth_jwks": "https://"},
+        {"public_url": "https://"},
+        {"auth_audience": " "},
+    ],
+)
+def test_addresses_that_only_look_right_are_refused(values: dict[str, str]) -> None:
+    complete = {"auth_issuer": ISSUER, "auth_audience": AUDIENCE, "auth_jwks": "https://issuer.example/keys"}
+
+    with pytest.raises(Misconfigured, match="FIML_"):
+        Settings(**{**complete, **values})
