@@ -25,7 +25,6 @@ from tests.support.http_server import HttpServer, http_server
 from tests.support.issuer import AUDIENCE, ISSUER, Issuer
 from tests.support.mcp_client import ERAS, Caller
 
-NOW = datetime.now(UTC)  # noqa: TID251  the server's processes have the machine's clock
 LIST_TOOLS = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}).encode()
 UUID_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -49,6 +48,11 @@ async def guarded(folder: Path, issuer: Issuer, **variables: str) -> AsyncIterat
         yield server
 
 
+def moment(**later: int) -> datetime:
+    """A time from now on: the server's processes have the machine's clock."""
+    return datetime.now(UTC) + timedelta(**later)  # noqa: TID251  as above
+
+
 def bad_tokens(issuer: Issuer) -> dict[str, str]:
     """What lets nobody in, by what is wrong with it."""
     good = issuer.token()
@@ -64,9 +68,9 @@ def bad_tokens(issuer: Issuer) -> dict[str, str]:
         "another issuer": issuer.token(iss="https://evil.example"),
         "another audience": issuer.token(aud="others"),
         "no audience": issuer.token(aud=None),
-        "expired": issuer.token(exp=NOW - timedelta(minutes=2)),
+        "expired": issuer.token(exp=moment(minutes=-2)),
         "no expiry": issuer.token(exp=None),
-        "not yet valid": issuer.token(nbf=NOW + timedelta(minutes=10)),
+        "not yet valid": issuer.token(nbf=moment(minutes=10)),
         "no subject": issuer.token(sub=None),
         "an empty subject": issuer.token(sub=""),
         "a subject of control characters": issuer.token(sub="a\nb"),
@@ -95,7 +99,7 @@ async def test_nobody_gets_in_without_a_token_that_is_in_order(tmp_path: Path, i
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_token_in_order_gets_in_with_either_kind_of_key(tmp_path: Path, issuer: Issuer, era: str) -> None:
     async with guarded(tmp_path / "data", issuer) as server:
-        for token in (issuer.token(), issuer.ec_token(), issuer.token(exp=NOW - timedelta(seconds=5))):
+        for token in (issuer.token(), issuer.ec_token(), issuer.token(exp=moment(seconds=-5))):
             async with server.caller(era=era, token=token) as caller:
                 session_id = await caller.create("AAPL")
                 info = await caller.answer("get-session-info", sessionId=session_id)
