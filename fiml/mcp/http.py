@@ -71,6 +71,8 @@ def build_app(runtime: Runtime, host: str, verifier: BearerVerifier | None = Non
     app = build_server(runtime, verifier).streamable_http_app(
         streamable_http_path=PATH,
         stateless_http=True,
+        # An event stream would be cut off when the server is told to stop, and no tool has anything to say meanwhile.
+        json_response=True,
         max_request_body_size=MAX_BODY_BYTES,
         transport_security=_security(runtime.settings.hosts),
         host=host,
