@@ -217,9 +217,12 @@ async def test_an_admin_sees_every_users_sessions(tmp_path: Path, issuer: Issuer
         async with server.caller(token=issuer.token("root", scope="admin")) as admin:
             info = await admin.answer("get-session-info", sessionId=session_id)
             listed = await admin.answer("list-sessions", userId="ann")
+            own = await admin.answer("create-analysis-session", assets=["KO"], sessionType="equity")
+            anns = await admin.answer("create-analysis-session", assets=["KO"], sessionType="equity", userId="ann")
 
     assert info["user_id"] == "ann"
     assert len(listed["sessions"]) == 1
+    assert (own["user_id"], anns["user_id"]) == ("root", "ann")
 
 
 async def test_no_token_is_in_the_log(tmp_path: Path, issuer: Issuer) -> None:

@@ -27,7 +27,7 @@ from fiml.sessions.values import parse_session_id
 
 
 class SessionTools:
-    """The seven tools over one runtime, in the name of the local user, who sees every session."""
+    """The seven tools over one runtime, each call in the name of its principal."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -43,8 +43,10 @@ class SessionTools:
         title: args.Title = None,
     ) -> CreatedSession:
         sessions = await sessions_of(self._runtime)
+        # An admin may create for anybody, and without a name for itself: not a session of nobody.
+        owner = current_principal().user_id if userId is None else userId
         session = await sessions.create_session(
-            assets, sessionType, user_id=userId, ttl_hours=ttlHours, tags=tags, title=title
+            assets, sessionType, user_id=owner, ttl_hours=ttlHours, tags=tags, title=title
         )
         return CreatedSession(
             session_id=session.id,
