@@ -4,6 +4,8 @@ import asyncio
 import json
 import re
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,23 @@ async def test_health_and_ready_tell_the_state_and_no_data(deployment: Deploymen
 
     assert [each.status_code for each in (healthy, ready, still_healthy, not_ready, back)] == [200, 200, 200, 503, 200]
     assert (ready.json(), not_ready.json()) == ({"status": "ok"}, {"status": "unavailable"})
+
+
+async def test_ready_answers_in_time_where_an_engine_hangs(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    async with http_server(folder) as server, server.caller() as caller:
+        await caller.create("AAPL")
+
+    async with http_server(folder) as server:
+        with closing(sqlite3.connect(folder / "fiml.db", isolation_level=None)) as other:
+            # Such a lock lets not even a reader in: opening the file waits for it.
+            other.execute("PRAGMA locking_mode = EXCLUSIVE")
+            other.execute("BEGIN EXCLUSIVE")
+            stuck = await server.get("/ready")
+            healthy = await server.get("/health")
+        later = [(await server.get("/ready")).status_code for _ in range(5)]
+
+    assert (stuck.status_code, healthy.status_code, later[-1]) == (503, 200, 200)
 
 
 async def test_a_page_of_another_site_does_not_get_in(tmp_path: Path) -> None:

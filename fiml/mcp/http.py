@@ -5,6 +5,7 @@ must be a loopback one, and the local user is the one principal, as on stdio: an
 listing the sessions hands out every one.
 """
 
+import asyncio
 import ipaddress
 from uuid import UUID
 
@@ -29,6 +30,7 @@ SHUTDOWN_S = 25
 MAX_CONNECTIONS = 1000
 _KEEP_ALIVE_S = 30
 _RETRY_AFTER_S = 5
+READY_WITHIN_S = 2.0
 _NOBODYS = UUID(int=0)
 
 _log = structlog.get_logger()
@@ -59,14 +61,12 @@ def build_app(runtime: Runtime, host: str, verifier: BearerVerifier | None = Non
     async def health(_request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
+    probe = _Probe(runtime)
+
     async def ready(_request: Request) -> Response:
-        try:
-            # A look for a session that nobody has asks every engine.
-            await (await runtime.store()).get_session(_NOBODYS, recent_queries=0)
-        except FimlError as exc:
-            _log.warning("not_ready", code=exc.code)
-            return JSONResponse({"status": "unavailable"}, status_code=503)
-        return JSONResponse({"status": "ok"})
+        if await probe.is_ready():
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "unavailable"}, status_code=503)
 
     app = build_server(runtime, verifier).streamable_http_app(
         streamable_http_path=PATH,
@@ -81,6 +81,33 @@ def build_app(runtime: Runtime, host: str, verifier: BearerVerifier | None = Non
     app.router.redirect_slashes = False  # it would send callers to whatever host they name
     app.router.routes += [Route("/health", health), Route("/ready", ready)]
     return app
+
+
+class _Probe:
+    """Whether the engines answer in time. All who ask wait for one look: none is cut off, and none pile up."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._look: asyncio.Task[bool] | None = None
+
+    async def is_ready(self) -> bool:
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._engines_answer())
+        try:
+            async with asyncio.timeout(READY_WITHIN_S):
+                return await asyncio.shield(self._look)
+        except TimeoutError:
+            _log.warning("not_ready", code="no_answer_in_time")
+            return False
+
+    async def _engines_answer(self) -> bool:
+        try:
+            # A look for a session that nobody has asks every engine.
+            await (await self._runtime.store()).get_session(_NOBODYS, recent_queries=0)
+        except FimlError as exc:
+            _log.warning("not_ready", code=exc.code)
+            return False
+        return True
 
 
 class LoggedInALine:
