@@ -79,7 +79,7 @@ def make_entry(now: datetime, value: str = '{"price": 1}', **times: float) -> Ca
 
 async def count(cache: L2Cache) -> int:
     counted = select(func.count()).select_from(market_cache)
-    return await cache._transact(lambda connection: connection.scalar(counted) or 0)
+    return await cache._database.transact(lambda connection: connection.scalar(counted) or 0)
 
 
 async def test_what_was_put_is_got_with_its_times(answers: AnswerCache, clock: FrozenClock) -> None:
@@ -233,7 +233,7 @@ class TestSecond:
         now = clock.now()
         times = {"known_at": now, "fresh_until": now}
         rows = [{"key": f"old{n}", "value": "", "keep_until": now + timedelta(seconds=n), **times} for n in range(5)]
-        await second._transact(lambda connection: connection.execute(insert(market_cache), rows))
+        await second._database.transact(lambda connection: connection.execute(insert(market_cache), rows))
 
         assert await second.purge(now + timedelta(seconds=4)) == 3
         assert await second.purge(now + timedelta(seconds=4)) == 1

@@ -3,18 +3,19 @@
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import insert, select, update
 
 from fiml.access.principals import TOKEN_PREFIX, Principal, Scope, known_scopes, parse_scopes
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, Unavailable, echo
+from fiml.db.lazy import Database, LazyDatabase, database_of
 from fiml.db.tables import access_tokens
 
 MAX_DAYS = 366
@@ -24,20 +25,6 @@ MAX_KNOWN = 10_000
 LOOKUP_TIMEOUT_S = 2.0
 _LISTED = 500
 _MAX_USER_CHARACTERS = 255
-
-Result = TypeVar("Result")
-
-
-class Database(Protocol):
-    """What the tokens ask of a database; `SqliteFile` and `PostgresDatabase` are such."""
-
-    async def open(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def transact(self, function: Callable[[Connection], Result]) -> Result: ...
-
-    async def view(self, function: Callable[[Connection], Result]) -> Result: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +48,7 @@ class AccessTokens:
     """The tokens of an installation, over its database, which it opens and closes."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        self._opening = asyncio.Lock()
-        self._is_open = False
+        self._database = LazyDatabase(database)
         self._known: dict[str, tuple[datetime, AccessTokenInfo]] = {}
 
     async def issue(self, user_id: str, *, scopes: Iterable[str], days: int) -> tuple[str, AccessTokenInfo]:
@@ -89,19 +74,21 @@ class AccessTokens:
             expires_at=now + timedelta(days=days),
             revoked_at=None,
         )
-        await self._transact(lambda connection: connection.execute(insert(access_tokens), _row(info, token)))
+        await self._database.transact(lambda connection: connection.execute(insert(access_tokens), _row(info, token)))
         return token, info
 
     async def list_tokens(self) -> list[AccessTokenInfo]:
         """The tokens, the newest first, also those that are past; at most 500."""
         newest = select(access_tokens).order_by(access_tokens.c.created_at.desc(), access_tokens.c.id).limit(_LISTED)
-        return await self._transact(lambda connection: [_info(row) for row in connection.execute(newest).mappings()])
+        return await self._database.view(
+            lambda connection: [_info(row) for row in connection.execute(newest).mappings()]
+        )
 
     async def revoke(self, token_id: UUID) -> bool:
         """Let a token let nobody in any more, within half a minute everywhere; `False` where there is none."""
         row = (access_tokens.c.id == token_id) & access_tokens.c.revoked_at.is_(None)
         statement = update(access_tokens).where(row).values(revoked_at=clock.now())
-        return await self._transact(lambda connection: connection.execute(statement).rowcount > 0)
+        return await self._database.transact(lambda connection: connection.execute(statement).rowcount > 0)
 
     async def principal_of(self, token: str) -> Principal | None:
         """In whose name a token speaks; `None` where it lets nobody in."""
@@ -114,16 +101,12 @@ class AccessTokens:
 
     async def aclose(self) -> None:
         """Let go of the database."""
-        async with self._opening:
-            if self._is_open:
-                self._is_open = False
-                await self._database.close()
+        await self._database.close()
 
     async def _find(self, digest: str) -> AccessTokenInfo | None:
         wanted = select(access_tokens).where(access_tokens.c.digest == digest)
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
-                await self._open()
                 row = await self._database.view(lambda connection: connection.execute(wanted).mappings().one_or_none())
         except TimeoutError as exc:
             raise Unavailable("the database of tokens", f"no answer within {LOOKUP_TIMEOUT_S:g} s") from exc
@@ -136,26 +119,10 @@ class AccessTokens:
                 self._known.clear()
             self._known[digest] = (clock.now(), info)
 
-    async def _transact(self, function: Callable[[Connection], Result]) -> Result:
-        await self._open()
-        return await self._database.transact(function)
-
-    async def _open(self) -> None:
-        async with self._opening:
-            if not self._is_open:
-                await self._database.open()
-                self._is_open = True
-
 
 def open_tokens(settings: Settings) -> AccessTokens:
     """The tokens of the settings' database; it is opened at the first call."""
-    if settings.database_url is None:
-        from fiml.db.sqlite_file import SqliteFile  # noqa: PLC0415 - one deployment doesn't load the other
-
-        return AccessTokens(SqliteFile(settings.embedded_file, settings.sqlite_synchronous))
-    from fiml.db.postgres import PostgresDatabase  # noqa: PLC0415 - as above
-
-    return AccessTokens(PostgresDatabase(settings.database_url))
+    return AccessTokens(database_of(settings))
 
 
 def _digest(token: str) -> str:

@@ -1,9 +1,6 @@
 """The second cache: a table of the database, which outlives the process and is shared by all of them."""
 
-import asyncio
-from collections.abc import Callable
 from datetime import datetime
-from typing import Protocol, TypeVar
 
 import structlog
 from sqlalchemy import Connection, delete, select
@@ -11,25 +8,13 @@ from sqlalchemy import Connection, delete, select
 from fiml.cache.entries import CacheEntry, Layer
 from fiml.core import clock
 from fiml.db.dialects import upsert
+from fiml.db.lazy import Database, LazyDatabase
 from fiml.db.tables import market_cache
 
 PURGE_EVERY_PUTS = 100
 PURGE_ROWS = 1000
 
 _log = structlog.get_logger()
-Result = TypeVar("Result")
-
-
-class Database(Protocol):
-    """What the cache asks of a database; `SqliteFile` and `PostgresDatabase` are such."""
-
-    async def open(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def transact(self, function: Callable[[Connection], Result]) -> Result: ...
-
-    async def view(self, function: Callable[[Connection], Result]) -> Result: ...
 
 
 class L2Cache:
@@ -42,14 +27,12 @@ class L2Cache:
     layer: Layer = "l2"
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        self._opening = asyncio.Lock()
-        self._is_open = False
+        self._database = LazyDatabase(database)
         self._puts = 0
 
     async def get(self, key: str) -> CacheEntry | None:
         wanted = select(*(market_cache.c[name] for name in _COLUMNS)).where(market_cache.c.key == key)
-        row = await self._view(lambda connection: connection.execute(wanted).one_or_none())
+        row = await self._database.view(lambda connection: connection.execute(wanted).one_or_none())
         if row is None:
             return None
         entry = CacheEntry(*row)
@@ -70,30 +53,14 @@ class L2Cache:
                 connection, market_cache, [row], key="key", where=lambda new: new.known_at >= market_cache.c.known_at
             )
 
-        await self._transact(write)
+        await self._database.transact(write)
 
     async def purge(self, before: datetime) -> int:
         """Remove entries whose `keep_until` is before a moment, at most a thousand; how many went."""
-        return await self._transact(lambda connection: _purge(connection, before))
+        return await self._database.transact(lambda connection: _purge(connection, before))
 
     async def aclose(self) -> None:
-        async with self._opening:
-            self._is_open = False
-            await self._database.close()
-
-    async def _view(self, function: Callable[[Connection], Result]) -> Result:
-        await self._open()
-        return await self._database.view(function)
-
-    async def _transact(self, function: Callable[[Connection], Result]) -> Result:
-        await self._open()
-        return await self._database.transact(function)
-
-    async def _open(self) -> None:
-        async with self._opening:
-            if not self._is_open:
-                await self._database.open()
-                self._is_open = True
+        await self._database.close()
 
 
 _COLUMNS = ("value", "known_at", "fresh_until", "keep_until")

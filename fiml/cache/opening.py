@@ -9,21 +9,14 @@ from fiml.core.errors import MissingExtra
 def open_caches(settings: Settings) -> tuple[AnswerCache, ...]:
     """The first and the second cache. Each opens at its first use; one that can't be opened is passed over."""
     if settings.is_embedded:
-        return ForgivingCache("l1", _memory), ForgivingCache("l2", lambda: _file(settings))
-    return ForgivingCache("l1", lambda: _redis(settings)), ForgivingCache("l2", lambda: _postgres(settings))
+        return ForgivingCache("l1", _memory), ForgivingCache("l2", lambda: _database(settings))
+    return ForgivingCache("l1", lambda: _redis(settings)), ForgivingCache("l2", lambda: _database(settings))
 
 
 def _memory() -> AnswerCache:
     from fiml.cache.l1_cache import MemoryL1Cache  # noqa: PLC0415 - one deployment doesn't load the other
 
     return MemoryL1Cache()
-
-
-def _file(settings: Settings) -> AnswerCache:
-    from fiml.cache.l2_cache import L2Cache  # noqa: PLC0415 - as above
-    from fiml.db.sqlite_file import SqliteFile  # noqa: PLC0415 - as above
-
-    return L2Cache(SqliteFile(settings.embedded_file, settings.sqlite_synchronous))
 
 
 def _redis(settings: Settings) -> AnswerCache:
@@ -36,9 +29,8 @@ def _redis(settings: Settings) -> AnswerCache:
         raise MissingExtra("Redis (FIML_REDIS_URL)", "server") from exc
 
 
-def _postgres(settings: Settings) -> AnswerCache:
-    from fiml.cache.l2_cache import L2Cache  # noqa: PLC0415 - as above
-    from fiml.db.postgres import PostgresDatabase  # noqa: PLC0415 - as above
+def _database(settings: Settings) -> AnswerCache:
+    from fiml.cache.l2_cache import L2Cache  # noqa: PLC0415 - SQLAlchemy, which a start without questions doesn't need
+    from fiml.db.lazy import database_of  # noqa: PLC0415 - as above
 
-    assert settings.database_url is not None  # noqa: S101
-    return L2Cache(PostgresDatabase(settings.database_url))
+    return L2Cache(database_of(settings))
