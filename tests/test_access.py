@@ -83,9 +83,10 @@ async def test_keys_are_fetched_once_for_many_and_again_after_a_while(
     assert provider.requests["/keys"] == 1
 
     clock.advance(seconds=KEPT_FOR.total_seconds())
-    await keys.key_of("r")
-    provider.wait_for("/keys")
-    await asyncio.sleep(0.2)
+    await asyncio.gather(*(keys.key_of("r") for _ in range(20)))
+    await asyncio.to_thread(provider.wait_for, "/keys", times=2)
+    await asyncio.gather(*(keys.key_of("r") for _ in range(20)))
+    await keys.aclose()
 
     assert provider.requests["/keys"] == 2
 

@@ -68,10 +68,10 @@ class MarketServer:
     def once(self, path: str, *replies: Reply | object) -> None:
         self._next[path].extend(map(_as_reply, replies))
 
-    def wait_for(self, path: str) -> None:
-        """Return when the path has been asked for."""
+    def wait_for(self, path: str, *, times: int = 1) -> None:
+        """Return when the path has been asked for so many times."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.requests[path] > 0, timeout=LONGEST_S)
+            assert self._changed.wait_for(lambda: self.requests[path] >= times, timeout=LONGEST_S)
 
     def reply(self, target: str) -> Reply:
         path, _, query = target.partition("?")
