@@ -87,12 +87,14 @@ def held_in(session: Session, instrument: Instrument, *, is_sample: bool) -> Hel
 
 
 def holding(hit: Held | None, depth: Depth, instrument: Instrument, found: MarketAnswer, compared: list[str]) -> Held:
+    """What a session is to keep of an answer: what it held, looked at now, or where that didn't do, what was found."""
     if hit is not None:
         return hit.model_copy(update={"looked_at": clock.now()})
     return Held(kind=instrument.kind, depth=depth, looked_at=clock.now(), compared_with=compared, answer=found)
 
 
 def as_deep_as(answer: MarketAnswer, depth: Depth) -> MarketAnswer:
+    """An answer without the parts that a question of this depth doesn't ask for."""
     if depth is Depth.DEEP:
         return answer
     without: dict[str, Any] = {"comparisons": [], "not_compared": {}}
@@ -105,6 +107,7 @@ def as_deep_as(answer: MarketAnswer, depth: Depth) -> MarketAnswer:
 
 
 def since(held: Held, now: MarketAnswer) -> SinceLastLook:
+    """What an answer says that the last look didn't: figures that changed, and parts that are new."""
     before = held.answer.model_dump(mode="json")
     after = now.model_dump(mode="json")
     shared = [name for name in _SECTIONS if before[name] is not None and after[name] is not None]

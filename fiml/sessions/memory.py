@@ -1,6 +1,6 @@
 """The verbs with which an analysis is remembered: its context, what was noted and concluded, and the search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -97,7 +97,7 @@ class MemoryVerbs:
         if not change.entries_set and not change.entries_removed:
             raise InvalidInput("update", "is empty", "give entries, notes, conclusions or keys to remove")
         if cites:
-            await self._check_cited(parsed, written[0])
+            await self._check_cited(parsed, written[0].cites)
         header = await self._write(parsed, change, None)
         await self._live_on(parsed, header, change)
         return written
@@ -157,13 +157,13 @@ class MemoryVerbs:
             not_indexed=found.not_indexed,
         )
 
-    async def _check_cited(self, session_id: UUID, note: Note) -> None:
+    async def _check_cited(self, session_id: UUID, cites: Iterable[UUID]) -> None:
         session = await self.get_session(session_id)
         if session is None:
             raise SessionNotFound(session_id)
         known = {query.id for query in session.state.history.queries}
         known |= {each.id for each in notes_in(session.state.context)}
-        missing = [str(cited) for cited in note.cites if cited not in known]
+        missing = [str(cited) for cited in cites if cited not in known]
         if missing:
             problem = f"names {missing[0]}, which is no record of session {session_id}"
             raise InvalidInput("cites", problem, "cite ids of its queries and notes, as its context shows them")
