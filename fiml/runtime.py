@@ -49,9 +49,9 @@ class Runtime:
         await self._store.initialize()
         return self._store
 
-    async def sessions(self, principal: str | None = None) -> PrincipalStore:
-        """The sessions that a principal sees; `None` is the local user."""
-        return (await self.store()).as_principal(principal)
+    async def sessions(self, principal: str | None = None, *, name: str | None = None) -> PrincipalStore:
+        """The sessions that a principal sees; `None` is the local user. `name` is who it is in audit trails."""
+        return (await self.store()).as_principal(principal, name=name)
 
     async def stats(
         self, user_id: str | None, session_type: SessionType | str | None, days: int, *, principal: str | None = None

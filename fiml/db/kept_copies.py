@@ -59,7 +59,7 @@ def _erase_from(copy: Path, user_id: str, held: Collection[UUID]) -> bool:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         count = 0
         with connection:
-            for table in ("active_entries", "active_queries"):
+            for table in tables & {"active_entries", "active_queries", "active_trail"}:
                 connection.execute(f"DELETE FROM {table} WHERE session_id IN ({theirs})", kept)  # noqa: S608
             for table in ("active_sessions", "sessions", "session_quarantine"):
                 if table in tables:

@@ -47,9 +47,9 @@ class Script:
     digest: str
 
     @classmethod
-    def load(cls, package: str, name: str) -> "Script":
-        """The script `lua/<name>.lua` of a package."""
-        text = files(package).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    def load(cls, package: str, *names: str) -> "Script":
+        """The script `lua/<name>.lua` of a package; of several names, one file after the other."""
+        text = "".join(files(package).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8") for name in names)
         return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
     def __call__(self, keys: Sequence[str], *arguments: Argument) -> Command:

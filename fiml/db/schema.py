@@ -6,7 +6,7 @@ from sqlalchemy import Connection, text
 
 from fiml.core.errors import SchemaOutdated, SchemaTooNew
 
-REVISIONS = ("0001", "0002_0.2.0", "0003_0.3.0")
+REVISIONS = ("0001", "0002_0.2.0", "0003_0.3.0", "0004_0.4.0")
 """Every revision, oldest first; a database at the last one is current.
 
 From the second on, a revision ends with the release that brought it: a fiml that meets a later one reads there what to

@@ -84,9 +84,13 @@ sessions = Table(
     Column("cache_hit_rate", Double, nullable=False),
     Column("version", BigInteger, nullable=False, server_default=text("1")),
     Column("format", Integer, nullable=False, server_default=text("1")),
+    Column("grants", Json, nullable=False, server_default=text("'{}'")),
+    Column("trail", Text, nullable=False, server_default=text("'[]'")),
     Index("sessions_by_user", "user_id", text("created_at DESC"), "id"),
     Index("sessions_by_creation", text("created_at DESC"), "id"),
     Index("sessions_by_archiving", "archived_at"),
+    Index("sessions_by_grant", "grants", postgresql_using="gin").ddl_if("postgresql"),
+    Index("sessions_given", text("created_at DESC"), "id", sqlite_where=text("grants <> '{}'")).ddl_if("sqlite"),
 )
 
 session_metrics = Table(
@@ -245,9 +249,11 @@ active_sessions = Table(
     Column("format", Integer, nullable=False),
     Column("time_histogram", Text, nullable=False, server_default=text("'{}'")),
     Column("queries_by_day", Text, nullable=False, server_default=text("'{}'")),
+    Column("grants", Text, nullable=False, server_default=text("'{}'")),
     Index("active_sessions_by_user", "user_id", text("created_at DESC"), "id"),
     Index("active_sessions_by_creation", text("created_at DESC"), "id"),
     Index("active_sessions_by_expiry", "expires_at"),
+    Index("active_sessions_given", text("created_at DESC"), "id", sqlite_where=text("grants <> '{}'")),
 )
 
 active_entries = Table(
@@ -268,6 +274,15 @@ active_queries = Table(
     Column("body", Text, nullable=False),
     UniqueConstraint("session_id", "id", name="active_queries_once"),
     Index("active_queries_in_order", "session_id", "n"),
+)
+
+active_trail = Table(
+    "active_trail",
+    embedded,
+    Column("n", Integer, primary_key=True),
+    Column("session_id", String(32), nullable=False),
+    Column("entry", Text, nullable=False),
+    Index("active_trail_in_order", "session_id", "n"),
 )
 
 session_words = Table(

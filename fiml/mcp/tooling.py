@@ -47,7 +47,8 @@ def make_tool(
 
 async def sessions_of(runtime: Runtime) -> PrincipalStore:
     """The sessions that the caller sees."""
-    return await runtime.sessions(current_principal().owner)
+    principal = current_principal()
+    return await runtime.sessions(principal.owner, name=principal.user_id)
 
 
 def _answering(method: Callable[..., Awaitable[BaseModel]], scope: Scope) -> Callable[..., Awaitable[CallToolResult]]:

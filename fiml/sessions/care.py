@@ -16,6 +16,7 @@ from fiml.core.errors import (
     echo,
 )
 from fiml.sessions import values
+from fiml.sessions.rights import ANYBODY, Caller, Right, take_back
 
 if TYPE_CHECKING:  # SQLAlchemy, which few calls need
     from fiml.core.config import Settings
@@ -52,10 +53,10 @@ class ErasureReceipt:
 
 
 class CareVerbs:
-    """What can be done about sessions, in the name of `owner`; without one, about all of them."""
+    """What can be done about sessions, in the name of a caller."""
 
     settings: "Settings"
-    _owner: str | None
+    _caller: Caller
 
     @property
     def _backend(self) -> "Backend":
@@ -80,10 +81,10 @@ class CareVerbs:
         text = values.check_text(reason, "reason", max_characters=MAX_REASON_CHARACTERS)
         keeping = self._backend.keeping
         # The hold first: what is there after it can't be deleted any more.
-        is_there = await self._backend.exists(parsed, owner=self._owner)
+        is_there = await self._backend.exists(parsed, caller=self._caller)
         if not is_there or not await keeping.hold(parsed, reason=text, now=clock.now()):
             raise SessionNotFound(parsed)
-        if not await self._backend.exists(parsed, owner=self._owner):
+        if not await self._backend.exists(parsed, caller=self._caller):
             await keeping.release(parsed)
             raise SessionNotFound(parsed)
 
@@ -94,14 +95,14 @@ class CareVerbs:
             SessionNotFound: there is no such session.
         """
         parsed = values.parse_session_id(session_id)
-        if not await self._backend.exists(parsed, owner=self._owner):
+        if not await self._backend.exists(parsed, caller=self._caller):
             raise SessionNotFound(parsed)
         return await self._backend.keeping.release(parsed)
 
     async def get_hold(self, session_id: UUID | str) -> str | None:
         """Why a session is on hold; `None` where it isn't, or isn't there."""
         parsed = values.parse_session_id(session_id)
-        if not await self._backend.exists(parsed, owner=self._owner):
+        if not await self._backend.exists(parsed, needs=Right.READ, caller=self._caller):
             return None
         return await self._backend.keeping.hold_reason(parsed)
 
@@ -110,7 +111,7 @@ class CareVerbs:
     ) -> "list[QuarantinedSession]":
         """Sessions that could not be archived, the longest there first; go on `after` the last one of a page."""
         size = values.check_limit(limit)
-        return await self._backend.keeping.quarantined(limit=size, owner=self._owner, after=after)
+        return await self._backend.keeping.quarantined(limit=size, owner=self._caller.user, after=after)
 
     async def get_quarantined(self, session_id: UUID | str) -> dict[str, Any]:
         """A session in quarantine: `id`, `user_id`, `reason`, `quarantined_at`, and `record`, all that was stored.
@@ -119,7 +120,7 @@ class CareVerbs:
             SessionNotFound: it isn't there.
         """
         parsed = values.parse_session_id(session_id)
-        found = await self._backend.keeping.dump(parsed, owner=self._owner)
+        found = await self._backend.keeping.dump(parsed, owner=self._caller.user)
         if found is None:
             raise SessionNotFound(parsed)
         session, dump = found
@@ -140,7 +141,7 @@ class CareVerbs:
         """
         parsed = values.parse_session_id(session_id)
         try:
-            is_archived = await self._backend.retry(parsed, self._ended(clock.now()), owner=self._owner)
+            is_archived = await self._backend.retry(parsed, self._ended(clock.now()), caller=self._caller)
         except RecordRefused as exc:
             raise SessionQuarantined(parsed, exc.problem) from exc
         if not is_archived:
@@ -148,6 +149,8 @@ class CareVerbs:
 
     async def erase_user(self, user_id: str) -> ErasureReceipt:
         """Remove everything of a user: sessions live, archived and in quarantine, metrics, rollups, kept copies.
+
+        What others shared with the user is taken back; their audit trails go on naming it.
 
         A hold wins: a held session stays, with its metrics, and stands in the receipt. Erasing again finishes an
         erasure that was cut short.
@@ -169,6 +172,8 @@ class CareVerbs:
                 break
         else:
             raise Unavailable(f"the erasure of user {echo(user_id)}", "new sessions of this user come without a pause")
+        for session_id in await self._backend.given_ids(acting_as):
+            await self._backend.share(session_id, take_back(acting_as), now=clock.now(), caller=ANYBODY)
         metrics = await self._backend.keeping.erase_metrics(acting_as)
         for day in await self._backend.keeping.days_behind():
             await self._backend.keeping.roll_up(day)

@@ -1,12 +1,13 @@
 """What changed on a session since it was read, in a form in which the changes of several writers commute."""
 
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from fiml.core import clock
 from fiml.core.errors import InvalidInput
 from fiml.sessions import values
+from fiml.sessions.audit import Act
 from fiml.sessions.models import AnalysisHistory, QueryRecord, Session, SessionState, SessionType
 from fiml.sessions.records import (
     MAPS,
@@ -20,6 +21,10 @@ from fiml.sessions.records import (
     longer_history,
     written_of,
 )
+from fiml.sessions.rights import Caller
+
+# Who appends more at once is named for all of them; the trail need not hold every id twice.
+_QUERIES_IN_TRAIL = 20
 
 
 @dataclass(slots=True)
@@ -48,6 +53,16 @@ class Change:
     assets: NamesChange = field(default_factory=NamesChange)
     tags: NamesChange = field(default_factory=NamesChange)
     scalars: dict[str, Any] = field(default_factory=dict)
+
+    def act(self, caller: Caller, now: datetime) -> Act:
+        """What the audit trail has of it: that queries were recorded, or which parts were updated."""
+        parts = [*self.scalars, *{**self.entries_set, **self.entries_removed}]
+        parts += [name for name in ("assets", "tags") if getattr(self, name).added or getattr(self, name).removed]
+        if not self.queries:
+            return Act("update", caller.name, now, {"parts": parts})
+        return Act(
+            "record", caller.name, now, {"queries": [query.id.hex for query in self.queries[:_QUERIES_IN_TRAIL]]}
+        )
 
 
 def baseline_of(session: Session) -> Written | None:

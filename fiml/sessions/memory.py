@@ -14,15 +14,16 @@ from fiml.sessions.listing import SearchPage, decode_cursor, encode_cursor
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.notes import Note, NoteKind, make_note, notes_in
 from fiml.sessions.records import MAPS, Header, to_summary
+from fiml.sessions.rights import Caller
 from fiml.sessions.searching import parse_search
 
 DEFAULT_SEARCH_LIMIT = 20
 
 
 class MemoryVerbs:
-    """What a session remembers, in the name of `owner`; without one, of all sessions."""
+    """What a session remembers, in the name of a caller."""
 
-    _owner: str | None
+    _caller: Caller
 
     @property
     def _backend(self) -> Backend:
@@ -134,6 +135,7 @@ class MemoryVerbs:
             type=None if type is None else SessionType.parse(type).value,
             tag=None if tag is None else values.check_name(tag, "tag"),
             after=None if cursor is None else decode_cursor(cursor),
+            given_to=self._caller.user,
             wanted=parse_search(
                 text,
                 symbol=None if symbol is None else values.check_name(symbol, "symbol"),

@@ -19,11 +19,12 @@ from fiml.sessions.models import (
     SessionSummary,
     SessionType,
 )
+from fiml.sessions.rights import Grants
 
 # A format's number is that of the release that brought it: major times 100 plus minor, so that a fiml which meets a
 # later one can name what to install. Format 1 is without `time_histogram` and `queries_by_day`, 2 without the origin
-# and the figures of a query.
-FORMAT = 3
+# and the figures of a query, 3 without shares and the audit trail.
+FORMAT = 4
 FORMAT_OF_ALL_TOTALS = 2
 MAPS = ("context", "preferences", "intermediate_results", "metadata")
 
@@ -52,16 +53,21 @@ class Header:
     history_bytes: int = 0
     life: int = 1
     format: int = FORMAT
+    grants: Grants = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class SessionRecord:
-    """A session with its entries as JSON texts and its history, a JSON array that may hold only the last queries."""
+    """A session with its entries as JSON texts and its history, a JSON array that may hold only the last queries.
+
+    The audit trail is a JSON array too, left out (empty) where a reader doesn't ask for it.
+    """
 
     header: Header
     entries: Entries = field(default_factory=dict)
     history: str = "[]"
     is_archived: bool = False
+    trail: str = "[]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +304,8 @@ def revived(record: SessionRecord, *, until: datetime, now: datetime) -> tuple[S
         history_bytes=sum(query.size for query in queries),
         format=FORMAT,
     )
-    return SessionRecord(header, record.entries, history_json(query.text for query in queries)), queries
+    history = history_json(query.text for query in queries)
+    return SessionRecord(header, record.entries, history, trail=record.trail), queries
 
 
 def counted(record: SessionRecord) -> SessionRecord:

@@ -17,6 +17,7 @@ from fiml.core.errors import InvalidInput, SessionConflict, SessionExpired, Unav
 from fiml.sessions.backends.base import Backend, WriteRules
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header
+from fiml.sessions.rights import Caller
 from fiml.sessions.values import check_entries
 
 METADATA_KEY = "fiml.smart_ttl"
@@ -30,9 +31,7 @@ def later_expiry(expires_at: datetime, now: datetime, *, default_ttl_hours: int)
     return now + default / 2 if now < expires_at < now + default / 4 else None
 
 
-async def live_on(
-    backend: Backend, settings: Settings, session_id: UUID, header: Header, *, owner: str | None
-) -> Header:
+async def live_on(backend: Backend, settings: Settings, session_id: UUID, header: Header, *, caller: Caller) -> Header:
     """Extend a session that was just written to, if it is near its end; its header as it is then.
 
     What it was written for is done: a failure here is logged, and the session lives as long as it would have.
@@ -42,7 +41,7 @@ async def live_on(
     if expires_at is None:
         return header
     try:
-        return await _extend(backend, settings, session_id, header, expires_at, owner) or header
+        return await _extend(backend, settings, session_id, header, expires_at, caller) or header
     except (SessionConflict, SessionExpired):
         return header  # somebody else wrote to it in between, and extends it or has ended it
     except (Unavailable, InvalidInput) as exc:
@@ -51,10 +50,10 @@ async def live_on(
 
 
 async def _extend(
-    backend: Backend, settings: Settings, session_id: UUID, header: Header, expires_at: datetime, owner: str | None
+    backend: Backend, settings: Settings, session_id: UUID, header: Header, expires_at: datetime, caller: Caller
 ) -> Header | None:
     now = clock.now()
-    record = await backend.read(session_id, now=now, owner=owner, recent=0)
+    record = await backend.read(session_id, now=now, caller=caller, recent=0)
     if record is None:
         return None
     stored = record.entries.get("metadata", {}).get(METADATA_KEY)
@@ -72,7 +71,7 @@ async def _extend(
         now=now,
         max_queries=settings.session_max_queries_per_session,
         expected_version=header.version,
-        owner=owner,
+        caller=caller,
     )
     return await backend.write(session_id, change, rules)
 

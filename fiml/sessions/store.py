@@ -20,6 +20,7 @@ from fiml.core.errors import (
     echo,
 )
 from fiml.sessions import values
+from fiml.sessions.audit import Act, trail_json
 from fiml.sessions.backends import open_backend
 from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteRules
 from fiml.sessions.care import CareVerbs
@@ -28,6 +29,8 @@ from fiml.sessions.listing import SummaryPage, decode_cursor, encode_cursor
 from fiml.sessions.memory import MemoryVerbs
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
 from fiml.sessions.records import Header, SessionRecord, encode_query, header_of, to_session, to_summary
+from fiml.sessions.rights import ANYBODY, Caller
+from fiml.sessions.sharing import SharingVerbs
 from fiml.sessions.smart_ttl import live_on
 from fiml.sessions.upkeep import UpkeepVerbs
 
@@ -41,16 +44,16 @@ SessionId = UUID | str
 Found = TypeVar("Found")
 
 
-class SessionVerbs(CareVerbs, MemoryVerbs):
-    """What can be done with sessions, in the name of `owner`; without one, of all of them.
+class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
+    """What can be done with sessions, in the name of a caller.
 
     Ids are `UUID` or text; a malformed one raises `InvalidSessionId`. Every verb raises `Unavailable` when an engine
     is away.
     """
 
-    def __init__(self, settings: Settings, owner: str | None) -> None:
+    def __init__(self, settings: Settings, caller: Caller) -> None:
         self.settings = settings
-        self._owner = owner
+        self._caller = caller
 
     @property
     def _backend(self) -> Backend:
@@ -82,7 +85,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
             expires_at=now + timedelta(hours=hours),
             last_accessed_at=now,
         )
-        record = SessionRecord(header_of(session))
+        trail = trail_json([Act("create", self._caller.name, now).at_version(session.version)])
+        record = SessionRecord(header_of(session), trail=trail)
         await self._backend.create(record)
         return to_session(record)
 
@@ -100,9 +104,9 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
             values.check_whole(recent_queries, "recent_queries", at_least=0, at_most=values.MAX_VERSION)
         for look in range(_LOOKS):
             if look % 2 == 0:
-                record = await self._backend.read(parsed, now=clock.now(), owner=self._owner, recent=recent_queries)
+                record = await self._backend.read(parsed, now=clock.now(), caller=self._caller, recent=recent_queries)
             else:
-                record = await self._backend.read_archived(parsed, owner=self._owner)
+                record = await self._backend.read_archived(parsed, caller=self._caller)
             if record is not None:
                 return to_session(record, recent=recent_queries)
         return None
@@ -179,7 +183,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
         now = clock.now()
         latest = now + timedelta(hours=max_hours)
         record = await self._on_live(
-            parsed, lambda: self._backend.extend(parsed, by=by, latest=latest, now=now, owner=self._owner)
+            parsed, lambda: self._backend.extend(parsed, by=by, latest=latest, now=now, caller=self._caller)
         )
         return to_session(record)
 
@@ -192,7 +196,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
         parsed = values.parse_session_id(session_id)
         now = clock.now()
         until = now + timedelta(hours=self._hours(hours, "hours"))
-        record = await self._backend.resume(parsed, until=until, now=now, owner=self._owner)
+        record = await self._backend.resume(parsed, until=until, now=now, caller=self._caller)
         if record is None:
             raise SessionNotFound(parsed)
         return to_session(record)
@@ -200,7 +204,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
     async def archive_session(self, session_id: SessionId) -> bool:
         """End a session now and move it to the archive; `False` where it isn't live."""
         parsed = values.parse_session_id(session_id)
-        return await self._backend.archive(parsed, self._ended(clock.now()), owner=self._owner)
+        return await self._backend.archive(parsed, self._ended(clock.now()), caller=self._caller)
 
     async def delete_session(self, session_id: SessionId) -> bool:
         """Remove a session for good, from both tiers and the quarantine; `False` where there is none.
@@ -208,7 +212,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
         Raises:
             SessionOnHold: it is on legal hold; nothing was removed.
         """
-        return await self._backend.delete(values.parse_session_id(session_id), now=clock.now(), owner=self._owner)
+        return await self._backend.delete(values.parse_session_id(session_id), now=clock.now(), caller=self._caller)
 
     async def list_user_sessions(
         self,
@@ -221,6 +225,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
         asset: str | None = None,
     ) -> SummaryPage:
         """A page of a user's sessions, newest first; of everybody's where `user_id` is `None`.
+
+        A principal's page has its own sessions and those that were shared with it.
 
         The pages of one cursor are complete and without doubles while sessions come and go.
 
@@ -236,6 +242,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
             tag=None if tag is None else values.check_name(tag, "tag"),
             asset=None if asset is None else values.check_name(asset, "asset"),
             after=None if cursor is None else decode_cursor(cursor),
+            given_to=self._caller.user,
         )
         found = await self._backend.page(query)
         summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in found[:size]]
@@ -244,13 +251,14 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
         )
 
     def acting_as(self, user_id: str | None) -> str | None:
-        """Whose sessions are meant: the given user's, or the owner's.
+        """Whose sessions are meant: the given user's, or the caller's.
 
         Raises:
-            NotPermitted: the user is another one than the owner.
+            NotPermitted: the user is another one than the caller.
         """
-        if self._owner is None or user_id is None or user_id == self._owner:
-            return user_id or self._owner
+        own = self._caller.user
+        if own is None or user_id is None or user_id == own:
+            return user_id or own
         raise NotPermitted(f"user {echo(user_id)} is somebody else", "leave the user out to act as yourself")
 
     def _hours(self, hours: int | None, field: str) -> int:
@@ -266,7 +274,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
             now=clock.now(),
             max_queries=self.settings.session_max_queries_per_session,
             expected_version=expected_version,
-            owner=self._owner,
+            caller=self._caller,
         )
         return await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
 
@@ -274,7 +282,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
         """The header of a session after a write, extended where it is in use near its end and the settings say so."""
         if not self.settings.session_smart_ttl or "expires_at" in change.scalars:
             return header
-        return await live_on(self._backend, self.settings, session_id, header, owner=self._owner)
+        return await live_on(self._backend, self.settings, session_id, header, caller=self._caller)
 
     async def _refuse_unread(self, session_id: UUID) -> NoReturn:
         """Refuse to write an object that never came from the store: nobody knows what changed on it."""
@@ -293,7 +301,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs):
                 found = await operation()
                 if found is not None:
                     return found
-            elif await self._backend.read_archived(session_id, owner=self._owner) is not None:
+            elif await self._backend.read_archived(session_id, caller=self._caller) is not None:
                 raise SessionArchived(session_id)
         raise SessionNotFound(session_id)
 
@@ -314,10 +322,10 @@ def refuse_unless_live(session_id: UUID, session: Session | None) -> Session:
 
 
 class PrincipalStore(SessionVerbs):
-    """A store as one user sees it: another's session is as one that does not exist."""
+    """A store as one user sees it: another's session is as one that does not exist, unless it was shared with it."""
 
-    def __init__(self, store: "SessionStore", owner: str | None) -> None:
-        super().__init__(store.settings, owner)
+    def __init__(self, store: "SessionStore", caller: Caller) -> None:
+        super().__init__(store.settings, caller)
         self._store = store
 
     @property
@@ -333,7 +341,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        super().__init__(settings or Settings(), owner=None)
+        super().__init__(settings or Settings(), ANYBODY)
         self._opened: Backend | None = None
         self._opening = asyncio.Lock()
 
@@ -367,9 +375,13 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
         """SQLAlchemy sessions over the database of ended sessions, for `SessionAnalytics`."""
         return self._backend.session_maker
 
-    def as_principal(self, user_id: str | None) -> PrincipalStore:
-        """A view with the same verbs that sees what `user_id` owns; `None` is the local user, who owns all."""
-        return PrincipalStore(self, values.check_user_id(user_id))
+    def as_principal(self, user_id: str | None, *, name: str | None = None) -> PrincipalStore:
+        """A view with the same verbs that sees what `user_id` owns or was given; `None`, the local user, sees all.
+
+        The audit trail has what it does under `name`, by default the `user_id`.
+        """
+        user = values.check_user_id(user_id)
+        return PrincipalStore(self, Caller(user, values.check_user_id(name) or user))
 
     async def live_headers(
         self, *, user_id: str | None, session_type: str | None, since: datetime

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from json.encoder import encode_basestring
 from typing import Any
@@ -15,10 +15,11 @@ from fiml.core.errors import CorruptRecord, InvalidInput
 from fiml.db.dialects import insert_into, is_postgresql, json_elements, upsert
 from fiml.db.tables import search_pending, session_quarantine, sessions, tombstones
 from fiml.sessions import values
-from fiml.sessions.backends import metrics, words
-from fiml.sessions.backends.base import Ended, PageQuery
+from fiml.sessions.backends import archived_grants, metrics, words
+from fiml.sessions.backends.base import Ended, PageQuery, newest_first
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import MAPS, Header, SessionRecord
+from fiml.sessions.rights import ANYBODY, Caller, Right, right_of
 
 # Two locks of the same id exclude each other: archiving, deleting and holding one session.
 _LOCK = text(
@@ -44,6 +45,7 @@ _SUMMARY = (
     sessions.c.version,
     sessions.c.total_queries,
     sessions.c.format,
+    sessions.c.grants,
 )
 
 
@@ -81,22 +83,20 @@ def put(connection: Connection, records: Sequence[SessionRecord], ended: Ended, 
     return put_here
 
 
-def fetch(connection: Connection, session_id: UUID, owner: str | None = None) -> SessionRecord | None:
+def fetch(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> SessionRecord | None:
     """An ended session, whole."""
-    query = select(sessions).where(sessions.c.id == session_id)
-    if owner is not None:
-        query = query.where(sessions.c.user_id == owner)
+    query = select(sessions).where(sessions.c.id == session_id, archived_grants.seen_by(connection, caller))
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
-def find_version(connection: Connection, session_id: UUID, owner: str | None = None) -> int | None:
-    """The version at which an ended session is in the archive."""
-    query = select(sessions.c.version).where(sessions.c.id == session_id)
-    if owner is not None:
-        query = query.where(sessions.c.user_id == owner)
-    version: int | None = connection.scalar(query)
-    return version
+def find(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> tuple[int, Right] | None:
+    """The version at which an ended session is in the archive, and what the caller may do with it."""
+    columns = (sessions.c.version, sessions.c.user_id, sessions.c.grants)
+    seen = select(*columns).where(sessions.c.id == session_id, archived_grants.seen_by(connection, caller))
+    row = connection.execute(seen).one_or_none()
+    right = None if row is None else right_of(row.user_id, json.loads(row.grants), caller)
+    return None if row is None or right is None else (row.version, right)
 
 
 def remove(connection: Connection, session_id: UUID, version: int) -> bool:
@@ -132,7 +132,13 @@ def is_buried(connection: Connection, session_id: UUID) -> bool:
 
 def page(connection: Connection, query: PageQuery) -> list[Header]:
     """Ended sessions by `created_at` descending, then id."""
-    return [_header(row) for row in connection.execute(_page_statement(connection, query)).mappings()]
+    statements = [_page_statement(connection, query)]
+    if query.given_to is not None:
+        # Apart from its own, which an index has in order.
+        is_given = archived_grants.given_to(connection, query.given_to)
+        statements.append(_page_statement(connection, replace(query, user_id=None)).where(is_given))
+    found = [_header(row) for each in statements for row in connection.execute(each).mappings()]
+    return newest_first(found)[: query.limit]
 
 
 def _has(connection: Connection, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
@@ -202,6 +208,8 @@ def _session_row(record: SessionRecord, ended: Ended) -> dict[str, Any]:
         "cache_hit_rate": header.totals.cache_hit_rate,
         "version": header.version,
         "format": header.format,
+        "grants": json.dumps(header.grants),
+        "trail": record.trail,
     }
 
 
@@ -215,7 +223,7 @@ def _record(row: RowMapping) -> SessionRecord:
             name: {key: values.check_entry(name, key, value) for key, value in json.loads(row[name]).items()}
             for name in MAPS
         }
-    return SessionRecord(_header(row), entries, row["history_queries"], is_archived=True)
+    return SessionRecord(_header(row), entries, row["history_queries"], is_archived=True, trail=row["trail"])
 
 
 @contextmanager
@@ -228,7 +236,7 @@ def _corruption_of(row: RowMapping) -> Iterator[None]:
 
 def _header(row: RowMapping) -> Header:
     with _corruption_of(row):
-        assets, tags = json.loads(row["assets"]), json.loads(row["tags"])
+        assets, tags, grants = (json.loads(row[name]) for name in ("assets", "tags", "grants"))
     return Header(
         id=row["id"],
         user_id=row["user_id"],
@@ -242,4 +250,5 @@ def _header(row: RowMapping) -> Header:
         version=row["version"],
         totals=QueryTotals(total_queries=row["total_queries"]),
         format=row["format"],
+        grants=grants,
     )

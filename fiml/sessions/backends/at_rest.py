@@ -1,6 +1,7 @@
 """Sessions that aren't live, archived or in quarantine, in SQL. The functions run in the caller's transaction."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
@@ -8,32 +9,64 @@ from sqlalchemy import Connection, select, union_all
 
 from fiml.core.errors import CorruptRecord, SessionQuarantined
 from fiml.db.tables import session_quarantine, sessions
+from fiml.sessions import records
+from fiml.sessions.audit import Act, longer_trail
 from fiml.sessions.backends import archive, holds, quarantine
 from fiml.sessions.backends.base import Ended
 from fiml.sessions.backends.dumps import Dump
-from fiml.sessions.records import SessionRecord
+from fiml.sessions.records import EncodedQuery, SessionRecord
+from fiml.sessions.rights import Caller, Right, demand, right_of
 
 _UNKNOWN_VERSION = 0
 
 
-def fetch(connection: Connection, session_id: UUID, owner: str | None) -> SessionRecord | None:
+def fetch(connection: Connection, session_id: UUID, caller: Caller) -> SessionRecord | None:
     """An archived session, whole.
 
     Raises:
         SessionQuarantined: it is in quarantine instead.
     """
-    record = archive.fetch(connection, session_id, owner)
+    record = archive.fetch(connection, session_id, caller)
     if record is None:
-        quarantine.refuse(connection, session_id, owner)
+        quarantine.refuse(connection, session_id, caller.user)
     return record
 
 
-def find_version(connection: Connection, session_id: UUID, owner: str | None) -> int | None:
-    """At which version a session is archived or in quarantine, where it may have none that can be read."""
-    version = archive.find_version(connection, session_id, owner)
-    if version is None and quarantine.fetch(connection, session_id, owner) is not None:
-        return _UNKNOWN_VERSION
-    return version
+def revived(
+    ended: SessionRecord, *, until: datetime, now: datetime, caller: Caller
+) -> tuple[SessionRecord, list[EncodedQuery]]:
+    """An archived session as it goes on living, and its queries one by one; the trail says who resumed it.
+
+    Raises:
+        NotPermitted: the caller may only view it.
+    """
+    demand_of(ended, caller, Right.WRITE)
+    record, queries = records.revived(ended, until=until, now=now)
+    entry = Act("resume", caller.name, now).at_version(record.header.version)
+    return replace(record, trail=longer_trail(record.trail, entry)), queries
+
+
+def demand_of(record: SessionRecord, caller: Caller, needed: Right) -> None:
+    """Refuse what the caller, who sees a session, may not do with it.
+
+    Raises:
+        NotPermitted: it has less than the needed right.
+    """
+    held = right_of(record.header.user_id, record.header.grants, caller)
+    demand(record.header.id, held or Right.READ, needed)
+
+
+def find_version(connection: Connection, session_id: UUID, caller: Caller, needed: Right) -> int | None:
+    """At which version a session is archived or in quarantine, where it may have none that can be read.
+
+    Raises:
+        NotPermitted: the caller sees it, but has less than the needed right.
+    """
+    found = archive.find(connection, session_id, caller)
+    if found is not None:
+        demand(session_id, found[1], needed)
+        return found[0]
+    return None if quarantine.fetch(connection, session_id, caller.user) is None else _UNKNOWN_VERSION
 
 
 def ids_of(connection: Connection, user_id: str) -> set[UUID]:
@@ -59,7 +92,7 @@ def archive_again(
     session_id: UUID,
     ended: Ended,
     *,
-    owner: str | None,
+    caller: Caller,
     record_in: Callable[[UUID, Dump], SessionRecord],
 ) -> bool:
     """Archive a session from the quarantine; `False` where it isn't there.
@@ -67,7 +100,7 @@ def archive_again(
     Raises:
         SessionQuarantined: it still can't be read.
     """
-    if quarantine.fetch(connection, session_id, owner) is None:
+    if quarantine.fetch(connection, session_id, caller.user) is None:
         return False
     dump = quarantine.fetch_dump(connection, session_id)
     assert dump is not None  # noqa: S101 - found above, in the same transaction

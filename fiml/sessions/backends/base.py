@@ -1,7 +1,8 @@
 """What a backend must keep, in words. Every backend passes the conformance suite in `fiml.testing`.
 
 A backend takes and gives records whose JSON is text; it never decodes a value. Absence, and another owner's session,
-are `None` or `False`, alike in every respect. `owner` is the principal whose sessions are seen, `None` sees all.
+are `None` or `False`, alike in every respect. `caller` sees what it owns or was given. A method that changes a session
+needs an editor, `delete` and `share` the owner, and raises `NotPermitted` for less; the change enters the audit trail.
 
 All methods raise `Unavailable` when the engine is away.
 """
@@ -14,6 +15,7 @@ from uuid import UUID
 
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord
+from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, right_of
 from fiml.sessions.searching import Wanted
 
 if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a server's start waits for nothing of it
@@ -34,7 +36,7 @@ class WriteRules:
     now: datetime
     max_queries: int
     expected_version: int | None = None
-    owner: str | None = None
+    caller: Caller = ANYBODY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ class PageQuery:
     asset: str | None = None
     after: tuple[datetime, UUID] | None = None
     wanted: Wanted | None = None
+    given_to: str | None = None
+    """A user whose own sessions these are: those that were given to it count too."""
 
     def wants(self, header: Header) -> bool:
         """Whether the filters let a session pass."""
@@ -57,6 +61,8 @@ class PageQuery:
             and (self.tag is None or self.tag in header.tags)
             and (self.asset is None or self.asset in header.assets)
             and (self.wanted is None or self.wanted.lets_pass(header))
+            # An index may name what was taken back.
+            and (self.given_to is None or right_of(header.user_id, header.grants, Caller(self.given_to)) is not None)
         )
 
 
@@ -130,14 +136,14 @@ class Backend(Protocol):
         """Store a new session. One round trip on a single node."""
 
     async def read(
-        self, session_id: UUID, *, now: datetime, owner: str | None = None, recent: int | None = None
+        self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY, recent: int | None = None
     ) -> SessionRecord | None:
         """A live session, whole or with its last `recent` queries. One round trip.
 
         Its last access moves to `now` unless it has expired.
         """
 
-    async def read_archived(self, session_id: UUID, *, owner: str | None = None) -> SessionRecord | None:
+    async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
         """An archived session, whole.
 
         Raises:
@@ -152,12 +158,12 @@ class Backend(Protocol):
         Raises:
             SessionExpired: it ended at its expiry.
             SessionConflict: it isn't at the expected version.
-            SessionFull: it would hold too many queries.
+            SessionFull: it would hold too many queries, or has had too many changes.
             InvalidInput: its maps, assets or tags would exceed their limits.
         """
 
     async def extend(
-        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, owner: str | None = None
+        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, caller: Caller = ANYBODY
     ) -> SessionRecord | None:
         """Move the expiry of a live session later, at most to `latest`, never earlier. One round trip.
 
@@ -165,7 +171,7 @@ class Backend(Protocol):
             SessionExpired: it ended at its expiry.
         """
 
-    async def archive(self, session_id: UUID, ended: Ended, *, owner: str | None = None) -> bool:
+    async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         """Move a live session to the archive, with its metrics; `False` where it isn't live.
 
         A crash at any step leaves at least one complete copy.
@@ -179,21 +185,40 @@ class Backend(Protocol):
         """
 
     async def resume(
-        self, session_id: UUID, *, until: datetime, now: datetime, owner: str | None = None
+        self, session_id: UUID, *, until: datetime, now: datetime, caller: Caller = ANYBODY
     ) -> SessionRecord | None:
         """The session, live. Where it had expired or was archived, with the next version and the expiry `until`."""
 
-    async def delete(self, session_id: UUID, *, now: datetime, owner: str | None = None) -> bool:
+    async def delete(self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY) -> bool:
         """Remove a session from both tiers and the quarantine for good: no frozen process can bring it back.
 
         Raises:
             SessionOnHold: it is held; nothing was removed.
         """
 
-    async def exists(self, session_id: UUID, *, owner: str | None = None) -> bool:
-        """Whether a session is anywhere: live, archived or in quarantine. No access counts."""
+    async def share(self, session_id: UUID, change: GrantChange, *, now: datetime, caller: Caller) -> Grants | None:
+        """Change whom a session is given to, live or archived; whom it is given to then.
 
-    async def retry(self, session_id: UUID, ended: Ended, *, owner: str | None = None) -> bool:
+        `None` where the session isn't there for this caller, or a code that it redeems gives nothing.
+
+        Raises:
+            InvalidInput: there would be too many, or the code gives nothing to somebody who has a role.
+        """
+
+    async def owners_view(self, session_id: UUID, *, caller: Caller = ANYBODY) -> tuple[Grants, str] | None:
+        """Whom a session, live or archived, is given to, and its audit trail. For its owner."""
+
+    async def given_ids(self, user_id: str) -> set[UUID]:
+        """Every session that is given to a user."""
+
+    async def exists(self, session_id: UUID, *, needs: Right = Right.OWN, caller: Caller = ANYBODY) -> bool:
+        """Whether a session is anywhere: live, archived or in quarantine. No access counts.
+
+        Raises:
+            NotPermitted: the caller has less than the right that it `needs`.
+        """
+
+    async def retry(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         """Archive a session from the quarantine in one transaction; `False` where it isn't there.
 
         Raises:
@@ -221,6 +246,12 @@ class Backend(Protocol):
 
         An engine without full text for its live sessions reads at most `MAX_SEARCHED` of them, and says how far.
         """
+
+
+def newest_first(headers: Sequence[Header]) -> list[Header]:
+    """In the order of a listing."""
+    by_id = sorted(headers, key=lambda header: header.id.hex)
+    return sorted(by_id, key=lambda header: header.created_at, reverse=True)
 
 
 def merge_pages(live: Sequence[Header], archived: Sequence[Header], limit: int) -> list[tuple[Header, bool]]:

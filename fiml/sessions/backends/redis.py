@@ -15,20 +15,24 @@ from fiml.core.clock import to_micros
 from fiml.core.errors import InvalidInput, SessionConflict, SessionExpired, SessionFull
 from fiml.db.redis_client import Command, RedisClient, Script
 from fiml.sessions import values
+from fiml.sessions.audit import MAX_CHANGES, Act
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import PageQuery, WriteRules
 from fiml.sessions.backends.redis_index import Place, enter, enter_expiry, leave, place_of
 from fiml.sessions.changes import Change
 from fiml.sessions.records import FORMAT, EncodedQuery, Header, SessionRecord, check_format
+from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_of
 
 FLOOR_S = 3600
 TOMBSTONE_S = 24 * 3600
 _FILTERED_CHUNK = 500
 
-READ, LOCATE, PUT, WRITE, EXTEND, GO_ON, REMOVE = SCRIPTS = tuple(
-    Script.load("fiml.sessions", name) for name in ("read", "locate", "put", "write", "extend", "go_on", "remove")
+READ, LOCATE, WRITE, EXTEND, GO_ON = _OF_CALLERS = tuple(
+    Script.load("fiml.sessions", "access", name) for name in ("read", "locate", "write", "extend", "go_on")
 )
+PUT, REMOVE = _OF_OURS = tuple(Script.load("fiml.sessions", name) for name in ("put", "remove"))
+SCRIPTS = (*_OF_CALLERS, *_OF_OURS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Location:
 
     place: Place
     version: int
+    right: Right
 
 
 class RedisTier:
@@ -54,30 +59,40 @@ class RedisTier:
         return str(replies[len(index)].decode())
 
     async def read(
-        self, session_id: UUID, *, now: datetime | None, owner: str | None = None, recent: int | None = None
+        self, session_id: UUID, *, now: datetime | None, caller: Caller = ANYBODY, recent: int | None = None
     ) -> SessionRecord | None:
         """A session, whole or with its last queries; an access at `now`, where one is given."""
-        [reply] = await self._client.run([read(session_id, now, owner, recent)])
+        [reply] = await self._client.run([read(session_id, now=now, caller=caller, recent=recent)])
         return fields.decode_record(session_id, reply)
 
-    async def locate(self, session_id: UUID, owner: str | None) -> Location | None:
+    async def read_whole(
+        self, session_id: UUID, *, caller: Caller = ANYBODY, recent: int | None = None
+    ) -> tuple[SessionRecord, Right] | None:
+        """A live session with its audit trail, and what the caller may do with it. No access counts."""
+        [reply] = await self._client.run([read(session_id, caller=caller, recent=recent, has_trail=True)])
+        record = fields.decode_record(session_id, reply)
+        right = None if record is None else right_of(record.header.user_id, record.header.grants, caller)
+        return None if record is None or right is None else (record, right)
+
+    async def locate(self, session_id: UUID, caller: Caller = ANYBODY) -> Location | None:
         """What is needed to remove a session, which may be beyond reading otherwise."""
-        [stored] = await self._client.run([LOCATE([keys.header_key(session_id)], owner or "")])
+        [stored] = await self._client.run([LOCATE([keys.header_key(session_id)], caller.user or "")])
         if stored is None:
             return None
-        user_id, version, life, created = stored
+        right, user_id, version, life, created, *grants = stored
+        given_to = tuple(field.decode()[2:] for field in grants)
         number = int(version) if version is not None and version.isdigit() else 0
         try:
             member = fields.listed_member(fields.decode_moment(created), session_id, int(life))
         except (TypeError, ValueError, OverflowError):
             member = ""  # it has lost its place; a sweeper drops the entries that are left there
-        return Location(Place(session_id, user_id and user_id.decode(), member), number)
+        return Location(Place(session_id, user_id and user_id.decode(), member, given_to), number, Right(right))
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         """Apply a change, as `Backend.write` says."""
         write = WRITE(
-            keys.session_keys(session_id)[:4],
-            rules.owner or "",
+            keys.session_keys(session_id),
+            rules.caller.user or "",
             to_micros(rules.now),
             "" if rules.expected_version is None else rules.expected_version,
             FORMAT,
@@ -86,6 +101,8 @@ class RedisTier:
             values.MAX_MAPS_BYTES,
             values.MAX_ASSETS,
             values.MAX_TAGS,
+            MAX_CHANGES,
+            change.act(rules.caller, rules.now).opened,
             *fields.encode_change(change),
         )
         [reply] = await self._client.run([write])
@@ -99,24 +116,27 @@ class RedisTier:
         await self._client.run([enter_expiry(header, to_micros(expires_at))])
 
     async def extend(
-        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, owner: str | None
+        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, caller: Caller
     ) -> SessionRecord | None:
         """Move the expiry later, as `Backend.extend` says. The index stays: the sweeper moves its entry."""
         micros = by // timedelta(microseconds=1)
-        extend = EXTEND([keys.header_key(session_id)], owner or "", to_micros(now), micros, to_micros(latest))
-        outcome, reply = await self._client.run([extend, read(session_id, None, owner, None)])
+        entry = Act("extend", caller.name, now).opened
+        extend = EXTEND(_keys(session_id), caller.user or "", to_micros(now), micros, to_micros(latest), entry)
+        outcome, reply = await self._client.run([extend, read(session_id, caller=caller)])
         if outcome is None:
             return None
+        _refuse_viewer(session_id, outcome)
         if outcome[0] == b"expired":
             raise SessionExpired(session_id, fields.decode_moment(outcome[1]))
         return fields.decode_record(session_id, reply)
 
-    async def go_on(
-        self, session_id: UUID, *, until: datetime, now: datetime, owner: str | None
-    ) -> SessionRecord | None:
+    async def go_on(self, session_id: UUID, *, until: datetime, now: datetime, caller: Caller) -> SessionRecord | None:
         """A live session; one that has expired lives on until `until`."""
-        go_on = GO_ON([keys.header_key(session_id)], owner or "", to_micros(now), to_micros(until))
-        _, reply = await self._client.run([go_on, read(session_id, None, owner, None)])
+        entry = Act("resume", caller.name, now).opened
+        go_on = GO_ON(_keys(session_id), caller.user or "", to_micros(now), to_micros(until), entry)
+        outcome, reply = await self._client.run([go_on, read(session_id, caller=caller)])
+        if outcome is not None:
+            _refuse_viewer(session_id, outcome)
         return fields.decode_record(session_id, reply)
 
     async def remove(self, headers: Sequence[Header]) -> list[str]:
@@ -157,7 +177,7 @@ class RedisTier:
         after = _start(query.after)
         found: list[Header] = []
         while len(found) < query.limit:
-            members = await self._members(query.user_id, after, chunk)
+            members = await self._members(query, after, chunk)
             if members:
                 found += [header for header in await self._headers(members) if query.wants(header)]
             if len(members) < chunk:
@@ -165,12 +185,14 @@ class RedisTier:
             after = "(" + members[-1]
         return found[: query.limit]
 
-    async def members(self, user_id: str | None, after: tuple[datetime, UUID] | None, count: int) -> list[str]:
-        """The next `count` entries in a user's listing, or everybody's, behind a session."""
-        return await self._members(user_id, _start(after), count)
+    async def members(self, query: PageQuery, after: tuple[datetime, UUID] | None, count: int) -> list[str]:
+        """The next `count` entries in the listings that a query is about, behind a session."""
+        return await self._members(query, _start(after), count)
 
-    async def _members(self, user_id: str | None, after: str, count: int) -> list[str]:
-        indexes = keys.all_keys() if user_id is None else [keys.user_key(user_id)]
+    async def _members(self, query: PageQuery, after: str, count: int) -> list[str]:
+        indexes = keys.all_keys() if query.user_id is None else [keys.user_key(query.user_id)]
+        if query.given_to is not None:
+            indexes.append(keys.given_key(query.given_to))
         replies = await self._client.run([("ZRANGE", key, after, "+", "BYLEX", "LIMIT", 0, count) for key in indexes])
         return sorted(member.decode() for reply in replies for member in reply)[:count]
 
@@ -190,6 +212,7 @@ def _remove_for_good(session_id: UUID) -> Command:
 
 
 def _raise_refusal(session_id: UUID, rules: WriteRules, reply: list[Any]) -> None:
+    _refuse_viewer(session_id, reply)
     match reply:
         case [b"format", number]:
             check_format(int(number))
@@ -197,6 +220,8 @@ def _raise_refusal(session_id: UUID, rules: WriteRules, reply: list[Any]) -> Non
             raise SessionExpired(session_id, fields.decode_moment(expiry))
         case [b"conflict", version]:
             raise SessionConflict(session_id, expected=rules.expected_version or 0, actual=int(version))
+        case [b"changes"]:
+            raise SessionFull(session_id, f"{MAX_CHANGES} changes")
         case [b"queries"]:
             raise SessionFull(session_id, f"{rules.max_queries} queries")
         case [b"history"]:
@@ -214,14 +239,38 @@ def _raise_over_limit(what: str, size: int) -> None:
     raise InvalidInput(what, f"would have {size} entries", f"at most {most} are allowed")
 
 
-def read(session_id: UUID, now: datetime | None, owner: str | None, recent: int | None) -> Command:
-    """The command that reads a session."""
+def _refuse_viewer(session_id: UUID, reply: list[Any]) -> None:
+    if reply == [b"viewer"]:
+        demand(session_id, Right.READ, Right.WRITE)
+
+
+def _keys(session_id: UUID) -> list[str]:
+    """Header and audit trail."""
+    return [keys.header_key(session_id), keys.trail_key(session_id)]
+
+
+def read(
+    session_id: UUID,
+    *,
+    now: datetime | None = None,
+    caller: Caller = ANYBODY,
+    recent: int | None = None,
+    has_trail: bool = False,
+) -> Command:
+    """The command that reads a session; an access counts where it is told the time."""
+    header, entries, queries, _, trail = keys.session_keys(session_id)
     return READ(
-        keys.session_keys(session_id)[:3],
-        owner or "",
+        [header, entries, queries, trail],
+        caller.user or "",
         "" if now is None else to_micros(now),
         "" if recent is None else recent,
+        int(has_trail),
     )
+
+
+def read_whole(session_id: UUID) -> Command:
+    """The command that reads a session with its audit trail."""
+    return read(session_id, has_trail=True)
 
 
 def _start(after: tuple[datetime, UUID] | None) -> str:

@@ -8,10 +8,12 @@ from uuid import UUID
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord
 from fiml.db.redis_client import Argument
+from fiml.sessions.audit import trail_entries, trail_json
 from fiml.sessions.changes import Change
 from fiml.sessions.histogram import time_bucket
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import MAPS, EncodedQuery, Entries, Header, SessionRecord, history_json
+from fiml.sessions.rights import GRANT_LETTERS
 
 POSITION_CHARACTERS = 48
 _LATEST_MICROS = (1 << 63) - 1
@@ -53,7 +55,8 @@ def encode_record(record: SessionRecord, queries: Sequence[EncodedQuery]) -> lis
     header = encode_header(record.header)
     entries = [(_entry_field(name, key), text) for name, texts in record.entries.items() for key, text in texts.items()]
     bodies = [(query.id.bytes, query.text) for query in queries]
-    return [record.header.version, *_group(header), *_group(entries), *_group(bodies)]
+    trail = trail_entries(record.trail)
+    return [record.header.version, *_group(header), *_group(entries), *_group(bodies), *trail]
 
 
 def encode_header(header: Header) -> list[tuple[str, Argument]]:
@@ -84,6 +87,7 @@ def encode_header(header: Header) -> list[tuple[str, Argument]]:
     counts = [(f"n:{query_type}", count) for query_type, count in totals.query_types.items()]
     counts += [(f"b:{bucket}", count) for bucket, count in totals.time_histogram.items()]
     counts += [(f"d:{day}", count) for day, count in totals.queries_by_day.items()]
+    counts += header.grants.items()
     return [(name, value) for name, value in fields.items() if value is not None] + ordered + counts
 
 
@@ -109,16 +113,17 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
     """What `read.lua` returns."""
     if reply is None:
         return None
-    header, entries, queries = reply
+    header, entries, queries, trail = reply
     maps: Entries = {}
     try:
         for field, text in zip(entries[::2], entries[1::2], strict=True):
             letter, _, key = field.decode().partition(":")
             maps.setdefault(_MAPS_BY_LETTER[letter], {})[key] = text.decode()
         history = history_json(body.decode() for body in queries)
+        entered = trail_json(entry.decode() for entry in trail)
     except (KeyError, UnicodeDecodeError) as exc:
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
-    return SessionRecord(decode_header(session_id, header), maps, history)
+    return SessionRecord(decode_header(session_id, header), maps, history, trail=entered)
 
 
 def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> Header:
@@ -142,6 +147,7 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
             history_bytes=int(stored["history_bytes"]),
             life=int(stored["life"]),
             format=int(stored["format"]),
+            grants={f"{letter}:{name}": value for letter in GRANT_LETTERS for name, value in counts[letter].items()},
         )
     except (KeyError, ValueError, OverflowError) as exc:
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
@@ -173,7 +179,7 @@ def _totals(stored: dict[str, str], counts: dict[str, dict[str, int]]) -> QueryT
 def _split(raw: Iterable[tuple[bytes, bytes]]) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
     """The plain fields of a header, and those with a letter and a colon before their name by that letter."""
     stored: dict[str, str] = {}
-    counts: dict[str, dict[str, int]] = {letter: {} for letter in "atnbd"}
+    counts: dict[str, dict[str, int]] = {letter: {} for letter in "atnbd" + GRANT_LETTERS}
     for field, value in raw:
         name = field.decode()
         if name[1:2] == ":" and name[0] in counts:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from fiml.core.clock import to_micros
@@ -10,15 +10,17 @@ from fiml.db.redis_client import Command
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.records import Header
+from fiml.sessions.rights import users_in
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One life of a session as the indexes name it: its member in the listings, and the user whose listing it is in."""
+    """One life of a session as the indexes name it: its member in the listings, and whose listings it is in."""
 
     session_id: UUID
     user_id: str | None
     listed_member: str
+    given_to: tuple[str, ...] = ()
 
     @property
     def expiry_member(self) -> str:
@@ -26,10 +28,16 @@ class Place:
         return f"{self.listed_member}:{self.user_id or ''}"
 
     @property
+    def given_expiry_members(self) -> list[str]:
+        """How the expiry index names it for each user whom it is given to, so that their listings are cleared."""
+        return [f"{self.listed_member}~{user_id}" for user_id in self.given_to]
+
+    @property
     def listings(self) -> list[str]:
         """The listings that it is in."""
         everybody = keys.all_key(keys.part(self.session_id))
-        return [everybody] if self.user_id is None else [everybody, keys.user_key(self.user_id)]
+        own = [] if self.user_id is None else [keys.user_key(self.user_id)]
+        return [everybody, *own, *(keys.given_key(user_id) for user_id in self.given_to)]
 
     @property
     def expiry_key(self) -> str:
@@ -44,6 +52,7 @@ class ExpiryEntry:
     place: Place
     life: int
     score: int
+    member: str
 
     @property
     def session_id(self) -> UUID:
@@ -52,21 +61,48 @@ class ExpiryEntry:
 
 def place_of(header: Header) -> Place:
     """Where a session stands in the indexes."""
-    return Place(header.id, header.user_id, fields.listed_member(header.created_at, header.id, header.life))
+    member = fields.listed_member(header.created_at, header.id, header.life)
+    return Place(header.id, header.user_id, member, tuple(users_in(header.grants)))
 
 
 def expiry_entry(member: bytes, score: float) -> ExpiryEntry:
     """An entry from its member and score."""
-    listed_member, _, user_id = member.decode().partition(":")
-    place = Place(fields.id_at(listed_member), user_id or None, listed_member)
-    return ExpiryEntry(place, fields.life_at(listed_member), int(score))
+    text = member.decode()
+    end = next(index for index in range(fields.POSITION_CHARACTERS, len(text)) if text[index] in ":~")
+    listed_member, separator, user_id = text[:end], text[end], text[end + 1 :]
+    session_id = fields.id_at(listed_member)
+    if separator == ":":
+        place = Place(session_id, user_id or None, listed_member)
+    else:
+        place = Place(session_id, None, listed_member, (user_id,))
+    return ExpiryEntry(place, fields.life_at(listed_member), int(score), text)
 
 
 def enter(header: Header) -> list[Command]:
     """The commands that enter a session everywhere."""
     place = place_of(header)
     listed: list[Command] = [("ZADD", key, 0, place.listed_member) for key in place.listings]
-    return [*listed, enter_expiry(header, to_micros(header.expires_at))]
+    return [*listed, enter_expiry(header, to_micros(header.expires_at)), *_enter_given(place, header)]
+
+
+def enter_given(header: Header, user_id: str) -> list[Command]:
+    """The commands that enter a session where one whom it is given to finds it."""
+    place = replace(place_of(header), given_to=(user_id,))
+    return [("ZADD", keys.given_key(user_id), 0, place.listed_member), *_enter_given(place, header)]
+
+
+def leave_given(header: Header, user_id: str) -> list[Command]:
+    """The commands that take a session out of there again."""
+    place = replace(place_of(header), given_to=(user_id,))
+    return [
+        ("ZREM", keys.given_key(user_id), place.listed_member),
+        ("ZREM", place.expiry_key, *place.given_expiry_members),
+    ]
+
+
+def _enter_given(place: Place, header: Header) -> list[Command]:
+    micros = to_micros(header.expires_at)
+    return [("ZADD", place.expiry_key, micros, member) for member in place.given_expiry_members]
 
 
 def enter_expiry(header: Header, micros: int) -> Command:
@@ -82,6 +118,6 @@ def leave(places: Iterable[Place]) -> list[Command]:
     for place in places:
         for key in place.listings:
             listed[key].append(place.listed_member)
-        expiring[place.expiry_key].append(place.expiry_member)
+        expiring[place.expiry_key] += [place.expiry_member, *place.given_expiry_members]
     # The expiry last: while it is there, a sweeper can find and drop the others.
     return [("ZREM", key, *members) for index in (listed, expiring) for key, members in index.items()]

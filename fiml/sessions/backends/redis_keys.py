@@ -16,9 +16,14 @@ def header_key(session_id: UUID) -> str:
 
 
 def session_keys(session_id: UUID) -> list[str]:
-    """Header, entries, queries and ids of the queries of a session."""
+    """Header, entries, queries, ids of the queries and audit trail of a session."""
     tag = f"fiml:{{{session_id.hex}}}"
-    return [f"{tag}:header", f"{tag}:entries", f"{tag}:queries", f"{tag}:ids"]
+    return [f"{tag}:header", f"{tag}:entries", f"{tag}:queries", f"{tag}:ids", f"{tag}:trail"]
+
+
+def trail_key(session_id: UUID) -> str:
+    """The list of a session's audit trail."""
+    return f"fiml:{{{session_id.hex}}}:trail"
 
 
 def floor_key(session_id: UUID) -> str:
@@ -29,6 +34,11 @@ def floor_key(session_id: UUID) -> str:
 def user_key(user_id: str) -> str:
     """The index of a user's sessions."""
     return f"fiml:user:{user_id}"
+
+
+def given_key(user_id: str) -> str:
+    """The index of the sessions that are given to a user."""
+    return f"fiml:given:{user_id}"
 
 
 def all_key(part_number: int) -> str:

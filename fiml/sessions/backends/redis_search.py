@@ -41,7 +41,7 @@ class RedisSearch:
         found = Found([])
         after, looked_at = query.after, 0
         while looked_at < MAX_SEARCHED and len(found.rows) < query.limit:
-            members = await self._live.members(query.user_id, after, _HEADERS_AT_ONCE)
+            members = await self._live.members(query, after, _HEADERS_AT_ONCE)
             looked_at += len(members)
             await self._look([member for member in members if member not in known], query, found)
             found.looked_at.update(members)
@@ -70,7 +70,7 @@ class RedisSearch:
         return candidates
 
     async def _read(self, session_ids: Sequence[UUID], found: Found) -> list[SessionRecord]:
-        replies = await self._client.run_each([read(session_id, None, None, None) for session_id in session_ids])
+        replies = await self._client.run_each([read(session_id) for session_id in session_ids])
         records = []
         for session_id, reply in zip(session_ids, replies, strict=True):
             record = _record(session_id, reply, found)

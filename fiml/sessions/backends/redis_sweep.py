@@ -14,14 +14,14 @@ from fiml.db.redis_client import RedisClient, Script
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.dumps import Dump
-from fiml.sessions.backends.redis import FLOOR_S, read
+from fiml.sessions.backends.redis import FLOOR_S, read_whole
 from fiml.sessions.backends.redis_index import ExpiryEntry, expiry_entry, leave
 from fiml.sessions.records import SessionRecord, check_whole, with_all_totals
 
 DUMP, REINDEX, TAKE_OUT = SCRIPTS = tuple(
     Script.load("fiml.sessions", name) for name in ("dump", "reindex", "take_out")
 )
-_KINDS = ("hash", "hash", "list", "set")
+_KINDS = ("hash", "hash", "list", "set", "list")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,13 @@ class RedisSweep:
 
     async def read(self, session_ids: Sequence[UUID]) -> list[SessionRecord | CorruptRecord | None]:
         """Sessions whole, `None` where one isn't live, and the error of one that can't be read. No access counts."""
-        replies = await self._client.run_each([read(session_id, None, None, None) for session_id in session_ids])
+        replies = await self._client.run_each([read_whole(session_id) for session_id in session_ids])
         return [_record(session_id, reply) for session_id, reply in zip(session_ids, replies, strict=True)]
 
     async def reindex(self, moves: Sequence[tuple[ExpiryEntry, datetime]]) -> None:
         """Let the sweeper look at entries again at other times, unless somebody else moved them."""
         await self._client.run(
-            [
-                REINDEX([entry.place.expiry_key], entry.place.expiry_member, entry.score, to_micros(at))
-                for entry, at in moves
-            ]
+            [REINDEX([entry.place.expiry_key], entry.member, entry.score, to_micros(at)) for entry, at in moves]
         )
 
     async def drop(self, entries: Sequence[ExpiryEntry]) -> None:
@@ -86,7 +83,8 @@ class RedisSweep:
         return str(outcome.decode())
 
 
-_PARTS = ("header", "entries", "queries", "ids")
+_PARTS = ("header", "entries", "queries", "ids", "trail")
+_ABSENT: tuple[str, list[str]] = ("none", [])
 
 
 def is_empty(dump: Dump) -> bool:
@@ -113,13 +111,13 @@ def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
         CorruptRecord: it still can't be read.
     """
     for name, kind in zip(_PARTS, _KINDS, strict=True):
-        found = dump.parts[name][0]
+        found = dump.parts.get(name, _ABSENT)[0]  # a dump of an older version has no trail
         if found not in (kind, "none"):
             raise CorruptRecord(f"live session {session_id}", f"its {name} are a {found}, not a {kind}")
-    header, entries, queries, _ = (
-        [text.encode("utf-8", "surrogateescape") for text in dump.parts[name][1]] for name in _PARTS
+    header, entries, queries, _, trail = (
+        [text.encode("utf-8", "surrogateescape") for text in dump.parts.get(name, _ABSENT)[1]] for name in _PARTS
     )
-    record = fields.decode_record(session_id, [header, entries, queries])
+    record = fields.decode_record(session_id, [header, entries, queries, trail])
     assert record is not None  # noqa: S101 - only for a reply that is None
     return _whole(record, queries)
 

@@ -9,15 +9,17 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core.config import Synchronous
-from fiml.core.errors import SessionConflict, SessionExpired
+from fiml.core.errors import SessionConflict, SessionExpired, SessionFull
 from fiml.db.engines import async_sqlite_engine
 from fiml.db.sqlite_file import SqliteFile, driver
-from fiml.sessions.backends import archive, at_rest, indexing, retention, sqlite_sweep
+from fiml.sessions.audit import MAX_CHANGES, Act
+from fiml.sessions.backends import archive, archived_grants, at_rest, indexing, retention, sqlite_sweep
 from fiml.sessions.backends import sqlite_rows as rows
 from fiml.sessions.backends.base import Ended, Found, PageQuery, SweepReport, WriteRules, merge_pages
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.changes import Change
-from fiml.sessions.records import Header, SessionRecord, check_format, revived
+from fiml.sessions.records import Header, SessionRecord, check_format
+from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, act_of, changed, right_of
 
 
 class SqliteBackend:
@@ -37,13 +39,13 @@ class SqliteBackend:
         await self._file.close()
 
     async def create(self, record: SessionRecord) -> None:
-        await self._file.write(lambda connection: rows.insert(connection, record.header, {}, []))
+        await self._file.write(lambda connection: rows.insert(connection, record, []))
 
     async def read(
-        self, session_id: UUID, *, now: datetime, owner: str | None = None, recent: int | None = None
+        self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY, recent: int | None = None
     ) -> SessionRecord | None:
         def read(connection: sqlite3.Connection) -> SessionRecord | None:
-            header = rows.select_header(connection, session_id, owner)
+            header = rows.select_header(connection, session_id, caller)
             if header is None:
                 return None
             if now < header.expires_at:
@@ -52,12 +54,12 @@ class SqliteBackend:
 
         return await self._file.write(read)
 
-    async def read_archived(self, session_id: UUID, *, owner: str | None = None) -> SessionRecord | None:
-        return await self._file.transact(lambda connection: at_rest.fetch(connection, session_id, owner))
+    async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
+        return await self._file.transact(lambda connection: at_rest.fetch(connection, session_id, caller))
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         def write(connection: sqlite3.Connection) -> Header | None:
-            header = rows.select_header(connection, session_id, rules.owner)
+            header = rows.select_header(connection, session_id, rules.caller, Right.WRITE)
             if header is None:
                 return None
             check_format(header.format)
@@ -66,30 +68,33 @@ class SqliteBackend:
             rows.change_entries(connection, header, change)
             rows.change_header(header, change, rules.now)
             rows.update_header(connection, header)
+            rows.enter(connection, header, change.act(rules.caller, rules.now))
             return header
 
         return await self._file.write(write)
 
     async def extend(
-        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, owner: str | None = None
+        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, caller: Caller = ANYBODY
     ) -> SessionRecord | None:
         def extend(connection: sqlite3.Connection) -> SessionRecord | None:
-            header = rows.select_header(connection, session_id, owner)
+            header = rows.select_header(connection, session_id, caller, Right.WRITE)
             if header is None:
                 return None
             if now >= header.expires_at:
                 raise SessionExpired(session_id, header.expires_at)
             header.expires_at = max(header.expires_at, min(header.expires_at + by, latest))
             rows.new_version(connection, header, now)
+            rows.enter(connection, header, Act("extend", caller.name, now))
             return rows.select_record(connection, header)
 
         return await self._file.write(extend)
 
-    async def archive(self, session_id: UUID, ended: Ended, *, owner: str | None = None) -> bool:
+    async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         def move(connection: Connection) -> bool:
-            header = rows.select_header(driver(connection), session_id, owner)
+            header = rows.select_header(driver(connection), session_id, caller, Right.WRITE)
             if header is None:
                 return False
+            rows.enter(driver(connection), header, Act("archive", caller.name, ended.at))
             sqlite_sweep.move(connection, [header], ended)
             return True
 
@@ -105,22 +110,22 @@ class SqliteBackend:
                 return
 
     async def resume(
-        self, session_id: UUID, *, until: datetime, now: datetime, owner: str | None = None
+        self, session_id: UUID, *, until: datetime, now: datetime, caller: Caller = ANYBODY
     ) -> SessionRecord | None:
         def resume(connection: Connection) -> SessionRecord | None:
-            live = rows.select_header(driver(connection), session_id, owner)
+            live = rows.select_header(driver(connection), session_id, caller, Right.WRITE)
             if live is not None:
-                return _go_on(driver(connection), live, until=until, now=now)
-            ended = at_rest.fetch(connection, session_id, owner)
-            return None if ended is None else _move_back(connection, ended, until=until, now=now)
+                return _go_on(driver(connection), live, until=until, now=now, caller=caller)
+            ended = at_rest.fetch(connection, session_id, caller)
+            return None if ended is None else _move_back(connection, ended, until=until, now=now, caller=caller)
 
         return await self._file.transact(resume)
 
-    async def delete(self, session_id: UUID, *, now: datetime, owner: str | None = None) -> bool:
+    async def delete(self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY) -> bool:
         def remove(connection: Connection) -> bool:
-            version = rows.select_version(driver(connection), session_id, owner)
+            version = rows.select_version(driver(connection), session_id, caller, Right.OWN)
             if version is None:
-                version = at_rest.find_version(connection, session_id, owner)
+                version = at_rest.find_version(connection, session_id, caller, Right.OWN)
             if version is None:
                 return False
             rows.delete(driver(connection), [session_id])
@@ -129,17 +134,52 @@ class SqliteBackend:
 
         return await self._file.transact(remove)
 
-    async def exists(self, session_id: UUID, *, owner: str | None = None) -> bool:
+    async def share(self, session_id: UUID, change: GrantChange, *, now: datetime, caller: Caller) -> Grants | None:
+        def share(connection: Connection) -> Grants | None:
+            live = rows.select_header(driver(connection), session_id)
+            if live is None:
+                return archived_grants.share(connection, session_id, change, now=now, caller=caller)
+            held = right_of(live.user_id, live.grants, caller)
+            after = changed(session_id, live.grants, change, held=held, caller=caller, now=now)
+            if after is not None and after != live.grants:
+                live.grants = after
+                rows.new_version(driver(connection), live, live.last_accessed_at)
+                rows.enter(driver(connection), live, act_of(change, caller, now))
+            return after
+
+        return await self._file.transact(share)
+
+    async def owners_view(self, session_id: UUID, *, caller: Caller = ANYBODY) -> tuple[Grants, str] | None:
+        def view(connection: Connection) -> tuple[Grants, str] | None:
+            live = rows.select_header(driver(connection), session_id, caller, Right.OWN)
+            if live is not None:
+                return live.grants, rows.select_trail(driver(connection), session_id)
+            ended = at_rest.fetch(connection, session_id, caller)
+            if ended is None:
+                return None
+            at_rest.demand_of(ended, caller, Right.OWN)
+            return ended.header.grants, ended.trail
+
+        return await self._file.transact(view)
+
+    async def given_ids(self, user_id: str) -> set[UUID]:
+        def given(connection: Connection) -> set[UUID]:
+            live = rows.select_given_ids(driver(connection), user_id)
+            return live | archived_grants.given_ids(connection, user_id)
+
+        return await self._file.transact(given)
+
+    async def exists(self, session_id: UUID, *, needs: Right = Right.OWN, caller: Caller = ANYBODY) -> bool:
         def find(connection: Connection) -> bool:
-            is_live = rows.select_version(driver(connection), session_id, owner) is not None
-            return is_live or at_rest.find_version(connection, session_id, owner) is not None
+            is_live = rows.select_version(driver(connection), session_id, caller, needs) is not None
+            return is_live or at_rest.find_version(connection, session_id, caller, needs) is not None
 
         return await self._file.transact(find)
 
-    async def retry(self, session_id: UUID, ended: Ended, *, owner: str | None = None) -> bool:
+    async def retry(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         return await self._file.transact(
             lambda connection: at_rest.archive_again(
-                connection, session_id, ended, owner=owner, record_in=sqlite_sweep.record_in
+                connection, session_id, ended, caller=caller, record_in=sqlite_sweep.record_in
             )
         )
 
@@ -182,21 +222,28 @@ class SqliteBackend:
 def _refuse_if_stale(header: Header, rules: WriteRules) -> None:
     if rules.now >= header.expires_at:
         raise SessionExpired(header.id, header.expires_at)
+    if header.version >= MAX_CHANGES:
+        raise SessionFull(header.id, f"{MAX_CHANGES} changes")
     if rules.expected_version is not None and rules.expected_version != header.version:
         raise SessionConflict(header.id, expected=rules.expected_version, actual=header.version)
 
 
-def _go_on(connection: sqlite3.Connection, live: Header, *, until: datetime, now: datetime) -> SessionRecord:
+def _go_on(
+    connection: sqlite3.Connection, live: Header, *, until: datetime, now: datetime, caller: Caller
+) -> SessionRecord:
     if now >= live.expires_at:
         live.expires_at = until
         rows.new_version(connection, live, now)
+        rows.enter(connection, live, Act("resume", caller.name, now))
     else:
         rows.touch(connection, live, now)
     return rows.select_record(connection, live)
 
 
-def _move_back(connection: Connection, ended: SessionRecord, *, until: datetime, now: datetime) -> SessionRecord:
-    record, queries = revived(ended, until=until, now=now)
-    rows.insert(driver(connection), record.header, record.entries, queries)
+def _move_back(
+    connection: Connection, ended: SessionRecord, *, until: datetime, now: datetime, caller: Caller
+) -> SessionRecord:
+    record, queries = at_rest.revived(ended, until=until, now=now, caller=caller)
+    rows.insert(driver(connection), record, queries)
     archive.remove(connection, record.header.id, ended.header.version)
     return record

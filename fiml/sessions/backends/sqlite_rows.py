@@ -10,8 +10,9 @@ from uuid import UUID
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord, SessionFull
 from fiml.sessions import values
+from fiml.sessions.audit import Act, trail_entries, trail_json
 from fiml.sessions.backends import sqlite_words
-from fiml.sessions.backends.base import PageQuery
+from fiml.sessions.backends.base import PageQuery, newest_first
 from fiml.sessions.changes import Change
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import (
@@ -23,7 +24,9 @@ from fiml.sessions.records import (
     format_when_written,
     history_json,
 )
+from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_of
 
+_OF_PAGE = ("user_id", "given_to", "type", "tag", "asset", "limit")
 _FIXED = ("id", "user_id", "created_at")
 _CHANGING = (
     "type",
@@ -45,6 +48,7 @@ _CHANGING = (
     "time_histogram",
     "queries_by_day",
     "format",
+    "grants",
 )
 # S608: built from the constants above, not from input.
 _SELECT = f"SELECT {', '.join(_FIXED + _CHANGING)} FROM active_sessions"  # noqa: S608
@@ -58,30 +62,54 @@ _SET_ENTRY = (
     " ON CONFLICT (session_id, map, key) DO UPDATE SET value = excluded.value"
 )
 _APPEND_QUERY = "INSERT INTO active_queries (session_id, id, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_APPEND_ENTRY = "INSERT INTO active_trail (session_id, entry) VALUES (?, ?)"
+_SEEN = (
+    "(:user IS NULL OR user_id = :user OR (grants <> '{}' AND json_valid(grants)"
+    " AND EXISTS (SELECT 1 FROM json_each(grants) WHERE key = 's:' || :user)))"
+)
 _DELETE = (
+    "DELETE FROM active_trail WHERE session_id = ?",
     "DELETE FROM active_queries WHERE session_id = ?",
     "DELETE FROM active_entries WHERE session_id = ?",
     "DELETE FROM active_sessions WHERE id = ?",
 )
 
 
-def select_header(connection: sqlite3.Connection, session_id: UUID, owner: str | None = None) -> Header | None:
-    """The header of a live session, `None` where it isn't live or another owner's."""
-    row = connection.execute(
-        f"{_SELECT} WHERE id = :id AND (:owner IS NULL OR user_id = :owner)", {"id": session_id.hex, "owner": owner}
-    ).fetchone()
-    return None if row is None else _decode(row)
+def select_header(
+    connection: sqlite3.Connection, session_id: UUID, caller: Caller = ANYBODY, needed: Right = Right.READ
+) -> Header | None:
+    """The header of a live session, `None` where it isn't live or isn't there for this caller.
+
+    Raises:
+        NotPermitted: the caller has less than the needed right.
+    """
+    found = {"id": session_id.hex, "user": caller.user}
+    row = connection.execute(f"{_SELECT} WHERE id = :id AND {_SEEN}", found).fetchone()
+    if row is None:
+        return None
+    header = _decode(row)
+    demand(session_id, right_of(header.user_id, header.grants, caller) or Right.READ, needed)
+    return header
 
 
-def select_version(connection: sqlite3.Connection, session_id: UUID, owner: str | None = None) -> int | None:
-    """The version of a live session, which may be beyond reading otherwise."""
+def select_version(
+    connection: sqlite3.Connection, session_id: UUID, caller: Caller = ANYBODY, needed: Right = Right.READ
+) -> int | None:
+    """The version of a live session, which may be beyond reading otherwise.
+
+    Raises:
+        NotPermitted: the caller has less than the needed right.
+    """
     row = connection.execute(
-        "SELECT version FROM active_sessions WHERE id = :id AND (:owner IS NULL OR user_id = :owner)",
-        {"id": session_id.hex, "owner": owner},
+        f"SELECT version, user_id, grants FROM active_sessions WHERE id = :id AND {_SEEN}",  # noqa: S608 - as above
+        {"id": session_id.hex, "user": caller.user},
     ).fetchone()
     if row is None:
         return None
-    return row[0] if isinstance(row[0], int) else 0
+    version, user_id, grants = row
+    if caller.user is not None:
+        demand(session_id, right_of(user_id, json.loads(grants), caller) or Right.READ, needed)
+    return version if isinstance(version, int) else 0
 
 
 def select_any_header(connection: sqlite3.Connection, stored_id: str) -> Header:
@@ -95,18 +123,32 @@ def select_ids(connection: sqlite3.Connection, user_id: str) -> set[UUID]:
     return {UUID(stored_id) for (stored_id,) in found}
 
 
+def select_given_ids(connection: sqlite3.Connection, user_id: str) -> set[UUID]:
+    """Every live session that is given to a user."""
+    is_given = "grants <> '{}' AND EXISTS (SELECT 1 FROM json_each(grants) WHERE key = 's:' || ?)"
+    found = connection.execute(f"SELECT id FROM active_sessions WHERE {is_given}", (user_id,))  # noqa: S608 - a constant
+    return {UUID(stored_id) for (stored_id,) in found}
+
+
 def select_page(connection: sqlite3.Connection, query: PageQuery) -> list[Header]:
     """Live sessions by `created_at` descending, then id."""
-    conditions = ["TRUE"]
-    if query.user_id is not None:
-        conditions.append("user_id = :user_id")
+    own = _select_some(connection, query, "TRUE" if query.user_id is None else "user_id = :user_id")
+    if query.given_to is None:
+        return own
+    # Apart from its own, which an index has in order; this one has only those that are given to anybody.
+    is_given = "grants <> '{}' AND EXISTS (SELECT 1 FROM json_each(grants) WHERE key = 's:' || :given_to)"
+    return newest_first([*own, *_select_some(connection, query, is_given)])[: query.limit]
+
+
+def _select_some(connection: sqlite3.Connection, query: PageQuery, whose: str) -> list[Header]:
+    conditions = [whose]
     if query.type is not None:
         conditions.append("type = :type")
     if query.tag is not None:
         conditions.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)")
     if query.asset is not None:
         conditions.append("EXISTS (SELECT 1 FROM json_each(assets) WHERE value = :asset)")
-    parameters: dict[str, Any] = {name: getattr(query, name) for name in ("user_id", "type", "tag", "asset", "limit")}
+    parameters: dict[str, Any] = {name: getattr(query, name) for name in _OF_PAGE}
     if query.after is not None:
         conditions.append("(created_at < :after OR created_at = :after AND id > :after_id)")
         parameters |= {"after": to_micros(query.after[0]), "after_id": query.after[1].hex}
@@ -134,9 +176,22 @@ def select_record(connection: sqlite3.Connection, header: Header, recent: int | 
     return SessionRecord(header, entries, history_json(body for (body,) in reversed(bodies)))
 
 
-def insert(connection: sqlite3.Connection, header: Header, entries: Entries, queries: Iterable[EncodedQuery]) -> None:
+def select_trail(connection: sqlite3.Connection, session_id: UUID) -> str:
+    """The audit trail of a live session."""
+    rows = connection.execute("SELECT entry FROM active_trail WHERE session_id = ? ORDER BY n", (session_id.hex,))
+    return trail_json(entry for (entry,) in rows)
+
+
+def enter(connection: sqlite3.Connection, header: Header, act: Act) -> None:
+    """Append what was done to the audit trail, at the version that the header has now."""
+    connection.execute(_APPEND_ENTRY, (header.id.hex, act.at_version(header.version)))
+
+
+def insert(connection: sqlite3.Connection, record: SessionRecord, queries: Iterable[EncodedQuery]) -> None:
     """Store a session that isn't live."""
+    header, entries = record.header, record.entries
     connection.execute(_INSERT, _encode(header))
+    connection.executemany(_APPEND_ENTRY, [(header.id.hex, entry) for entry in trail_entries(record.trail)])
     connection.executemany(
         _SET_ENTRY, [(header.id.hex, name, key, text) for name, texts in entries.items() for key, text in texts.items()]
     )
@@ -254,6 +309,7 @@ def _encode(header: Header) -> dict[str, Any]:
         "history_bytes": header.history_bytes,
         "time_histogram": json.dumps(totals.time_histogram),
         "queries_by_day": json.dumps(totals.queries_by_day),
+        "grants": json.dumps(header.grants),
     }
 
 
@@ -285,6 +341,7 @@ def _decode(row: Sequence[Any]) -> Header:
             maps_bytes=stored["maps_bytes"],
             history_bytes=stored["history_bytes"],
             format=stored["format"],
+            grants=json.loads(stored["grants"]),
         )
     except (ValueError, TypeError, AttributeError, OverflowError) as exc:
         raise CorruptRecord(f"live session {UUID(stored['id'])}", str(exc)) from exc

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -24,7 +25,13 @@ _PARTS = {
     "header": ("active_sessions", "id"),
     "entries": ("active_entries", "session_id"),
     "queries": ("active_queries", "session_id"),
+    "trail": ("active_trail", "session_id"),
 }
+# What tables of older versions lack, which dumps may be of.
+_SINCE = (
+    "CREATE TABLE IF NOT EXISTS active_trail (n INTEGER PRIMARY KEY, session_id TEXT, entry TEXT)",
+    "ALTER TABLE active_sessions ADD COLUMN grants TEXT NOT NULL DEFAULT '{}'",
+)
 
 _log = structlog.get_logger()
 
@@ -58,8 +65,10 @@ def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
     """
     with sqlite3.connect(":memory:") as connection:
         connection.executescript(";".join(dump.parts["tables"]))
+        if "trail" not in dump.parts:
+            connection.executescript(";".join(_SINCE))
         for part, (table, _) in _PARTS.items():
-            for row in dump.parts[part]:
+            for row in dump.parts.get(part, ()):
                 marks = ", ".join("?" * len(row))
                 insert = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})"  # noqa: S608 - our own columns
                 connection.execute(insert, [_as_stored(value) for value in row.values()])
@@ -130,6 +139,7 @@ def _select_whole(connection: sqlite3.Connection, header: Header) -> SessionReco
     is_json = {
         "active_entries": "json_valid(value)",
         "active_queries": "json_valid(body) AND json_type(body) = 'object'",
+        "active_trail": "json_valid(entry)",
     }
     for table, condition in is_json.items():
         broken = connection.execute(
@@ -143,7 +153,8 @@ def _select_whole(connection: sqlite3.Connection, header: Header) -> SessionReco
     [count] = connection.execute(
         "SELECT count(*) FROM active_queries WHERE session_id = ?", (header.id.hex,)
     ).fetchone()
-    return check_whole(rows.select_record(connection, header), count)
+    record = rows.select_record(connection, header)
+    return check_whole(replace(record, trail=rows.select_trail(connection, header.id)), count)
 
 
 def _dump(connection: sqlite3.Connection, session_id: UUID) -> Dump:
@@ -157,7 +168,7 @@ def _dump(connection: sqlite3.Connection, session_id: UUID) -> Dump:
 
 def _dump_bytes(connection: sqlite3.Connection, session_id: UUID, names: tuple[str, ...]) -> Dump:
     schema = connection.execute(
-        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name IN (?, ?, ?) ORDER BY name", names
+        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name IN (?, ?, ?, ?) ORDER BY name", names
     )
     parts: dict[str, Any] = {"tables": [sql.decode() for (sql,) in schema]}
     for part, (table, column) in _PARTS.items():

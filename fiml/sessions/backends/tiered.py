@@ -1,6 +1,7 @@
 """Live sessions in Redis, ended ones in PostgreSQL: the order of the steps is what keeps them."""
 
 from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -10,16 +11,29 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from fiml.core.errors import RecordRefused, Unavailable
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends import archive, at_rest, indexing, redis, redis_sweep, retention
+from fiml.sessions.audit import Act, longer_trail
+from fiml.sessions.backends import (
+    archive,
+    archived_grants,
+    at_rest,
+    indexing,
+    redis,
+    redis_sharing,
+    redis_sweep,
+    retention,
+)
 from fiml.sessions.backends.base import Ended, Found, PageQuery, SweepReport, WriteRules, merge_pages, rows_down_to
 from fiml.sessions.backends.keeping import Keeping
+from fiml.sessions.backends.redis import Location
 from fiml.sessions.backends.redis_index import place_of
 from fiml.sessions.backends.redis_search import RedisSearch
+from fiml.sessions.backends.redis_sharing import RedisSharing
 from fiml.sessions.backends.sweep import Sweep
 from fiml.sessions.changes import Change
-from fiml.sessions.records import Header, SessionRecord, revived, with_all_totals
+from fiml.sessions.records import Header, SessionRecord, with_all_totals
+from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, demand
 
-SCRIPTS = (*redis.SCRIPTS, *redis_sweep.SCRIPTS)
+SCRIPTS = (*redis.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
 _TRIES = 10
 
 
@@ -31,6 +45,7 @@ class TieredBackend:
         self._live = redis.RedisTier(client)
         self._sweeping = redis_sweep.RedisSweep(client)
         self._searching = RedisSearch(client, self._live)
+        self._sharing = RedisSharing(client)
         self._database = database
         self.keeping = Keeping(database.transact)
         self.session_maker = async_sessionmaker[AsyncSession](database.engine)
@@ -51,12 +66,12 @@ class TieredBackend:
         await self._live.put(record)
 
     async def read(
-        self, session_id: UUID, *, now: datetime, owner: str | None = None, recent: int | None = None
+        self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY, recent: int | None = None
     ) -> SessionRecord | None:
-        return await self._live.read(session_id, now=now, owner=owner, recent=recent)
+        return await self._live.read(session_id, now=now, caller=caller, recent=recent)
 
-    async def read_archived(self, session_id: UUID, *, owner: str | None = None) -> SessionRecord | None:
-        return await self._database.transact(lambda connection: at_rest.fetch(connection, session_id, owner))
+    async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
+        return await self._database.transact(lambda connection: at_rest.fetch(connection, session_id, caller))
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         expires_at = change.scalars.get("expires_at")
@@ -64,7 +79,7 @@ class TieredBackend:
             return await self._live.write(session_id, change, rules)
         # The index first, so that no session is missing from it; and once more behind the session, since a sweeper
         # that came in between moved the entry back.
-        before = await self._live.read(session_id, now=None, owner=rules.owner, recent=0)
+        before = await self._live.read(session_id, now=None, caller=rules.caller, recent=0)
         if before is None:
             return None
         is_earlier = expires_at < before.header.expires_at
@@ -76,16 +91,19 @@ class TieredBackend:
         return header
 
     async def extend(
-        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, owner: str | None = None
+        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, caller: Caller = ANYBODY
     ) -> SessionRecord | None:
-        return await self._live.extend(session_id, by=by, latest=latest, now=now, owner=owner)
+        return await self._live.extend(session_id, by=by, latest=latest, now=now, caller=caller)
 
-    async def archive(self, session_id: UUID, ended: Ended, *, owner: str | None = None) -> bool:
+    async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         for _ in range(_TRIES):
-            record = await self._live.read(session_id, now=None, owner=owner)
-            if record is None:
+            found = await self._live.read_whole(session_id, caller=caller)
+            if found is None:
                 return False
-            record = with_all_totals(record)
+            record, right = found
+            demand(session_id, right, Right.WRITE)
+            entry = Act("archive", caller.name, ended.at).at_version(record.header.version)
+            record = with_all_totals(replace(record, trail=longer_trail(record.trail, entry)))
             outcome = await self._move(record, ended)
             if outcome != "changed":
                 return outcome == "removed"
@@ -95,29 +113,29 @@ class TieredBackend:
         return Sweep(self._live, self._sweeping, self._database, ended).run()
 
     async def resume(
-        self, session_id: UUID, *, until: datetime, now: datetime, owner: str | None = None
+        self, session_id: UUID, *, until: datetime, now: datetime, caller: Caller = ANYBODY
     ) -> SessionRecord | None:
         for _ in range(_TRIES):
-            live = await self._live.go_on(session_id, until=until, now=now, owner=owner)
+            live = await self._live.go_on(session_id, until=until, now=now, caller=caller)
             if live is not None:
                 return live
-            ended = await self.read_archived(session_id, owner=owner)
+            ended = await self.read_archived(session_id, caller=caller)
             if ended is None:
                 # It may have come back between the two looks.
-                return await self._live.go_on(session_id, until=until, now=now, owner=owner)
-            record, queries = revived(ended, until=until, now=now)
+                return await self._live.go_on(session_id, until=until, now=now, caller=caller)
+            record, queries = at_rest.revived(ended, until=until, now=now, caller=caller)
             if await self._live.put(record, queries) == "stored":
-                return await self._confirm(record, ended.header.version)
+                return await self._confirm(record, ended.header.version, caller)
         return None
 
-    async def delete(self, session_id: UUID, *, now: datetime, owner: str | None = None) -> bool:
-        live = await self._live.locate(session_id, owner)
+    async def delete(self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY) -> bool:
+        live = await self._locate(session_id, caller, Right.OWN)
         archived_version = await self._database.transact(
-            lambda connection: at_rest.find_version(connection, session_id, owner)
+            lambda connection: at_rest.find_version(connection, session_id, caller, Right.OWN)
         )
         if live is None and archived_version is None:
             # It may have come back between the two looks.
-            live = await self._live.locate(session_id, owner)
+            live = await self._locate(session_id, caller, Right.OWN)
         version = live.version if live else archived_version
         if version is None:
             return False
@@ -147,22 +165,52 @@ class TieredBackend:
             found.rows = rows_down_to(found.rows, found.searched_to)
         return found
 
-    async def exists(self, session_id: UUID, *, owner: str | None = None) -> bool:
+    async def share(self, session_id: UUID, change: GrantChange, *, now: datetime, caller: Caller) -> Grants | None:
         for look in range(3):
             if look % 2 == 0:
-                is_there = await self._live.locate(session_id, owner) is not None
+                grants = await self._sharing.share(session_id, change, now=now, caller=caller)
+            else:
+                grants = await self._database.transact(
+                    lambda connection: archived_grants.share(connection, session_id, change, now=now, caller=caller)
+                )
+            if grants is not None:
+                return grants
+        return None
+
+    async def owners_view(self, session_id: UUID, *, caller: Caller = ANYBODY) -> tuple[Grants, str] | None:
+        for look in range(3):
+            if look % 2 == 0:
+                found = await self._live.read_whole(session_id, caller=caller, recent=0)
+                if found is not None:
+                    demand(session_id, found[1], Right.OWN)
+                    return found[0].header.grants, found[0].trail
+            else:
+                ended = await self.read_archived(session_id, caller=caller)
+                if ended is not None:
+                    at_rest.demand_of(ended, caller, Right.OWN)
+                    return ended.header.grants, ended.trail
+        return None
+
+    async def given_ids(self, user_id: str) -> set[UUID]:
+        live = await self._sharing.given_ids(user_id)
+        return live | await self._database.transact(lambda connection: archived_grants.given_ids(connection, user_id))
+
+    async def exists(self, session_id: UUID, *, needs: Right = Right.OWN, caller: Caller = ANYBODY) -> bool:
+        for look in range(3):
+            if look % 2 == 0:
+                is_there = await self._locate(session_id, caller, needs) is not None
             else:
                 is_there = await self._database.transact(
-                    lambda connection: at_rest.find_version(connection, session_id, owner) is not None
+                    lambda connection: at_rest.find_version(connection, session_id, caller, needs) is not None
                 )
             if is_there:
                 return True
         return False
 
-    async def retry(self, session_id: UUID, ended: Ended, *, owner: str | None = None) -> bool:
+    async def retry(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         return await self._database.transact(
             lambda connection: at_rest.archive_again(
-                connection, session_id, ended, owner=owner, record_in=redis_sweep.record_in
+                connection, session_id, ended, caller=caller, record_in=redis_sweep.record_in
             )
         )
 
@@ -175,7 +223,7 @@ class TieredBackend:
         left = [
             place
             for place in await self._live.members_of(user_id)
-            if place.session_id not in held and await self._live.locate(place.session_id, None) is None
+            if place.session_id not in held and await self._live.locate(place.session_id) is None
         ]
         if left:
             await self._live.forget(left)
@@ -190,6 +238,12 @@ class TieredBackend:
         # A deletion that was cut short may have left a live copy, from which the tombstone has kept us so far.
         await self._live.remove_all_for_good(old)
         return await self._database.transact(lambda connection: retention.remove_tombstones(connection, old))
+
+    async def _locate(self, session_id: UUID, caller: Caller, needs: Right) -> Location | None:
+        found = await self._live.locate(session_id, caller)
+        if found is not None:
+            demand(session_id, found.right, needs)
+        return found
 
     async def _move(self, record: SessionRecord, ended: Ended) -> str:
         """Archive first, then remove: a crash leaves a copy too many, never one too few."""
@@ -206,7 +260,7 @@ class TieredBackend:
         [outcome] = await self._live.remove([record.header])
         return outcome
 
-    async def _confirm(self, record: SessionRecord, archived_version: int) -> SessionRecord | None:
+    async def _confirm(self, record: SessionRecord, archived_version: int, caller: Caller) -> SessionRecord | None:
         """Take the archived copy away. Where a newer one is there, or a tombstone, that counts instead of ours."""
         session_id = record.header.id
         was_overtaken = await self._database.transact(
@@ -214,7 +268,9 @@ class TieredBackend:
         )
         if was_overtaken:
             await self._live.remove([record.header])
-            return await self.resume(session_id, until=record.header.expires_at, now=record.header.last_accessed_at)
+            return await self.resume(
+                session_id, until=record.header.expires_at, now=record.header.last_accessed_at, caller=caller
+            )
         return record
 
 
@@ -226,4 +282,4 @@ def _search_ended(connection: Connection, query: PageQuery) -> tuple[list[Header
 def _take_away(connection: Connection, session_id: UUID, version: int) -> bool:
     if archive.remove(connection, session_id, version):
         return False
-    return archive.is_buried(connection, session_id) or archive.find_version(connection, session_id) is not None
+    return archive.is_buried(connection, session_id) or archive.find(connection, session_id) is not None

@@ -1,5 +1,5 @@
 -- Everything that is stored of a session, whatever became of it.
--- KEYS 1 header, 2 entries, 3 queries, 4 ids of the queries
+-- KEYS 1 header, 2 entries, 3 queries, 4 ids of the queries, 5 audit trail
 -- Returns for each key its type and what it holds; for a type that no session has, what DUMP gives.
 local found = {}
 for i, key in ipairs(KEYS) do

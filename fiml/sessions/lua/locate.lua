@@ -1,7 +1,13 @@
 -- What is needed to remove a live session, which may be beyond reading otherwise.
 -- KEYS 1 header
--- ARGV 1 owner ('' for any)
--- Returns user, version, life and microseconds of the creation, or nil where the session isn't there for this owner.
-if redis.call('EXISTS', KEYS[1]) == 0 then return nil end
-if ARGV[1] ~= '' and redis.call('HGET', KEYS[1], 'user') ~= ARGV[1] then return nil end
-return redis.call('HMGET', KEYS[1], 'user', 'version', 'life', 'created')
+-- ARGV 1 caller ('' for any)
+-- Returns the caller's right, user, version, life and microseconds of the creation, then the fields of the users whom
+-- it is given to; nil where the session isn't there for this caller.
+local right = right_of_caller()
+if not right then return nil end
+local found = redis.call('HMGET', KEYS[1], 'user', 'version', 'life', 'created')
+table.insert(found, 1, right)
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if string.sub(field, 1, 2) == 's:' then found[#found + 1] = field end
+end
+return found

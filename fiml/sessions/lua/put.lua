@@ -1,11 +1,12 @@
 -- Store a session that isn't live: a new one, or one that comes back from the archive.
--- KEYS 1 header, 2 entries, 3 queries, 4 ids of the queries, 5 floor
+-- KEYS 1 header, 2 entries, 3 queries, 4 ids of the queries, 5 audit trail, 6 floor
 -- ARGV 1 version, 2 how many header fields follow, then field and value of each;
---      how many entries, then field and value of each; how many queries, then id and JSON of each
+--      how many entries, then field and value of each; how many queries, then id and JSON of each;
+--      then the entries of the trail
 -- Returns 'stored'; 'live' where it is live already; 'outdated' where a later version left; 'deleted' where it was
 -- deleted for good.
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'live' end
-local floor = redis.call('GET', KEYS[5])
+local floor = redis.call('GET', KEYS[6])
 if floor == 'deleted' then return 'deleted' end
 if floor and tonumber(floor) >= tonumber(ARGV[1]) then return 'outdated' end
 
@@ -25,4 +26,5 @@ pairs_of_group(function(id, json)
   redis.call('SADD', KEYS[4], id)
   redis.call('RPUSH', KEYS[3], json)
 end)
+for i = at, #ARGV do redis.call('RPUSH', KEYS[5], ARGV[i]) end
 return 'stored'

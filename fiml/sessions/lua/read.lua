@@ -1,9 +1,9 @@
 -- A live session, with its entries and its last queries.
--- KEYS 1 header, 2 entries, 3 queries
--- ARGV 1 owner ('' for any), 2 now in microseconds ('' leaves the last access), 3 how many queries ('' for all)
--- Returns header, entries and queries, or nil where the session isn't there for this owner.
-if redis.call('EXISTS', KEYS[1]) == 0 then return nil end
-if ARGV[1] ~= '' and redis.call('HGET', KEYS[1], 'user') ~= ARGV[1] then return nil end
+-- KEYS 1 header, 2 entries, 3 queries, 4 audit trail
+-- ARGV 1 caller ('' for any), 2 now in microseconds ('' leaves the last access), 3 how many queries ('' for all),
+--      4 whether the trail is wanted (1)
+-- Returns header, entries, queries and trail; nil where the session isn't there for this caller.
+if not right_of_caller() then return nil end
 
 if ARGV[2] ~= '' then
   local times = redis.call('HMGET', KEYS[1], 'expires', 'accessed')
@@ -18,4 +18,6 @@ if ARGV[3] == '' then
 elseif ARGV[3] ~= '0' then
   queries = redis.call('LRANGE', KEYS[3], -tonumber(ARGV[3]), -1)
 end
-return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]), queries}
+local trail = {}
+if ARGV[4] == '1' then trail = redis.call('LRANGE', KEYS[4], 0, -1) end
+return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]), queries, trail}

@@ -1,23 +1,27 @@
 -- Apply a change to a live session: all of it or nothing. Values stay as they are, undecoded.
--- KEYS 1 header, 2 entries, 3 queries, 4 ids of the queries
--- ARGV 1 owner ('' for any), 2 now in microseconds, 3 expected version ('' for any), 4 newest format known,
---      5 most queries, 6 most bytes of queries, 7 most bytes of entries, 8 most assets, 9 most tags;
+-- KEYS 1 header, 2 entries, 3 queries, 4 ids of the queries, 5 audit trail
+-- ARGV 1 caller ('' for any), 2 now in microseconds, 3 expected version ('' for any), 4 newest format known,
+--      5 most queries, 6 most bytes of queries, 7 most bytes of entries, 8 most assets, 9 most tags,
+--      10 most changes, 11 the entry of the trail up to the version;
 --      then groups, each with its length first: scalars to set (field, value; '' removes the field), names to remove
 --      (field), names to add (field), entries to remove (field), entries to set (field, value), queries (id, JSON,
 --      type, 1 for a cache hit, microseconds of its time, milliseconds it took or '', their bucket or '', its day)
--- Returns {'written', header}; nil where the session isn't there for this owner; or a refusal: {'expired', expiry},
--- {'conflict', version}, {'format', number}, {'queries'}, {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
+-- Returns {'written', header}; nil where the session isn't there for this caller; or a refusal: {'viewer'},
+-- {'expired', expiry}, {'conflict', version}, {'format', number}, {'changes'}, {'queries'}, {'history'},
+-- {'maps', bytes}, {'assets', count}, {'tags', count}.
 local header, entries, queries, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
-if redis.call('EXISTS', header) == 0 then return nil end
-if ARGV[1] ~= '' and redis.call('HGET', header, 'user') ~= ARGV[1] then return nil end
+local right = right_of_caller()
+if not right then return nil end
+if right < 2 then return {'viewer'} end
 local before = redis.call('HMGET', header, 'expires', 'version', 'total', 'history_bytes', 'maps_bytes', 'accessed',
   'first', 'last', 'format')
 if tonumber(before[9]) > tonumber(ARGV[4]) then return {'format', before[9]} end
 if tonumber(ARGV[2]) >= tonumber(before[1]) then return {'expired', before[1]} end
 if ARGV[3] ~= '' and ARGV[3] ~= before[2] then return {'conflict', before[2]} end
+if tonumber(before[2]) >= tonumber(ARGV[10]) then return {'changes'} end
 
-local at = 10
+local at = 12
 local function group(width)
   local items = {}
   local count = tonumber(ARGV[at])
@@ -110,7 +114,7 @@ end
 local accessed = ARGV[2]
 if tonumber(before[6]) > tonumber(accessed) then accessed = before[6] end
 redis.call('HSET', header, 'accessed', accessed, 'maps_bytes', string.format('%.0f', maps_bytes))
-redis.call('HINCRBY', header, 'version', 1)
+redis.call('RPUSH', KEYS[5], ARGV[11] .. redis.call('HINCRBY', header, 'version', 1) .. ']')
 -- A record of format 1 lacks totals, which only counting anew brings: it stays what it is.
 if before[9] ~= ARGV[4] and tonumber(before[9]) > 1 then redis.call('HSET', header, 'format', ARGV[4]) end
 return {'written', redis.call('HGETALL', header)}

@@ -1,0 +1,83 @@
+"""The audit trail of a session: who did what, when and at which version. It only grows, and goes where it goes."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from fiml.core import clock
+from fiml.core.errors import CorruptRecord
+
+MAX_CHANGES = 100_000
+"""How many changes a session takes: each raises its version by one and is an entry of its trail."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """What was done: `create`, `record`, `update`, `extend`, `resume`, `archive`, `share`, `revoke` or `redeem`.
+
+    `by` is the principal, `None` for the local user and for code that works on the store itself. `version` is the
+    session's version after it. `detail` has the ids of the queries that were recorded, the parts that were updated, or
+    with whom and for what it was shared.
+    """
+
+    at: datetime
+    by: str | None
+    did: str
+    version: int
+    detail: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "at": clock.to_iso(self.at)}
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Something that is being done. In the trail it is a JSON array: microseconds, who, what, detail, version."""
+
+    did: str
+    by: str | None
+    at: datetime
+    detail: Mapping[str, Any] | None = None
+
+    @property
+    def opened(self) -> str:
+        """Its JSON up to the version, which is known only where it is done."""
+        entry = [clock.to_micros(self.at), self.by, self.did, self.detail]
+        return json.dumps(entry, ensure_ascii=False, separators=(",", ":"))[:-1] + ","
+
+    def at_version(self, version: int) -> str:
+        """Its JSON."""
+        return f"{self.opened}{version}]"
+
+
+def trail_json(entries: Iterable[str]) -> str:
+    """The JSON array of a trail."""
+    return "[" + ",".join(entries) + "]"
+
+
+def longer_trail(trail: str, entry: str) -> str:
+    """The JSON array of a trail with one more entry."""
+    return trail_json([trail[1:-1], entry] if len(trail) > len("[]") else [entry])
+
+
+def trail_entries(trail: str) -> list[str]:
+    """The entries of a JSON array, each in JSON."""
+    return [json.dumps(entry, ensure_ascii=False, separators=(",", ":")) for entry in json.loads(trail)]
+
+
+def decode_trail(record: str, trail: str) -> list[AuditEntry]:
+    """The entries of a JSON array, the oldest first.
+
+    Raises:
+        CorruptRecord: it is none.
+    """
+    try:
+        return [
+            AuditEntry(at=clock.from_micros(micros), by=by, did=did, version=version, detail=detail)
+            for micros, by, did, detail, version in json.loads(trail)
+        ]
+    except (ValueError, TypeError, OverflowError) as exc:
+        raise CorruptRecord(record, f"its audit trail can't be read: {exc}") from exc

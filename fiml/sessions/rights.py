@@ -1,0 +1,277 @@
+"""Who may do what with a session: its owner, those it was shared with, and who holds a code."""
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from typing import NoReturn
+from uuid import UUID
+
+from fiml.core.clock import from_micros, to_micros
+from fiml.core.errors import InvalidInput, NotPermitted, echo
+from fiml.sessions.audit import Act
+
+MAX_SHARES = 100
+MAX_CODES = 20
+CODE_PREFIX = "share_"
+
+Grants = dict[str, int]
+"""Whom a session is given to, as it is stored: `s:` and a user, to the right; `v:` or `e:` and the digest of a code for
+viewing or editing, to the microsecond at which it expires."""
+
+
+GRANT_LETTERS = "sve"
+
+
+class Role(StrEnum):
+    """What a session is shared for: reading, or also writing, extending, resuming and closing."""
+
+    VIEWER = "viewer"
+    EDITOR = "editor"
+
+    @classmethod
+    def parse(cls, value: object) -> "Role":
+        """A role by its name.
+
+        Raises:
+            InvalidInput: there is no such role.
+        """
+        if isinstance(value, str) and value in cls.__members__.values():
+            return cls(value)
+        raise InvalidInput("role", f"{echo(value)} is unknown", f"valid are {', '.join(cls)}")
+
+
+class Right(IntEnum):
+    """What an operation needs; a greater one holds the lesser ones."""
+
+    READ = 1
+    WRITE = 2
+    OWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: `user` sees what it owns or was given, `None` sees all; `name` is who it is in the audit trail."""
+
+    user: str | None = None
+    name: str | None = None
+
+
+ANYBODY = Caller()
+"""Trusted code, and the local user."""
+
+_RIGHTS = {Role.VIEWER: Right.READ, Role.EDITOR: Right.WRITE}
+_ROLES = {right: role for role, right in _RIGHTS.items()}
+_CODE_LETTERS = {Role.VIEWER: "v", Role.EDITOR: "e"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A user whom a session was given to."""
+
+    user_id: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareCode:
+    """A code that gives a role to the first who redeems it; `code` is known only when it is made."""
+
+    id: str
+    role: Role
+    expires_at: datetime
+    code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GrantChange:
+    """What happens to the grants of a session: a field is `set` or `drop`ped, or the digest of a code `redeem`ed."""
+
+    what: str
+    field: str
+    value: int = 0
+
+
+def right_of(owner: str | None, grants: Mapping[str, int], caller: Caller) -> Right | None:
+    """What a caller may do with a session; `None` where it isn't there for this caller."""
+    if caller.user is None or caller.user == owner:
+        return Right.OWN
+    held = grants.get(f"s:{caller.user}")
+    return None if held is None else Right(held)
+
+
+def demand(session_id: UUID, held: Right, needed: Right) -> None:
+    """Refuse what a role doesn't let its holder do.
+
+    Raises:
+        NotPermitted: it doesn't.
+    """
+    if held >= needed:
+        return
+    if needed is Right.OWN:
+        raise NotPermitted(f"session {session_id} is another user's", "ask its owner, who alone may do this")
+    raise NotPermitted(
+        f"session {session_id} was shared with you for viewing", "ask its owner for the role editor, or read it only"
+    )
+
+
+def give(user_id: str, role: Role) -> GrantChange:
+    """Give a role to a user, in the place of the one that it has."""
+    return GrantChange("set", f"s:{user_id}", _RIGHTS[role])
+
+
+def take_back(user_id: str) -> GrantChange:
+    """Take a user's role back."""
+    return GrantChange("drop", f"s:{user_id}")
+
+
+def new_code(role: Role, expires_at: datetime) -> tuple[GrantChange, ShareCode]:
+    """A code that gives a role until a time, and what is stored of it."""
+    code = CODE_PREFIX + secrets.token_urlsafe(24)
+    digest = digest_of(code)
+    change = GrantChange("set", f"{_CODE_LETTERS[role]}:{digest}", to_micros(expires_at))
+    return change, ShareCode(id=digest, role=role, expires_at=expires_at, code=code)
+
+
+def take_back_code(code: ShareCode) -> GrantChange:
+    """Let a code give nothing any more."""
+    return GrantChange("drop", f"{_CODE_LETTERS[code.role]}:{code.id}")
+
+
+def redeem(code: str) -> GrantChange:
+    """Let the caller have what a code gives, and use the code up."""
+    return GrantChange("redeem", digest_of(code))
+
+
+def digest_of(code: str) -> str:
+    """What is stored of a code: who reads the store can't redeem it."""
+    return hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def user_given(change: GrantChange) -> str | None:
+    """The user whom a change names; `None` where it is about a code."""
+    return change.field[2:] if change.what != "redeem" and change.field.startswith("s:") else None
+
+
+def act_of(change: GrantChange, caller: Caller, now: datetime) -> Act:
+    """What the audit trail has of a change."""
+    did = {"set": "share", "drop": "revoke", "redeem": "redeem"}[change.what]
+    user_id = user_given(change)
+    if user_id is not None:
+        detail = {"with": user_id} | ({"role": _ROLES[Right(change.value)].value} if change.what == "set" else {})
+    else:
+        detail = {"code": change.field.rpartition(":")[2]}
+    return Act(did, caller.name, now, detail)
+
+
+def users_in(grants: Mapping[str, int]) -> list[str]:
+    """The users whom a session is given to."""
+    return [field[2:] for field in grants if field.startswith("s:")]
+
+
+def shares_in(grants: Mapping[str, int]) -> list[Share]:
+    """The users whom a session is given to, and their roles, by name."""
+    return [Share(user_id=user, role=_ROLES[Right(grants[f"s:{user}"])]) for user in sorted(users_in(grants))]
+
+
+def codes_in(grants: Mapping[str, int], now: datetime) -> list[ShareCode]:
+    """The codes that can be redeemed, the first to expire first."""
+    roles = {letter: role for role, letter in _CODE_LETTERS.items()}
+    codes = [
+        ShareCode(id=field[2:], role=roles[field[0]], expires_at=from_micros(value))
+        for field, value in grants.items()
+        if field[0] in roles and value > to_micros(now)
+    ]
+    return sorted(codes, key=lambda code: (code.expires_at, code.id))
+
+
+def changed(
+    session_id: UUID,
+    grants: Mapping[str, int],
+    change: GrantChange,
+    *,
+    held: Right | None,
+    caller: Caller,
+    now: datetime,
+) -> Grants | None:
+    """The grants after a change; `None` where the session isn't there for this caller. As `share.lua` has it.
+
+    Raises:
+        NotPermitted: the caller is not the owner, and doesn't take back its own role either.
+        InvalidInput: there are too many, or the code can't be redeemed.
+    """
+    after = dict(grants)
+    if change.what == "redeem":
+        return _redeemed(after, change.field, held=held, caller=caller, now=now)
+    if held is None:
+        return None
+    if not (change.what == "drop" and change.field == f"s:{caller.user}"):
+        demand(session_id, held, Right.OWN)
+    if change.what == "drop":
+        after.pop(change.field, None)
+        return after
+    _drop_past_codes(after, now)
+    after[change.field] = change.value
+    check_count(after)
+    return after
+
+
+def _redeemed(grants: Grants, digest: str, *, held: Right | None, caller: Caller, now: datetime) -> Grants | None:
+    if held is Right.OWN:
+        return grants
+    for letter, right in (("e", Right.WRITE), ("v", Right.READ)):
+        if grants.get(f"{letter}:{digest}", 0) > to_micros(now):
+            del grants[f"{letter}:{digest}"]
+            grants[f"s:{caller.user}"] = max(right, held or right)
+            check_count(grants)
+            return grants
+    if held is not None:
+        refuse_code()
+    return None
+
+
+def refuse_code() -> NoReturn:
+    """Tell somebody who has a role already that a code gives nothing.
+
+    Raises:
+        InvalidInput: always.
+    """
+    raise InvalidInput("share code", "is unknown, revoked, used or past", "ask the session's owner for a new one")
+
+
+def check_count(grants: Mapping[str, int]) -> None:
+    """Refuse too many shares or codes.
+
+    Raises:
+        InvalidInput: there are.
+    """
+    users = len(users_in(grants))
+    if users > MAX_SHARES:
+        refuse_users(users)
+    if len(grants) - users > MAX_CODES:
+        refuse_codes()
+
+
+def refuse_users(count: int) -> NoReturn:
+    """Refuse to give a session to too many.
+
+    Raises:
+        InvalidInput: always.
+    """
+    raise InvalidInput("shares", f"would be {count}", f"at most {MAX_SHARES} are allowed; revoke some")
+
+
+def refuse_codes() -> NoReturn:
+    """Refuse one more code.
+
+    Raises:
+        InvalidInput: always.
+    """
+    raise InvalidInput("share codes", "would be too many", f"at most {MAX_CODES} are allowed; revoke some")
+
+
+def _drop_past_codes(grants: Grants, now: datetime) -> None:
+    for field in [field for field, value in grants.items() if field[0] != "s" and value <= to_micros(now)]:
+        del grants[field]

@@ -1,0 +1,140 @@
+"""The verbs with which a session is given to others, and its audit trail."""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from fiml.core import clock
+from fiml.core.errors import InvalidInput, SessionNotFound, echo
+from fiml.sessions import values
+from fiml.sessions.audit import AuditEntry, decode_trail
+from fiml.sessions.rights import (
+    Caller,
+    GrantChange,
+    Grants,
+    Role,
+    Share,
+    ShareCode,
+    codes_in,
+    give,
+    new_code,
+    redeem,
+    shares_in,
+    take_back,
+    take_back_code,
+)
+
+if TYPE_CHECKING:
+    from fiml.core.config import Settings
+    from fiml.sessions.backends.base import Backend
+    from fiml.sessions.models import Session
+
+MAX_CODE_CHARACTERS: Final = 100
+
+
+class SharingVerbs:
+    """Whom a session is given to, in the name of a caller. Only its owner shares it, live or archived.
+
+    Raises:
+        SessionNotFound: from every verb, where there is no such session for the caller.
+        NotPermitted: from every verb, where the caller has less than the right that it takes.
+    """
+
+    settings: "Settings"
+    _caller: Caller
+
+    @property
+    def _backend(self) -> "Backend":
+        raise NotImplementedError
+
+    async def get_session(self, session_id: UUID | str, *, recent_queries: int | None = None) -> "Session | None":
+        raise NotImplementedError
+
+    async def share_session(self, session_id: UUID | str, user_id: str, role: Role | str = Role.VIEWER) -> None:
+        """Give a session to a user: a viewer reads it, an editor also tracks, updates, extends, resumes and closes it.
+
+        Raises:
+            InvalidInput: the user is none or the owner, the role is unknown, or more than 100 users would have it.
+        """
+        parsed = values.parse_session_id(session_id)
+        user = _named(user_id)
+        session = await self.get_session(parsed, recent_queries=0)
+        if session is not None and session.user_id == user:
+            raise InvalidInput("user_id", f"{echo(user)} owns the session", "share it with somebody else")
+        await self._share(parsed, give(user, Role.parse(role)))
+
+    async def unshare_session(self, session_id: UUID | str, user_id: str) -> None:
+        """Take a session back from a user. A user may give up its own role so."""
+        await self._share(values.parse_session_id(session_id), take_back(_named(user_id)))
+
+    async def create_share_code(
+        self, session_id: UUID | str, role: Role | str = Role.VIEWER, hours: int = 24
+    ) -> ShareCode:
+        """A code that gives a role to the first who redeems it within `hours`. It is shown only now.
+
+        Raises:
+            InvalidInput: the role is unknown, the hours are out of bounds, or 20 codes are open already.
+        """
+        parsed = values.parse_session_id(session_id)
+        lasting = values.check_hours(hours, "hours", max_hours=self.settings.session_max_ttl_hours)
+        change, code = new_code(Role.parse(role), clock.now() + timedelta(hours=lasting))
+        await self._share(parsed, change)
+        return code
+
+    async def revoke_share_code(self, session_id: UUID | str, code_id: str) -> bool:
+        """Let a code, by its id, give nothing any more; `False` where none of that id is open."""
+        parsed = values.parse_session_id(session_id)
+        for code in await self.list_share_codes(parsed):
+            if code.id == code_id:
+                await self._share(parsed, take_back_code(code))
+                return True
+        return False
+
+    async def redeem_share_code(self, session_id: UUID | str, code: str) -> None:
+        """Take the role that a code gives, and use the code up. To do so twice, or as the owner, is harmless.
+
+        A role is never lowered.
+
+        Raises:
+            SessionNotFound: there is no such session, or the code gives nothing.
+            InvalidInput: the code gives nothing, but the caller has a role already.
+        """
+        parsed = values.parse_session_id(session_id)
+        values.check_text(code, "share code", max_characters=MAX_CODE_CHARACTERS)
+        await self._share(parsed, redeem(code))
+
+    async def list_shares(self, session_id: UUID | str) -> list[Share]:
+        """Whom a session is given to, by name. For its owner."""
+        grants, _ = await self._owners_view(values.parse_session_id(session_id))
+        return shares_in(grants)
+
+    async def list_share_codes(self, session_id: UUID | str) -> list[ShareCode]:
+        """The codes that can be redeemed, without their texts, the first to expire first. For the owner."""
+        grants, _ = await self._owners_view(values.parse_session_id(session_id))
+        return codes_in(grants, clock.now())
+
+    async def get_audit_trail(self, session_id: UUID | str) -> list[AuditEntry]:
+        """Who did what with a session, the oldest first. For its owner.
+
+        It has every change since the session was created; reading is none. Expiry is nobody's doing, and not in it.
+        """
+        parsed = values.parse_session_id(session_id)
+        _, trail = await self._owners_view(parsed)
+        return decode_trail(f"session {parsed}", trail)
+
+    async def _share(self, session_id: UUID, change: GrantChange) -> None:
+        if await self._backend.share(session_id, change, now=clock.now(), caller=self._caller) is None:
+            raise SessionNotFound(session_id)
+
+    async def _owners_view(self, session_id: UUID) -> tuple[Grants, str]:
+        found = await self._backend.owners_view(session_id, caller=self._caller)
+        if found is None:
+            raise SessionNotFound(session_id)
+        return found
+
+
+def _named(user_id: object) -> str:
+    user = values.check_user_id(user_id)
+    if user is None:
+        raise InvalidInput("user_id", "is missing", "name the user")
+    return user
