@@ -30,6 +30,7 @@ TOOLS = {
     "resume-session",
     "close-session",
     "search-sessions",
+    "share-session",
 }
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -225,3 +226,31 @@ def run_fiml(*arguments: str, **environment: str) -> subprocess.CompletedProcess
         [sys.executable, "-m", "fiml", *arguments],
         cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def test_a_session_is_shared_taken_back_and_its_trail_shown() -> None:
+    session_id = str(make_session(user_id="ann").id)
+
+    fiml("sessions", "share", session_id, "bob", "--role", "editor")
+    made = fiml("sessions", "share", session_id, "--hours", "2")
+    shown = fiml("sessions", "shares", session_id).stdout
+    [code_id] = re.findall(r"^code (\w+)  viewer", shown, re.MULTILINE)
+    fiml("sessions", "unshare", session_id, "bob")
+    fiml("sessions", "unshare", session_id, "--code", code_id)
+    trail = fiml("sessions", "trail", session_id).stdout.splitlines()
+    entries = json.loads(fiml("sessions", "trail", session_id, "--json").stdout)
+
+    assert made.stdout.startswith("share_")
+    assert "bob  editor" in shown
+    assert made.stdout.strip() not in shown
+    assert fiml("sessions", "shares", session_id).stdout == "not shared\n"
+    assert [entry["did"] for entry in entries] == ["create", "record", "share", "share", "revoke", "revoke"]
+    assert "v3  the local user: share bob editor" in trail[2]
+
+
+@pytest.mark.parametrize("arguments", [(), ("bob", "--code", "0"), ("--code", "0")])
+def test_taking_back_names_a_user_or_an_open_code(arguments: tuple[str, ...]) -> None:
+    session_id = str(make_session(user_id="ann").id)
+
+    with pytest.raises(InvalidInput):
+        fiml("sessions", "unshare", session_id, *arguments)

@@ -7,6 +7,9 @@ from fiml.testing import conformance
 from tests.support.backends import open_watched_store
 
 
+class TestSharing(conformance.SharingSuite): ...
+
+
 class TestContract(conformance.ContractSuite): ...
 
 

@@ -49,6 +49,7 @@ ARGUMENTS = {
         "limit",
         "cursor",
     ],
+    "share-session": ["sessionId", "withUser", "role", "codeHours", "revokeCode", "redeemCode"],
 }
 REQUIRED = {
     "create-analysis-session": ["assets", "sessionType"],
@@ -60,6 +61,7 @@ REQUIRED = {
     "update-session-context": ["sessionId"],
     "resume-session": ["sessionId"],
     "close-session": ["sessionId"],
+    "share-session": ["sessionId"],
 }
 READERS = {
     "get-session-info",
@@ -194,6 +196,7 @@ async def test_every_result_fits_its_output_schema_and_two_thousand_tokens(sqlit
             "get-session-context": [{"sessionId": session_id}],
             "update-session-context": [{"sessionId": session_id, "conclusion": "large caps are dear"}],
             "search-sessions": [{"symbol": "AAPL"}, {"text": "dear price > 100"}],
+            "share-session": [{"sessionId": session_id}, {"sessionId": session_id, "withUser": "analyst_002"}],
             "close-session": [{"sessionId": session_id}, {"sessionId": session_id}],
             "resume-session": [{"sessionId": session_id}],
         }
@@ -243,6 +246,7 @@ async def test_every_refusal_fits_the_output_schema_of_its_tool(sqlite_settings:
         "resume-session": {"sessionId": "malformed"},
         "close-session": {"sessionId": "malformed"},
         "search-sessions": {},
+        "share-session": {"sessionId": "malformed"},
     }
     async with door(sqlite_settings) as caller:
         listed = (await caller.client.list_tools()).tools

@@ -126,6 +126,8 @@ async def everything_on(caller: Caller, session_id: str) -> list[str]:
         ("extend-session", {"hours": 1}),
         ("resume-session", {}),
         ("close-session", {}),
+        ("share-session", {"withUser": "ann"}),
+        ("share-session", {"redeemCode": "share_wrong"}),
         ("search-by-symbol", {"symbol": "AAPL"}),
         ("search-by-coin", {"symbol": "BTC"}),
     ):

@@ -42,6 +42,11 @@ ON_ONE_SESSION: dict[str, Verb] = {
     "resume": lambda store, session: store.resume_session(session.id),
     "archive": lambda store, session: store.archive_session(session.id),
     "delete": lambda store, session: store.delete_session(session.id),
+    "share": lambda store, session: store.share_session(session.id, "bob"),
+    "unshare": lambda store, session: store.unshare_session(session.id, STRANGER),
+    "redeem a code": lambda store, session: store.redeem_share_code(session.id, "share_wrong"),
+    "look at the trail": lambda store, session: store.get_audit_trail(session.id),
+    "hold": lambda store, session: store.hold(session.id, "why"),
 }
 
 

@@ -10,6 +10,7 @@ from fiml.cli.memory import context, note, search
 from fiml.cli.quarantine import quarantine
 from fiml.cli.replay import replay
 from fiml.cli.running import plain, run_plain, with_sessions
+from fiml.cli.sharing import share, shares, trail, unshare
 from fiml.core.errors import InvalidInput, SessionNotFound
 from fiml.runtime import open_runtime
 from fiml.sessions.backends.base import SweepReport
@@ -21,7 +22,7 @@ from fiml.sessions.values import parse_session_id
 
 sessions = typer.Typer(help="Find, read, end, resume, delete and export sessions.", no_args_is_help=True)
 sessions.add_typer(quarantine, name="quarantine")
-for _command in (search, context, note, replay):
+for _command in (search, context, note, replay, share, unshare, shares, trail):
     sessions.command()(_command)
 
 SessionId = Annotated[str, typer.Argument(help="the session's id", metavar="ID")]

@@ -67,6 +67,7 @@ class Settings(BaseSettings):
         30, ge=1, le=MAX_RETENTION_DAYS, description="archived sessions are kept this long, days"
     )
     session_max_queries_per_session: PositiveInt = Field(1000, description="queries one session holds at most")
+    session_max_changes: PositiveInt = Field(100_000, description="changes one session takes at most: its audit trail")
     session_smart_ttl: bool = Field(default=False, description="whether a session in use near its end lives on")
     session_enable_analytics: bool = Field(
         default=True, description="whether a session's metrics are written when it ends"

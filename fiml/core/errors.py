@@ -137,7 +137,7 @@ class SessionArchived(_AboutSession):
 
 
 class SessionFull(_AboutSession):
-    """The session holds as many queries, or as many bytes of them, as a session may."""
+    """The session holds as many queries, or as many bytes of them, or has had as many changes, as a session may."""
 
     code = "session_full"
 

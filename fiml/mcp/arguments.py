@@ -95,6 +95,23 @@ Cites = Annotated[
     list[str] | None,
     Field(description=f"ids of the records that note and conclusion rest on, at most {MAX_CITATIONS}"),
 ]
+WithUser = Annotated[
+    str | None, Field(validation_alias=_also("withUser"), description="whom to share with, e.g. analyst_002")
+]
+ShareRole = Annotated[
+    Literal["viewer", "editor", "none"],
+    Field(description="viewer: reads; editor: also tracks, notes, extends, closes; none: takes it back"),
+]
+CodeHours = Annotated[
+    int, Field(validation_alias=_also("codeHours"), description="hours a new code can be redeemed"), _Whole
+]
+RevokeCode = Annotated[
+    str | None, Field(validation_alias=_also("revokeCode"), description="id of an open code", max_length=100)
+]
+RedeemCode = Annotated[
+    str | None,
+    Field(validation_alias=_also("redeemCode"), description="code that you were given, share_...", max_length=100),
+]
 ResumeHours = Annotated[int | None, Field(description="hours it lives from now, e.g. 24"), _Whole]
 SearchText = Annotated[str | None, Field(description="words (word* for a beginning), conditions: margin pe_ratio < 30")]
 SearchSymbol = Annotated[str | None, Field(description="among the assets or asked about, e.g. AAPL", max_length=1000)]

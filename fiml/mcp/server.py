@@ -13,6 +13,7 @@ from fiml.mcp.memory_tools import memory_tools
 from fiml.mcp.prompts import PromptCheck, add_prompts
 from fiml.mcp.refusals import ArgumentCheck
 from fiml.mcp.resources import add_resources
+from fiml.mcp.sharing_tools import sharing_tools
 from fiml.mcp.stdio import run_on_stdio
 from fiml.mcp.tools import session_tools
 from fiml.runtime import Runtime, maintaining, open_runtime
@@ -23,7 +24,7 @@ search-by-symbol and search-by-coin: each query is recorded, and the answer tell
 To go on with an earlier analysis, find it with list-sessions or search-sessions (by words, figures, dates), read what \
 it knows with get-session-context, and call resume-session if it has ended. get-session-info shows how it stands, \
 extend-session keeps it alive longer, close-session ends it. Write decisions and conclusions down with \
-update-session-context, citing the ids of the records they rest on.
+update-session-context, citing the ids of the records they rest on. share-session gives a session to another user.
 Always name a figure's source and as_of date; source `sample` is history, not today's market.
 """
 
@@ -33,7 +34,7 @@ def build_server(runtime: Runtime, verifier: BearerVerifier | None = None) -> MC
 
     With a verifier, callers on HTTP need a token that it takes.
     """
-    tools = [*session_tools(runtime), *memory_tools(runtime)]
+    tools = [*session_tools(runtime), *memory_tools(runtime), *sharing_tools(runtime)]
 
     @asynccontextmanager
     async def lifespan(_server: MCPServer[Any]) -> AsyncIterator[None]:

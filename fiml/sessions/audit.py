@@ -9,9 +9,6 @@ from typing import Any
 from fiml.core import clock
 from fiml.core.errors import CorruptRecord
 
-MAX_CHANGES = 100_000
-"""How many changes a session takes: each raises its version by one and is an entry of its trail."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:

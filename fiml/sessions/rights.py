@@ -119,7 +119,7 @@ def demand(session_id: UUID, held: Right, needed: Right) -> None:
 
 def give(user_id: str, role: Role) -> GrantChange:
     """Give a role to a user, in the place of the one that it has."""
-    return GrantChange("set", f"s:{user_id}", _RIGHTS[role])
+    return GrantChange("set", f"s:{user_id}", int(_RIGHTS[role]))
 
 
 def take_back(user_id: str) -> GrantChange:
@@ -169,6 +169,12 @@ def act_of(change: GrantChange, caller: Caller, now: datetime) -> Act:
 def users_in(grants: Mapping[str, int]) -> list[str]:
     """The users whom a session is given to."""
     return [field[2:] for field in grants if field.startswith("s:")]
+
+
+def role_in(grants: Mapping[str, int], caller: Caller) -> Role | None:
+    """The role that a caller was given."""
+    held = grants.get(f"s:{caller.user}")
+    return None if held is None else _ROLES[Right(held)]
 
 
 def shares_in(grants: Mapping[str, int]) -> list[Share]:
@@ -224,7 +230,7 @@ def _redeemed(grants: Grants, digest: str, *, held: Right | None, caller: Caller
     for letter, right in (("e", Right.WRITE), ("v", Right.READ)):
         if grants.get(f"{letter}:{digest}", 0) > to_micros(now):
             del grants[f"{letter}:{digest}"]
-            grants[f"s:{caller.user}"] = max(right, held or right)
+            grants[f"s:{caller.user}"] = int(max(right, held or right))
             check_count(grants)
             return grants
     if held is not None:

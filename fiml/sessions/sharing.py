@@ -19,6 +19,7 @@ from fiml.sessions.rights import (
     give,
     new_code,
     redeem,
+    role_in,
     shares_in,
     take_back,
     take_back_code,
@@ -90,8 +91,8 @@ class SharingVerbs:
                 return True
         return False
 
-    async def redeem_share_code(self, session_id: UUID | str, code: str) -> None:
-        """Take the role that a code gives, and use the code up. To do so twice, or as the owner, is harmless.
+    async def redeem_share_code(self, session_id: UUID | str, code: str) -> Role | None:
+        """Take the role that a code gives, and use the code up; the role, `None` for the owner, who needs none.
 
         A role is never lowered.
 
@@ -101,7 +102,7 @@ class SharingVerbs:
         """
         parsed = values.parse_session_id(session_id)
         values.check_text(code, "share code", max_characters=MAX_CODE_CHARACTERS)
-        await self._share(parsed, redeem(code))
+        return role_in(await self._share(parsed, redeem(code)), self._caller)
 
     async def list_shares(self, session_id: UUID | str) -> list[Share]:
         """Whom a session is given to, by name. For its owner."""
@@ -122,9 +123,11 @@ class SharingVerbs:
         _, trail = await self._owners_view(parsed)
         return decode_trail(f"session {parsed}", trail)
 
-    async def _share(self, session_id: UUID, change: GrantChange) -> None:
-        if await self._backend.share(session_id, change, now=clock.now(), caller=self._caller) is None:
+    async def _share(self, session_id: UUID, change: GrantChange) -> Grants:
+        grants = await self._backend.share(session_id, change, now=clock.now(), caller=self._caller)
+        if grants is None:
             raise SessionNotFound(session_id)
+        return grants
 
     async def _owners_view(self, session_id: UUID) -> tuple[Grants, str]:
         found = await self._backend.owners_view(session_id, caller=self._caller)

@@ -70,6 +70,7 @@ async def _extend(
     rules = WriteRules(
         now=now,
         max_queries=settings.session_max_queries_per_session,
+        max_changes=settings.session_max_changes,
         expected_version=header.version,
         caller=caller,
     )

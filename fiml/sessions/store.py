@@ -56,6 +56,11 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         self._caller = caller
 
     @property
+    def user_id(self) -> str | None:
+        """Whose sessions these are; `None` for everybody's."""
+        return self._caller.user
+
+    @property
     def _backend(self) -> Backend:
         raise NotImplementedError
 
@@ -273,6 +278,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         rules = WriteRules(
             now=clock.now(),
             max_queries=self.settings.session_max_queries_per_session,
+            max_changes=self.settings.session_max_changes,
             expected_version=expected_version,
             caller=self._caller,
         )

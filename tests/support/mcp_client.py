@@ -41,6 +41,7 @@ TOOLS = (
     "resume-session",
     "close-session",
     "search-sessions",
+    "share-session",
 )
 SERVE = ("-m", "fiml", "serve")
 # What a message for a model never has: an exception's name, a traceback, a validator's own words.

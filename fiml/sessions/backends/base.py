@@ -35,6 +35,8 @@ class WriteRules:
 
     now: datetime
     max_queries: int
+    max_changes: int
+    """As many entries has its audit trail: each change raises the version by one."""
     expected_version: int | None = None
     caller: Caller = ANYBODY
 

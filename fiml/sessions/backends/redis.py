@@ -15,7 +15,7 @@ from fiml.core.clock import to_micros
 from fiml.core.errors import InvalidInput, SessionConflict, SessionExpired, SessionFull
 from fiml.db.redis_client import Command, RedisClient, Script
 from fiml.sessions import values
-from fiml.sessions.audit import MAX_CHANGES, Act
+from fiml.sessions.audit import Act
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import PageQuery, WriteRules
@@ -101,7 +101,7 @@ class RedisTier:
             values.MAX_MAPS_BYTES,
             values.MAX_ASSETS,
             values.MAX_TAGS,
-            MAX_CHANGES,
+            rules.max_changes,
             change.act(rules.caller, rules.now).opened,
             *fields.encode_change(change),
         )
@@ -221,7 +221,7 @@ def _raise_refusal(session_id: UUID, rules: WriteRules, reply: list[Any]) -> Non
         case [b"conflict", version]:
             raise SessionConflict(session_id, expected=rules.expected_version or 0, actual=int(version))
         case [b"changes"]:
-            raise SessionFull(session_id, f"{MAX_CHANGES} changes")
+            raise SessionFull(session_id, f"{rules.max_changes} changes")
         case [b"queries"]:
             raise SessionFull(session_id, f"{rules.max_queries} queries")
         case [b"history"]:

@@ -12,7 +12,7 @@ from fiml.core.config import Synchronous
 from fiml.core.errors import SessionConflict, SessionExpired, SessionFull
 from fiml.db.engines import async_sqlite_engine
 from fiml.db.sqlite_file import SqliteFile, driver
-from fiml.sessions.audit import MAX_CHANGES, Act
+from fiml.sessions.audit import Act
 from fiml.sessions.backends import archive, archived_grants, at_rest, indexing, retention, sqlite_sweep
 from fiml.sessions.backends import sqlite_rows as rows
 from fiml.sessions.backends.base import Ended, Found, PageQuery, SweepReport, WriteRules, merge_pages
@@ -222,8 +222,8 @@ class SqliteBackend:
 def _refuse_if_stale(header: Header, rules: WriteRules) -> None:
     if rules.now >= header.expires_at:
         raise SessionExpired(header.id, header.expires_at)
-    if header.version >= MAX_CHANGES:
-        raise SessionFull(header.id, f"{MAX_CHANGES} changes")
+    if header.version >= rules.max_changes:
+        raise SessionFull(header.id, f"{rules.max_changes} changes")
     if rules.expected_version is not None and rules.expected_version != header.version:
         raise SessionConflict(header.id, expected=rules.expected_version, actual=header.version)
 

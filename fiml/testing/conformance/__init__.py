@@ -26,6 +26,7 @@ from fiml.testing.conformance.machine import MachineSuite
 from fiml.testing.conformance.principals import PrincipalSuite
 from fiml.testing.conformance.races import RacesSuite
 from fiml.testing.conformance.searching import SearchSuite
+from fiml.testing.conformance.sharing import SharingSuite
 from fiml.testing.conformance.suite import OpenStore, Suite
 from fiml.testing.conformance.updates import UpdatesSuite
 
@@ -45,6 +46,7 @@ __all__ = [
     "PrincipalSuite",
     "RacesSuite",
     "SearchSuite",
+    "SharingSuite",
     "Suite",
     "UpdatesSuite",
 ]

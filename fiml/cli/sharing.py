@@ -1,0 +1,82 @@
+"""`fiml sessions share`, `unshare`, `shares` and `trail`."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from fiml.cli.running import plain, with_sessions
+from fiml.core.errors import InvalidInput
+from fiml.sessions.audit import AuditEntry
+from fiml.sessions.rights import Share, ShareCode
+from fiml.sessions.store import PrincipalStore
+
+SessionId = Annotated[str, typer.Argument(help="the session's id", metavar="ID")]
+
+
+def share(
+    session_id: SessionId,
+    user: Annotated[str | None, typer.Argument(help="whom to share with; without: a code", metavar="USER")] = None,
+    role: Annotated[str, typer.Option(help="viewer or editor")] = "viewer",
+    hours: Annotated[int, typer.Option(help="how long a code can be redeemed")] = 24,
+) -> None:
+    """Share a session with a user, or make a code for the first who redeems it."""
+    if user is not None:
+        with_sessions(lambda store: store.share_session(session_id, user, role))
+        typer.echo(f"shared with {plain(user)} as {role}")
+        return
+    code = with_sessions(lambda store: store.create_share_code(session_id, role, hours))
+    typer.echo(code.code)
+    typer.echo(f"shown only now; gives the role {role} once, until {code.expires_at:%Y-%m-%d %H:%M} UTC", err=True)
+
+
+def unshare(
+    session_id: SessionId,
+    user: Annotated[str | None, typer.Argument(help="from whom to take it back", metavar="USER")] = None,
+    code: Annotated[str | None, typer.Option(help="the id of a code to revoke instead")] = None,
+) -> None:
+    """Take a session back from a user, or revoke a code."""
+    if (user is None) == (code is None):
+        raise InvalidInput("unshare", "takes a user or a code", "name one of them")
+    if user is not None:
+        with_sessions(lambda store: store.unshare_session(session_id, user))
+        typer.echo(f"not shared with {plain(user)}")
+    elif with_sessions(lambda store: store.revoke_share_code(session_id, str(code))):
+        typer.echo("revoked")
+    else:
+        raise InvalidInput("--code", "is the id of no open code", f"`fiml sessions shares {session_id}` lists them")
+
+
+def shares(session_id: SessionId) -> None:
+    """Show whom a session is shared with, and the codes that are open."""
+
+    async def read(store: PrincipalStore) -> tuple[list[Share], list[ShareCode]]:
+        return await store.list_shares(session_id), await store.list_share_codes(session_id)
+
+    given, codes = with_sessions(read)
+    for each in given:
+        typer.echo(f"{plain(each.user_id)}  {each.role}")
+    for code in codes:
+        typer.echo(f"code {code.id}  {code.role}, until {code.expires_at:%Y-%m-%d %H:%M} UTC")
+    if not given and not codes:
+        typer.echo("not shared")
+
+
+def trail(
+    session_id: SessionId, as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text")] = False
+) -> None:
+    """Show a session's audit trail: who did what, the oldest first."""
+    entries = with_sessions(lambda store: store.get_audit_trail(session_id))
+    if as_json:
+        typer.echo(json.dumps([entry.to_dict() for entry in entries], indent=2, ensure_ascii=False))
+        return
+    for entry in entries:
+        typer.echo(_line(entry))
+
+
+def _line(entry: AuditEntry) -> str:
+    who = "the local user" if entry.by is None else entry.by
+    detail = entry.detail or {}
+    about = [str(detail[name]) for name in ("with", "role", "code") if name in detail]
+    about += [", ".join(map(str, detail[name])) for name in ("queries", "parts") if name in detail]
+    return plain(f"{entry.at:%Y-%m-%d %H:%M:%S}  v{entry.version}  {who}: {entry.did} {' '.join(about)}".rstrip())

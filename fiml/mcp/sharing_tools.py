@@ -1,0 +1,112 @@
+"""The tool with which a session is shared."""
+
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from mcp.server.mcpserver.tools import Tool
+from pydantic import BaseModel, Field
+
+from fiml.core.errors import InvalidInput
+from fiml.mcp import arguments as args
+from fiml.mcp.results import Result
+from fiml.mcp.tooling import make_tool, sessions_of
+from fiml.runtime import Runtime
+from fiml.sessions.rights import ShareCode
+from fiml.sessions.store import SessionVerbs
+from fiml.sessions.values import parse_session_id
+
+
+class SharedWith(BaseModel):
+    """A user whom it is shared with."""
+
+    user_id: str
+    role: Literal["viewer", "editor"]
+
+
+class OpenCode(BaseModel):
+    """A code that can be redeemed."""
+
+    id: str
+    role: Literal["viewer", "editor"]
+    expires_at: datetime
+
+
+class SharedSession(Result):
+    """Who has a session."""
+
+    session_id: UUID
+    your_role: Literal["owner", "viewer", "editor", "none"]
+    share_code: str | None = Field(None, description="new code, shown only now: give it with the session_id to one user")
+    shares: list[SharedWith] = Field(description="for the owner")
+    open_codes: list[OpenCode] = Field(description="for the owner")
+
+
+class SharingTools:
+    """The tool over one runtime, each call in the name of its principal."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def share_session(
+        self,
+        sessionId: args.SessionId,
+        withUser: args.WithUser = None,
+        role: args.ShareRole = "viewer",
+        codeHours: args.CodeHours = 24,
+        revokeCode: args.RevokeCode = None,
+        redeemCode: args.RedeemCode = None,
+    ) -> SharedSession:
+        parsed = parse_session_id(sessionId)
+        if sum(value is not None for value in (withUser, revokeCode, redeemCode)) > 1:
+            raise InvalidInput("share-session", "does one thing at a time", "give withUser, revokeCode or redeemCode")
+        sessions = await sessions_of(self._runtime)
+        if redeemCode is not None:
+            taken = await sessions.redeem_share_code(parsed, redeemCode)
+            return await _as_owner(sessions, parsed) if taken is None else _as_guest(parsed, taken.value)
+        if revokeCode is not None:
+            if not await sessions.revoke_share_code(parsed, revokeCode):
+                raise InvalidInput("revokeCode", "is the id of no open code", "take one of open_codes")
+            return await _as_owner(sessions, parsed)
+        if withUser is None:
+            if role == "none":
+                raise InvalidInput("role", "is none, and nobody is named", "give withUser, or revokeCode")
+            return await _as_owner(sessions, parsed, await sessions.create_share_code(parsed, role, codeHours))
+        return await _give(sessions, parsed, withUser, role)
+
+
+async def _give(sessions: SessionVerbs, session_id: UUID, user_id: str, role: str) -> SharedSession:
+    if role != "none":
+        await sessions.share_session(session_id, user_id, role)
+        return await _as_owner(sessions, session_id)
+    await sessions.unshare_session(session_id, user_id)
+    # Who gave up its own role may not look at what is left.
+    return _as_guest(session_id, "none") if user_id == sessions.user_id else await _as_owner(sessions, session_id)
+
+
+def _as_guest(session_id: UUID, role: Literal["viewer", "editor", "none"]) -> SharedSession:
+    return SharedSession(session_id=session_id, your_role=role, shares=[], open_codes=[])
+
+
+async def _as_owner(sessions: SessionVerbs, session_id: UUID, code: ShareCode | None = None) -> SharedSession:
+    shares, codes = await sessions.list_shares(session_id), await sessions.list_share_codes(session_id)
+    return SharedSession(
+        session_id=session_id,
+        your_role="owner",
+        share_code=None if code is None else code.code,
+        shares=[SharedWith(user_id=share.user_id, role=share.role.value) for share in shares],
+        open_codes=[OpenCode(id=each.id, role=each.role.value, expires_at=each.expires_at) for each in codes],
+    )
+
+
+def sharing_tools(runtime: Runtime) -> list[Tool]:
+    """The tool of sharing."""
+    tools = SharingTools(runtime)
+    return [make_tool(tools.share_session, "Share session", SHARE_TEXT, kind="adds")]
+
+
+SHARE_TEXT = (
+    "Give a session to another user by name (withUser, role), or make a code for whoever redeems it first; also takes a"
+    " role back, revokes a code, or redeems one that you were given (redeemCode). Only the owner shares. Use it when"
+    " the user asks for it, never on your own. Shared sessions show in the other's list-sessions and search."
+)

@@ -1,0 +1,394 @@
+"""Sharing: what a viewer and an editor may do, codes, listings, the audit trail, and that nothing else is told."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fiml.core.clock import using
+from fiml.core.errors import FimlError, InvalidInput, NotPermitted, SessionFull, SessionNotFound
+from fiml.sessions.models import Session, SessionType
+from fiml.sessions.rights import (
+    MAX_CODES,
+    MAX_SHARES,
+    Role,
+)
+from fiml.sessions.store import SessionStore, SessionVerbs
+from fiml.testing.clock import FrozenClock
+from fiml.testing.conformance.grants_model import EDITOR, VIEWER, GrantsModel, refusal_of
+from fiml.testing.conformance.suite import OWNER, STRANGER, OpenStore, Suite, bounded, existing, listing
+from fiml.testing.samples import make_query
+
+STATES = ("live", "expired", "archived")
+Verb = Callable[[SessionVerbs, UUID], Awaitable[object]]
+
+READS: dict[str, Verb] = {
+    "get": lambda view, session_id: view.get_session(session_id),
+    "pack": lambda view, session_id: view.pack_context(session_id),
+    "hold reason": lambda view, session_id: view.get_hold(session_id),
+}
+WRITES: dict[str, Verb] = {
+    "record": lambda view, session_id: view.record_query(session_id, make_query()),
+    "remember": lambda view, session_id: view.remember(session_id, notes=["seen"]),
+    "extend": lambda view, session_id: view.extend_session(session_id, 1),
+    "resume": lambda view, session_id: view.resume_session(session_id),
+    "archive": lambda view, session_id: view.archive_session(session_id),
+}
+OWNS: dict[str, Verb] = {
+    "delete": lambda view, session_id: view.delete_session(session_id),
+    "share": lambda view, session_id: view.share_session(session_id, STRANGER),
+    "code": lambda view, session_id: view.create_share_code(session_id),
+    "unshare": lambda view, session_id: view.unshare_session(session_id, OWNER),
+    "shares": lambda view, session_id: view.list_shares(session_id),
+    "codes": lambda view, session_id: view.list_share_codes(session_id),
+    "trail": lambda view, session_id: view.get_audit_trail(session_id),
+    "hold": lambda view, session_id: view.hold(session_id, "x"),
+    "release": lambda view, session_id: view.release(session_id),
+}
+
+
+class SharingSuite(Suite):
+    """A session is its owner's, and whose it is given to."""
+
+    @pytest.mark.parametrize("state", STATES)
+    async def test_a_viewer_reads_and_does_nothing_else(
+        self, store: SessionStore, clock: FrozenClock, state: str
+    ) -> None:
+        session_id = await _shared(store, clock, state)
+        viewer = store.as_principal(VIEWER)
+        before = await store.get_audit_trail(session_id)
+
+        for name, read in READS.items():
+            assert await refusal_of(read(viewer, session_id)) is None, name
+        for name, verb in (WRITES | OWNS).items():
+            # Where the session can't take it from anybody, that may be said first.
+            is_of_live_ones = state == "archived" and name in {"record", "remember", "extend", "archive"}
+            refusal = await refusal_of(verb(viewer, session_id))
+            assert refusal is NotPermitted or is_of_live_ones, name
+
+        assert await store.get_audit_trail(session_id) == before
+
+    async def test_an_editor_does_all_but_what_is_the_owners(self, store: SessionStore, clock: FrozenClock) -> None:
+        session_id = await _shared(store, clock, "live")
+        editor = store.as_principal(EDITOR)
+
+        for name, verb in (READS | WRITES).items():
+            assert await refusal_of(verb(editor, session_id)) is None, name
+        assert (await editor.resume_session(session_id)).is_archived is False
+        session = await existing(editor, session_id)
+        session.state.update_context("a", 1)
+        assert (await editor.update_session(session_id, session)).state.context["a"] == 1
+        for name, verb in OWNS.items():
+            assert await refusal_of(verb(editor, session_id)) is NotPermitted, name
+
+    @pytest.mark.parametrize("state", STATES)
+    async def test_what_is_taken_back_is_as_if_it_had_never_been_given(
+        self, store: SessionStore, clock: FrozenClock, state: str
+    ) -> None:
+        session_id = await _shared(store, clock, state)
+        for user in (VIEWER, EDITOR):
+            await store.as_principal(OWNER).unshare_session(session_id, user)
+
+        for user in (VIEWER, EDITOR):
+            view = store.as_principal(user)
+            assert await view.get_session(session_id) is None
+            assert await listing(view, None) == []
+            for verb in (WRITES | OWNS).values():
+                assert await _outcome(verb(view, session_id)) == await _outcome(verb(view, uuid4()))
+        assert await store.list_shares(session_id) == []
+
+    async def test_somebody_gives_up_its_own_role(self, store: SessionStore, clock: FrozenClock) -> None:
+        session_id = await _shared(store, clock, "live")
+
+        await store.as_principal(VIEWER).unshare_session(session_id, VIEWER)
+
+        assert [share.user_id for share in await store.list_shares(session_id)] == [EDITOR]
+        assert await store.as_principal(VIEWER).get_session(session_id) is None
+
+    async def test_shares_and_trail_go_with_the_session_through_archive_and_resume(
+        self, store: SessionStore, clock: FrozenClock
+    ) -> None:
+        session_id = await _shared(store, clock, "archived")
+        shares = await store.list_shares(session_id)
+        code = await store.as_principal(OWNER).create_share_code(session_id, Role.EDITOR)
+        trail = await store.get_audit_trail(session_id)
+
+        await store.as_principal(EDITOR).resume_session(session_id)
+
+        assert await store.list_shares(session_id) == shares
+        assert [each.id for each in await store.list_share_codes(session_id)] == [code.id]
+        after = await store.get_audit_trail(session_id)
+        assert after[: len(trail)] == trail
+        assert [(each.did, each.by) for each in after[len(trail) :]] == [("resume", EDITOR)]
+        assert (await existing(store.as_principal(VIEWER), session_id)).id == session_id
+        assert len(await listing(store.as_principal(VIEWER), None)) == 1
+
+    @pytest.mark.parametrize("state", STATES)
+    async def test_a_code_gives_its_role_once(self, store: SessionStore, clock: FrozenClock, state: str) -> None:
+        session_id = await _shared(store, clock, state)
+        code = await store.as_principal(OWNER).create_share_code(session_id, Role.EDITOR, hours=2)
+        assert code.code is not None
+        stranger, other = store.as_principal(STRANGER), store.as_principal("oz")
+
+        await stranger.redeem_share_code(session_id, code.code)
+
+        assert (await existing(stranger, session_id)).id == session_id
+        assert [found.id for found in await listing(stranger, None)] == [session_id]
+        assert await refusal_of(other.redeem_share_code(session_id, code.code)) is SessionNotFound
+        assert await refusal_of(stranger.redeem_share_code(session_id, code.code)) is InvalidInput
+        assert await store.list_share_codes(session_id) == []
+
+    @pytest.mark.parametrize("state", STATES)
+    async def test_a_code_that_is_wrong_past_or_revoked_gives_nothing(
+        self, store: SessionStore, clock: FrozenClock, state: str
+    ) -> None:
+        session_id = await _shared(store, clock, state)
+        owner, stranger = store.as_principal(OWNER), store.as_principal(STRANGER)
+        past = await owner.create_share_code(session_id, hours=1)
+        clock.advance(hours=1)
+        revoked = await owner.create_share_code(session_id)
+        assert await owner.revoke_share_code(session_id, revoked.id)
+        assert not await owner.revoke_share_code(session_id, revoked.id)
+        said = await _outcome(stranger.redeem_share_code(uuid4(), "share_none"))
+
+        for code in (past.code, revoked.code, "share_none"):
+            assert code is not None
+            assert await _outcome(stranger.redeem_share_code(session_id, code)) == said
+        assert await stranger.get_session(session_id) is None
+        assert "share_" not in repr(await store.list_share_codes(session_id))
+
+    async def test_one_of_many_who_redeem_a_code_at_once_gets_it(self, store: SessionStore, clock: FrozenClock) -> None:
+        session_id = await _shared(store, clock, "live")
+        code = await store.create_share_code(session_id)
+        assert code.code is not None
+
+        outcomes = await asyncio.gather(
+            *(refusal_of(store.as_principal(f"u{n}").redeem_share_code(session_id, code.code)) for n in range(20))
+        )
+
+        assert outcomes.count(None) == 1
+        assert len(await store.list_shares(session_id)) == 3
+
+    async def test_a_code_never_lowers_a_role(self, store: SessionStore, clock: FrozenClock) -> None:
+        session_id = await _shared(store, clock, "live")
+        for user in (EDITOR, OWNER):
+            code = await store.create_share_code(session_id, Role.VIEWER)
+            assert code.code is not None
+            await store.as_principal(user).redeem_share_code(session_id, code.code)
+
+        assert {share.user_id: share.role for share in await store.list_shares(session_id)} == {
+            EDITOR: Role.EDITOR,
+            VIEWER: Role.VIEWER,
+        }
+
+    @pytest.mark.parametrize("state", ["live", "archived"])
+    async def test_as_many_shares_and_codes_as_are_allowed(
+        self, store: SessionStore, clock: FrozenClock, state: str
+    ) -> None:
+        session_id = await _shared(store, clock, state)
+        for n in range(MAX_SHARES - 2):
+            await store.share_session(session_id, f"u{n}")
+        for _ in range(MAX_CODES):
+            code = await store.create_share_code(session_id)
+        assert code.code is not None
+
+        with pytest.raises(InvalidInput, match="shares would be 101"):
+            await store.share_session(session_id, "one too many")
+        with pytest.raises(InvalidInput, match="share codes"):
+            await store.create_share_code(session_id)
+        with pytest.raises(InvalidInput, match="shares would be 101"):
+            await store.as_principal(STRANGER).redeem_share_code(session_id, code.code)
+        await store.share_session(session_id, "u0", Role.EDITOR)  # who has a role already takes no room
+        clock.advance(hours=24)
+        await store.create_share_code(session_id)  # nor do codes that are past
+        assert len(await store.list_shares(session_id)) == MAX_SHARES
+
+    @pytest.mark.parametrize(
+        ("call", "problem"),
+        [
+            (lambda store, session_id: store.share_session(session_id, OWNER), "owns the session"),
+            (lambda store, session_id: store.share_session(session_id, ""), "user_id"),
+            (lambda store, session_id: store.share_session(session_id, "x" * 256), "user_id"),
+            (lambda store, session_id: store.share_session(session_id, None), "user_id"),
+            (lambda store, session_id: store.share_session(session_id, "u", "boss"), "role 'boss' is unknown"),
+            (lambda store, session_id: store.create_share_code(session_id, "owner"), "role"),
+            (lambda store, session_id: store.create_share_code(session_id, hours=0), "hours"),
+            (lambda store, session_id: store.create_share_code(session_id, hours=169), "hours"),
+            (lambda store, session_id: store.redeem_share_code(session_id, "x" * 101), "share code"),
+            (lambda store, session_id: store.redeem_share_code(session_id, 7), "share code"),
+        ],
+    )
+    async def test_bad_input_is_refused(self, store: SessionStore, clock: FrozenClock, call: Any, problem: str) -> None:
+        session_id = await _shared(store, clock, "live")
+        before = await store.get_audit_trail(session_id)
+
+        with pytest.raises(InvalidInput, match=problem):
+            await call(store, session_id)
+
+        assert await store.get_audit_trail(session_id) == before
+
+    async def test_a_principal_lists_its_own_and_what_it_was_given(
+        self, store: SessionStore, clock: FrozenClock
+    ) -> None:
+        """One cursor over both, live and archived, newest first; the store itself lists a user's own."""
+        viewer = store.as_principal(VIEWER)
+        expected = []
+        for n in range(12):
+            clock.advance(seconds=1)
+            owner = VIEWER if n % 3 == 0 else OWNER
+            session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=owner, tags=[f"t{n % 2}"])
+            if n % 3 == 1:
+                await store.share_session(session.id, VIEWER)
+            if n % 4 == 0:
+                await store.archive_session(session.id)
+            if n % 3 != 2:
+                expected.append((session.id, n % 2))
+        expected.reverse()
+
+        for limit in (1, 3, 100):
+            assert [found.id for found in await listing(viewer, None, limit=limit)] == [each for each, _ in expected]
+            found = await listing(viewer, VIEWER, limit=limit, tag="t1")
+            assert [each.id for each in found] == [each for each, tag in expected if tag]
+        page = await viewer.search_sessions(None, symbol="AAPL", limit=100)
+        assert [found.id for found in page] == [each for each, _ in expected]
+        assert len(await listing(store, VIEWER)) == 4
+
+    async def test_deleting_takes_it_from_everybody(self, store: SessionStore, clock: FrozenClock) -> None:
+        session_id = await _shared(store, clock, "live")
+
+        assert await store.as_principal(OWNER).delete_session(session_id)
+
+        assert await store.as_principal(VIEWER).get_session(session_id) is None
+        assert await listing(store.as_principal(VIEWER), None) == []
+
+    async def test_an_erased_user_has_nothing_of_others_and_others_keep_theirs(
+        self, store: SessionStore, clock: FrozenClock
+    ) -> None:
+        live = await _shared(store, clock, "live")
+        ended = await _shared(store, clock, "archived")
+
+        await store.erase_user(VIEWER)
+
+        for session_id in (live, ended):
+            assert [share.user_id for share in await store.list_shares(session_id)] == [EDITOR]
+            assert await store.as_principal(VIEWER).get_session(session_id) is None
+        assert await listing(store.as_principal(VIEWER), None) == []
+        assert len(await listing(store, OWNER)) == 2
+
+    async def test_the_trail_has_every_change_who_made_it_and_when(
+        self, store: SessionStore, clock: FrozenClock
+    ) -> None:
+        owner = store.as_principal(OWNER)
+        admin = store.as_principal(None, name="root")
+        session = await owner.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
+        clock.advance(seconds=1)
+        query = make_query()
+        await owner.record_query(session.id, query, context={"a": 1})
+        await owner.share_session(session.id, EDITOR, Role.EDITOR)
+        await store.as_principal(EDITOR).remember(session.id, conclusions=["dear"])
+        await admin.extend_session(session.id, 1)
+        await store.archive_session(session.id)
+        await owner.resume_session(session.id)
+        await owner.unshare_session(session.id, EDITOR)
+        read = await existing(owner, session.id)
+        read.tags.append("done")
+        read.title = "Apple"
+        await owner.update_session(session.id, read)
+
+        trail = await owner.get_audit_trail(session.id)
+
+        assert [(each.did, each.by) for each in trail] == [
+            ("create", OWNER),
+            ("record", OWNER),
+            ("share", OWNER),
+            ("update", EDITOR),
+            ("extend", "root"),
+            ("archive", None),
+            ("resume", OWNER),
+            ("revoke", OWNER),
+            ("update", OWNER),
+        ]
+        assert [each.version for each in trail] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+        assert trail[0].at == session.created_at
+        assert trail[1].at == session.created_at + timedelta(seconds=1)
+        assert [each.detail for each in trail[1:4]] == [
+            {"queries": [query.id.hex]},
+            {"with": EDITOR, "role": "editor"},
+            {"parts": ["context"]},
+        ]
+        assert trail[8].detail == {"parts": ["title", "tags"]}
+
+    async def test_what_changes_nothing_leaves_no_entry(self, store: SessionStore, clock: FrozenClock) -> None:
+        session_id = await _shared(store, clock, "live")
+        before = await store.get_audit_trail(session_id)
+
+        await existing(store, session_id)
+        await store.resume_session(session_id)
+        await store.unshare_session(session_id, "nobody")
+        await listing(store)
+
+        assert await store.get_audit_trail(session_id) == before
+
+    async def test_a_session_takes_as_many_changes_as_its_trail_holds(
+        self, open_store: OpenStore, clock: FrozenClock
+    ) -> None:
+        """Ending it, resuming it and taking it back from others is always possible."""
+        async with open_store(session_max_changes=5) as store:
+            session_id = await _shared(store, clock, "live")
+            await store.record_query(session_id, make_query())
+
+            with pytest.raises(SessionFull, match="5 changes"):
+                await store.record_query(session_id, make_query())
+
+            await store.unshare_session(session_id, VIEWER)
+            await store.extend_session(session_id, 1)
+            assert await store.archive_session(session_id)
+            await store.resume_session(session_id)
+
+    async def test_another_users_trail_and_shares_are_as_of_no_session(
+        self, store: SessionStore, clock: FrozenClock
+    ) -> None:
+        for state in STATES:
+            session_id = await _shared(store, clock, state)
+            stranger = store.as_principal(STRANGER)
+            for verb in OWNS.values():
+                assert await _outcome(verb(stranger, session_id)) == await _outcome(verb(stranger, uuid4()))
+
+    @given(st.data())
+    @bounded(15)
+    async def test_grants_are_those_of_the_model(self, open_store: OpenStore, data: st.DataObject) -> None:
+        """The engines' own steps come to what `rights.changed` says, live and archived."""
+        with using(FrozenClock()):
+            async with open_store() as store:
+                session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER)
+                model = GrantsModel(store, session.id, data.draw)
+                for _ in range(data.draw(st.integers(1, 12))):
+                    await model.step()
+                await model.check()
+
+
+async def _shared(store: SessionStore, clock: FrozenClock, state: str) -> UUID:
+    """A session of the owner's, given to a viewer and an editor, in a state."""
+    session: Session = await store.as_principal(OWNER).create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
+    await store.as_principal(OWNER).record_query(session.id, make_query())
+    await store.as_principal(OWNER).share_session(session.id, VIEWER)
+    await store.as_principal(OWNER).share_session(session.id, EDITOR, Role.EDITOR)
+    if state != "live":
+        clock.advance(hours=1)
+    if state == "archived":
+        await store.archive_session(session.id)
+    return session.id
+
+
+async def _outcome(call: Awaitable[object]) -> object:
+    """What a call comes to, without the id that it was about."""
+    try:
+        return await call
+    except FimlError as exc:
+        session_id = getattr(exc, "session_id", None)
+        return type(exc), str(exc).replace(str(session_id), "ID")
