@@ -37,7 +37,7 @@ class SharedSession(Result):
 
     session_id: UUID
     your_role: Literal["owner", "viewer", "editor", "none"]
-    share_code: str | None = Field(None, description="new code, shown only now: give it with the session_id to one user")
+    share_code: str | None = Field(None, description="new code, shown only now: for one user, with the session_id")
     shares: list[SharedWith] = Field(description="for the owner")
     open_codes: list[OpenCode] = Field(description="for the owner")
 
