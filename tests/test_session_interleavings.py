@@ -28,6 +28,7 @@ from tests.support.interleaving import Schedule, explore
 
 # How often a call may be interrupted by the other; the profile "thorough" takes every order there is.
 PREEMPTIONS = 1 if hypothesis_settings().max_examples <= 100 else 99
+GUEST = "bob"
 ENDED = (SessionExpired, SessionArchived)
 Result = TypeVar("Result")
 Call = Callable[[SessionStore, Session], Awaitable[Any]]
@@ -49,6 +50,7 @@ CALLS: dict[str, Call] = {
     "end": _end,
     "get": lambda store, session: store.get_session(session.id),
     "list": lambda store, _: store.list_user_sessions(OWNER, include_archived=True),
+    "share": lambda store, session: store.share_session(session.id, GUEST),
 }
 MOVERS, WRITERS, READERS = ("archive", "sweep", "resume", "delete"), ("record", "extend", "end"), ("get", "list")
 WHOLE = ("live", "expired", "archived")
@@ -57,7 +59,8 @@ CASES = [
     *product(product(MOVERS, WRITERS), ["live"]),
     *product(product(["resume"], WRITERS), ["expired", "archived"]),
     *product([("end", other) for other in WRITERS], ["live"]),
-    *product(product(MOVERS, READERS), WHOLE),
+    *product(product(MOVERS, [*READERS, "share"]), WHOLE),
+    *product([("share", "record"), ("share", "share")], ["live"]),
 ]
 
 
@@ -198,6 +201,7 @@ class Check:
         found = await self.is_found_once()
         self.holds_what_was_acknowledged(found)
         self.is_where_it_belongs(found)
+        await self.is_shared_as_was_acknowledged()
         if self.state in WHOLE:
             assert await count_archived(self.store) == found.is_archived
         await self.goes_on(clock, found)
@@ -216,6 +220,8 @@ class Check:
                     assert outcome.total_queries >= 3
                 case bool() | int():
                     assert name in ("archive", "sweep")
+                case None:
+                    assert name == "share"
                 case _:
                     assert isinstance(outcome, ENDED), f"{name} gave {outcome!r}"
                     assert name in ("record", "extend", "end")
@@ -240,6 +246,15 @@ class Check:
             assert found.expires_at == self.session.expires_at + timedelta(hours=extended)
         if "resume" not in names and any(isinstance(outcome, Session) for outcome in self.of("end")):
             assert found.is_expired
+
+    async def is_shared_as_was_acknowledged(self) -> None:
+        is_shared = "share" in (name for name, _ in self.outcomes)
+        assert [share.user_id for share in await self.store.list_shares(self.session.id)] == [GUEST] * is_shared
+        found = await listing(self.store.as_principal(GUEST), None)
+        assert [summary.id for summary in found] == [self.session.id] * is_shared
+        trail = await self.store.get_audit_trail(self.session.id)
+        assert [entry.did for entry in trail].count("share") == len(self.of("share"))
+        assert [entry.version for entry in trail] == sorted(entry.version for entry in trail)
 
     def is_where_it_belongs(self, found: Session) -> None:
         names = {name for name, _ in self.outcomes}

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
 from secrets import SystemRandom
+from uuid import UUID
 
 import structlog
 
@@ -79,8 +80,8 @@ class Sweep:
 
     async def _archive(self, entries: Sequence[ExpiryEntry], report: SweepReport) -> None:
         records: list[SessionRecord] = []
-        places = {entry.session_id: entry for entry in entries}
-        for entry, record in zip(entries, await self._sweeping.read(list(places)), strict=True):
+        places = _by_session(entries)
+        for entry, record in zip(places.values(), await self._sweeping.read(list(places)), strict=True):
             if isinstance(record, CorruptRecord):
                 await self._set_aside(entry, record.problem, report)
             elif record is not None and record.header.expires_at <= self._ended.at:
@@ -140,6 +141,12 @@ class Sweep:
             report.quarantined += 1
             _log.error("session_quarantined", session_id=str(session_id), problem=problem)
         return None
+
+
+def _by_session(entries: Sequence[ExpiryEntry]) -> dict[UUID, ExpiryEntry]:
+    """One entry of each session: its owner's, where those of users whom it is given to are there too."""
+    entries_of_owners_last = sorted(entries, key=lambda entry: not entry.place.given_to)
+    return {entry.session_id: entry for entry in entries_of_owners_last}
 
 
 def _batches(expired: list[tuple[ExpiryEntry, Look]]) -> Iterator[list[ExpiryEntry]]:

@@ -323,6 +323,19 @@ class SharingSuite(Suite):
         ]
         assert trail[8].detail == {"parts": ["title", "tags"]}
 
+    async def test_a_shared_session_that_expires_is_archived_once_and_shared_still(
+        self, store: SessionStore, clock: FrozenClock
+    ) -> None:
+        session_id = await _shared(store, clock, "expired")
+
+        moved = await store.cleanup_expired_sessions(), await store.cleanup_expired_sessions()
+
+        assert moved == (1, 0)
+        for user in (OWNER, VIEWER, EDITOR):
+            [listed] = await listing(store.as_principal(user), None)
+            assert (listed.id, listed.is_archived) == (session_id, True)
+        assert await listing(store.as_principal(VIEWER), None, include_archived=False) == []
+
     async def test_what_changes_nothing_leaves_no_entry(self, store: SessionStore, clock: FrozenClock) -> None:
         session_id = await _shared(store, clock, "live")
         before = await store.get_audit_trail(session_id)
