@@ -44,6 +44,8 @@ VERBS: dict[str, Verb] = {
     "archive": lambda store, session: store.archive_session(session.id),
     "sweep": lambda store, _: store.cleanup_expired_sessions(),
     "resume": lambda store, session: store.resume_session(session.id),
+    "share": lambda store, session: store.share_session(session.id, "bob", "editor"),
+    "share an archived one": lambda store, session: store.share_session(session.id, "bob"),
     "delete": lambda store, session: store.delete_session(session.id),
     "delete from the archive": lambda store, session: store.delete_session(session.id),
 }
@@ -98,7 +100,7 @@ async def test_a_transaction_that_is_broken_off_has_done_nothing(
         await store.record_query(session.id, make_query(f"{n}"), context={f"{n}": n})
     if verb == "sweep":
         clock.advance(hours=1)
-    if verb in ("resume", "delete from the archive"):
+    if verb in ("resume", "delete from the archive", "share an archived one"):
         await store.archive_session(session.id)
     before = await everything(store)
 
@@ -119,4 +121,7 @@ async def test_a_transaction_that_is_broken_off_has_done_nothing(
 async def everything(store: SessionStore) -> Any:
     """All that can be seen of the sessions."""
     summaries = await listing(store, None)
-    return summaries, [document(await existing(store, summary.id)) for summary in summaries]
+    documents = [document(await existing(store, summary.id)) for summary in summaries]
+    shares = [await store.list_shares(summary.id) for summary in summaries]
+    trails = [await store.get_audit_trail(summary.id) for summary in summaries]
+    return summaries, documents, shares, trails

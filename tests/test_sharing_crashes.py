@@ -1,0 +1,99 @@
+"""A process that dies while it shares: nobody's listing lacks what was given, and nothing is left of what is gone."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+import pytest
+import redis
+
+from fiml.core.config import Settings
+from fiml.core.errors import FimlError
+from fiml.sessions.models import SessionType
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock
+from fiml.testing.conformance import Crash, Faults
+from fiml.testing.conformance.suite import OWNER, listing
+from tests.support.backends import open_watched_store
+from tests.support.deployment import Deployment
+
+GUEST = "bob"
+Verb = Callable[[SessionStore, UUID], Awaitable[Any]]
+VERBS: dict[str, Verb] = {
+    "share": lambda store, session_id: store.share_session(session_id, "cem"),
+    "unshare": lambda store, session_id: store.unshare_session(session_id, GUEST),
+    "archive": lambda store, session_id: store.archive_session(session_id),
+    "resume": lambda store, session_id: store.resume_session(session_id),
+    "delete": lambda store, session_id: store.delete_session(session_id),
+    "erase": lambda store, _: store.erase_user(GUEST),
+}
+
+
+@pytest.fixture
+async def store(deployment: Deployment, clock: FrozenClock) -> AsyncIterator[SessionStore]:
+    async with SessionStore(deployment.settings()) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_process_that_dies_at_any_step_leaves_no_listing_wrong(
+    store: SessionStore, deployment: Deployment, clock: FrozenClock, verb: str
+) -> None:
+    for step in count(1):
+        session_id = await shared(store, verb)
+
+        has_died = await die_at(step, deployment.settings(), VERBS[verb], session_id)
+
+        await every_listing_is_right(store)
+        await finish(store, session_id, VERBS[verb])
+        await every_listing_is_right(store)
+        clock.advance(hours=200)
+        await store.cleanup_expired_sessions()
+        assert given_keys(deployment) == []
+        await store.delete_session(session_id)
+        if not has_died:
+            break
+    assert step > 2
+
+
+async def shared(store: SessionStore, verb: str) -> UUID:
+    session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
+    await store.share_session(session.id, GUEST)
+    if verb == "resume":
+        await store.archive_session(session.id)
+    return session.id
+
+
+async def die_at(step: int, settings: Settings, verb: Verb, session_id: UUID) -> bool:
+    """Whether the process died, behind a call to an engine."""
+    faults = Faults()
+    async with open_watched_store(settings, faults.around) as crashing:
+        faults.crash_at(step, is_reply_lost=True)
+        try:
+            await verb(crashing, session_id)
+        except Crash:
+            return True
+        finally:
+            faults.disarm()
+    return False
+
+
+async def every_listing_is_right(store: SessionStore) -> None:
+    for summary in await listing(store, None):
+        given = {share.user_id for share in await store.list_shares(summary.id)}
+        for user in (GUEST, "cem"):
+            found = [each.id for each in await listing(store.as_principal(user), None)]
+            assert (summary.id in found) == (user in given)
+
+
+async def finish(store: SessionStore, session_id: UUID, verb: Verb) -> None:
+    """Somebody tries again, as after every crash."""
+    with suppress(FimlError):
+        await verb(store, session_id)
+
+
+def given_keys(deployment: Deployment) -> list[bytes]:
+    with redis.Redis.from_url(deployment.redis_url) as client:
+        return list(client.scan_iter("fiml:given:*"))
