@@ -78,3 +78,19 @@ async def test_a_session_with_more_words_than_the_index_holds_is_found_by_its_ti
             assert await found(store, "zzz needle") == ["zzz needle"]
             assert await found(store, "漢字0000001" + "字" * 40) == ["zzz needle"]
             await store.archive_session(session.id)
+
+
+@pytest.mark.parametrize("grants", ["{", "[5]"])
+async def test_damaged_grants_in_the_file_hide_no_other_session(sqlite_settings: Settings, grants: str) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        for is_archived in (False, True):
+            broken = await begin(store, title="broken", user_id="ann")
+            if is_archived:
+                await store.archive_session(broken.id)
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as connection, connection:
+            connection.execute("UPDATE active_sessions SET grants = ?", (grants,))
+            connection.execute("UPDATE sessions SET grants = ?", (grants,))
+        good = await begin(store, title="good", user_id="ann")
+        await store.share_session(good.id, "bob")
+
+        assert [each.title for each in await store.as_principal("bob").list_user_sessions(None, True)] == ["good"]

@@ -1,6 +1,7 @@
 """Round trips are a budget: counted on the wire to Valkey and PostgreSQL, and in statements of SQLite."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -195,12 +196,35 @@ async def test_sqlite_reads_a_page_by_its_index(embedded: SessionStore, verb: st
     """Without a sort, a page costs the same however many sessions there are."""
     session = await a_session(embedded)
     [select] = [text for text in await statements(embedded, VERBS[verb](embedded, session)) if "SELECT" in text]
-    backend = embedded._opened
-    assert isinstance(backend, SqliteBackend)
 
-    plan = await backend._file.read(
-        lambda connection: [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {select}")]
-    )
+    plan = await plan_of(embedded, select)
 
     assert any(f"active_sessions_{index}" in step for step in plan)
     assert not any("TEMP B-TREE" in step for step in plan)
+
+
+@pytest.mark.parametrize("include_archived", [False, True])
+async def test_sqlite_finds_what_is_given_to_somebody_by_an_index_of_what_is_given_at_all(
+    embedded: SessionStore, include_archived: bool
+) -> None:
+    """So a listing of a principal costs the more, the more is shared, not the more there is."""
+    session = await a_session(embedded)
+    await embedded.share_session(session.id, STRANGER)
+    call = embedded.as_principal(STRANGER).list_user_sessions(None, include_archived)
+    heard = await statements(embedded, call)
+
+    plans = [await plan_of(embedded, each) for each in heard if "json_each(" in each]
+
+    assert len(plans) == 1 + include_archived
+    for plan, index in zip(plans, ("active_sessions_given", "sessions_given"), strict=False):
+        assert any(index in step for step in plan), plan
+
+
+async def plan_of(store: SessionStore, statement: str) -> list[str]:
+    backend = store._opened
+    assert isinstance(backend, SqliteBackend)
+
+    def explain(connection: sqlite3.Connection) -> list[str]:
+        return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
+
+    return await backend._file.read(explain)

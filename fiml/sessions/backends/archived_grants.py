@@ -4,7 +4,21 @@ import json
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Text, bindparam, or_, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Text,
+    and_,
+    bindparam,
+    case,
+    false,
+    func,
+    or_,
+    select,
+    text,
+    true,
+    update,
+)
 
 from fiml.db.dialects import is_postgresql, json_members
 from fiml.db.tables import sessions
@@ -57,6 +71,6 @@ def _has(connection: Connection, field: str) -> ColumnElement[bool]:
     if is_postgresql(connection):
         return sessions.c.grants.op("?", is_comparison=True)(bindparam(None, field, Text))
     members = json_members(connection, sessions.c.grants)
-    # Only some sessions are given to anybody: an index has just those.
-    is_given = sessions.c.grants != "{}"
-    return is_given & select(members.c.key).where(members.c.key == field).exists()
+    has_it = select(members.c.key).where(members.c.key == field).exists()
+    # The first term lets an index have only those that are given to anybody; CASE, since what is damaged is no JSON.
+    return and_(text("sessions.grants <> '{}'"), case((func.json_valid(sessions.c.grants) == 1, has_it), else_=false()))

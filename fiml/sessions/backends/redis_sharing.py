@@ -23,6 +23,7 @@ from fiml.sessions.rights import (
     refuse_code,
     refuse_codes,
     refuse_users,
+    right_of,
     user_given,
 )
 
@@ -45,6 +46,9 @@ class RedisSharing:
             record = fields.decode_record(session_id, reply)
             if record is None:
                 return None
+            # Who may not share enters nobody in an index.
+            held = right_of(record.header.user_id, record.header.grants, caller)
+            demand(session_id, held or Right.READ, Right.OWN)
             await self._client.run(enter_given(record.header, user_id))
         header = await self._change(session_id, change, now=now, caller=caller)
         if header is None:

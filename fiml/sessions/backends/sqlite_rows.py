@@ -26,7 +26,7 @@ from fiml.sessions.records import (
 )
 from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_of
 
-_OF_PAGE = ("user_id", "given_to", "type", "tag", "asset", "limit")
+_OF_PAGE = ("user_id", "type", "tag", "asset", "limit")
 _FIXED = ("id", "user_id", "created_at")
 _CHANGING = (
     "type",
@@ -63,10 +63,12 @@ _SET_ENTRY = (
 )
 _APPEND_QUERY = "INSERT INTO active_queries (session_id, id, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _APPEND_ENTRY = "INSERT INTO active_trail (session_id, entry) VALUES (?, ?)"
-_SEEN = (
-    "(:user IS NULL OR user_id = :user OR (grants <> '{}' AND json_valid(grants)"
-    " AND EXISTS (SELECT 1 FROM json_each(grants) WHERE key = 's:' || :user)))"
+# The first term lets an index have only those that are given to anybody; CASE, since what is damaged is no JSON.
+_GIVEN = (
+    "(grants <> '{}' AND CASE WHEN json_valid(grants)"
+    " THEN EXISTS (SELECT 1 FROM json_each(grants) WHERE key = 's:' || :user) ELSE FALSE END)"
 )
+_SEEN = f"(:user IS NULL OR user_id = :user OR {_GIVEN})"
 _DELETE = (
     "DELETE FROM active_trail WHERE session_id = ?",
     "DELETE FROM active_queries WHERE session_id = ?",
@@ -125,8 +127,7 @@ def select_ids(connection: sqlite3.Connection, user_id: str) -> set[UUID]:
 
 def select_given_ids(connection: sqlite3.Connection, user_id: str) -> set[UUID]:
     """Every live session that is given to a user."""
-    is_given = "grants <> '{}' AND EXISTS (SELECT 1 FROM json_each(grants) WHERE key = 's:' || ?)"
-    found = connection.execute(f"SELECT id FROM active_sessions WHERE {is_given}", (user_id,))  # noqa: S608 - a constant
+    found = connection.execute(f"SELECT id FROM active_sessions WHERE {_GIVEN}", {"user": user_id})  # noqa: S608 - a constant
     return {UUID(stored_id) for (stored_id,) in found}
 
 
@@ -135,9 +136,8 @@ def select_page(connection: sqlite3.Connection, query: PageQuery) -> list[Header
     own = _select_some(connection, query, "TRUE" if query.user_id is None else "user_id = :user_id")
     if query.given_to is None:
         return own
-    # Apart from its own, which an index has in order; this one has only those that are given to anybody.
-    is_given = "grants <> '{}' AND EXISTS (SELECT 1 FROM json_each(grants) WHERE key = 's:' || :given_to)"
-    return newest_first([*own, *_select_some(connection, query, is_given)])[: query.limit]
+    # Apart from its own, which an index has in order.
+    return newest_first([*own, *_select_some(connection, query, _GIVEN)])[: query.limit]
 
 
 def _select_some(connection: sqlite3.Connection, query: PageQuery, whose: str) -> list[Header]:
@@ -148,7 +148,7 @@ def _select_some(connection: sqlite3.Connection, query: PageQuery, whose: str) -
         conditions.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)")
     if query.asset is not None:
         conditions.append("EXISTS (SELECT 1 FROM json_each(assets) WHERE value = :asset)")
-    parameters: dict[str, Any] = {name: getattr(query, name) for name in _OF_PAGE}
+    parameters: dict[str, Any] = {name: getattr(query, name) for name in _OF_PAGE} | {"user": query.given_to}
     if query.after is not None:
         conditions.append("(created_at < :after OR created_at = :after AND id > :after_id)")
         parameters |= {"after": to_micros(query.after[0]), "after_id": query.after[1].hex}

@@ -58,6 +58,8 @@ if redis.call('HEXISTS', header, ARGV[5]) == 0 then
   if is_user and counted('s') >= tonumber(ARGV[7]) then return {'users', counted('s') + 1} end
   if not is_user and counted('ve') >= tonumber(ARGV[8]) then return {'codes'} end
 end
-redis.call('HSET', header, ARGV[5], ARGV[6])
-note()
+if redis.call('HGET', header, ARGV[5]) ~= ARGV[6] then
+  redis.call('HSET', header, ARGV[5], ARGV[6])
+  note()
+end
 return done()
