@@ -76,5 +76,7 @@ def _show_found(page: SearchPage) -> None:
         typer.echo(f"{len(page.unreadable)} live sessions can't be read: {', '.join(map(str, page.unreadable))}")
     if page.not_indexed:
         typer.echo("more sessions changed than one search indexes: search again")
+    if page.partial:
+        typer.echo("archived sessions are missing: the archive is away")
     if page.next_cursor:
         typer.echo(f"{'not all looked through; ' if page.truncated else ''}more: --cursor {page.next_cursor}")

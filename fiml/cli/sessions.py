@@ -43,7 +43,8 @@ def list_(
     """List sessions, newest first."""
     page = with_sessions(lambda store: store.list_user_sessions(user, archived, limit, cursor, type_, tag, asset))
     if as_json:
-        listed = {"sessions": [summary.to_dict() for summary in page], "next_cursor": page.next_cursor}
+        summaries = [summary.to_dict() for summary in page]
+        listed = {"sessions": summaries, "next_cursor": page.next_cursor, "partial": page.partial}
         typer.echo(json.dumps(listed, indent=2))
     else:
         _show_page(page)
@@ -171,6 +172,8 @@ def _show_page(page: SummaryPage) -> None:
     for summary in page:
         typer.echo(f"{summary.id}  {summary.type}  {_count(summary.total_queries)}  {_state(summary)}")
         typer.echo(f"    {_title(summary)}")
+    if page.partial:
+        typer.echo("archived sessions are missing: the archive is away")
     if page.next_cursor:
         typer.echo(f"more: --cursor {page.next_cursor}")
 

@@ -17,7 +17,9 @@ BUSY_TIMEOUT_S = 30
 _WAL_TRIES = 600
 # The execution option that names how a transaction on SQLite begins.
 SQLITE_BEGIN = "fiml_sqlite_begin"
-CONNECT_TIMEOUT_S = 5
+CONNECT_TIMEOUT_S = 2
+MAX_CONNECTIONS = 20
+POOL_TIMEOUT_S = 2
 _ADDRESS = ("host", "port")
 _PARAMETERS = ("sslmode", "connect_timeout", "application_name")
 
@@ -39,6 +41,10 @@ def postgres_engine(database_url: str) -> AsyncEngine:
             url.set(drivername="postgresql+asyncpg", query={k: v for k, v in url.query.items() if k in _ADDRESS}),
             json_serializer=_as_text,
             json_deserializer=_as_text,
+            pool_size=MAX_CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_S,
+            # A trip each time, so that no call fails for a connection that the server's restart has cut.
             pool_pre_ping=True,
             connect_args=_connect_args(url),
         )

@@ -1,8 +1,9 @@
 """A PostgreSQL database behind one pool: a call is one transaction."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, InterfaceError
@@ -21,35 +22,105 @@ _CONFIGURATION = ("28", "3D", "42")
 _REFUSAL = ("22", "23", "54")
 
 
+# What a caller waits for a transaction, the wait for a connection included; and what the maintenance does.
+CALL_S = 2.0
+MAINTENANCE_S = 60.0
+
+
 class PostgresDatabase:
     """The database of the server deployment.
 
+    Its schema is looked at before the first transaction, or before the first one that gets through where the server is
+    away at first.
+
     Raises:
-        Unavailable: from every call, when the server is away or refuses.
+        Unavailable: from every call, when the server is away or refuses, or doesn't answer in time. A transaction that
+            was under way then may have been written.
         Misconfigured: it is there, but doesn't let us in or lacks what we need.
     """
 
     def __init__(self, database_url: str) -> None:
         self._name = without_secrets(database_url)
         self.engine = postgres_engine(database_url)
+        self._is_prepared = False
+        self._preparing: asyncio.Task[None] | None = None
+        self._under_way: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
         """Connect. An empty database gets its schema; one with another schema is refused."""
-        await self.transact(_prepare_schema)
+        await self._prepare()
 
     async def close(self) -> None:
         """Close all connections."""
+        self._is_prepared = False
+        left = [*self._under_way, *([self._preparing] if self._preparing else [])]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         await self.engine.dispose()
 
     async def transact(self, function: Callable[[Connection], Result]) -> Result:
-        """Run a function in a transaction; when it raises, nothing was written."""
-        with translated(f"PostgreSQL at {self._name}"):
-            async with self.engine.begin() as connection:
-                return await connection.run_sync(function)
+        """Run a function in a transaction; when it raises, nothing was written. Two seconds at most."""
+        return await self._transact(function, CALL_S)
+
+    async def maintain(self, function: Callable[[Connection], Result]) -> Result:
+        """As `transact`, for what takes longer: a minute at most."""
+        return await self._transact(function, MAINTENANCE_S)
 
     async def view(self, function: Callable[[Connection], Result]) -> Result:
         """Run a function that only reads."""
         return await self.transact(function)
+
+    async def upgrade(self) -> None:
+        """Bring the schema up to date, however long that takes."""
+        await self._in_time(self._run(schema.upgrade), None)
+
+    async def _transact(self, function: Callable[[Connection], Result], within_s: float) -> Result:
+        if not self._is_prepared:
+            await self._prepare()
+        return await self._in_time(self._run(function), within_s)
+
+    async def _prepare(self) -> None:
+        # All who come wait for one look: a server that stands still holds nobody up twice.
+        if self._preparing is None or self._preparing.done():
+            self._preparing = asyncio.create_task(self._look_at_schema())
+            self._preparing.add_done_callback(_look_at)
+        await asyncio.shield(self._preparing)
+
+    async def _look_at_schema(self) -> None:
+        found = await self._in_time(self._run(schema.revision), CALL_S)
+        if found is None:
+            await self._in_time(self._run(schema.upgrade), MAINTENANCE_S)
+        else:
+            schema.check(found)
+        self._is_prepared = True
+
+    async def _run(self, function: Callable[[Connection], Result]) -> Result:
+        with translated(f"PostgreSQL at {self._name}"):
+            async with self.engine.begin() as connection:
+                return await connection.run_sync(function)
+
+    async def _in_time(self, work: Coroutine[Any, Any, Result], within_s: float | None) -> Result:
+        """What `work` returns. One that is late is given up by its caller at once, and cleans up behind itself."""
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=within_s)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not done:
+            task.cancel()
+            task.add_done_callback(_look_at)
+            raise Unavailable(f"PostgreSQL at {self._name}", f"no answer within {within_s:g} s")
+        return task.result()
+
+
+def _look_at(task: "asyncio.Task[Any]") -> None:
+    """An outcome that nobody waits for any more is no fault of the process."""
+    if not task.cancelled():
+        task.exception()
 
 
 @contextmanager
@@ -80,14 +151,6 @@ async def upgrade(database_url: str) -> None:
     """Bring a database to the current schema."""
     database = PostgresDatabase(database_url)
     try:
-        await database.transact(schema.upgrade)
+        await database.upgrade()
     finally:
         await database.close()
-
-
-def _prepare_schema(connection: Connection) -> None:
-    found = schema.revision(connection)
-    if found is None:
-        schema.upgrade(connection)
-    else:
-        schema.check(found)

@@ -68,6 +68,10 @@ class SqliteFile:
         """Run a function in a transaction of SQLAlchemy's; `driver` gives the driver's connection in it."""
         return await self._hop(lambda: self._in_sqlalchemy(function))
 
+    async def maintain(self, function: Callable[[Connection], Result]) -> Result:
+        """As `transact`: a file is never away."""
+        return await self.transact(function)
+
     async def view(self, function: Callable[[Connection], Result]) -> Result:
         """Run a function that only reads, as `transact`; it waits for nobody who writes."""
         return await self._hop(lambda: self._in_sqlalchemy(function, "BEGIN"))

@@ -7,7 +7,6 @@ listing the sessions hands out every one.
 
 import asyncio
 import ipaddress
-from uuid import UUID
 
 import structlog
 import uvicorn
@@ -31,7 +30,6 @@ MAX_CONNECTIONS = 1000
 _KEEP_ALIVE_S = 30
 _RETRY_AFTER_S = 5
 READY_WITHIN_S = 2.0
-_NOBODYS = UUID(int=0)
 
 _log = structlog.get_logger()
 
@@ -64,9 +62,8 @@ def build_app(runtime: Runtime, host: str, verifier: BearerVerifier | None = Non
     probe = _Probe(runtime)
 
     async def ready(_request: Request) -> Response:
-        if await probe.is_ready():
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "unavailable"}, status_code=503)
+        status = await probe.status()
+        return JSONResponse({"status": status}, status_code=503 if status == "unavailable" else 200)
 
     app = build_server(runtime, verifier).streamable_http_app(
         streamable_http_path=PATH,
@@ -84,13 +81,17 @@ def build_app(runtime: Runtime, host: str, verifier: BearerVerifier | None = Non
 
 
 class _Probe:
-    """Whether the engines answer in time. All who ask wait for one look: none is cut off, and none pile up."""
+    """Whether the engines answer in time. All who ask wait for one look: none is cut off, and none pile up.
+
+    While only the archive is away, a server is of use: live sessions work.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._look: asyncio.Task[bool] | None = None
+        self._look: asyncio.Task[str] | None = None
 
-    async def is_ready(self) -> bool:
+    async def status(self) -> str:
+        """`ok`, `degraded` while only the archive is away, or `unavailable`."""
         if self._look is None or self._look.done():
             self._look = asyncio.create_task(self._engines_answer())
         try:
@@ -98,16 +99,17 @@ class _Probe:
                 return await asyncio.shield(self._look)
         except TimeoutError:
             _log.warning("not_ready", code="no_answer_in_time")
-            return False
+            return "unavailable"
 
-    async def _engines_answer(self) -> bool:
+    async def _engines_answer(self) -> str:
         try:
-            # A look for a session that nobody has asks every engine.
-            await (await self._runtime.store()).get_session(_NOBODYS, recent_queries=0)
+            away = await (await self._runtime.store()).away()
         except FimlError as exc:
             _log.warning("not_ready", code=exc.code)
-            return False
-        return True
+            return "unavailable"
+        if away:
+            _log.warning("not_ready", away=away)
+        return "unavailable" if "live" in away else "degraded" if away else "ok"
 
 
 class LoggedInALine:

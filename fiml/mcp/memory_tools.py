@@ -98,6 +98,7 @@ class MemoryTools:
             next_cursor=page.next_cursor,
             searched=list(page.searched),
             truncated=page.truncated,
+            partial=page.partial,
             unreadable=page.unreadable,
             not_indexed=page.not_indexed,
         )

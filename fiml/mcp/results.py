@@ -121,6 +121,7 @@ class SessionList(Result):
 
     sessions: list[SessionLine]
     next_cursor: str | None = Field(description="give it as cursor for the next page; null at the end")
+    partial: bool = Field(description="archived sessions are missing, since the archive is away: list anew later")
 
 
 class ExtendedSession(Result):

@@ -79,7 +79,8 @@ class SessionTools:
         page = await (await sessions_of(self._runtime)).list_user_sessions(
             userId, includeArchived, limit, cursor, sessionType, tag, asset
         )
-        return SessionList(sessions=[SessionLine.of(summary) for summary in page], next_cursor=page.next_cursor)
+        lines = [SessionLine.of(summary) for summary in page]
+        return SessionList(sessions=lines, next_cursor=page.next_cursor, partial=page.partial)
 
     async def extend_session(self, sessionId: args.SessionId, hours: args.Hours = 24) -> ExtendedSession:
         session = await (await sessions_of(self._runtime)).extend_session(sessionId, hours)

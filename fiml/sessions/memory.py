@@ -10,7 +10,7 @@ from fiml.sessions import values
 from fiml.sessions.backends.base import Backend, PageQuery
 from fiml.sessions.changes import Change
 from fiml.sessions.context_pack import ContextPack, pack_context
-from fiml.sessions.listing import SearchPage, decode_cursor, encode_cursor
+from fiml.sessions.listing import Cursor, SearchPage, decode_cursor, encode_cursor
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.notes import Note, NoteKind, make_note, notes_in
 from fiml.sessions.records import MAPS, Header, to_summary
@@ -128,13 +128,14 @@ class MemoryVerbs:
         if text is None and all(value is None for value in (symbol, type, tag, since, until)):
             raise InvalidInput("search", "asks for nothing", "give words, a symbol, a type, a tag or a date")
         size = values.check_limit(limit)
+        start = None if cursor is None else decode_cursor(cursor)
         query = PageQuery(
             limit=size + 1,
             include_archived=include_archived,
             user_id=self.acting_as(values.check_user_id(user_id)),
             type=None if type is None else SessionType.parse(type).value,
             tag=None if tag is None else values.check_name(tag, "tag"),
-            after=None if cursor is None else decode_cursor(cursor),
+            after=None if start is None else start.position,
             given_to=self._caller.user,
             wanted=parse_search(
                 text,
@@ -147,16 +148,18 @@ class MemoryVerbs:
         readable = [row for row in found.rows if row[0].type in SessionType.__members__.values()]
         unreadable = [*found.unreadable, *(row[0].id for row in found.rows if row not in readable)]
         summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in readable[:size]]
-        next_position = found.searched_to
+        position = found.searched_to
         if len(readable) > size:
-            next_position = (summaries[-1].created_at, summaries[-1].id)
+            position = (summaries[-1].created_at, summaries[-1].id)
+        is_partial = found.is_partial or (start is not None and start.is_partial)
         return SearchPage(
             summaries,
-            next_cursor=None if next_position is None else encode_cursor(*next_position),
+            next_cursor=None if position is None else encode_cursor(Cursor(position, is_partial)),
             truncated=found.searched_to is not None and len(readable) <= size,
-            searched=("live", "archived") if include_archived else ("live",),
+            searched=("live", "archived") if include_archived and not found.is_partial else ("live",),
             unreadable=unreadable,
             not_indexed=found.not_indexed,
+            partial=is_partial,
         )
 
     async def _check_cited(self, session_id: UUID, cites: Iterable[UUID]) -> None:

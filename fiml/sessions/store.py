@@ -22,10 +22,10 @@ from fiml.core.errors import (
 from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_json
 from fiml.sessions.backends import open_backend
-from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteRules
+from fiml.sessions.backends.base import Backend, Ended, PageQuery, Part, WriteRules
 from fiml.sessions.care import CareVerbs
 from fiml.sessions.changes import Change, baseline_of, change_of, settle
-from fiml.sessions.listing import SummaryPage, decode_cursor, encode_cursor
+from fiml.sessions.listing import Cursor, SummaryPage, decode_cursor, encode_cursor
 from fiml.sessions.memory import MemoryVerbs
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
 from fiml.sessions.records import Header, SessionRecord, encode_query, header_of, to_session, to_summary
@@ -233,12 +233,14 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
 
         A principal's page has its own sessions and those that were shared with it.
 
-        The pages of one cursor are complete and without doubles while sessions come and go.
+        The pages of one cursor are complete and without doubles while sessions come and go. With `include_archived`,
+        a page is `partial` while the archive is away.
 
         Raises:
             InvalidInput: a limit or a cursor is not valid.
         """
         size = values.check_limit(limit)
+        start = None if cursor is None else decode_cursor(cursor)
         query = PageQuery(
             limit=size + 1,
             include_archived=include_archived,
@@ -246,14 +248,16 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
             type=None if type is None else SessionType.parse(type).value,
             tag=None if tag is None else values.check_name(tag, "tag"),
             asset=None if asset is None else values.check_name(asset, "asset"),
-            after=None if cursor is None else decode_cursor(cursor),
+            after=None if start is None else start.position,
             given_to=self._caller.user,
         )
         found = await self._backend.page(query)
-        summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in found[:size]]
-        return SummaryPage(
-            summaries, encode_cursor(summaries[-1].created_at, summaries[-1].id) if len(found) > size else None
-        )
+        summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in found.rows[:size]]
+        is_partial = found.is_partial or (start is not None and start.is_partial)
+        next_cursor = None
+        if len(found.rows) > size:
+            next_cursor = encode_cursor(Cursor((summaries[-1].created_at, summaries[-1].id), is_partial))
+        return SummaryPage(summaries, next_cursor, partial=is_partial)
 
     def acting_as(self, user_id: str | None) -> str | None:
         """Whose sessions are meant: the given user's, or the caller's.
@@ -354,9 +358,11 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     async def initialize(self) -> None:
         """Connect, and create the schema in an empty database. Calling it again is harmless.
 
+        While only the archive is away, live sessions work; its schema is then looked at when it is back.
+
         Raises:
             Misconfigured: a part is missing, or a database can't be used as it is.
-            Unavailable: an engine is away.
+            Unavailable: the engine of the live sessions is away.
         """
         async with self._opening:
             if self._opened is None:
@@ -381,6 +387,10 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
         """SQLAlchemy sessions over the database of ended sessions, for `SessionAnalytics`."""
         return self._backend.session_maker
 
+    async def away(self) -> list[Part]:
+        """The parts, `live` and `archive`, whose engine doesn't answer within two seconds."""
+        return await self._backend.away()
+
     def as_principal(self, user_id: str | None, *, name: str | None = None) -> PrincipalStore:
         """A view with the same verbs that sees what `user_id` owns or was given; `None`, the local user, sees all.
 
@@ -396,7 +406,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
         query = PageQuery(limit=values.MAX_PAGE, user_id=user_id, type=session_type)
         is_done = False
         while not is_done:
-            headers = [header for header, _ in await self._backend.page(query) if header.created_at >= since]
+            headers = [header for header, _ in (await self._backend.page(query)).rows if header.created_at >= since]
             for header in headers:
                 yield header
             is_done = len(headers) < query.limit

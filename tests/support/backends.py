@@ -54,9 +54,9 @@ class WatchedDatabase(PostgresDatabase):
 
     around: Around
 
-    async def transact(self, function: Callable[[Connection], Result]) -> Result:
+    async def _transact(self, function: Callable[[Connection], Result], within_s: float) -> Result:
         async def transact() -> Result:
-            return await super(WatchedDatabase, self).transact(function)
+            return await super(WatchedDatabase, self)._transact(function, within_s)
 
         return await self.around(transact)
 

@@ -1,5 +1,6 @@
 """What sessions add up to: one question, one query, one result."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from fiml.sessions.records import Header, header_of
 
 MAX_DAYS = 3650
 MAX_ROWS = 100_000
+WITHIN_S = 60
 
 Result = TypeVar("Result")
 
@@ -158,7 +160,7 @@ class SessionAnalytics:
 
     async def _transact(self, function: Callable[[Connection], Result], *, begin: str = "BEGIN") -> Result:
         with translated("the database of ended sessions"):
-            async with self._session_maker.begin() as session:
+            async with asyncio.timeout(WITHIN_S), self._session_maker.begin() as session:
                 connection = await session.connection(execution_options={SQLITE_BEGIN: begin})
                 return await connection.run_sync(function)
 

@@ -4,13 +4,14 @@ A backend takes and gives records whose JSON is text; it never decodes a value. 
 are `None` or `False`, alike in every respect. `caller` sees what it owns or was given. A method that changes a session
 needs an editor, `delete` and `share` the owner, and raises `NotPermitted` for less; the change enters the audit trail.
 
-All methods raise `Unavailable` when the engine is away.
+All methods raise `Unavailable` when an engine that they need is away. While only the archive's is, live sessions work;
+a session that isn't among them is `Unavailable`, never absent.
 """
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 from uuid import UUID
 
 from fiml.sessions.changes import Change
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a serve
 
 
 MAX_SEARCHED = 1000
+Part = Literal["live", "archive"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,17 +71,27 @@ class PageQuery:
 
 
 @dataclass(slots=True)
+class Page:
+    """Sessions with whether each is archived, newest first. A partial page lacks ended ones, whose engine is away."""
+
+    rows: list[tuple[Header, bool]]
+    is_partial: bool = False
+
+
+@dataclass(slots=True)
 class Found:
     """What a search came to: sessions with whether each is archived, newest first, complete down to `searched_to`.
 
     `searched_to` is where the look through the live sessions stopped short, `None` where it didn't. `unreadable` are
-    live sessions that can't be read, `not_indexed` whether sessions are left whose words aren't known yet.
+    live sessions that can't be read, `not_indexed` whether sessions are left whose words aren't known yet,
+    `is_partial` whether ended ones are missing, since their engine is away.
     """
 
     rows: list[tuple[Header, bool]]
     searched_to: tuple[datetime, UUID] | None = None
     unreadable: list[UUID] = field(default_factory=list)
     not_indexed: bool = False
+    is_partial: bool = False
     looked_at: set[str] = field(default_factory=set)
     """The places in the listing that were looked at."""
 
@@ -237,7 +249,10 @@ class Backend(Protocol):
     async def purge_tombstones(self, before: datetime, *, at_most: int) -> int:
         """Finish deletions from before a moment for good, and forget them; how many."""
 
-    async def page(self, query: PageQuery) -> list[tuple[Header, bool]]:
+    async def away(self) -> list[Part]:
+        """The parts whose engine doesn't answer. Two seconds at most."""
+
+    async def page(self, query: PageQuery) -> Page:
         """Sessions by `created_at` descending, then id, with whether each is archived.
 
         Two round trips for live ones. Complete and without doubles while sessions move between the tiers.

@@ -28,8 +28,9 @@ class Keeping:
         Unavailable: from every method, when the database is away.
     """
 
-    def __init__(self, transact: Transact) -> None:
+    def __init__(self, transact: Transact, maintain: Transact) -> None:
         self._transact = transact
+        self._maintain = maintain
 
     async def hold(self, session_id: UUID, *, reason: str, now: datetime) -> bool:
         """Hold a session; `False` where it was deleted for good."""
@@ -65,37 +66,37 @@ class Keeping:
         self, before: datetime, *, at_most: int, after: Position | None
     ) -> tuple[int, Position | None]:
         """Delete some of the sessions archived before a moment: how many, and where to go on."""
-        return await self._transact(
+        return await self._maintain(
             lambda connection: retention.delete_batch(connection, before, at_most=at_most, after=after)
         )
 
     async def count_held(self, before: datetime) -> int:
         """How many sessions archived before a moment a hold keeps."""
-        return await self._transact(lambda connection: retention.count_held(connection, before))
+        return await self._maintain(lambda connection: retention.count_held(connection, before))
 
     async def write_missing_metrics(self, *, at_most: int, after: UUID | None) -> tuple[int, UUID | None]:
         """Write the metrics that some archived sessions lack: how many, and where to go on."""
-        return await self._transact(
+        return await self._maintain(
             lambda connection: missing_metrics.write_batch(connection, at_most=at_most, after=after)
         )
 
     async def erase_metrics(self, user_id: str) -> int:
         """Remove the metrics and rollups of a user, but those of held sessions; how many metrics."""
-        return await self._transact(lambda connection: metrics.erase(connection, user_id))
+        return await self._maintain(lambda connection: metrics.erase(connection, user_id))
 
     async def days_behind(self) -> list[date]:
         """The days whose rollups are behind their metrics."""
-        return await self._transact(rollups.days_behind)
+        return await self._maintain(rollups.days_behind)
 
     async def roll_up(self, day: date) -> None:
         """Make the rollups of a day anew."""
-        await self._transact(lambda connection: rollups.recompute(connection, day))
+        await self._maintain(lambda connection: rollups.recompute(connection, day))
 
     async def claim_job(
         self, name: str, *, holder: str, now: datetime, done_before: datetime, hold_for: timedelta
     ) -> bool:
         """Take a job that is due and that nobody has in hand."""
-        return await self._transact(
+        return await self._maintain(
             lambda connection: jobs.claim(
                 connection, name, holder=holder, now=now, done_before=done_before, hold_for=hold_for
             )
@@ -103,12 +104,12 @@ class Keeping:
 
     async def keep_job(self, name: str, *, holder: str, until: datetime) -> bool:
         """Go on holding a job; `False` where somebody else has taken it."""
-        return await self._transact(lambda connection: jobs.keep(connection, name, holder=holder, until=until))
+        return await self._maintain(lambda connection: jobs.keep(connection, name, holder=holder, until=until))
 
     async def finish_job(self, name: str, *, now: datetime, result: Mapping[str, Any]) -> None:
         """Note that a job is done."""
-        await self._transact(lambda connection: jobs.finish(connection, name, now=now, result=result))
+        await self._maintain(lambda connection: jobs.finish(connection, name, now=now, result=result))
 
     async def let_go_of_job(self, name: str, *, holder: str) -> None:
         """Leave a job that is not done to the next one who asks."""
-        await self._transact(lambda connection: jobs.let_go(connection, name, holder=holder))
+        await self._maintain(lambda connection: jobs.let_go(connection, name, holder=holder))

@@ -9,13 +9,13 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core.config import Synchronous
-from fiml.core.errors import SessionConflict, SessionExpired, SessionFull
+from fiml.core.errors import SessionConflict, SessionExpired, SessionFull, Unavailable
 from fiml.db.engines import async_sqlite_engine
 from fiml.db.sqlite_file import SqliteFile, driver
 from fiml.sessions.audit import Act
 from fiml.sessions.backends import archive, archived_grants, at_rest, indexing, retention, sqlite_sweep
 from fiml.sessions.backends import sqlite_rows as rows
-from fiml.sessions.backends.base import Ended, Found, PageQuery, SweepReport, WriteRules, merge_pages
+from fiml.sessions.backends.base import Ended, Found, Page, PageQuery, Part, SweepReport, WriteRules, merge_pages
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, check_format
@@ -28,7 +28,7 @@ class SqliteBackend:
     def __init__(self, file: SqliteFile, synchronous: Synchronous) -> None:
         self._file = file
         self._engine = async_sqlite_engine(file.path, synchronous)
-        self.keeping = Keeping(file.transact)
+        self.keeping = Keeping(file.transact, file.maintain)
         self.session_maker = async_sessionmaker[AsyncSession](self._engine)
 
     async def open(self) -> None:
@@ -199,15 +199,22 @@ class SqliteBackend:
 
         return await self._file.transact(purge)
 
-    async def page(self, query: PageQuery) -> list[tuple[Header, bool]]:
-        def both(connection: Connection) -> list[tuple[Header, bool]]:
+    async def away(self) -> list[Part]:
+        try:
+            await self._file.read(lambda connection: connection.execute("SELECT 1").fetchone())
+        except Unavailable:
+            return ["live", "archive"]
+        return []
+
+    async def page(self, query: PageQuery) -> Page:
+        def both(connection: Connection) -> Page:
             live = rows.select_page(driver(connection), query)
-            return merge_pages(live, archive.page(connection, query), query.limit)
+            return Page(merge_pages(live, archive.page(connection, query), query.limit))
 
         if query.include_archived:
             return await self._file.transact(both)
         live = await self._file.read(lambda connection: rows.select_page(connection, query))
-        return [(header, False) for header in live]
+        return Page([(header, False) for header in live])
 
     async def search(self, query: PageQuery) -> Found:
         def both(connection: Connection) -> Found:

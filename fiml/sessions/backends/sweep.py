@@ -94,7 +94,7 @@ class Sweep:
         if not records:
             return
         try:
-            put = await self._database.transact(lambda connection: archive.put(connection, records, self._ended))
+            put = await self._database.maintain(lambda connection: archive.put(connection, records, self._ended))
         except RecordRefused as exc:
             if len(records) == 1:
                 yield records[0], exc.problem
@@ -118,7 +118,7 @@ class Sweep:
         changed = [header for header, outcome in zip(headers, outcomes, strict=True) if outcome == "changed"]
         if changed:
             # They went on living while they were copied: their copies go.
-            await self._database.transact(lambda connection: archive.remove_all(connection, changed))
+            await self._database.maintain(lambda connection: archive.remove_all(connection, changed))
 
     async def _set_aside(self, entry: ExpiryEntry, problem: str, report: SweepReport) -> None:
         """Copy what can't be archived into the quarantine, then take it out of the live ones."""
@@ -127,14 +127,14 @@ class Sweep:
         if is_empty(dump):
             return await self._sweeping.drop([entry])  # another sweeper was faster
         user_id = entry.place.user_id or user_in(dump)
-        await self._database.transact(
+        await self._database.maintain(
             lambda connection: quarantine.put(
                 connection, session_id, user_id=user_id, reason=problem, dump=dump, now=self._ended.at
             )
         )
         outcome = await self._sweeping.take_out(session_id, dump)
         if outcome == "changed":
-            await self._database.transact(lambda connection: quarantine.take_back(connection, session_id, dump))
+            await self._database.maintain(lambda connection: quarantine.take_back(connection, session_id, dump))
             return None
         await self._sweeping.drop([entry])
         if outcome == "removed":

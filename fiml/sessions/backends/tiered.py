@@ -1,11 +1,14 @@
 """Live sessions in Redis, ended ones in PostgreSQL: the order of the steps is what keeps them."""
 
-from collections.abc import AsyncIterator, Collection
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
-from sqlalchemy import Connection
+import structlog
+from sqlalchemy import Connection, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core.errors import RecordRefused, Unavailable
@@ -22,7 +25,17 @@ from fiml.sessions.backends import (
     redis_sweep,
     retention,
 )
-from fiml.sessions.backends.base import Ended, Found, PageQuery, SweepReport, WriteRules, merge_pages, rows_down_to
+from fiml.sessions.backends.base import (
+    Ended,
+    Found,
+    Page,
+    PageQuery,
+    Part,
+    SweepReport,
+    WriteRules,
+    merge_pages,
+    rows_down_to,
+)
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.backends.redis import Location
 from fiml.sessions.backends.redis_index import place_of
@@ -36,6 +49,8 @@ from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, de
 SCRIPTS = (*redis.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
 _TRIES = 10
 
+_log = structlog.get_logger()
+
 
 class TieredBackend:
     """Keeps `Backend` over Redis and PostgreSQL."""
@@ -47,16 +62,23 @@ class TieredBackend:
         self._searching = RedisSearch(client, self._live)
         self._sharing = RedisSharing(client)
         self._database = database
-        self.keeping = Keeping(database.transact)
+        self.keeping = Keeping(database.transact, database.maintain)
         self.session_maker = async_sessionmaker[AsyncSession](database.engine)
 
     async def open(self) -> None:
         try:
-            await self._database.open()
+            await self._open_archive()
             await self._client.open()
         except BaseException:
             await self.close()
             raise
+
+    async def _open_archive(self) -> None:
+        try:
+            await self._database.open()
+        except Unavailable as exc:
+            # Live sessions work without it; its schema is looked at when it is back.
+            _log.warning("archive_is_away", problem=str(exc))
 
     async def close(self) -> None:
         await self._client.close()
@@ -143,21 +165,44 @@ class TieredBackend:
         await self._live.remove_for_good(session_id, None if live is None else live.place)
         return True
 
-    async def page(self, query: PageQuery) -> list[tuple[Header, bool]]:
+    async def away(self) -> list[Part]:
+        parts: list[Part] = []
+        looks: list[tuple[Part, Awaitable[object]]] = [
+            ("live", self._client.run([("PING",)])),
+            ("archive", self._database.view(lambda connection: connection.execute(select(1)).one())),
+        ]
+        outcomes = await asyncio.gather(*(look for _, look in looks), return_exceptions=True)
+        for (part, _), outcome in zip(looks, outcomes, strict=True):
+            if isinstance(outcome, Unavailable):
+                parts.append(part)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+        return parts
+
+    async def page(self, query: PageQuery) -> Page:
         live = await self._live.page(query)
         if not query.include_archived:
-            return [(header, False) for header in live]
-        ended = await self._database.transact(lambda connection: archive.page(connection, query))
+            return Page([(header, False) for header in live])
+        try:
+            ended = await self._database.transact(lambda connection: archive.page(connection, query))
+        except Unavailable:
+            return Page([(header, False) for header in live], is_partial=True)
         # One that was resumed between the two looks shows in a third.
         seen = {header.id for header in live}
         live += [header for header in await self._live.page(query) if header.id not in seen]
-        return merge_pages(live, ended, query.limit)
+        return Page(merge_pages(live, ended, query.limit))
 
     async def search(self, query: PageQuery) -> Found:
         found = await self._searching.search(query)
         if not query.include_archived:
             return found
-        ended, found.not_indexed = await self._database.transact(lambda connection: _search_ended(connection, query))
+        try:
+            # One that stands still is found out soon; what is to be indexed may take longer.
+            await self._database.view(lambda connection: connection.execute(select(1)).one())
+            ended, found.not_indexed = await self._database.maintain(partial(_search_ended, query=query))
+        except Unavailable:
+            found.is_partial = True
+            return found
         # One that was resumed between the two looks shows in a third.
         found = await self._searching.search_again(query, found)
         found.rows = merge_pages([header for header, _ in found.rows], ended, query.limit)
@@ -230,14 +275,14 @@ class TieredBackend:
         return []
 
     async def purge_tombstones(self, before: datetime, *, at_most: int) -> int:
-        old = await self._database.transact(
+        old = await self._database.maintain(
             lambda connection: retention.old_tombstones(connection, before, at_most=at_most)
         )
         if not old:
             return 0
         # A deletion that was cut short may have left a live copy, from which the tombstone has kept us so far.
         await self._live.remove_all_for_good(old)
-        return await self._database.transact(lambda connection: retention.remove_tombstones(connection, old))
+        return await self._database.maintain(lambda connection: retention.remove_tombstones(connection, old))
 
     async def _locate(self, session_id: UUID, caller: Caller, needs: Right) -> Location | None:
         found = await self._live.locate(session_id, caller)
