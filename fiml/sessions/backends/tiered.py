@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from fiml.core.errors import RecordRefused, Unavailable
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends import archive, at_rest, indexing, redis, redis_sweep, retention
+from fiml.sessions.backends import archive, at_rest, indexing, redis, redis_fields, redis_sweep, retention, rewriting
 from fiml.sessions.backends.base import Ended, Found, PageQuery, SweepReport, WriteRules, merge_pages, rows_down_to
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.backends.redis_index import place_of
@@ -124,6 +124,34 @@ class TieredBackend:
         await self._database.transact(lambda connection: at_rest.bury(connection, session_id, version=version, now=now))
         await self._live.remove_for_good(session_id, None if live is None else live.place)
         return True
+
+    async def all_ids(self) -> AsyncIterator[list[UUID]]:
+        after = None
+        while members := await self._live.members(None, after, rewriting.AT_ONCE):
+            yield [redis_fields.id_at(member) for member in members]
+            after = redis_fields.position_at(members[-1])
+        async for ids in rewriting.in_batches(self._database.transact, rewriting.archived_ids):
+            yield ids
+
+    async def rewrite(self, session_id: UUID, rewrite: rewriting.Rewriting) -> bool:
+        is_changed = await self._rewrite_live(session_id, rewrite)
+        is_archived_changed = await self._database.transact(
+            lambda connection: rewriting.rewrite_archived(connection, session_id, rewrite)
+        )
+        return is_changed or is_archived_changed
+
+    async def scrub(self) -> list[str]:
+        return []  # what the servers' files hold of old rows is in their own hands
+
+    async def _rewrite_live(self, session_id: UUID, rewrite: rewriting.Rewriting) -> bool:
+        for _ in range(_TRIES):
+            record = await self._live.read(session_id, now=None)
+            texts = None if record is None else rewrite(record)
+            if record is None or texts is None:
+                return False
+            if await self._live.rewrite(record.header, texts) == "rewritten":
+                return True
+        raise Unavailable(f"session {session_id}", "others write to it without a pause")
 
     async def page(self, query: PageQuery) -> list[tuple[Header, bool]]:
         live = await self._live.page(query)

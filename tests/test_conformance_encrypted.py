@@ -1,0 +1,69 @@
+"""The shipped conformance suite over an encrypted store: encryption changes nothing but the search."""
+
+from pathlib import Path
+
+import pytest
+
+from fiml.core.config import Settings, Synchronous
+from fiml.sessions.keyring import KeyFile
+from fiml.testing import conformance
+from tests.support.backends import open_watched_store
+from tests.support.deployment import Deployment
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    KeyFile(path).add()
+    return path
+
+
+@pytest.fixture(params=["sqlite-without-waiting", "valkey-postgresql"])
+def backend_settings(request: pytest.FixtureRequest, tmp_path: Path, key_file: Path) -> Settings:
+    if request.param == "valkey-postgresql":
+        deployment: Deployment = request.getfixturevalue("deployment")
+        return deployment.settings(encryption_keys=key_file)
+    return Settings(data_dir=tmp_path / "data", sqlite_synchronous=Synchronous.OFF, encryption_keys=key_file)
+
+
+class TestContract(conformance.ContractSuite): ...
+
+
+class TestPrincipal(conformance.PrincipalSuite): ...
+
+
+class TestLifecycle(conformance.LifecycleSuite): ...
+
+
+class TestUpdates(conformance.UpdatesSuite): ...
+
+
+class TestListing(conformance.ListingSuite): ...
+
+
+class TestSearch(conformance.SearchSuite):
+    searches_values = False
+
+
+class TestLimits(conformance.LimitsSuite): ...
+
+
+class TestJsonValues(conformance.JsonValuesSuite): ...
+
+
+class TestRaces(conformance.RacesSuite): ...
+
+
+class TestMachine(conformance.MachineSuite): ...
+
+
+class Watched:
+    @pytest.fixture
+    def open_crashing_store(self, backend_settings: Settings) -> conformance.OpenCrashingStore:
+        return lambda faults: open_watched_store(backend_settings, faults.around)
+
+
+class TestCrashes(Watched, conformance.CrashSuite): ...
+
+
+class TestBudgets(Watched, conformance.BudgetSuite): ...
