@@ -18,11 +18,8 @@ def key_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["sqlite-without-waiting", "valkey-postgresql"])
-def backend_settings(request: pytest.FixtureRequest, tmp_path: Path, key_file: Path) -> Settings:
-    if request.param == "valkey-postgresql":
-        deployment: Deployment = request.getfixturevalue("deployment")
-        return deployment.settings(encryption_keys=key_file)
+@pytest.fixture
+def backend_settings(tmp_path: Path, key_file: Path) -> Settings:
     return Settings(data_dir=tmp_path / "data", sqlite_synchronous=Synchronous.OFF, encryption_keys=key_file)
 
 
@@ -67,3 +64,27 @@ class TestCrashes(Watched, conformance.CrashSuite): ...
 
 
 class TestBudgets(Watched, conformance.BudgetSuite): ...
+
+
+class OnServers:
+    """Where the engine's own scripts and types count: what values may be, and how they move."""
+
+    @pytest.fixture
+    def backend_settings(self, deployment: Deployment, key_file: Path) -> Settings:
+        return deployment.settings(encryption_keys=key_file)
+
+
+class TestLifecycleOnServers(OnServers, conformance.LifecycleSuite): ...
+
+
+class TestUpdatesOnServers(OnServers, conformance.UpdatesSuite): ...
+
+
+class TestSearchOnServers(OnServers, conformance.SearchSuite):
+    searches_values = False
+
+
+class TestLimitsOnServers(OnServers, conformance.LimitsSuite): ...
+
+
+class TestJsonValuesOnServers(OnServers, conformance.JsonValuesSuite): ...

@@ -88,9 +88,12 @@ class KeyFile:
         self._replace([*lines, f"{mark}{key.id}:{base64.b64encode(key.secret).decode()}"])
         return key
 
-    def make_current(self, key: Key) -> None:
-        """Encrypt with this key from now on."""
-        self._replace([_marked(line, key.id) for line in self._read()])
+    def advance(self) -> Key:
+        """Encrypt with the newest key from now on; that key."""
+        keyring = self.keyring()
+        if keyring.newest is not keyring.current:
+            self._replace([_marked(line, keyring.newest.id) for line in self._read()])
+        return keyring.newest
 
     def _read(self) -> list[str]:
         try:
