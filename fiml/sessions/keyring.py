@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -81,19 +81,32 @@ class KeyFile:
         Raises:
             InvalidInput: the id is none, or taken.
         """
-        lines = self._read() if self.exists() else []
-        known = self._parse(lines).keys if lines else {}
-        key = Key(_next_id(known) if key_id is None else _checked_id(key_id, known), secrets.token_bytes(SECRET_BYTES))
-        mark = "" if known else "*"
-        self._replace([*lines, f"{mark}{key.id}:{base64.b64encode(key.secret).decode()}"])
-        return key
+        added: list[Key] = []
+
+        def append(lines: list[str]) -> list[str]:
+            keyring = self._parse(lines) if lines else None
+            known = {} if keyring is None else keyring.keys
+            name = _next_id(known) if key_id is None else _checked_id(key_id, known)
+            added.append(Key(name, secrets.token_bytes(SECRET_BYTES)))
+            current = name if keyring is None else keyring.current.id
+            line = f"{name}:{base64.b64encode(added[0].secret).decode()}"
+            return [_marked(each, current) for each in (*lines, line)]
+
+        self._change(append)
+        return added[0]
 
     def advance(self) -> Key:
         """Encrypt with the newest key from now on; that key."""
         keyring = self.keyring()
-        if keyring.newest is not keyring.current:
-            self._replace([_marked(line, keyring.newest.id) for line in self._read()])
-        return keyring.newest
+        if keyring.newest is keyring.current:
+            return keyring.current
+
+        def mark_newest(lines: list[str]) -> list[str]:
+            newest = self._parse(lines).newest
+            return [_marked(line, newest.id) for line in lines]
+
+        self._change(mark_newest)
+        return self.keyring().current
 
     def _read(self) -> list[str]:
         try:
@@ -147,26 +160,34 @@ class KeyFile:
             mode = stat.S_IMODE(found.st_mode)
             self._refuse(f"can be read by others (mode {mode:04o})", f"run: chmod 600 {self.path}")
 
-    def _replace(self, lines: Sequence[str]) -> None:
-        """Write the file whole: who reads it meanwhile finds the old one or the new one.
+    def _change(self, change: Callable[[list[str]], list[str]]) -> None:
+        """Write the file whole: who reads it meanwhile finds the old one or the new one, and one at a time writes.
 
         It is on the disk before this returns: what is encrypted with a key must not outlive the key.
         """
         unfinished = self.path.with_name(self.path.name + ".new")
         try:
             descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self.path)
-            _sync_folder(self.path.parent)
         except FileExistsError as exc:
             next_step = f"wait for the other `fiml keys`, or remove {unfinished.name} where none runs"
             self._refuse("is being changed by somebody else", next_step, exc)
         except OSError as exc:
-            next_step = "give the one who runs this the right to write it, or add the line by hand"
-            self._refuse(f"can't be written ({exc.strerror})", next_step, exc)
+            self._refuse_to_write(exc)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in change(self._read() if self.exists() else []))
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(self.path)
+            _sync_folder(self.path.parent)
+        except OSError as exc:
+            self._refuse_to_write(exc)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _refuse_to_write(self, exc: OSError) -> NoReturn:
+        next_step = "give the one who runs this the right to write it, or change it by hand"
+        self._refuse(f"can't be written ({exc.strerror})", next_step, exc)
 
     def _refuse(self, problem: str, next_step: str, cause: BaseException | None = None) -> NoReturn:
         error = Misconfigured(f"FIML_ENCRYPTION_KEYS: the file {self.path} {problem}; {next_step}")
