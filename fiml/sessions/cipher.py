@@ -177,12 +177,11 @@ def queries_of(record: SessionRecord) -> list[dict[str, Any]]:
     """
     try:
         queries = json.loads(record.history)
-    except ValueError as exc:
+    except (ValueError, TypeError) as exc:
         raise CorruptRecord(f"session {record.header.id}", f"{type(exc).__name__}: {exc}") from exc
-    found = [query for query in queries if isinstance(query, dict)]
-    if len(found) < len(queries):
-        raise CorruptRecord(f"session {record.header.id}", "a query of its history is no JSON object")
-    return found
+    if not isinstance(queries, list) or not all(isinstance(query, dict) for query in queries):
+        raise CorruptRecord(f"session {record.header.id}", "its history is no list of JSON objects")
+    return queries
 
 
 def _shown(place: Place) -> str:

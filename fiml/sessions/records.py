@@ -244,9 +244,9 @@ def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
     """
     header = record.header
     check_format(header.format)
-    if not record.is_opened:
-        _refuse_sealed(record)
     try:
+        if not record.is_opened:
+            _refuse_sealed(record)
         maps = {name: {key: json.loads(text) for key, text in record.entries.get(name, {}).items()} for name in MAPS}
         queries = decode_history(record.history)
         session = _session(header, maps, queries, is_archived=record.is_archived)

@@ -23,14 +23,14 @@ def to_text(key_id: str, sealed: bytes) -> str:
     return f'{_START}{key_id}:{encoded}"'
 
 
-def is_sealed(text: str) -> bool:
-    """Whether the JSON of a value is an encrypted one's."""
-    return text.startswith(_START)
+def is_sealed(text: object) -> bool:
+    """Whether the JSON of a value, which in a damaged record is no text, is an encrypted one's."""
+    return isinstance(text, str) and text.startswith(_START)
 
 
-def key_id_of(text: str) -> str | None:
+def key_id_of(text: object) -> str | None:
     """With which key a value is encrypted; `None` where it isn't."""
-    head = _HEAD.match(text)
+    head = _HEAD.match(text) if isinstance(text, str) else None
     return None if head is None else head[1]
 
 

@@ -65,10 +65,7 @@ def rewrite_archived(connection: Connection, session_id: UUID, rewriting: Rewrit
     columns = {name: archive.json_object(texts.entries.get(name, {})) for name in MAPS}
     history = history_json(text for _, text in texts.queries)
     connection.execute(update(sessions).where(row).values(**columns, history_queries=history))
-    if is_postgresql(connection):
-        words.put(connection, [texts.of(record)])
-    else:
-        sqlite_words.put(driver(connection), session_id, words.read(texts.of(record)))
+    _index_anew(connection, record, texts.of(record))
     return True
 
 
@@ -81,5 +78,16 @@ def rewrite_live(connection: Connection, session_id: UUID, rewriting: Rewriting)
     if record is None or texts is None:
         return False
     sqlite_rows.replace_texts(raw, record.header, texts.entries, texts.queries)
-    sqlite_words.put(raw, session_id, words.read(texts.of(record)))
+    _index_anew(connection, record, texts.of(record))
     return True
+
+
+def _index_anew(connection: Connection, before: SessionRecord, after: SessionRecord) -> None:
+    """Leave no word in the index that the new texts don't have. Those of ciphertext don't differ: there are none."""
+    found = words.read(after)
+    if found == words.read(before):
+        return
+    if is_postgresql(connection):
+        words.put(connection, [after])
+    else:
+        sqlite_words.put(driver(connection), after.header.id, found)
