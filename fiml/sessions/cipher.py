@@ -21,6 +21,8 @@ from fiml.sessions.records import EncodedQuery, Entries, SessionRecord, history_
 _KEYS_REMEMBERED = 4096
 _SECRET_MEMBERS = ("parameters", "result_summary", "figures")
 _QUERY = "query"
+# One encoder: `json.dumps` with arguments makes a new one each time.
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 Place = tuple[str, str]
 """A map and a key in it, or `query` and the id of one."""
@@ -67,7 +69,7 @@ class SessionCipher:
     ) -> None:
         self._id = session_id
         self._keyring = keyring
-        self._installation = installation
+        self._prefix = f"{sealed.PREFIX}{installation}:{session_id.hex}"
         self._derived = derived
 
     @property
@@ -96,7 +98,7 @@ class SessionCipher:
         origin = query.origin()
         if query.figures:
             secret["figures"] = origin.pop("figures")
-        members = json.dumps(secret, ensure_ascii=False, separators=(",", ":"))[1:-1]
+        members = _to_json(secret)[1:-1]
         parameters = sealed.sealed_parameters(self._seal((_QUERY, str(query.id)), members))
         return EncodedQuery(query, query_text(query, parameters=parameters, result_summary="null", origin=origin))
 
@@ -125,29 +127,28 @@ class SessionCipher:
         """The JSON of a query, decrypted; raises as `open`."""
         place = (_QUERY, str(query.get("id")))
         text = sealed.text_in(query.get("parameters"))
-        if text is None or any(query.get(name) is not None for name in ("result_summary", "figures")):
+        if text is None or query.get("result_summary") is not None or query.get("figures") is not None:
             raise NotEncrypted(self.record, _shown(place))
         clear = {name: value for name, value in query.items() if name not in _SECRET_MEMBERS}
-        return f"{json.dumps(clear, ensure_ascii=False)[:-1]},{self._open(place, text)}}}"
+        return f"{_to_json(clear)[:-1]},{self._open(place, text)}}}"
 
     def _seal(self, place: Place, text: str) -> str:
         key = self._keyring.current
         nonce = os.urandom(sealed.NONCE_BYTES)
-        encrypted = self._derive(key).encrypt(nonce, text.encode(), self._bound_to(*place))
+        encrypted = self._derive(key).encrypt(nonce, text.encode(), self._bound_to(place))
         return sealed.to_text(key.id, nonce + encrypted)
 
     def _open(self, place: Place, text: str) -> str:
         try:
-            found = sealed.sealed_bytes(text)
+            key_id, found = sealed.parse(text)
         except ValueError as exc:
             raise CorruptRecord(self.record, f"{_shown(place)} is damaged: {exc}") from exc
-        key_id = sealed.key_id_of(text) or ""
         key = self._keyring.keys.get(key_id)
         if key is None:
             raise MissingKey(self.record, key_id)
         nonce, encrypted = found[: sealed.NONCE_BYTES], found[sealed.NONCE_BYTES :]
         try:
-            return self._derive(key).decrypt(nonce, encrypted, self._bound_to(*place)).decode()
+            return self._derive(key).decrypt(nonce, encrypted, self._bound_to(place)).decode()
         except (InvalidTag, ValueError) as exc:
             raise CorruptRecord(
                 self.record,
@@ -159,14 +160,15 @@ class SessionCipher:
         """One key for each session: none encrypts so much that two random nonces could meet."""
         known = self._derived.get((key.id, self._id))
         if known is None:
-            derive = HKDF(SHA256(), length=32, salt=None, info=self._bound_to())
+            derive = HKDF(SHA256(), length=32, salt=None, info=self._prefix.encode())
             known = self._derived[key.id, self._id] = AESGCM(derive.derive(key.secret))
             if len(self._derived) > _KEYS_REMEMBERED:
                 self._derived.popitem(last=False)
         return known
 
-    def _bound_to(self, *place: str) -> bytes:
-        return json.dumps([self._installation, self._id.hex, *place]).encode()
+    def _bound_to(self, place: Place) -> bytes:
+        name, key = place
+        return f"{self._prefix}:{name}:{key}".encode()  # only a key may hold a colon, and it stands last
 
 
 def queries_of(record: SessionRecord) -> list[dict[str, Any]]:

@@ -34,8 +34,8 @@ def key_id_of(text: object) -> str | None:
     return None if head is None else head[1]
 
 
-def sealed_bytes(text: str) -> bytes:
-    """What stands behind the name of the key.
+def parse(text: str) -> tuple[str, bytes]:
+    """With which key a value is encrypted, and what stands behind its name.
 
     Raises:
         ValueError: it is cut or damaged.
@@ -44,7 +44,7 @@ def sealed_bytes(text: str) -> bytes:
     if head is None or not text.endswith('"'):
         raise ValueError("it has not the form of an encrypted value")
     encoded = text[head.end() : -1]
-    return binascii.a2b_base64(encoded + "=" * (-len(encoded) % 4), strict_mode=True)
+    return head[1], binascii.a2b_base64(encoded + "=" * (-len(encoded) % 4), strict_mode=True)
 
 
 def clear_size(text: str) -> int:
