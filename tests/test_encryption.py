@@ -13,12 +13,14 @@ import pytest
 from fiml.core.config import Settings, Synchronous
 from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, NotEncrypted
 from fiml.sessions import sealed, values
+from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.keyring import KeyFile
 from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import content, existing
 from tests.support.deployment import Deployment
+from tests.support.mcp_client import door
 from tests.support.stored_bytes import stored_bytes
 
 WORDS = ("kumquat", "rhubarb", "physalis", "tamarind", "quince", "medlar", "loquat", "durian")
@@ -306,3 +308,52 @@ async def test_the_largest_values_can_be_archived_and_resumed(settings: Settings
 
         assert content(resumed) == content(before)
         assert resumed.state.history.queries == [query]
+
+
+async def test_a_worker_without_keys_archives_what_is_encrypted(
+    plain_settings: Settings, settings: Settings, clock: FrozenClock
+) -> None:
+    async with SessionStore(settings) as store, SessionStore(plain_settings) as worker:
+        session = await marked_session(store, ttl_hours=1)
+        clock.advance(hours=2)
+
+        assert (await worker.sweep()).archived == 1
+
+        assert content(await existing(store, session.id)) == content(session)
+        [metrics] = await SessionAnalytics(worker.session_maker).get_session_metrics()
+        assert (metrics["total_queries"], metrics["query_type_summary"]) == (1, {"price": 1})
+
+
+async def test_what_a_process_without_keys_wrote_is_an_error_until_it_is_taken_over(
+    plain_settings: Settings, settings: Settings, clock: FrozenClock
+) -> None:
+    async with SessionStore(settings) as store, SessionStore(plain_settings) as blind:
+        session = await marked_session(store)
+        await blind.record_query(session.id, make_query("blind"), context={"blind": 1})
+        with pytest.raises(NotEncrypted):
+            await store.get_session(session.id)
+
+        async for _ in store.reencrypt_sessions(adopts_plaintext=True):
+            pass
+
+        found = await existing(store, session.id)
+        assert found.state.context == session.state.context | {"blind": 1}
+        assert [query.query_type for query in found.state.history.queries] == ["price", "blind"]
+
+
+async def test_an_assistant_works_on_and_is_told_what_it_can_search_by(embedded: Settings, clock: FrozenClock) -> None:
+    async with door(embedded) as caller:
+        session_id = await caller.create("AAPL", title="Large caps")
+        asked = {"symbol": "AAPL", "depth": "quick", "sessionId": session_id}
+        await caller.answer("search-by-symbol", **asked)
+        await caller.answer("update-session-context", sessionId=session_id, conclusion=WORDS[0])
+        again = await caller.answer("search-by-symbol", **asked)
+        context = await caller.answer("get-session-context", sessionId=session_id)
+        refused = await caller.refusal("search-sessions", text=WORDS[0])
+        found = await caller.answer("search-sessions", symbol="AAPL")
+
+    assert again["cache_hit"]
+    assert WORDS[0] in str(context)
+    assert refused["code"] == "not_supported"
+    assert [each["session_id"] for each in found["sessions"]] == [session_id]
+    assert found_markers(await stored_bytes(embedded)) == []

@@ -1,5 +1,6 @@
 """The file of encryption keys: what it may hold, how it is changed, and that it shows no key."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +104,18 @@ def test_comments_and_blank_lines_survive_a_change_of_keys(tmp_path: Path) -> No
 def test_a_file_that_can_not_be_written_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="can't be written"):
         KeyFile(tmp_path / "nowhere" / "keys").add()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files that are root's")
+def test_a_file_of_roots_may_be_readable_by_a_group(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As secrets are mounted for a process that isn't root."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    key_file.chmod(0o640)
+    assert KeyFile(key_file).keyring().current.id == "k1"
+    key_file.chmod(0o644)
+
+    with pytest.raises(Misconfigured, match="mode 0644"):
+        KeyFile(key_file).keyring()
 
 
 def test_two_who_add_keys_lose_none(key_file: Path) -> None:
