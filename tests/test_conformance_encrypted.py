@@ -74,9 +74,6 @@ class OnServers:
         return deployment.settings(encryption_keys=key_file)
 
 
-class TestLifecycleOnServers(OnServers, conformance.LifecycleSuite): ...
-
-
 class TestUpdatesOnServers(OnServers, conformance.UpdatesSuite): ...
 
 

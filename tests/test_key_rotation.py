@@ -10,6 +10,7 @@ import pytest
 
 from fiml.core.config import Settings, Synchronous
 from fiml.core.errors import CorruptRecord, NotEncrypted, NotSupported
+from fiml.db import kept_copies
 from fiml.sessions.backends.reencryption import Progress
 from fiml.sessions.keyring import KeyFile
 from fiml.sessions.models import Session, SessionType
@@ -185,6 +186,18 @@ async def test_sessions_in_clear_are_taken_over_only_when_asked_for(
         assert len(await store.search_sessions(None, tag="tech")) == len(sessions) + 1
         assert MARKER.encode() not in await stored_bytes(settings)
     assert MARKER.encode() not in await stored_bytes(settings)
+
+
+async def test_copies_from_before_an_upgrade_are_named_when_sessions_are_taken_over(
+    tmp_path: Path, keys: KeyFile, clock: FrozenClock
+) -> None:
+    plain = Settings(data_dir=tmp_path / "data", sqlite_synchronous=Synchronous.OFF)
+    async with SessionStore(plain) as store:
+        await a_session(store)
+    copy = kept_copies.keep(plain.embedded_file, found="older", needed="newer")
+    async with SessionStore(Settings(data_dir=tmp_path / "data", encryption_keys=keys.path)) as store:
+        assert (await reencrypt(store)).kept_copies == []
+        assert (await reencrypt(store, adopts_plaintext=True)).kept_copies == [copy.name]
 
 
 async def test_a_session_taken_over_has_the_size_that_it_had(

@@ -102,8 +102,19 @@ def test_comments_and_blank_lines_survive_a_change_of_keys(tmp_path: Path) -> No
 
 
 def test_a_file_that_can_not_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
     with pytest.raises(Misconfigured, match="can't be written"):
-        KeyFile(tmp_path / "nowhere" / "keys").add()
+        KeyFile(tmp_path / "file" / "keys").add()
+
+
+def test_the_first_key_makes_the_file_with_its_folder_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "config" / "fiml" / "keys"
+
+    key = KeyFile(path).add()
+
+    assert KeyFile(path).keyring().current == key
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files that are root's")

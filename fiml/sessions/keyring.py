@@ -166,6 +166,8 @@ class KeyFile:
         It is on the disk before this returns: what is encrypted with a key must not outlive the key.
         """
         unfinished = self.path.with_name(self.path.name + ".new")
+        if not self.path.parent.is_dir():
+            self._make_folder()
         try:
             descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as exc:
@@ -184,6 +186,12 @@ class KeyFile:
             self._refuse_to_write(exc)
         finally:
             unfinished.unlink(missing_ok=True)
+
+    def _make_folder(self) -> None:
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True)
+        except OSError as exc:
+            self._refuse_to_write(exc)
 
     def _refuse_to_write(self, exc: OSError) -> NoReturn:
         next_step = "give the one who runs this the right to write it, or change it by hand"
