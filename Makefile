@@ -76,3 +76,4 @@ bench: .venv/.dev ## benchmarks, each beside a baseline in the same run
 	$(BIN)/python -m benchmarks.archive
 	$(BIN)/python -m benchmarks.analytics
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.encryption
