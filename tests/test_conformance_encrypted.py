@@ -42,6 +42,9 @@ class TestSearch(conformance.SearchSuite):
     searches_values = False
 
 
+class TestSharing(conformance.SharingSuite): ...
+
+
 class TestLimits(conformance.LimitsSuite): ...
 
 
