@@ -23,7 +23,7 @@ from fiml.access.rates import Allowances, open_allowances
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError, InvalidInput, Misconfigured, Unavailable, echo
 from fiml.mcp.auth import BearerVerifier
-from fiml.mcp.limits import BodyInTime, HeadersInTime, RateLimit
+from fiml.mcp.limits import BodyInTime, HeadersInTime, OneMeaning, RateLimit
 from fiml.mcp.server import build_server
 from fiml.runtime import Runtime, open_runtime
 
@@ -86,6 +86,7 @@ def build_app(
         host=host,
     )
     app.add_exception_handler(Exception, _not_known)
+    app.user_middleware.insert(0, Middleware(OneMeaning))
     # Behind those of the SDK, which find out who calls.
     app.user_middleware.append(Middleware(BodyInTime))
     if allowances is not None:

@@ -1,11 +1,11 @@
-"""What a caller on HTTP may take of the server: calls in a minute, and time to say what it wants."""
+"""What a caller on HTTP may take of the server: one meaning a request, time to say it, and calls in a minute."""
 
 import asyncio
 import math
 
 from mcp_types import ErrorData, JSONRPCError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -19,6 +19,30 @@ HEADERS_WITHIN_S = 10.0
 BODY_WITHIN_S = 20.0
 # Among the codes that JSON-RPC leaves to servers.
 RATE_LIMITED = -32050
+
+
+_SAID_ONCE = (b"authorization", b"content-type", b"host", b"origin")
+_LENGTHS = {b"content-length", b"transfer-encoding"}
+
+
+class OneMeaning:
+    """Answers 400 to a request that a proxy before us may read in another way than we do, and hangs up.
+
+    Behind a request with two lengths may hide another one; of two tokens or hosts each may check one and use the other.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _is_ambiguous([name.lower() for name, _ in scope["headers"]]):
+            await PlainTextResponse("Bad Request", 400, {"connection": "close"})(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _is_ambiguous(names: list[bytes]) -> bool:
+    return set(names) >= _LENGTHS or any(names.count(name) > 1 for name in _SAID_ONCE)
 
 
 class RateLimit:
