@@ -187,6 +187,10 @@ def _security(names: list[str]) -> TransportSecuritySettings:
     hosts = ("127.0.0.1", "localhost", "[::1]")
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
-        allowed_hosts=[*(f"{host}:*" for host in hosts), *names, *(f"{name}:*" for name in names)],
-        allowed_origins=[*(f"http://{host}:*" for host in hosts), *(f"https://{name}" for name in names)],
+        # A browser leaves the usual port away.
+        allowed_hosts=[each for name in (*hosts, *names) for each in (name, f"{name}:*")],
+        allowed_origins=[
+            *(f"http://{host}{port}" for host in hosts for port in ("", ":*")),
+            *(f"https://{name}" for name in names),
+        ],
     )
