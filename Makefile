@@ -78,3 +78,7 @@ bench: .venv/.dev ## benchmarks, each beside a baseline in the same run
 	$(BIN)/python -m benchmarks.archive
 	$(BIN)/python -m benchmarks.analytics
 	$(BIN)/python -m benchmarks.memory
+
+.PHONY: load
+load: .venv/.dev ## 200 users for a minute on two replicas, one of which crashes
+	$(BIN)/python -m benchmarks.load

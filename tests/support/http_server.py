@@ -66,7 +66,7 @@ async def http_server(folder: Path, *, before: str = "", **variables: str) -> As
 
     `before` is Python that its process runs first.
     """
-    port = _free_port()
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", f"{before}\nfrom fiml.cli import main; main()"),
         *("serve", "--http", f"127.0.0.1:{port}"),
@@ -98,7 +98,8 @@ async def _wait_until_it_answers(server: HttpServer) -> None:
     raise AssertionError("the server doesn't answer")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on loopback that nobody has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
