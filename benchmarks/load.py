@@ -10,6 +10,7 @@ and with as many calls a second, two bare servers of the SDK with one tool.
 import argparse
 import asyncio
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -162,10 +163,11 @@ async def _load_bare(plan: Plan) -> Seen:
 
 async def _echo(caller: Caller, number: int, until: float, pause_s: float) -> None:
     loop = asyncio.get_running_loop()
-    await asyncio.sleep(pause_s * (number % 16) / 16)
+    chance = random.Random(number)  # noqa: S311 - as the users have it
+    await asyncio.sleep(chance.random() * pause_s)
     while loop.time() < until:
         await caller.call("bare", "echo", text="the same")
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(chance.random() * 2 * pause_s)
 
 
 def _client() -> httpx2.AsyncClient:

@@ -18,7 +18,7 @@ from fiml.mcp.limits import RATE_LIMITED
 from fiml.testing import FrozenClock
 from tests.support.deployment import Deployment
 from tests.support.http_server import http_server
-from tests.support.issuer import AUDIENCE, ISSUER, Issuer
+from tests.support.issuer import Issuer
 from tests.support.servers import valkey_server
 
 LIST_TOOLS = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}).encode()
@@ -117,20 +117,11 @@ async def test_while_redis_is_away_a_process_counts_for_itself(clock: FrozenCloc
     assert (back, kept) == (NO_WAIT, 1)
 
 
-def signed(tmp_path: Path, issuer: Issuer) -> dict[str, str]:
-    return {
-        "FIML_AUTH_ISSUER": ISSUER,
-        "FIML_AUTH_AUDIENCE": AUDIENCE,
-        "FIML_AUTH_JWKS": issuer.write_keys(tmp_path / "keys.json"),
-        "FIML_PUBLIC_URL": "https://fiml.example/mcp",
-    }
-
-
 async def test_two_replicas_share_a_principals_allowance_whatever_its_token(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     issuer = Issuer()
-    variables = signed(tmp_path, issuer) | {
+    variables = issuer.variables(tmp_path / "keys.json") | {
         "FIML_REDIS_URL": deployment.redis_url,
         "FIML_DATABASE_URL": deployment.database_url,
         "FIML_HTTP_RATE_PER_MINUTE": "1",
@@ -156,7 +147,10 @@ async def test_two_replicas_share_a_principals_allowance_whatever_its_token(
 
 async def test_a_client_is_told_by_an_error_that_it_can_show_to_the_model(tmp_path: Path) -> None:
     issuer = Issuer()
-    variables = signed(tmp_path, issuer) | {"FIML_HTTP_RATE_PER_MINUTE": "1", "FIML_HTTP_RATE_BURST": "10"}
+    variables = issuer.variables(tmp_path / "keys.json") | {
+        "FIML_HTTP_RATE_PER_MINUTE": "1",
+        "FIML_HTTP_RATE_BURST": "10",
+    }
     async with (
         http_server(tmp_path / "data", **variables) as server,
         server.caller(token=issuer.token()) as caller,
