@@ -108,6 +108,10 @@ class Settings(BaseSettings):
     auth_tokens: bool = Field(default=False, description="whether tokens of `fiml token new` are taken")
     http_hosts: str | None = Field(None, description="names under which HTTP is reached from outside, with commas")
     public_url: str | None = Field(None, description="where clients reach `/mcp`, for the resource metadata")
+    http_rate_per_minute: int = Field(
+        600, ge=0, le=60_000, description="calls that a principal may make on HTTP, a minute; 0: any number"
+    )
+    http_rate_burst: int = Field(100, ge=1, le=10_000, description="calls that it may make at once")
 
     broker_url: str | None = Field(None, repr=False, description="Celery's broker where it isn't FIML_REDIS_URL")
 

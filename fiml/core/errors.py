@@ -209,7 +209,7 @@ class Unavailable(FimlError):
 
 
 class RateLimited(Unavailable):
-    """A provider takes no more questions until `retry_at`."""
+    """A provider, or fiml itself on HTTP, takes no more questions until `retry_at`."""
 
     code = "rate_limited"
 
