@@ -53,6 +53,7 @@ async def test_each_tool_works_through_one_replica_and_shows_through_both(
             "search-by-coin": {"symbol": "BTC", "requestId": str(uuid4())},
             "update-session-context": {"note": "shared", "context": {"focus": "margins"}},
             "extend-session": {"hours": 5},
+            "share-session": {"withUser": "bob"},
             "close-session": {},
             "resume-session": {},
         }
