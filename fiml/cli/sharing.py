@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fiml.cli.running import plain, with_sessions
-from fiml.core.errors import InvalidInput
+from fiml.core.errors import InvalidInput, echo
 from fiml.sessions.audit import AuditEntry
 from fiml.sessions.rights import Share, ShareCode
 from fiml.sessions.store import PrincipalStore
@@ -75,7 +75,7 @@ def trail(
 
 
 def _line(entry: AuditEntry) -> str:
-    who = "the local user" if entry.by is None else entry.by
+    who = "the local user" if entry.by is None else echo(entry.by)
     detail = entry.detail or {}
     about = [str(detail[name]) for name in ("with", "role", "code") if name in detail]
     about += [", ".join(map(str, detail[name])) for name in ("queries", "parts") if name in detail]

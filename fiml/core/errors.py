@@ -143,12 +143,15 @@ class SessionFull(_AboutSession):
 
     code = "session_full"
 
-    def __init__(self, session_id: UUID, limit: str) -> None:
+    def __init__(
+        self, session_id: UUID, limit: str, *, setting: str | None = "FIML_SESSION_MAX_QUERIES_PER_SESSION"
+    ) -> None:
         self.limit = limit
+        self.setting = setting
+        raise_it = f", or raise {setting}" if setting else ""
         super().__init__(
             session_id,
-            f"session {session_id} is full: it holds at most {limit}; create a new session to go on, "
-            "or raise FIML_SESSION_MAX_QUERIES_PER_SESSION",
+            f"session {session_id} is full: it holds at most {limit}; create a new session to go on{raise_it}",
         )
 
 

@@ -30,7 +30,7 @@ _NEXT_STEPS: dict[type[FimlError], str] = {
     Unavailable: "call again in a minute; get-session-context tells what is known already",
     SymbolNotFound: "call again with one of these; coins: search-by-coin, others: search-by-symbol",
     InvalidInput: "mend the argument and call again",
-    NotPermitted: "leave userId out, or tell the user which scope the token lacks",
+    NotPermitted: "act as yourself (leave userId out), or tell the user what is missing and whom to ask",
 }
 
 

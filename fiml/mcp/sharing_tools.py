@@ -80,8 +80,9 @@ async def _give(sessions: SessionVerbs, session_id: UUID, user_id: str, role: st
         await sessions.share_session(session_id, user_id, role)
         return await _as_owner(sessions, session_id)
     await sessions.unshare_session(session_id, user_id)
-    # Who gave up its own role may not look at what is left.
-    return _as_guest(session_id, "none") if user_id == sessions.user_id else await _as_owner(sessions, session_id)
+    if user_id == sessions.user_id and await sessions.get_session(session_id, recent_queries=0) is None:
+        return _as_guest(session_id, "none")  # who gave up its own role may not look at what is left
+    return await _as_owner(sessions, session_id)
 
 
 def _as_guest(session_id: UUID, role: Literal["viewer", "editor", "none"]) -> SharedSession:

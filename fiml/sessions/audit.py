@@ -4,10 +4,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
+from uuid import UUID
 
 from fiml.core import clock
-from fiml.core.errors import CorruptRecord
+from fiml.core.errors import CorruptRecord, SessionFull
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,15 @@ class Act:
         return f"{self.opened}{version}]"
 
 
+def refuse_more_changes(session_id: UUID, max_changes: int) -> NoReturn:
+    """Refuse a change of a session whose trail is as long as it may be.
+
+    Raises:
+        SessionFull: always.
+    """
+    raise SessionFull(session_id, f"{max_changes} changes", setting="FIML_SESSION_MAX_CHANGES")
+
+
 def trail_json(entries: Iterable[str]) -> str:
     """The JSON array of a trail."""
     return "[" + ",".join(entries) + "]"
@@ -60,9 +70,16 @@ def longer_trail(trail: str, entry: str) -> str:
     return trail_json([trail[1:-1], entry] if len(trail) > len("[]") else [entry])
 
 
-def trail_entries(trail: str) -> list[str]:
-    """The entries of a JSON array, each in JSON."""
-    return [json.dumps(entry, ensure_ascii=False, separators=(",", ":")) for entry in json.loads(trail)]
+def trail_entries(record: str, trail: str) -> list[str]:
+    """The entries of a JSON array, each in JSON.
+
+    Raises:
+        CorruptRecord: it is none.
+    """
+    try:
+        return [json.dumps(entry, ensure_ascii=False, separators=(",", ":")) for entry in json.loads(trail)]
+    except (ValueError, TypeError) as exc:
+        raise CorruptRecord(record, f"its audit trail can't be read: {exc}") from exc
 
 
 def decode_trail(record: str, trail: str) -> list[AuditEntry]:

@@ -5,8 +5,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import structlog
+
 from fiml.core import clock
 from fiml.core.errors import (
+    CorruptRecord,
     InvalidInput,
     RecordRefused,
     SessionNotFound,
@@ -16,7 +19,7 @@ from fiml.core.errors import (
     echo,
 )
 from fiml.sessions import values
-from fiml.sessions.rights import ANYBODY, Caller, Right, take_back
+from fiml.sessions.rights import Caller, Right, ShareRules, take_back
 
 if TYPE_CHECKING:  # SQLAlchemy, which few calls need
     from fiml.core.config import Settings
@@ -25,6 +28,8 @@ if TYPE_CHECKING:  # SQLAlchemy, which few calls need
 
 MAX_REASON_CHARACTERS = 500
 _ROUNDS = 10
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +177,7 @@ class CareVerbs:
                 break
         else:
             raise Unavailable(f"the erasure of user {echo(user_id)}", "new sessions of this user come without a pause")
-        for session_id in await self._backend.given_ids(acting_as):
-            await self._backend.share(session_id, take_back(acting_as), now=clock.now(), caller=ANYBODY)
+        await self._take_back_from(acting_as)
         metrics = await self._backend.keeping.erase_metrics(acting_as)
         for day in await self._backend.keeping.days_behind():
             await self._backend.keeping.roll_up(day)
@@ -186,6 +190,15 @@ class CareVerbs:
             metrics=metrics,
             kept_copies=copies,
         )
+
+    async def _take_back_from(self, user_id: str) -> None:
+        rules = ShareRules(now=clock.now(), max_changes=self.settings.session_max_changes)
+        for session_id in await self._backend.given_ids(user_id):
+            try:
+                await self._backend.share(session_id, take_back(user_id), rules)
+            except CorruptRecord as exc:
+                # Another's damage keeps nobody from being erased.
+                _log.warning("grant_of_erased_user_left", session_id=str(session_id), problem=str(exc))
 
     async def _erase(self, session_id: UUID, held: dict[UUID, str]) -> bool:
         try:

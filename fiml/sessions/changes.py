@@ -23,9 +23,6 @@ from fiml.sessions.records import (
 )
 from fiml.sessions.rights import Caller
 
-# Who appends more at once is named for all of them; the trail need not hold every id twice.
-_QUERIES_IN_TRAIL = 20
-
 
 @dataclass(slots=True)
 class NamesChange:
@@ -54,15 +51,20 @@ class Change:
     tags: NamesChange = field(default_factory=NamesChange)
     scalars: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def has_only_queries(self) -> bool:
+        """Whether there is nothing but queries to append."""
+        names = (self.assets.removed, self.assets.added, self.tags.removed, self.tags.added)
+        return not (self.scalars or self.entries_set or self.entries_removed or any(names))
+
     def act(self, caller: Caller, now: datetime) -> Act:
         """What the audit trail has of it: that queries were recorded, or which parts were updated."""
         parts = [*self.scalars, *{**self.entries_set, **self.entries_removed}]
         parts += [name for name in ("assets", "tags") if getattr(self, name).added or getattr(self, name).removed]
         if not self.queries:
             return Act("update", caller.name, now, {"parts": parts})
-        return Act(
-            "record", caller.name, now, {"queries": [query.id.hex for query in self.queries[:_QUERIES_IN_TRAIL]]}
-        )
+        recorded: dict[str, Any] = {"queries": [query.id.hex for query in self.queries]}
+        return Act("record", caller.name, now, recorded | ({"parts": parts} if parts else {}))
 
 
 def baseline_of(session: Session) -> Written | None:

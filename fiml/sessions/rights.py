@@ -1,6 +1,7 @@
 """Who may do what with a session: its owner, those it was shared with, and who holds a code."""
 
 import hashlib
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import NoReturn
 from uuid import UUID
 
 from fiml.core.clock import from_micros, to_micros
-from fiml.core.errors import InvalidInput, NotPermitted, echo
-from fiml.sessions.audit import Act
+from fiml.core.errors import CorruptRecord, InvalidInput, NotPermitted, echo
+from fiml.sessions.audit import Act, refuse_more_changes
 
 MAX_SHARES = 100
 MAX_CODES = 20
@@ -94,6 +95,15 @@ class GrantChange:
     value: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareRules:
+    """What a change of grants must respect, checked in the same step."""
+
+    now: datetime
+    max_changes: int
+    caller: Caller = ANYBODY
+
+
 def right_of(owner: str | None, grants: Mapping[str, int], caller: Caller) -> Right | None:
     """What a caller may do with a session; `None` where it isn't there for this caller."""
     if caller.user is None or caller.user == owner:
@@ -173,8 +183,31 @@ def users_in(grants: Mapping[str, int]) -> list[str]:
 
 def role_in(grants: Mapping[str, int], caller: Caller) -> Role | None:
     """The role that a caller was given."""
-    held = grants.get(f"s:{caller.user}")
+    held = None if caller.user is None else grants.get(f"s:{caller.user}")
     return None if held is None else _ROLES[Right(held)]
+
+
+def decode_grants(record: str, stored: str) -> Grants:
+    """Grants from their JSON.
+
+    Raises:
+        CorruptRecord: they are none.
+    """
+    try:
+        return {field: int(value) for field, value in json.loads(stored).items()}
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise CorruptRecord(record, f"its grants can't be read: {exc}") from exc
+
+
+def right_in(record: str, owner: str | None, stored: str, caller: Caller) -> Right | None:
+    """As `right_of`, with grants in JSON, which may be damaged as long as the caller doesn't need them.
+
+    Raises:
+        CorruptRecord: it does.
+    """
+    if caller.user is None or caller.user == owner:
+        return Right.OWN
+    return right_of(owner, decode_grants(record, stored), caller)
 
 
 def shares_in(grants: Mapping[str, int]) -> list[Share]:
@@ -194,57 +227,65 @@ def codes_in(grants: Mapping[str, int], now: datetime) -> list[ShareCode]:
 
 
 def changed(
-    session_id: UUID,
-    grants: Mapping[str, int],
-    change: GrantChange,
-    *,
-    held: Right | None,
-    caller: Caller,
-    now: datetime,
+    session_id: UUID, owner: str | None, grants: Mapping[str, int], version: int, change: GrantChange, rules: ShareRules
 ) -> Grants | None:
-    """The grants after a change; `None` where the session isn't there for this caller. As `share.lua` has it.
+    """The grants of a session at a version after a change; `None` where it isn't there for this caller.
+
+    `share.lua` does the same.
 
     Raises:
-        NotPermitted: the caller is not the owner, and doesn't take back its own role either.
-        InvalidInput: there are too many, or the code can't be redeemed.
+        NotPermitted: the caller is not the owner, and doesn't give up its own role either.
+        InvalidInput: there are too many, or it is given to its owner.
+        SessionFull: it has had too many changes; what was given can always be taken back.
     """
-    after = dict(grants)
+    after = _changed(session_id, owner, grants, change, rules)
+    if after not in (None, grants) and change.what != "drop" and version >= rules.max_changes:
+        refuse_more_changes(session_id, rules.max_changes)
+    return after
+
+
+def _changed(
+    session_id: UUID, owner: str | None, grants: Mapping[str, int], change: GrantChange, rules: ShareRules
+) -> Grants | None:
+    held = right_of(owner, grants, rules.caller)
     if change.what == "redeem":
-        return _redeemed(after, change.field, held=held, caller=caller, now=now)
+        return _redeemed(grants, change.field, held=held, caller=rules.caller, now=rules.now)
     if held is None:
         return None
-    if not (change.what == "drop" and change.field == f"s:{caller.user}"):
+    if not (change.what == "drop" and change.field == f"s:{rules.caller.user}"):
         demand(session_id, held, Right.OWN)
     if change.what == "drop":
-        after.pop(change.field, None)
-        return after
-    _drop_past_codes(after, now)
+        return {field: value for field, value in grants.items() if field != change.field}
+    if owner is not None and change.field == f"s:{owner}":
+        refuse_owner(owner)
+    if grants.get(change.field) == change.value:
+        return dict(grants)
+    after = {field: value for field, value in grants.items() if field[0] == "s" or value > to_micros(rules.now)}
     after[change.field] = change.value
     check_count(after)
     return after
 
 
-def _redeemed(grants: Grants, digest: str, *, held: Right | None, caller: Caller, now: datetime) -> Grants | None:
-    if held is Right.OWN:
-        return grants
+def _redeemed(
+    grants: Mapping[str, int], digest: str, *, held: Right | None, caller: Caller, now: datetime
+) -> Grants | None:
     for letter, right in (("e", Right.WRITE), ("v", Right.READ)):
-        if grants.get(f"{letter}:{digest}", 0) > to_micros(now):
-            del grants[f"{letter}:{digest}"]
-            grants[f"s:{caller.user}"] = int(max(right, held or right))
-            check_count(grants)
-            return grants
-    if held is not None:
-        refuse_code()
-    return None
+        if grants.get(f"{letter}:{digest}", 0) > to_micros(now) and right > (held or 0):
+            after = {field: value for field, value in grants.items() if field != f"{letter}:{digest}"}
+            after[f"s:{caller.user}"] = int(right)
+            check_count(after)
+            return after
+    # Who has a role has redeemed it before, or has no need to.
+    return None if held is None else dict(grants)
 
 
-def refuse_code() -> NoReturn:
-    """Tell somebody who has a role already that a code gives nothing.
+def refuse_owner(owner: str) -> NoReturn:
+    """Refuse to give a session to its owner.
 
     Raises:
         InvalidInput: always.
     """
-    raise InvalidInput("share code", "is unknown, revoked, used or past", "ask the session's owner for a new one")
+    raise InvalidInput("user_id", f"{echo(owner)} owns the session", "share it with somebody else")
 
 
 def check_count(grants: Mapping[str, int]) -> None:
@@ -276,8 +317,3 @@ def refuse_codes() -> NoReturn:
         InvalidInput: always.
     """
     raise InvalidInput("share codes", "would be too many", f"at most {MAX_CODES} are allowed; revoke some")
-
-
-def _drop_past_codes(grants: Grants, now: datetime) -> None:
-    for field in [field for field, value in grants.items() if field[0] != "s" and value <= to_micros(now)]:
-        del grants[field]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from fiml.core import clock
-from fiml.core.errors import InvalidInput, SessionNotFound, echo
+from fiml.core.errors import InvalidInput, SessionNotFound
 from fiml.sessions import values
 from fiml.sessions.audit import AuditEntry, decode_trail
 from fiml.sessions.rights import (
@@ -15,6 +15,7 @@ from fiml.sessions.rights import (
     Role,
     Share,
     ShareCode,
+    ShareRules,
     codes_in,
     give,
     new_code,
@@ -28,7 +29,6 @@ from fiml.sessions.rights import (
 if TYPE_CHECKING:
     from fiml.core.config import Settings
     from fiml.sessions.backends.base import Backend
-    from fiml.sessions.models import Session
 
 MAX_CODE_CHARACTERS: Final = 100
 
@@ -48,9 +48,6 @@ class SharingVerbs:
     def _backend(self) -> "Backend":
         raise NotImplementedError
 
-    async def get_session(self, session_id: UUID | str, *, recent_queries: int | None = None) -> "Session | None":
-        raise NotImplementedError
-
     async def share_session(self, session_id: UUID | str, user_id: str, role: Role | str = Role.VIEWER) -> None:
         """Give a session to a user: a viewer reads it, an editor also tracks, updates, extends, resumes and closes it.
 
@@ -59,9 +56,6 @@ class SharingVerbs:
         """
         parsed = values.parse_session_id(session_id)
         user = _named(user_id)
-        session = await self.get_session(parsed, recent_queries=0)
-        if session is not None and session.user_id == user:
-            raise InvalidInput("user_id", f"{echo(user)} owns the session", "share it with somebody else")
         await self._share(parsed, give(user, Role.parse(role)))
 
     async def unshare_session(self, session_id: UUID | str, user_id: str) -> None:
@@ -94,11 +88,10 @@ class SharingVerbs:
     async def redeem_share_code(self, session_id: UUID | str, code: str) -> Role | None:
         """Take the role that a code gives, and use the code up; the role, `None` for the owner, who needs none.
 
-        A role is never lowered.
+        A role is never lowered, and a code that gives no more than the caller has is not used up.
 
         Raises:
-            SessionNotFound: there is no such session, or the code gives nothing.
-            InvalidInput: the code gives nothing, but the caller has a role already.
+            SessionNotFound: there is no such session, or the code gives nothing to a caller who has nothing.
         """
         parsed = values.parse_session_id(session_id)
         values.check_text(code, "share code", max_characters=MAX_CODE_CHARACTERS)
@@ -124,7 +117,8 @@ class SharingVerbs:
         return decode_trail(f"session {parsed}", trail)
 
     async def _share(self, session_id: UUID, change: GrantChange) -> Grants:
-        grants = await self._backend.share(session_id, change, now=clock.now(), caller=self._caller)
+        rules = ShareRules(now=clock.now(), max_changes=self.settings.session_max_changes, caller=self._caller)
+        grants = await self._backend.share(session_id, change, rules)
         if grants is None:
             raise SessionNotFound(session_id)
         return grants

@@ -13,7 +13,7 @@ import structlog
 
 from fiml.core import clock
 from fiml.core.config import Settings
-from fiml.core.errors import InvalidInput, SessionConflict, SessionExpired, Unavailable
+from fiml.core.errors import InvalidInput, NotPermitted, SessionConflict, SessionExpired, SessionFull, Unavailable
 from fiml.sessions.backends.base import Backend, WriteRules
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header
@@ -42,9 +42,9 @@ async def live_on(backend: Backend, settings: Settings, session_id: UUID, header
         return header
     try:
         return await _extend(backend, settings, session_id, header, expires_at, caller) or header
-    except (SessionConflict, SessionExpired):
-        return header  # somebody else wrote to it in between, and extends it or has ended it
-    except (Unavailable, InvalidInput) as exc:
+    except (SessionConflict, SessionExpired, NotPermitted):
+        return header  # somebody else wrote to it in between, and extends it, has ended it, or has taken it back
+    except (Unavailable, InvalidInput, SessionFull) as exc:
         _log.warning("session_not_extended", session_id=str(session_id), problem=str(exc))
         return header
 

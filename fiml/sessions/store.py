@@ -187,9 +187,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         by = timedelta(hours=values.check_hours(hours, "hours", max_hours=max_hours))
         now = clock.now()
         latest = now + timedelta(hours=max_hours)
-        record = await self._on_live(
-            parsed, lambda: self._backend.extend(parsed, by=by, latest=latest, now=now, caller=self._caller)
-        )
+        rules = self._rules(now)
+        record = await self._on_live(parsed, lambda: self._backend.extend(parsed, by=by, latest=latest, rules=rules))
         return to_session(record)
 
     async def resume_session(self, session_id: SessionId, hours: int | None = None) -> Session:
@@ -279,14 +278,17 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         return Ended(at, write_metrics=self.settings.session_enable_analytics)
 
     async def _write(self, session_id: UUID, change: Change, expected_version: int | None) -> Header:
-        rules = WriteRules(
-            now=clock.now(),
+        rules = self._rules(clock.now(), expected_version)
+        return await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
+
+    def _rules(self, now: datetime, expected_version: int | None = None) -> WriteRules:
+        return WriteRules(
+            now=now,
             max_queries=self.settings.session_max_queries_per_session,
             max_changes=self.settings.session_max_changes,
             expected_version=expected_version,
             caller=self._caller,
         )
-        return await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
 
     async def _live_on(self, session_id: UUID, header: Header, change: Change) -> Header:
         """The header of a session after a write, extended where it is in use near its end and the settings say so."""

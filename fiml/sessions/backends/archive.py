@@ -9,6 +9,7 @@ from json.encoder import encode_basestring
 from typing import Any
 from uuid import UUID
 
+import structlog
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, or_, select, text
 
 from fiml.core.errors import CorruptRecord, InvalidInput
@@ -19,7 +20,7 @@ from fiml.sessions.backends import archived_grants, metrics, words
 from fiml.sessions.backends.base import Ended, PageQuery, newest_first
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import MAPS, Header, SessionRecord
-from fiml.sessions.rights import ANYBODY, Caller, Right, right_of
+from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, right_in
 
 # Two locks of the same id exclude each other: archiving, deleting and holding one session.
 _LOCK = text(
@@ -32,6 +33,7 @@ _TRY_LOCK = text(
 _BOUNDS = text(
     "SELECT set_config('idle_in_transaction_session_timeout', '60s', true), set_config('lock_timeout', '5s', true)"
 )
+_log = structlog.get_logger()
 _SUMMARY = (
     sessions.c.id,
     sessions.c.user_id,
@@ -95,8 +97,10 @@ def find(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> 
     columns = (sessions.c.version, sessions.c.user_id, sessions.c.grants)
     seen = select(*columns).where(sessions.c.id == session_id, archived_grants.seen_by(connection, caller))
     row = connection.execute(seen).one_or_none()
-    right = None if row is None else right_of(row.user_id, json.loads(row.grants), caller)
-    return None if row is None or right is None else (row.version, right)
+    if row is None:
+        return None
+    right = right_in(f"archived session {session_id}", row.user_id, row.grants, caller)
+    return None if right is None else (row.version, right)
 
 
 def remove(connection: Connection, session_id: UUID, version: int) -> bool:
@@ -132,13 +136,14 @@ def is_buried(connection: Connection, session_id: UUID) -> bool:
 
 def page(connection: Connection, query: PageQuery) -> list[Header]:
     """Ended sessions by `created_at` descending, then id."""
-    statements = [_page_statement(connection, query)]
-    if query.given_to is not None:
-        # Apart from its own, which an index has in order.
-        is_given = archived_grants.given_to(connection, query.given_to)
-        statements.append(_page_statement(connection, replace(query, user_id=None)).where(is_given))
-    found = [_header(row) for each in statements for row in connection.execute(each).mappings()]
-    return newest_first(found)[: query.limit]
+    own = [_header(row) for row in connection.execute(_page_statement(connection, query)).mappings()]
+    if query.given_to is None:
+        return own
+    # Apart from its own, which an index has in order.
+    everybodys = _page_statement(connection, replace(query, user_id=None))
+    given = archived_grants.among_given(connection, everybodys, query.given_to)
+    found = [_header_of_another(row) for row in connection.execute(given).mappings()]
+    return newest_first([*own, *(header for header in found if header is not None)])[: query.limit]
 
 
 def _has(connection: Connection, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
@@ -235,9 +240,19 @@ def _corruption_of(row: RowMapping) -> Iterator[None]:
         raise CorruptRecord(f"archived session {row['id']}", str(exc)) from exc
 
 
+def _header_of_another(row: RowMapping) -> Header | None:
+    """Another's damage hides nothing of one's own."""
+    try:
+        return _header(row)
+    except CorruptRecord as exc:
+        _log.warning("session_given_unreadable", problem=str(exc))
+        return None
+
+
 def _header(row: RowMapping) -> Header:
     with _corruption_of(row):
-        assets, tags, grants = (json.loads(row[name]) for name in ("assets", "tags", "grants"))
+        assets, tags = json.loads(row["assets"]), json.loads(row["tags"])
+    grants = decode_grants(f"archived session {row['id']}", row["grants"])
     return Header(
         id=row["id"],
         user_id=row["user_id"],

@@ -1,12 +1,14 @@
 """Whom ended sessions are given to, in SQL. The functions run in the caller's transaction."""
 
 import json
-from datetime import datetime
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Select,
     Text,
     and_,
     bindparam,
@@ -20,10 +22,12 @@ from sqlalchemy import (
     update,
 )
 
+from fiml.core.errors import SessionConflict
 from fiml.db.dialects import is_postgresql, json_members
 from fiml.db.tables import sessions
 from fiml.sessions.audit import longer_trail
-from fiml.sessions.rights import Caller, GrantChange, Grants, act_of, changed, right_of
+from fiml.sessions.records import FORMAT
+from fiml.sessions.rights import Caller, GrantChange, Grants, ShareRules, act_of, changed, decode_grants
 
 
 def seen_by(connection: Connection, caller: Caller) -> ColumnElement[bool]:
@@ -38,33 +42,66 @@ def given_to(connection: Connection, user_id: str) -> ColumnElement[bool]:
     return _has(connection, f"s:{user_id}")
 
 
-def share(
-    connection: Connection, session_id: UUID, change: GrantChange, *, now: datetime, caller: Caller
-) -> Grants | None:
-    """As `Backend.share`, for an ended session."""
+@dataclass(frozen=True, slots=True)
+class EndedSession:
+    """An ended session, as far as giving it to others goes."""
+
+    id: UUID
+    owner: str | None
+    grants: Grants
+    trail: str
+    version: int
+
+
+def find(connection: Connection, session_id: UUID, change: GrantChange, caller: Caller) -> EndedSession | None:
+    """An ended session that is there for this caller, or that a code which it redeems may give it."""
     is_seen = seen_by(connection, caller)
     if change.what == "redeem":
         is_seen = or_(is_seen, *(_has(connection, f"{letter}:{change.field}") for letter in "ve"))
     columns = (sessions.c.user_id, sessions.c.grants, sessions.c.trail, sessions.c.version)
-    row = connection.execute(
-        select(*columns).where(sessions.c.id == session_id, is_seen).with_for_update()
-    ).one_or_none()
+    row = connection.execute(select(*columns).where(sessions.c.id == session_id, is_seen)).one_or_none()
     if row is None:
         return None
-    before: Grants = json.loads(row.grants)
-    held = right_of(row.user_id, before, caller)
-    after = changed(session_id, before, change, held=held, caller=caller, now=now)
-    if after is not None and after != before:
-        version = row.version + 1
-        entry = act_of(change, caller, now).at_version(version)
-        new = {"grants": json.dumps(after), "trail": longer_trail(row.trail, entry), "version": version}
-        connection.execute(update(sessions).where(sessions.c.id == session_id).values(new))
+    grants = decode_grants(f"archived session {session_id}", row.grants)
+    return EndedSession(session_id, row.user_id, grants, row.trail, row.version)
+
+
+def share(connection: Connection, ended: EndedSession, change: GrantChange, rules: ShareRules) -> Grants | None:
+    """As `Backend.share`, for an ended session that was found.
+
+    Raises:
+        SessionConflict: it has changed since, or is gone.
+    """
+    after = changed(ended.id, ended.owner, ended.grants, ended.version, change, rules)
+    if after is None or after == ended.grants:
+        return after
+    entry = act_of(change, rules.caller, rules.now).at_version(ended.version + 1)
+    new = {
+        "grants": json.dumps(after),
+        "trail": longer_trail(ended.trail, entry),
+        "version": ended.version + 1,
+        "format": FORMAT,
+    }
+    row = and_(sessions.c.id == ended.id, sessions.c.version == ended.version)
+    if connection.execute(update(sessions).where(row).values(new)).rowcount == 0:
+        raise SessionConflict(ended.id, expected=ended.version, actual=0)
     return after
 
 
 def given_ids(connection: Connection, user_id: str) -> set[UUID]:
     """Every ended session that is given to a user."""
     return set(connection.scalars(select(sessions.c.id).where(given_to(connection, user_id))))
+
+
+def among_given(connection: Connection, statement: Select[Any], user_id: str) -> Select[Any]:
+    """The statement over `sessions`, of those that were given to a user.
+
+    PostgreSQL would rather go through all sessions in their order than sort the few that its index finds.
+    """
+    if not is_postgresql(connection):
+        return statement.where(given_to(connection, user_id))
+    given = select(sessions.c.id).where(given_to(connection, user_id)).cte("given").prefix_with("MATERIALIZED")
+    return statement.where(sessions.c.id.in_(select(given.c.id)))
 
 
 def _has(connection: Connection, field: str) -> ColumnElement[bool]:

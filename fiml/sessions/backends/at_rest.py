@@ -56,17 +56,25 @@ def demand_of(record: SessionRecord, caller: Caller, needed: Right) -> None:
     demand(record.header.id, held or Right.READ, needed)
 
 
+def find(connection: Connection, session_id: UUID, caller: Caller) -> tuple[int, Right] | None:
+    """At which version a session is archived or in quarantine, where it may have none that can be read; the right."""
+    found = archive.find(connection, session_id, caller)
+    if found is None and quarantine.fetch(connection, session_id, caller.user) is not None:
+        return _UNKNOWN_VERSION, Right.OWN
+    return found
+
+
 def find_version(connection: Connection, session_id: UUID, caller: Caller, needed: Right) -> int | None:
-    """At which version a session is archived or in quarantine, where it may have none that can be read.
+    """At which version a session is archived or in quarantine.
 
     Raises:
         NotPermitted: the caller sees it, but has less than the needed right.
     """
-    found = archive.find(connection, session_id, caller)
-    if found is not None:
-        demand(session_id, found[1], needed)
-        return found[0]
-    return None if quarantine.fetch(connection, session_id, caller.user) is None else _UNKNOWN_VERSION
+    found = find(connection, session_id, caller)
+    if found is None:
+        return None
+    demand(session_id, found[1], needed)
+    return found[0]
 
 
 def ids_of(connection: Connection, user_id: str) -> set[UUID]:
@@ -106,6 +114,8 @@ def archive_again(
     assert dump is not None  # noqa: S101 - found above, in the same transaction
     try:
         record = record_in(session_id, dump)
+        # While it lay there nobody could take back what was given: its owner gives it anew.
+        record = replace(record, header=replace(record.header, grants={}))
         archive.put(connection, [record], ended, is_patient=True)
     except CorruptRecord as exc:
         raise SessionQuarantined(session_id, exc.problem) from exc

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord
-from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, right_of
+from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, right_of
 from fiml.sessions.searching import Wanted
 
 if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a server's start waits for nothing of it
@@ -178,12 +178,13 @@ class Backend(Protocol):
         """
 
     async def extend(
-        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, caller: Caller = ANYBODY
+        self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
     ) -> SessionRecord | None:
         """Move the expiry of a live session later, at most to `latest`, never earlier. One round trip.
 
         Raises:
             SessionExpired: it ended at its expiry.
+            SessionFull: it has had too many changes.
         """
 
     async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
@@ -211,13 +212,14 @@ class Backend(Protocol):
             SessionOnHold: it is held; nothing was removed.
         """
 
-    async def share(self, session_id: UUID, change: GrantChange, *, now: datetime, caller: Caller) -> Grants | None:
+    async def share(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
         """Change whom a session is given to, live or archived; whom it is given to then.
 
         `None` where the session isn't there for this caller, or a code that it redeems gives nothing.
 
         Raises:
-            InvalidInput: there would be too many, or the code gives nothing to somebody who has a role.
+            InvalidInput: there would be too many, or it is given to its owner.
+            SessionFull: it has had too many changes.
         """
 
     async def owners_view(self, session_id: UUID, *, caller: Caller = ANYBODY) -> tuple[Grants, str] | None:

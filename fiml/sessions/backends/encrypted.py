@@ -11,7 +11,7 @@ from fiml.sessions.backends.base import Backend, Ended, Found, Page, PageQuery, 
 from fiml.sessions.changes import Change
 from fiml.sessions.cipher import Cipher
 from fiml.sessions.records import Header, SessionRecord
-from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right
+from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules
 
 if TYPE_CHECKING:
     from fiml.sessions.backends.base import SessionMaker
@@ -74,9 +74,9 @@ class EncryptedBackend:
         return await self._inner.write(session_id, sealed, rules)
 
     async def extend(
-        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, caller: Caller = ANYBODY
+        self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
     ) -> SessionRecord | None:
-        return self._opened(await self._inner.extend(session_id, by=by, latest=latest, now=now, caller=caller))
+        return self._opened(await self._inner.extend(session_id, by=by, latest=latest, rules=rules))
 
     async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         return await self._inner.archive(session_id, ended, caller=caller)
@@ -92,8 +92,8 @@ class EncryptedBackend:
     async def delete(self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY) -> bool:
         return await self._inner.delete(session_id, now=now, caller=caller)
 
-    async def share(self, session_id: UUID, change: GrantChange, *, now: datetime, caller: Caller) -> Grants | None:
-        return await self._inner.share(session_id, change, now=now, caller=caller)
+    async def share(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
+        return await self._inner.share(session_id, change, rules)
 
     async def owners_view(self, session_id: UUID, *, caller: Caller = ANYBODY) -> tuple[Grants, str] | None:
         return await self._inner.owners_view(session_id, caller=caller)

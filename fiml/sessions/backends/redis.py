@@ -11,11 +11,13 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from fiml.core.clock import to_micros
-from fiml.core.errors import InvalidInput, SessionConflict, SessionExpired, SessionFull
+from fiml.core.errors import CorruptRecord, InvalidInput, SessionConflict, SessionExpired, SessionFull
 from fiml.db.redis_client import Command, RedisClient, Script
 from fiml.sessions import values
-from fiml.sessions.audit import Act
+from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import PageQuery, WriteRules
@@ -29,10 +31,14 @@ FLOOR_S = 3600
 TOMBSTONE_S = 24 * 3600
 _FILTERED_CHUNK = 500
 
+_log = structlog.get_logger()
+
 READ, LOCATE, WRITE, EXTEND, GO_ON = _OF_CALLERS = tuple(
     Script.load("fiml.sessions", "access", name) for name in ("read", "locate", "write", "extend", "go_on")
 )
-PUT, REMOVE, REWRITE = _OF_OURS = tuple(Script.load("fiml.sessions", name) for name in ("put", "remove", "rewrite"))
+PUT, REMOVE, REWRITE, FENCE = _OF_OURS = tuple(
+    Script.load("fiml.sessions", name) for name in ("put", "remove", "rewrite", "fence")
+)
 SCRIPTS = (*_OF_CALLERS, *_OF_OURS)
 
 
@@ -43,6 +49,8 @@ class Location:
     place: Place
     version: int
     right: Right
+    expires: str | None
+    """Microseconds, as they are stored."""
 
 
 class RedisTier:
@@ -80,14 +88,15 @@ class RedisTier:
         [stored] = await self._client.run([LOCATE([keys.header_key(session_id)], caller.user or "")])
         if stored is None:
             return None
-        right, user_id, version, life, created, *grants = stored
+        right, user_id, version, life, created, expires, *grants = stored
         given_to = tuple(field.decode()[2:] for field in grants)
         number = int(version) if version is not None and version.isdigit() else 0
         try:
             member = fields.listed_member(fields.decode_moment(created), session_id, int(life))
         except (TypeError, ValueError, OverflowError):
             member = ""  # it has lost its place; a sweeper drops the entries that are left there
-        return Location(Place(session_id, user_id and user_id.decode(), member, given_to), number, Right(right))
+        place = Place(session_id, user_id and user_id.decode(), member, given_to)
+        return Location(place, number, Right(right), expires and expires.decode())
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         """Apply a change, as `Backend.write` says."""
@@ -117,16 +126,19 @@ class RedisTier:
         await self._client.run([enter_expiry(header, to_micros(expires_at))])
 
     async def extend(
-        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, caller: Caller
+        self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
     ) -> SessionRecord | None:
         """Move the expiry later, as `Backend.extend` says. The index stays: the sweeper moves its entry."""
         micros = by // timedelta(microseconds=1)
-        entry = Act("extend", caller.name, now).opened
-        extend = EXTEND(_keys(session_id), caller.user or "", to_micros(now), micros, to_micros(latest), entry)
+        caller, now = rules.caller, to_micros(rules.now)
+        entry = Act("extend", caller.name, rules.now).opened
+        extend = EXTEND(
+            *(_keys(session_id), caller.user or "", now, micros, to_micros(latest), entry, rules.max_changes, FORMAT)
+        )
         outcome, reply = await self._client.run([extend, read(session_id, caller=caller)])
         if outcome is None:
             return None
-        _refuse_viewer(session_id, outcome)
+        refuse_changes(session_id, outcome, rules.max_changes)
         if outcome[0] == b"expired":
             raise SessionExpired(session_id, fields.decode_moment(outcome[1]))
         return fields.decode_record(session_id, reply)
@@ -134,10 +146,10 @@ class RedisTier:
     async def go_on(self, session_id: UUID, *, until: datetime, now: datetime, caller: Caller) -> SessionRecord | None:
         """A live session; one that has expired lives on until `until`."""
         entry = Act("resume", caller.name, now).opened
-        go_on = GO_ON(_keys(session_id), caller.user or "", to_micros(now), to_micros(until), entry)
+        go_on = GO_ON(_keys(session_id), caller.user or "", to_micros(now), to_micros(until), entry, FORMAT)
         outcome, reply = await self._client.run([go_on, read(session_id, caller=caller)])
         if outcome is not None:
-            _refuse_viewer(session_id, outcome)
+            refuse_changes(session_id, outcome)
         return fields.decode_record(session_id, reply)
 
     async def remove(self, headers: Sequence[Header]) -> list[str]:
@@ -179,6 +191,20 @@ class RedisTier:
         [outcome] = await self._client.run([command])
         return str(outcome.decode())
 
+    async def fence(self, session_id: UUID, version: int) -> bool:
+        """Let no copy of a session at rest as old as this version become live; `False` where it is live."""
+        [is_fenced] = await self._client.run(
+            [FENCE([keys.header_key(session_id), keys.floor_key(session_id)], version, FLOOR_S)]
+        )
+        return bool(is_fenced)
+
+    async def are_live(self, session_ids: Sequence[UUID]) -> set[UUID]:
+        """Those that are live, for anybody."""
+        if not session_ids:
+            return set()
+        replies = await self._client.run([("EXISTS", keys.header_key(session_id)) for session_id in session_ids])
+        return {session_id for session_id, is_there in zip(session_ids, replies, strict=True) if is_there}
+
     async def page(self, query: PageQuery) -> list[Header]:
         """Live sessions by `created_at` descending, then id. Filters may take further round trips."""
         is_filtered = query.type is not None or query.tag is not None or query.asset is not None
@@ -188,7 +214,7 @@ class RedisTier:
         while len(found) < query.limit:
             members = await self._members(query, after, chunk)
             if members:
-                found += [header for header in await self._headers(members) if query.wants(header)]
+                found += [header for header in await self._headers(members, query.given_to) if query.wants(header)]
             if len(members) < chunk:
                 break
             after = "(" + members[-1]
@@ -205,15 +231,26 @@ class RedisTier:
         replies = await self._client.run([("ZRANGE", key, after, "+", "BYLEX", "LIMIT", 0, count) for key in indexes])
         return sorted(member.decode() for reply in replies for member in reply)[:count]
 
-    async def _headers(self, members: Sequence[str]) -> list[Header]:
+    async def _headers(self, members: Sequence[str], given_to: str | None) -> list[Header]:
         session_ids = [fields.id_at(member) for member in members]
         replies = await self._client.run([("HGETALL", keys.header_key(session_id)) for session_id in session_ids])
         found = [
-            (fields.life_at(member), fields.decode_header(session_id, reply))
+            (fields.life_at(member), _header_in_page(session_id, reply, given_to))
             for member, session_id, reply in zip(members, session_ids, replies, strict=True)
             if reply
         ]
-        return [header for life, header in found if header.life == life]
+        return [header for life, header in found if header is not None and header.life == life]
+
+
+def _header_in_page(session_id: UUID, reply: dict[bytes, bytes], given_to: str | None) -> Header | None:
+    try:
+        return fields.decode_header(session_id, reply)
+    except CorruptRecord as exc:
+        if given_to is None or reply.get(b"user") == given_to.encode():
+            raise
+        # Another's damage hides nothing of one's own.
+        _log.warning("session_given_unreadable", session_id=str(session_id), problem=exc.problem)
+        return None
 
 
 def _remove_for_good(session_id: UUID) -> Command:
@@ -221,7 +258,7 @@ def _remove_for_good(session_id: UUID) -> Command:
 
 
 def _raise_refusal(session_id: UUID, rules: WriteRules, reply: list[Any]) -> None:
-    _refuse_viewer(session_id, reply)
+    refuse_changes(session_id, reply, rules.max_changes)
     match reply:
         case [b"format", number]:
             check_format(int(number))
@@ -229,12 +266,10 @@ def _raise_refusal(session_id: UUID, rules: WriteRules, reply: list[Any]) -> Non
             raise SessionExpired(session_id, fields.decode_moment(expiry))
         case [b"conflict", version]:
             raise SessionConflict(session_id, expected=rules.expected_version or 0, actual=int(version))
-        case [b"changes"]:
-            raise SessionFull(session_id, f"{rules.max_changes} changes")
         case [b"queries"]:
             raise SessionFull(session_id, f"{rules.max_queries} queries")
         case [b"history"]:
-            raise SessionFull(session_id, f"{values.MAX_HISTORY_BYTES} bytes of queries")
+            raise SessionFull(session_id, f"{values.MAX_HISTORY_BYTES} bytes of queries", setting=None)
         case [(b"maps" | b"assets" | b"tags") as what, size]:
             _raise_over_limit(what.decode(), int(size))
 
@@ -248,9 +283,12 @@ def _raise_over_limit(what: str, size: int) -> None:
     raise InvalidInput(what, f"would have {size} entries", f"at most {most} are allowed")
 
 
-def _refuse_viewer(session_id: UUID, reply: list[Any]) -> None:
+def refuse_changes(session_id: UUID, reply: list[Any], max_changes: int = 0, *, needed: Right = Right.WRITE) -> None:
+    """Raise what a script says of a caller who may not change a session, or of one that takes no more changes."""
     if reply == [b"viewer"]:
-        demand(session_id, Right.READ, Right.WRITE)
+        demand(session_id, Right.READ, needed)
+    if reply == [b"changes"]:
+        refuse_more_changes(session_id, max_changes)
 
 
 def _keys(session_id: UUID) -> list[str]:

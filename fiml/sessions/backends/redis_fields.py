@@ -56,7 +56,7 @@ def encode_record(record: SessionRecord, queries: Sequence[EncodedQuery]) -> lis
     header = encode_header(record.header)
     entries = [(_entry_field(name, key), text) for name, texts in record.entries.items() for key, text in texts.items()]
     bodies = [(query.id.bytes, query.text) for query in queries]
-    trail = trail_entries(record.trail)
+    trail = trail_entries(f"session {record.header.id}", record.trail)
     return [record.header.version, *_group(header), *_group(entries), *_group(bodies), *trail]
 
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from fiml.core.clock import to_micros
@@ -11,6 +12,8 @@ from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.records import Header
 from fiml.sessions.rights import users_in
+
+LATER = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +85,27 @@ def enter(header: Header) -> list[Command]:
     """The commands that enter a session everywhere."""
     place = place_of(header)
     listed: list[Command] = [("ZADD", key, 0, place.listed_member) for key in place.listings]
-    return [*listed, enter_expiry(header, to_micros(header.expires_at)), *_enter_given(place, header)]
+    return [*listed, enter_expiry(header, to_micros(header.expires_at)), *_enter_given(place, header.expires_at)]
 
 
-def enter_given(header: Header, user_id: str) -> list[Command]:
+def enter_given(place: Place, user_id: str, expires_at: datetime) -> list[Command]:
     """The commands that enter a session where one whom it is given to finds it."""
-    place = replace(place_of(header), given_to=(user_id,))
-    return [("ZADD", keys.given_key(user_id), 0, place.listed_member), *_enter_given(place, header)]
+    given = replace(place, given_to=(user_id,))
+    return [("ZADD", keys.given_key(user_id), 0, place.listed_member), *_enter_given(given, expires_at)]
 
 
-def leave_given(header: Header, user_id: str) -> list[Command]:
+def leave_given(place: Place, user_id: str) -> list[Command]:
     """The commands that take a session out of there again."""
-    place = replace(place_of(header), given_to=(user_id,))
+    given = replace(place, given_to=(user_id,))
     return [
         ("ZREM", keys.given_key(user_id), place.listed_member),
-        ("ZREM", place.expiry_key, *place.given_expiry_members),
+        ("ZREM", place.expiry_key, *given.given_expiry_members),
     ]
 
 
-def _enter_given(place: Place, header: Header) -> list[Command]:
-    micros = to_micros(header.expires_at)
+def _enter_given(place: Place, expires_at: datetime) -> list[Command]:
+    # Behind the entry of the session itself, with which they go as a rule.
+    micros = to_micros(expires_at + LATER)
     return [("ZADD", place.expiry_key, micros, member) for member in place.given_expiry_members]
 
 

@@ -1,32 +1,32 @@
 """Whom live sessions in Redis are given to."""
 
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from fiml.core.clock import to_micros
-from fiml.db.redis_client import RedisClient, Script
+from fiml.core.errors import Unavailable
+from fiml.db.redis_client import Command, RedisClient, Script
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends.redis import read
-from fiml.sessions.backends.redis_index import enter_given, leave_given
-from fiml.sessions.records import Header
+from fiml.sessions.backends.redis import RedisTier, refuse_changes
+from fiml.sessions.backends.redis_index import enter_given, leave_given, place_of
+from fiml.sessions.records import FORMAT, Header
 from fiml.sessions.rights import (
     MAX_CODES,
     MAX_SHARES,
-    Caller,
     GrantChange,
     Grants,
     Right,
+    ShareRules,
     act_of,
     demand,
-    refuse_code,
     refuse_codes,
+    refuse_owner,
     refuse_users,
-    right_of,
     user_given,
 )
 
+_TRIES = 10
 SHARE = Script.load("fiml.sessions", "access", "share")
 SCRIPTS = (SHARE,)
 
@@ -34,30 +34,23 @@ SCRIPTS = (SHARE,)
 class RedisSharing:
     """Changes whom a session is given to, and the listings of those."""
 
-    def __init__(self, client: RedisClient) -> None:
+    def __init__(self, client: RedisClient, live: RedisTier) -> None:
         self._client = client
+        self._live = live
 
-    async def share(self, session_id: UUID, change: GrantChange, *, now: datetime, caller: Caller) -> Grants | None:
-        """As `Backend.share`, for a live session. Two round trips."""
+    async def share(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
+        """As `Backend.share`, for a live session. Three round trips at most."""
         user_id = user_given(change)
         if change.what == "set" and user_id is not None:
-            # The index first: nobody has what its listing lacks.
-            [reply] = await self._client.run([read(session_id, caller=caller, recent=0)])
-            record = fields.decode_record(session_id, reply)
-            if record is None:
-                return None
-            # Who may not share enters nobody in an index.
-            held = right_of(record.header.user_id, record.header.grants, caller)
-            demand(session_id, held or Right.READ, Right.OWN)
-            await self._client.run(enter_given(record.header, user_id))
-        header = await self._change(session_id, change, now=now, caller=caller)
+            return await self._give(session_id, user_id, change, rules)
+        header = await self._change(session_id, change, rules)
         if header is None:
             return None
         if change.what == "drop" and user_id is not None:
-            await self._client.run(leave_given(header, user_id))
-        elif change.what == "redeem" and caller.user is not None and caller.user != header.user_id:
+            await self._leave(header, user_id)
+        elif change.what == "redeem" and rules.caller.user not in (None, header.user_id):
             # Where it stands in the listings isn't told to one who has no right yet. Redeeming again enters it again.
-            await self._client.run(enter_given(header, caller.user))
+            await self._enter(header, str(rules.caller.user))
         return header.grants
 
     async def given_ids(self, user_id: str) -> set[UUID]:
@@ -65,32 +58,66 @@ class RedisSharing:
         [members] = await self._client.run([("ZRANGE", keys.given_key(user_id), 0, -1)])
         return {fields.id_at(member.decode()) for member in members}
 
-    async def _change(self, session_id: UUID, change: GrantChange, *, now: datetime, caller: Caller) -> Header | None:
-        share = SHARE(
-            [keys.header_key(session_id), keys.trail_key(session_id)],
-            caller.user or "",
-            to_micros(now),
-            act_of(change, caller, now).opened,
-            change.what,
-            change.field,
-            change.value,
-            MAX_SHARES,
-            MAX_CODES,
-        )
-        [reply] = await self._client.run([share])
-        if reply is None:
-            return None
-        _raise_refusal(session_id, reply)
-        return fields.decode_header(session_id, reply[1])
+    async def _give(self, session_id: UUID, user_id: str, change: GrantChange, rules: ShareRules) -> Grants | None:
+        for _ in range(_TRIES):
+            found = await self._live.locate(session_id, rules.caller)
+            if found is None:
+                return None
+            demand(session_id, found.right, Right.OWN)
+            if found.place.user_id == user_id:
+                refuse_owner(user_id)
+            # The index first: nobody has what its listing lacks.
+            index = enter_given(found.place, user_id, fields.decode_moment(found.expires or "0"))
+            share = _share(session_id, change, rules, life=fields.life_at(found.place.listed_member))
+            *_, reply = await self._client.run([*index, share])
+            if reply != [b"life"]:
+                header = _header(session_id, reply, rules)
+                if header is None:
+                    return None
+                # Once more, since somebody who takes it back may have cleared up in between.
+                await self._enter(header, user_id)
+                return header.grants
+        raise Unavailable(f"session {session_id}", "it ends and is resumed without a pause")
+
+    async def _change(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Header | None:
+        [reply] = await self._client.run([_share(session_id, change, rules)])
+        return _header(session_id, reply, rules)
+
+    async def _enter(self, header: Header, user_id: str) -> None:
+        await self._client.run(enter_given(place_of(header), user_id, header.expires_at))
+
+    async def _leave(self, header: Header, user_id: str) -> None:
+        await self._client.run(leave_given(place_of(header), user_id))
+        # Somebody may have given it again meanwhile.
+        found = await self._live.locate(header.id)
+        if found is not None and user_id in found.place.given_to:
+            await self._client.run(enter_given(found.place, user_id, header.expires_at))
 
 
-def _raise_refusal(session_id: UUID, reply: list[Any]) -> None:
+def _share(session_id: UUID, change: GrantChange, rules: ShareRules, *, life: int | None = None) -> Command:
+    return SHARE(
+        [keys.header_key(session_id), keys.trail_key(session_id)],
+        rules.caller.user or "",
+        to_micros(rules.now),
+        act_of(change, rules.caller, rules.now).opened,
+        change.what,
+        change.field,
+        change.value,
+        MAX_SHARES,
+        MAX_CODES,
+        rules.max_changes,
+        FORMAT,
+        "" if life is None else life,
+    )
+
+
+def _header(session_id: UUID, reply: list[Any] | None, rules: ShareRules) -> Header | None:
+    if reply is None:
+        return None
+    refuse_changes(session_id, reply, rules.max_changes, needed=Right.OWN)
     match reply:
-        case [b"viewer"]:
-            demand(session_id, Right.READ, Right.OWN)
-        case [b"code"]:
-            refuse_code()
         case [b"users", count]:
             refuse_users(int(count))
         case [b"codes"]:
             refuse_codes()
+    return fields.decode_header(session_id, reply[1])

@@ -119,12 +119,14 @@ def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
     )
     record = fields.decode_record(session_id, [header, entries, queries, trail])
     assert record is not None  # noqa: S101 - only for a reply that is None
-    return _whole(record, queries)
+    return _whole(record, queries, trail)
 
 
-def _whole(record: SessionRecord, queries: Sequence[bytes]) -> SessionRecord:
+def _whole(record: SessionRecord, queries: Sequence[bytes], trail: Sequence[bytes]) -> SessionRecord:
     if not all(body.startswith(b"{") for body in queries):
         raise CorruptRecord(f"live session {record.header.id}", "a query of its history is no JSON object")
+    if not all(entry.startswith(b"[") for entry in trail):
+        raise CorruptRecord(f"live session {record.header.id}", "an entry of its audit trail is no JSON array")
     return with_all_totals(check_whole(record, len(queries)))
 
 
@@ -149,7 +151,7 @@ def _record(session_id: UUID, reply: Any) -> SessionRecord | CorruptRecord | Non
         return CorruptRecord(f"live session {session_id}", str(reply))
     try:
         record = fields.decode_record(session_id, reply)
-        return record and _whole(record, reply[2])
+        return record and _whole(record, reply[2], reply[3])
     except CorruptRecord as exc:
         return exc
 

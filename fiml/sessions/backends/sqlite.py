@@ -9,17 +9,17 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core.config import Synchronous
-from fiml.core.errors import SessionConflict, SessionExpired, SessionFull, Unavailable
+from fiml.core.errors import SessionConflict, SessionExpired, Unavailable
 from fiml.db.engines import async_sqlite_engine
 from fiml.db.sqlite_file import SqliteFile, driver
-from fiml.sessions.audit import Act
+from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends import archive, archived_grants, at_rest, indexing, retention, rewriting, sqlite_sweep
 from fiml.sessions.backends import sqlite_rows as rows
 from fiml.sessions.backends.base import Ended, Found, Page, PageQuery, Part, SweepReport, WriteRules, merge_pages
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, check_format
-from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, act_of, changed, right_of
+from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, act_of, changed
 
 
 class SqliteBackend:
@@ -64,7 +64,10 @@ class SqliteBackend:
                 return None
             check_format(header.format)
             _refuse_if_stale(header, rules)
-            rows.append_queries(connection, header, change.queries, max_queries=rules.max_queries)
+            is_new = rows.append_queries(connection, header, change.queries, max_queries=rules.max_queries)
+            if change.queries and not is_new and change.has_only_queries:
+                rows.touch(connection, header, rules.now)
+                return header
             rows.change_entries(connection, header, change)
             rows.change_header(header, change, rules.now)
             rows.update_header(connection, header)
@@ -74,15 +77,23 @@ class SqliteBackend:
         return await self._file.write(write)
 
     async def extend(
-        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, caller: Caller = ANYBODY
+        self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
     ) -> SessionRecord | None:
+        caller, now = rules.caller, rules.now
+
         def extend(connection: sqlite3.Connection) -> SessionRecord | None:
             header = rows.select_header(connection, session_id, caller, Right.WRITE)
             if header is None:
                 return None
             if now >= header.expires_at:
                 raise SessionExpired(session_id, header.expires_at)
-            header.expires_at = max(header.expires_at, min(header.expires_at + by, latest))
+            later = max(header.expires_at, min(header.expires_at + by, latest))
+            if later == header.expires_at:
+                rows.touch(connection, header, now)
+                return rows.select_record(connection, header)
+            if header.version >= rules.max_changes:
+                refuse_more_changes(session_id, rules.max_changes)
+            header.expires_at = later
             rows.new_version(connection, header, now)
             rows.enter(connection, header, Act("extend", caller.name, now))
             return rows.select_record(connection, header)
@@ -134,17 +145,17 @@ class SqliteBackend:
 
         return await self._file.transact(remove)
 
-    async def share(self, session_id: UUID, change: GrantChange, *, now: datetime, caller: Caller) -> Grants | None:
+    async def share(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
         def share(connection: Connection) -> Grants | None:
             live = rows.select_header(driver(connection), session_id)
             if live is None:
-                return archived_grants.share(connection, session_id, change, now=now, caller=caller)
-            held = right_of(live.user_id, live.grants, caller)
-            after = changed(session_id, live.grants, change, held=held, caller=caller, now=now)
+                ended = archived_grants.find(connection, session_id, change, rules.caller)
+                return None if ended is None else archived_grants.share(connection, ended, change, rules)
+            after = changed(session_id, live.user_id, live.grants, live.version, change, rules)
             if after is not None and after != live.grants:
                 live.grants = after
                 rows.new_version(driver(connection), live, live.last_accessed_at)
-                rows.enter(driver(connection), live, act_of(change, caller, now))
+                rows.enter(driver(connection), live, act_of(change, rules.caller, rules.now))
             return after
 
         return await self._file.transact(share)
@@ -248,7 +259,7 @@ def _refuse_if_stale(header: Header, rules: WriteRules) -> None:
     if rules.now >= header.expires_at:
         raise SessionExpired(header.id, header.expires_at)
     if header.version >= rules.max_changes:
-        raise SessionFull(header.id, f"{rules.max_changes} changes")
+        refuse_more_changes(header.id, rules.max_changes)
     if rules.expected_version is not None and rules.expected_version != header.version:
         raise SessionConflict(header.id, expected=rules.expected_version, actual=header.version)
 

@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord, SessionFull
 from fiml.sessions import values
@@ -24,8 +26,9 @@ from fiml.sessions.records import (
     format_when_written,
     history_json,
 )
-from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_of
+from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, demand, right_in, right_of
 
+_log = structlog.get_logger()
 _OF_PAGE = ("user_id", "type", "tag", "asset", "limit")
 _FIXED = ("id", "user_id", "created_at")
 _CHANGING = (
@@ -109,8 +112,7 @@ def select_version(
     if row is None:
         return None
     version, user_id, grants = row
-    if caller.user is not None:
-        demand(session_id, right_of(user_id, json.loads(grants), caller) or Right.READ, needed)
+    demand(session_id, right_in(f"live session {session_id}", user_id, grants, caller) or Right.READ, needed)
     return version if isinstance(version, int) else 0
 
 
@@ -145,10 +147,12 @@ def select_page(connection: sqlite3.Connection, query: PageQuery) -> list[Header
     if query.given_to is None:
         return own
     # Apart from its own, which an index has in order.
-    return newest_first([*own, *_select_some(connection, query, _GIVEN)])[: query.limit]
+    return newest_first([*own, *_select_some(connection, query, _GIVEN, is_anothers=True)])[: query.limit]
 
 
-def _select_some(connection: sqlite3.Connection, query: PageQuery, whose: str) -> list[Header]:
+def _select_some(
+    connection: sqlite3.Connection, query: PageQuery, whose: str, *, is_anothers: bool = False
+) -> list[Header]:
     conditions = [whose]
     if query.type is not None:
         conditions.append("type = :type")
@@ -167,7 +171,8 @@ def _select_some(connection: sqlite3.Connection, query: PageQuery, whose: str) -
     rows = connection.execute(
         f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY created_at DESC, id LIMIT :limit", parameters
     )
-    return [_decode(row) for row in rows]
+    decoded = (_decode_anothers(row) if is_anothers else _decode(row) for row in rows)
+    return [header for header in decoded if header is not None]
 
 
 def select_record(connection: sqlite3.Connection, header: Header, recent: int | None = None) -> SessionRecord:
@@ -199,7 +204,8 @@ def insert(connection: sqlite3.Connection, record: SessionRecord, queries: Itera
     """Store a session that isn't live."""
     header, entries = record.header, record.entries
     connection.execute(_INSERT, _encode(header))
-    connection.executemany(_APPEND_ENTRY, [(header.id.hex, entry) for entry in trail_entries(record.trail)])
+    trail = trail_entries(f"session {header.id}", record.trail)
+    connection.executemany(_APPEND_ENTRY, [(header.id.hex, entry) for entry in trail])
     connection.executemany(
         _SET_ENTRY, [(header.id.hex, name, key, text) for name, texts in entries.items() for key, text in texts.items()]
     )
@@ -215,6 +221,7 @@ def new_version(connection: sqlite3.Connection, header: Header, now: datetime) -
     """Write a header as the next version, accessed at `now`."""
     header.last_accessed_at = max(header.last_accessed_at, now)
     header.version += 1
+    header.format = format_when_written(header.format)
     update_header(connection, header)
 
 
@@ -251,20 +258,23 @@ def replace_texts(
 
 def append_queries(
     connection: sqlite3.Connection, header: Header, queries: Sequence[EncodedQuery], *, max_queries: int
-) -> None:
-    """Append the queries that aren't there yet, and count them in the header.
+) -> bool:
+    """Append the queries that aren't there yet, and count them in the header; whether there were any.
 
     Raises:
         SessionFull: it would hold too many; the caller rolls back.
     """
+    is_new = False
     for query in queries:
         if connection.execute(_APPEND_QUERY, (header.id.hex, query.id.hex, query.text)).rowcount:
+            is_new = True
             header.totals.add(query.query)
             header.history_bytes += query.size
             if header.totals.total_queries > max_queries:
                 raise SessionFull(header.id, f"{max_queries} queries")
             if header.history_bytes > values.MAX_HISTORY_BYTES:
-                raise SessionFull(header.id, f"{values.MAX_HISTORY_BYTES} bytes of queries")
+                raise SessionFull(header.id, f"{values.MAX_HISTORY_BYTES} bytes of queries", setting=None)
+    return is_new
 
 
 def change_entries(connection: sqlite3.Connection, header: Header, change: Change) -> None:
@@ -337,6 +347,15 @@ def _encode(header: Header) -> dict[str, Any]:
     }
 
 
+def _decode_anothers(row: Sequence[Any]) -> Header | None:
+    """Another's damage hides nothing of one's own."""
+    try:
+        return _decode(row)
+    except CorruptRecord as exc:
+        _log.warning("session_given_unreadable", problem=str(exc))
+        return None
+
+
 def _decode(row: Sequence[Any]) -> Header:
     stored = dict(zip(_FIXED + _CHANGING, row, strict=True))
     try:
@@ -365,7 +384,7 @@ def _decode(row: Sequence[Any]) -> Header:
             maps_bytes=stored["maps_bytes"],
             history_bytes=stored["history_bytes"],
             format=stored["format"],
-            grants=json.loads(stored["grants"]),
+            grants=decode_grants(f"live session {stored['id']}", stored["grants"]),
         )
     except (ValueError, TypeError, AttributeError, OverflowError) as exc:
         raise CorruptRecord(f"live session {UUID(stored['id'])}", str(exc)) from exc

@@ -1,7 +1,7 @@
 """The sweep of the server deployment: expired sessions go from Redis to PostgreSQL, and the indexes are cleared up."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime
 from secrets import SystemRandom
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from fiml.sessions.backends import archive, quarantine
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import Ended, SweepReport
 from fiml.sessions.backends.redis import RedisTier
-from fiml.sessions.backends.redis_index import ExpiryEntry, place_of
+from fiml.sessions.backends.redis_index import LATER, ExpiryEntry, place_of
 from fiml.sessions.backends.redis_sweep import Look, RedisSweep, is_empty, user_in
 from fiml.sessions.records import FORMAT, Header, SessionRecord
 
@@ -22,7 +22,6 @@ _PARTS_A_LOOK = 8
 _ENTRIES_A_PART = 64
 _BATCH_BYTES = 8 * 1024 * 1024
 _RECORD_BYTES = 1024
-_LATER = timedelta(hours=1)
 
 _log = structlog.get_logger()
 _random = SystemRandom()
@@ -64,15 +63,15 @@ class Sweep:
         looks = list(zip(entries, await self._sweeping.look(entries), strict=True))
         found = [(entry, look) for entry, look in looks if isinstance(look, Look) and look.life == entry.life]
         gone = [entry for entry, look in looks if look is None or (isinstance(look, Look) and look.life != entry.life)]
-        alive = [(entry, look.expires_at) for entry, look in found if look.expires_at > self._ended.at]
+        alive = [(entry, _next_look(entry, look)) for entry, look in found if look.expires_at > self._ended.at]
         expired = [(entry, look) for entry, look in found if look.expires_at <= self._ended.at]
-        newer = [(entry, self._ended.at + _LATER) for entry, look in expired if look.format > FORMAT]
+        newer = [(entry, self._ended.at + LATER) for entry, look in expired if look.format > FORMAT]
         if gone:
             await self._sweeping.drop(gone)
         if moves := alive + newer:
             await self._sweeping.reindex(moves)
         report.dropped += len(gone)
-        report.postponed += len(newer)
+        report.postponed += len({entry.session_id for entry, _ in newer})
         for entry, problem in [(entry, look.problem) for entry, look in looks if isinstance(look, CorruptRecord)]:
             await self._set_aside(entry, problem, report)
         for batch in _batches([(entry, look) for entry, look in expired if look.format <= FORMAT]):
@@ -141,6 +140,11 @@ class Sweep:
             report.quarantined += 1
             _log.error("session_quarantined", session_id=str(session_id), problem=problem)
         return None
+
+
+def _next_look(entry: ExpiryEntry, look: Look) -> datetime:
+    """When to look at a session that is alive: at its end, and for those whom it is given to behind that."""
+    return look.expires_at + LATER if entry.place.given_to else look.expires_at
 
 
 def _by_session(entries: Sequence[ExpiryEntry]) -> dict[UUID, ExpiryEntry]:

@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy import Connection, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from fiml.core.errors import RecordRefused, Unavailable
+from fiml.core.errors import RecordRefused, SessionConflict, Unavailable
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import RedisClient
 from fiml.sessions.audit import Act, longer_trail
@@ -46,7 +46,7 @@ from fiml.sessions.backends.redis_sharing import RedisSharing
 from fiml.sessions.backends.sweep import Sweep
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, with_all_totals
-from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, demand
+from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, demand, right_of
 
 SCRIPTS = (*redis.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
 _TRIES = 10
@@ -63,7 +63,7 @@ class TieredBackend:
         self._live = redis.RedisTier(client)
         self._sweeping = redis_sweep.RedisSweep(client)
         self._searching = RedisSearch(client, self._live)
-        self._sharing = RedisSharing(client)
+        self._sharing = RedisSharing(client, self._live)
         self._database = database
         self.keeping = Keeping(database.transact, database.maintain)
         self.session_maker = async_sessionmaker[AsyncSession](database.engine)
@@ -96,7 +96,11 @@ class TieredBackend:
         return await self._live.read(session_id, now=now, caller=caller, recent=recent)
 
     async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
-        return await self._database.transact(lambda connection: at_rest.fetch(connection, session_id, caller))
+        record = await self._database.transact(lambda connection: at_rest.fetch(connection, session_id, caller))
+        if record is None:
+            return None
+        right = right_of(record.header.user_id, record.header.grants, caller)
+        return None if await self._is_overruled(session_id, right) else record
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         expires_at = change.scalars.get("expires_at")
@@ -116,9 +120,9 @@ class TieredBackend:
         return header
 
     async def extend(
-        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, caller: Caller = ANYBODY
+        self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
     ) -> SessionRecord | None:
-        return await self._live.extend(session_id, by=by, latest=latest, now=now, caller=caller)
+        return await self._live.extend(session_id, by=by, latest=latest, rules=rules)
 
     async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         for _ in range(_TRIES):
@@ -155,9 +159,7 @@ class TieredBackend:
 
     async def delete(self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY) -> bool:
         live = await self._locate(session_id, caller, Right.OWN)
-        archived_version = await self._database.transact(
-            lambda connection: at_rest.find_version(connection, session_id, caller, Right.OWN)
-        )
+        archived_version = await self._find_at_rest(session_id, caller, Right.OWN)
         if live is None and archived_version is None:
             # It may have come back between the two looks.
             live = await self._locate(session_id, caller, Right.OWN)
@@ -218,6 +220,7 @@ class TieredBackend:
             ended = await self._database.transact(lambda connection: archive.page(connection, query))
         except Unavailable:
             return Page([(header, False) for header in live], is_partial=True)
+        ended = await self._without_copies(ended, query)
         # One that was resumed between the two looks shows in a third.
         seen = {header.id for header in live}
         live += [header for header in await self._live.page(query) if header.id not in seen]
@@ -234,6 +237,7 @@ class TieredBackend:
         except Unavailable:
             found.is_partial = True
             return found
+        ended = await self._without_copies(ended, query)
         # One that was resumed between the two looks shows in a third.
         found = await self._searching.search_again(query, found)
         found.rows = merge_pages([header for header, _ in found.rows], ended, query.limit)
@@ -241,17 +245,56 @@ class TieredBackend:
             found.rows = rows_down_to(found.rows, found.searched_to)
         return found
 
-    async def share(self, session_id: UUID, change: GrantChange, *, now: datetime, caller: Caller) -> Grants | None:
-        for look in range(3):
-            if look % 2 == 0:
-                grants = await self._sharing.share(session_id, change, now=now, caller=caller)
-            else:
-                grants = await self._database.transact(
-                    lambda connection: archived_grants.share(connection, session_id, change, now=now, caller=caller)
-                )
+    async def share(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
+        for _ in range(_TRIES):
+            grants = await self._sharing.share(session_id, change, rules)
             if grants is not None:
                 return grants
-        return None
+            try:
+                grants = await self._share_at_rest(session_id, change, rules)
+            except SessionConflict:
+                continue
+            # It may have come back between the two looks.
+            return grants if grants is not None else await self._sharing.share(session_id, change, rules)
+        raise Unavailable(f"session {session_id}", "others write to it without a pause")
+
+    async def _share_at_rest(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
+        """Change whom an ended session is given to; `None` where it is live, which then counts.
+
+        A resume may be under way that has read the row: the fence lets nothing as old become live, and what has
+        become live before it is changed as well.
+        """
+        ended = await self._database.transact(
+            lambda connection: archived_grants.find(connection, session_id, change, rules.caller)
+        )
+        if ended is None or await self._live.are_live([session_id]):
+            return None
+        grants = await self._database.transact(
+            lambda connection: archived_grants.share(connection, ended, change, rules)
+        )
+        if grants is not None and not await self._live.fence(session_id, ended.version + 1):
+            grants = await self._sharing.share(session_id, change, rules) or grants
+        return grants
+
+    async def _is_overruled(self, session_id: UUID, right: Right | None) -> bool:
+        """Whether a session that was found at rest is a mere copy of a live one, which says who else may have it.
+
+        A principal that sees neither hears nothing of it: only one that the copy was given to is asked about.
+        """
+        return right is not None and right < Right.OWN and bool(await self._live.are_live([session_id]))
+
+    async def _find_at_rest(self, session_id: UUID, caller: Caller, needs: Right) -> int | None:
+        found = await self._database.transact(lambda connection: at_rest.find(connection, session_id, caller))
+        if found is None or await self._is_overruled(session_id, found[1]):
+            return None
+        demand(session_id, found[1], needs)
+        return found[0]
+
+    async def _without_copies(self, ended: list[Header], query: PageQuery) -> list[Header]:
+        """Without those that were given to the caller and have become live: the live listing has what it may see."""
+        given = [] if query.given_to is None else [each.id for each in ended if each.user_id != query.given_to]
+        live = await self._live.are_live(given)
+        return [header for header in ended if header.id not in live]
 
     async def owners_view(self, session_id: UUID, *, caller: Caller = ANYBODY) -> tuple[Grants, str] | None:
         for look in range(3):
@@ -276,9 +319,7 @@ class TieredBackend:
             if look % 2 == 0:
                 is_there = await self._locate(session_id, caller, needs) is not None
             else:
-                is_there = await self._database.transact(
-                    lambda connection: at_rest.find_version(connection, session_id, caller, needs) is not None
-                )
+                is_there = await self._find_at_rest(session_id, caller, needs) is not None
             if is_there:
                 return True
         return False

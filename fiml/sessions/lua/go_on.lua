@@ -1,15 +1,19 @@
 -- Let a live session that has expired go on living; one that hasn't stays as it is.
 -- KEYS 1 header, 2 audit trail
--- ARGV 1 caller ('' for any), 2 now, 3 the new expiry, in microseconds; 4 the entry of the trail up to the version
+-- ARGV 1 caller ('' for any), 2 now, 3 the new expiry, in microseconds; 4 the entry of the trail up to the version,
+--      5 newest format known
 -- Returns {'live'}; {'viewer'} for one; nil where the session isn't there for this caller.
 local right = right_of_caller()
 if not right then return nil end
 if right < 2 then return {'viewer'} end
 
-local times = redis.call('HMGET', KEYS[1], 'expires', 'accessed')
-if tonumber(ARGV[2]) >= tonumber(times[1]) then
+local stored = redis.call('HMGET', KEYS[1], 'expires', 'accessed', 'version', 'format')
+if tonumber(ARGV[2]) >= tonumber(stored[1]) then
+  -- First, since it alone can be refused: by a key of another type.
+  redis.call('RPUSH', KEYS[2], ARGV[4] .. string.format('%.0f', tonumber(stored[3]) + 1) .. ']')
   redis.call('HSET', KEYS[1], 'expires', ARGV[3])
-  redis.call('RPUSH', KEYS[2], ARGV[4] .. redis.call('HINCRBY', KEYS[1], 'version', 1) .. ']')
+  redis.call('HINCRBY', KEYS[1], 'version', 1)
+  if tonumber(stored[4]) > 1 then redis.call('HSET', KEYS[1], 'format', ARGV[5]) end
 end
-if tonumber(ARGV[2]) > tonumber(times[2]) then redis.call('HSET', KEYS[1], 'accessed', ARGV[2]) end
+if tonumber(ARGV[2]) > tonumber(stored[2]) then redis.call('HSET', KEYS[1], 'accessed', ARGV[2]) end
 return {'live'}

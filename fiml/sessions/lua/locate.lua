@@ -1,11 +1,11 @@
 -- What is needed to remove a live session, which may be beyond reading otherwise.
 -- KEYS 1 header
 -- ARGV 1 caller ('' for any)
--- Returns the caller's right, user, version, life and microseconds of the creation, then the fields of the users whom
--- it is given to; nil where the session isn't there for this caller.
+-- Returns the caller's right, user, version, life, microseconds of creation and expiry, then the fields of the users
+-- whom it is given to; nil where the session isn't there for this caller.
 local right = right_of_caller()
 if not right then return nil end
-local found = redis.call('HMGET', KEYS[1], 'user', 'version', 'life', 'created')
+local found = redis.call('HMGET', KEYS[1], 'user', 'version', 'life', 'created', 'expires')
 table.insert(found, 1, right)
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
   if string.sub(field, 1, 2) == 's:' then found[#found + 1] = field end

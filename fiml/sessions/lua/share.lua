@@ -1,10 +1,11 @@
 -- Change whom a session is given to, whether it has expired or not. As `rights.changed` has it.
 -- KEYS 1 header, 2 audit trail
 -- ARGV 1 caller ('' for any), 2 now in microseconds, 3 the entry of the trail up to the version, 4 'set', 'drop' or
---      'redeem', 5 the field, or the digest of a code, 6 the value, 7 most users, 8 most codes
--- Returns {'done', header}; {'viewer'} where the caller isn't the owner; {'code'} where a code gives nothing to somebody
--- who has a role; {'users', count}, {'codes'} where there would be too many; nil where the session isn't there for this
--- caller.
+--      'redeem', 5 the field, or the digest of a code, 6 the value, 7 most users, 8 most codes, 9 most changes,
+--      10 newest format known, 11 only in this life ('' for any)
+-- Returns {'done', header}; {'viewer'} where the caller isn't the owner; {'owner'} where it is given to its owner;
+-- {'users', count}, {'codes'}, {'changes'} where there would be too many; {'life'} where it lives another life; nil where
+-- the session isn't there for this caller.
 local header = KEYS[1]
 local right = right_of_caller()
 local now = tonumber(ARGV[2])
@@ -19,34 +20,49 @@ local function counted(letters)
   end
   return count
 end
+local stored = redis.call('HMGET', header, 'version', 'format', 'life', 'user')
 local function note()
-  redis.call('RPUSH', KEYS[2], ARGV[3] .. redis.call('HINCRBY', header, 'version', 1) .. ']')
+  -- First, since it alone can be refused: by a key of another type.
+  redis.call('RPUSH', KEYS[2], ARGV[3] .. string.format('%.0f', tonumber(stored[1]) + 1) .. ']')
+  redis.call('HINCRBY', header, 'version', 1)
+  if tonumber(stored[2]) > 1 then redis.call('HSET', header, 'format', ARGV[10]) end
+end
+local function is_full()
+  return tonumber(stored[1]) >= tonumber(ARGV[9])
 end
 
 if ARGV[4] == 'redeem' then
   if right == 3 then return done() end
-  local mine = 's:' .. ARGV[1]
   for letter, gives in pairs({e = 2, v = 1}) do
     local field = letter .. ':' .. ARGV[5]
     local expires = redis.call('HGET', header, field)
-    if expires and tonumber(expires) > now then
+    if expires and tonumber(expires) > now and gives > (right or 0) then
+      if is_full() then return {'changes'} end
       if not right and counted('s') >= tonumber(ARGV[7]) then return {'users', counted('s') + 1} end
-      redis.call('HDEL', header, field)
-      redis.call('HSET', header, mine, math.max(gives, right or 0))
       note()
+      redis.call('HDEL', header, field)
+      redis.call('HSET', header, 's:' .. ARGV[1], gives)
       return done()
     end
   end
-  return right and {'code'} or nil
+  -- Who has a role has redeemed it before, or has no need to.
+  return right and done() or nil
 end
 
 if not right then return nil end
 local is_mine = ARGV[4] == 'drop' and ARGV[5] == 's:' .. ARGV[1]
 if right < 3 and not is_mine then return {'viewer'} end
+if ARGV[11] ~= '' and ARGV[11] ~= stored[3] then return {'life'} end
 if ARGV[4] == 'drop' then
-  if redis.call('HDEL', header, ARGV[5]) == 1 then note() end
+  if redis.call('HEXISTS', header, ARGV[5]) == 1 then
+    note()
+    redis.call('HDEL', header, ARGV[5])
+  end
   return done()
 end
+if stored[4] and ARGV[5] == 's:' .. stored[4] then return {'owner'} end
+if redis.call('HGET', header, ARGV[5]) == ARGV[6] then return done() end
+if is_full() then return {'changes'} end
 for _, field in ipairs(redis.call('HKEYS', header)) do
   local letter = string.sub(field, 1, 2)
   if (letter == 'v:' or letter == 'e:') and tonumber(redis.call('HGET', header, field)) <= now then
@@ -58,8 +74,6 @@ if redis.call('HEXISTS', header, ARGV[5]) == 0 then
   if is_user and counted('s') >= tonumber(ARGV[7]) then return {'users', counted('s') + 1} end
   if not is_user and counted('ve') >= tonumber(ARGV[8]) then return {'codes'} end
 end
-if redis.call('HGET', header, ARGV[5]) ~= ARGV[6] then
-  redis.call('HSET', header, ARGV[5], ARGV[6])
-  note()
-end
+note()
+redis.call('HSET', header, ARGV[5], ARGV[6])
 return done()

@@ -81,7 +81,12 @@ if #names_added > 0 or #names_removed > 0 then
   if tags > tonumber(ARGV[9]) then return {'tags', tags} end
 end
 
--- Do.
+if #appended > 0 and #fresh == 0 and #scalars + #names_removed + #names_added + #entries_removed + #entries_set == 0 then
+  return {'written', redis.call('HGETALL', header)}
+end
+
+-- Do. The trail first, since it alone can be refused: by a key of another type.
+redis.call('RPUSH', KEYS[5], ARGV[11] .. string.format('%.0f', tonumber(before[2]) + 1) .. ']')
 for _, i in ipairs(scalars) do
   if ARGV[i + 1] == '' then
     redis.call('HDEL', header, ARGV[i])
@@ -120,7 +125,7 @@ end
 local accessed = ARGV[2]
 if tonumber(before[6]) > tonumber(accessed) then accessed = before[6] end
 redis.call('HSET', header, 'accessed', accessed, 'maps_bytes', string.format('%.0f', maps_bytes))
-redis.call('RPUSH', KEYS[5], ARGV[11] .. redis.call('HINCRBY', header, 'version', 1) .. ']')
+redis.call('HINCRBY', header, 'version', 1)
 -- A record of format 1 lacks totals, which only counting anew brings: it stays what it is.
 if before[9] ~= ARGV[4] and tonumber(before[9]) > 1 then redis.call('HSET', header, 'format', ARGV[4]) end
 return {'written', redis.call('HGETALL', header)}

@@ -14,11 +14,11 @@ from fiml.sessions.rights import (
     Grants,
     Role,
     ShareCode,
+    ShareRules,
     changed,
     codes_in,
     give,
     redeem,
-    right_of,
     shares_in,
     take_back,
     take_back_code,
@@ -88,10 +88,9 @@ class GrantsModel:
 
     async def _both(self, change: GrantChange, call: Callable[[SessionVerbs], Awaitable[object]]) -> None:
         name = self._draw(st.sampled_from([OWNER, VIEWER, EDITOR, STRANGER]))
-        caller = Caller(name, name)
-        held = right_of(OWNER, self._grants, caller)
+        rules = ShareRules(now=time.now(), max_changes=1000, caller=Caller(name, name))
         try:
-            after = changed(self._session_id, self._grants, change, held=held, caller=caller, now=time.now())
+            after = changed(self._session_id, OWNER, self._grants, 1, change, rules)
             expected: type[FimlError] | None = SessionNotFound if after is None else None
         except FimlError as exc:
             after, expected = None, type(exc)
