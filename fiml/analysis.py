@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4, uuid5
 
 import structlog
 from pydantic import BaseModel, Field
@@ -25,10 +25,13 @@ _log = structlog.get_logger()
 Choice = TypeVar("Choice", bound=StrEnum)
 
 MAX_COMPARED = 10
+# Among so many last queries a repeated question is recognized; further back only its id is.
+RECENT_QUERIES = 20
 ANSWER_TIMEOUT_S = 17.0
 # A store that stands still costs a question no more than this before it is asked, and behind its limit.
 STORE_TIMEOUT_S = 5.0
 RECORD_TIMEOUT_S = 2.0
+_CHOSEN = {"exchange"}
 _UNTRACKABLE = (SessionFull, Unavailable, InvalidInput, CorruptRecord)
 _TYPE_OF_DEPTH = {Depth.QUICK: "price", Depth.STANDARD: "technical", Depth.DEEP: "comparative"}
 _MAX_FAILURE_CHARACTERS = 300
@@ -90,15 +93,17 @@ async def ask(
     market: MarketService,
     sessions: SessionVerbs | None = None,
     session_id: UUID | str | None = None,
+    record_id: UUID | None = None,
     timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> Answer:
     """Answer a question; within a session, from what it holds where that suffices, and record it there.
 
     Two round trips to the store: one reads what the session knows, one records. A question that the market doesn't
-    answer is recorded too, as failed.
+    answer is recorded too, as failed. Asked again with the same `record_id`, a question is recorded once.
 
     Raises:
-        InvalidInput: the symbol or another argument is not valid; nothing is recorded.
+        InvalidInput: the symbol or another argument is not valid, or `record_id` is another question's; nothing is
+            recorded.
         SessionNotFound, SessionExpired, SessionArchived: the session can't take a question.
         Unavailable: the market is away, or took longer than `timeout_s` seconds. (A store that is away leaves the
             question unrecorded, and says so.)
@@ -110,17 +115,30 @@ async def ask(
     elapsed_ms = clock.stopwatch()
     try:
         async with _store_limit(STORE_TIMEOUT_S):
-            session = refuse_unless_live(parsed, await sessions.get_session(parsed, recent_queries=0))
+            recent = 0 if record_id is None else RECENT_QUERIES
+            session = refuse_unless_live(parsed, await sessions.get_session(parsed, recent_queries=recent))
     except (Unavailable, CorruptRecord) as exc:
         answer = await _ask_alone(question, market, timeout_s - elapsed_ms() / 1000, reason=str(exc))
         return answer.model_copy(update={"session_id": parsed})
+    record_id = record_id or uuid4()
     try:
         async with _limit(market, timeout_s - elapsed_ms() / 1000):
             looked = await _look(question, market, session)
     except (Unavailable, NotSupported) as exc:
-        await _record_failure(question, market, sessions, session, exc, elapsed_ms(), timeout_s)
+        # A failure has an id of its own: the question that is asked again may succeed.
+        failure_id = uuid5(record_id, exc.code)
+        await _record_failure(question, market, sessions, session, exc, failure_id, elapsed_ms(), timeout_s)
         raise
-    return await _record(question, looked, sessions, session, elapsed_ms(), timeout_s)
+    _refuse_another_question(question.parameters(looked.instrument), session, record_id)
+    return await _record(question, looked, sessions, session, record_id, elapsed_ms(), timeout_s)
+
+
+def _refuse_another_question(asked: dict[str, Any], session: Session, record_id: UUID) -> None:
+    recorded = next((query for query in session.state.history.queries if query.id == record_id), None)
+    # On which exchange a coin is asked about may be the source's choice, and another one each time.
+    if recorded is not None and any(recorded.parameters.get(name) != asked[name] for name in asked.keys() - _CHOSEN):
+        earlier = f"{recorded.symbol}, {recorded.parameters.get('depth')}"
+        raise InvalidInput("request id", f"{record_id} is that of another question ({earlier})", "give a new UUID")
 
 
 async def _ask_alone(question: Question, market: MarketService, timeout_s: float, *, reason: str) -> Answer:
@@ -188,6 +206,7 @@ async def _record(
     looked: _Look,
     sessions: SessionVerbs,
     session: Session,
+    record_id: UUID,
     elapsed_ms: float,
     timeout_s: float,
 ) -> Answer:
@@ -203,6 +222,7 @@ async def _record(
     )
     quote = found.quote
     query = QueryRecord(
+        id=record_id,
         query_type=query_type(found),
         parameters=question.parameters(looked.instrument),
         result_summary=summarize(found),
@@ -235,11 +255,13 @@ async def _record_failure(
     sessions: SessionVerbs,
     session: Session,
     error: FimlError,
+    record_id: UUID,
     elapsed_ms: float,
     timeout_s: float,
 ) -> None:
     asked = question.parameters(None)
     query = QueryRecord(
+        id=record_id,
         query_type=_TYPE_OF_DEPTH[question.depth],
         parameters=asked,
         result_summary=f"{asked['symbol']}: failed: {error}"[:_MAX_FAILURE_CHARACTERS],

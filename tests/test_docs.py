@@ -166,9 +166,11 @@ def reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Reader]:
 
 
 @pytest.fixture
-def page(request: pytest.FixtureRequest, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> Path:
+def page(request: pytest.FixtureRequest, reader: Reader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A page, in the deployment that it is about."""
     path: Path = request.param
+    if path.name == "encrypt-at-rest.md":
+        monkeypatch.setenv("FIML_ENCRYPTION_KEYS", str(tmp_path / "keys"))
     if path.name in SERVER_PAGES:
         deployment = request.getfixturevalue("deployment")
         monkeypatch.setenv("FIML_REDIS_URL", deployment.redis_url)

@@ -23,8 +23,8 @@ ARGUMENTS = {
     "list-sessions": ["userId", "includeArchived", "limit", "cursor", "sessionType", "tag", "asset"],
     "extend-session": ["sessionId", "hours"],
     "get-session-analytics": ["userId", "sessionType", "days"],
-    "search-by-symbol": ["symbol", "market", "depth", "sessionId"],
-    "search-by-coin": ["symbol", "exchange", "pair", "depth", "sessionId"],
+    "search-by-symbol": ["symbol", "market", "depth", "sessionId", "requestId"],
+    "search-by-coin": ["symbol", "exchange", "pair", "depth", "sessionId", "requestId"],
     "get-session-context": ["sessionId", "maxTokens"],
     "update-session-context": [
         "sessionId",

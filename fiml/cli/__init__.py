@@ -9,6 +9,7 @@ from fiml import __version__
 from fiml.cli.analytics import analytics
 from fiml.cli.doctor import doctor
 from fiml.cli.install import install
+from fiml.cli.keys import keys
 from fiml.cli.sessions import sessions
 from fiml.cli.tokens import token
 from fiml.core.errors import FimlError
@@ -26,6 +27,7 @@ app.add_typer(sessions, name="sessions")
 app.add_typer(analytics, name="analytics")
 app.add_typer(db, name="db")
 app.add_typer(token, name="token")
+app.add_typer(keys, name="keys")
 app.command()(install)
 app.command()(doctor)
 

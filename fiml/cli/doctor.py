@@ -80,6 +80,7 @@ async def examine() -> list[Check]:
         *_misspelt(),
         configured,
         *await _databases(settings),
+        *_encryption(settings),
         *_extras(settings),
         _market(settings),
     ]
@@ -123,11 +124,13 @@ def _settings_as_far_as_possible() -> Settings:
     given = _environment()
     redis_url, database_url = given.get("FIML_REDIS_URL", ""), given.get("FIML_DATABASE_URL", "")
     folder, market = given.get("FIML_DATA_DIR"), given.get("FIML_MARKET_DATA", "")
+    keys = given.get("FIML_ENCRYPTION_KEYS")
     return Settings.model_construct(
         redis_url=redis_url if redis_url.startswith(REDIS_SCHEMES) else None,
         database_url=database_url if database_url.startswith(DATABASE_SCHEMES) else None,
         data_dir=Path(folder) if folder else None,
         market_data=MarketData(market) if market in set(MarketData) else MarketData.AUTO,
+        encryption_keys=Path(keys) if keys else None,
     )
 
 
@@ -135,6 +138,19 @@ def _deployment(settings: Settings) -> Check:
     if settings.is_embedded:
         return Check(Mark.OK, "deployment", "embedded, everything in one file")
     return Check(Mark.OK, "deployment", "server, live sessions in Redis and ended ones in PostgreSQL")
+
+
+def _encryption(settings: Settings) -> list[Check]:
+    if settings.encryption_keys is None:
+        return []
+    from fiml.sessions.keyring import KeyFile  # noqa: PLC0415 - off by default
+
+    try:
+        keyring = KeyFile(settings.encryption_keys).keyring()
+    except Misconfigured as exc:
+        return [Check(Mark.PROBLEM, "encryption", str(exc))]
+    count = "1 key" if len(keyring.keys) == 1 else f"{len(keyring.keys)} keys"
+    return [Check(Mark.OK, "encryption", f"{count}, the current one is {keyring.current.id}")]
 
 
 async def _databases(settings: Settings) -> list[Check]:

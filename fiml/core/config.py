@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, repr=False, description="PostgreSQL for ended sessions")
     data_dir: Path | None = Field(None, description="folder of the embedded file; default: the user's data folder")
     sqlite_synchronous: Synchronous = Field(Synchronous.FULL, description="durability of the embedded file")
+    encryption_keys: Path | None = Field(None, description="file of the keys with which values are encrypted at rest")
+    installation: str = Field("fiml", description="name to which what is encrypted is bound")
     market_data: MarketData = Field(MarketData.AUTO, description="`sample`, `live` or `auto`")
     market_max_stale_hours: int = Field(
         24,
@@ -106,6 +108,10 @@ class Settings(BaseSettings):
     auth_tokens: bool = Field(default=False, description="whether tokens of `fiml token new` are taken")
     http_hosts: str | None = Field(None, description="names under which HTTP is reached from outside, with commas")
     public_url: str | None = Field(None, description="where clients reach `/mcp`, for the resource metadata")
+    http_rate_per_minute: int = Field(
+        600, ge=0, le=60_000, description="calls that a principal may make on HTTP, a minute; 0: any number"
+    )
+    http_rate_burst: int = Field(100, ge=1, le=10_000, description="calls that it may make at once")
 
     broker_url: str | None = Field(None, repr=False, description="Celery's broker where it isn't FIML_REDIS_URL")
 
@@ -116,7 +122,7 @@ class Settings(BaseSettings):
             raise Misconfigured(_explain(exc)) from None
 
     @field_validator(
-        *("redis_url", "database_url", "broker_url", "data_dir"),
+        *("redis_url", "database_url", "broker_url", "data_dir", "encryption_keys"),
         *("auth_issuer", "auth_audience", "auth_jwks", "public_url"),
         mode="before",
     )
@@ -143,6 +149,13 @@ class Settings(BaseSettings):
     def _broker_scheme(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(BROKER_SCHEMES):
             raise ValueError(f"must begin with {', '.join(BROKER_SCHEMES)}")
+        return value
+
+    @field_validator("installation")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
+            raise ValueError("must have 1 to 64 letters, digits, _ . -")
         return value
 
     @field_validator("daily_tasks_at")

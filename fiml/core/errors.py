@@ -17,10 +17,12 @@ FimlError
 │   └── BadData             what the provider sent can't be used
 ├── Misconfigured           tell the operator
 │   ├── MissingExtra
+│   ├── MissingKey          a session is encrypted with a key that isn't there
 │   ├── SchemaOutdated
 │   └── SchemaTooNew
 ├── RecordRefused           the database refuses a session's record; nothing was changed
 └── CorruptRecord           a stored record can't be read; nothing was changed
+    ├── NotEncrypted        an operator encrypts it, or finds out who wrote it
     └── SessionQuarantined
 """
 
@@ -207,7 +209,7 @@ class Unavailable(FimlError):
 
 
 class RateLimited(Unavailable):
-    """A provider takes no more questions until `retry_at`."""
+    """A provider, or fiml itself on HTTP, takes no more questions until `retry_at`."""
 
     code = "rate_limited"
 
@@ -242,6 +244,20 @@ class MissingExtra(Misconfigured):
     def __init__(self, what: str, extra: str) -> None:
         self.extra = extra
         super().__init__(f"{what} needs the extra [{extra}]; install it with: pip install 'fiml[{extra}]'")
+
+
+class MissingKey(Misconfigured):
+    """A record is encrypted with a key that this process doesn't have."""
+
+    code = "missing_key"
+
+    def __init__(self, record: str, key_id: str) -> None:
+        self.record = record
+        self.key_id = key_id
+        super().__init__(
+            f"{record} is encrypted with the key {echo(key_id)}, which is not here; "
+            "let FIML_ENCRYPTION_KEYS name the file that has it (`fiml keys list` shows which keys a file has)"
+        )
 
 
 class SchemaOutdated(Misconfigured):
@@ -291,6 +307,20 @@ class CorruptRecord(FimlError):
         self.problem = problem
         super().__init__(
             f"{record} can't be read ({problem}); it was left as it is: restore it from a backup, or delete it"
+        )
+
+
+class NotEncrypted(CorruptRecord):
+    """A value stands in clear where encrypted ones are expected: from before encryption, or from somebody else."""
+
+    code = "not_encrypted"
+
+    def __init__(self, record: str, where: str) -> None:
+        super().__init__(record, f"{where} is not encrypted")
+        self.where = where
+        self.args = (
+            f"{record} can't be read: {where} is not encrypted, and FIML_ENCRYPTION_KEYS is set; sessions from before "
+            "that are taken over by `fiml keys rotate --encrypt-plaintext`",
         )
 
 

@@ -47,8 +47,12 @@ def keep(file: Path, *, found: str, needed: str) -> Path:
 
 def erase_user(file: Path, user_id: str, held: Collection[UUID]) -> list[str]:
     """Remove a user's sessions but the held ones from every kept copy of a file; the names of those that had any."""
-    copies = sorted(path for path in file.parent.glob(f"{file.name}{_BEFORE}*") if not path.name.endswith("-journal"))
-    return [copy.name for copy in copies if _erase_from(copy, user_id, held)]
+    return [copy.name for copy in copies_of(file) if _erase_from(copy, user_id, held)]
+
+
+def copies_of(file: Path) -> list[Path]:
+    """The kept copies of a file, the oldest schema first."""
+    return sorted(path for path in file.parent.glob(f"{file.name}{_BEFORE}*") if not path.name.endswith("-journal"))
 
 
 def _erase_from(copy: Path, user_id: str, held: Collection[UUID]) -> bool:

@@ -81,14 +81,20 @@ class SqliteFile:
 
         def erase() -> list[str]:
             with translated(self.path):
-                connection = driver(self._opened)
-                # The full-text index only notes what was removed, until its parts are merged.
-                connection.execute("INSERT INTO session_fts (session_fts) VALUES ('optimize')")
-                connection.execute("VACUUM")
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._scrub()
                 return kept_copies.erase_user(self.path, user_id, held)
 
         return await self._hop(erase)
+
+    async def scrub(self) -> list[str]:
+        """Leave nothing of deleted or replaced rows in the file; the kept copies, which stay as they are."""
+
+        def scrub() -> list[str]:
+            with translated(self.path):
+                self._scrub()
+            return [copy.name for copy in kept_copies.copies_of(self.path)]
+
+        return await self._hop(scrub)
 
     async def _hop(self, work: Callable[[], Result]) -> Result:
         if self._thread is None:
@@ -108,6 +114,13 @@ class SqliteFile:
                 if found in schema.REVISIONS[:-1]:
                     kept_copies.keep(self.path, found=found, needed=schema.REVISIONS[-1])
                 schema.upgrade(self._connection)
+
+    def _scrub(self) -> None:
+        connection = driver(self._opened)
+        # The full-text index only notes what was removed, until its parts are merged.
+        connection.execute("INSERT INTO session_fts (session_fts) VALUES ('optimize')")
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _close(self) -> None:
         if self._connection is not None:

@@ -32,6 +32,14 @@ SessionIdText = Field(
 )
 SessionId = Annotated[str, SessionIdText]
 OptionalSessionId = Annotated[str | None, SessionIdText]
+RequestId = Annotated[
+    str | None,
+    Field(
+        validation_alias=_also("requestId"),
+        description="UUID of your own for this query: repeated with it, it is recorded once",
+        max_length=100,
+    ),
+]
 UserId = Annotated[
     str | None,
     Field(validation_alias=_also("userId"), description="whose sessions, e.g. analyst_001; left out: no user, or all"),

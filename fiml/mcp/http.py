@@ -12,14 +12,17 @@ import structlog
 import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fiml.access.rates import Allowances, open_allowances
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError, InvalidInput, Misconfigured, Unavailable, echo
 from fiml.mcp.auth import BearerVerifier
+from fiml.mcp.limits import BodyInTime, HeadersInTime, OneMeaning, RateLimit
 from fiml.mcp.server import build_server
 from fiml.runtime import Runtime, open_runtime
 
@@ -53,8 +56,13 @@ def parse_address(text: str, *, is_authenticated: bool = False) -> tuple[str, in
     return host, int(port)
 
 
-def build_app(runtime: Runtime, host: str, verifier: BearerVerifier | None = None) -> Starlette:
-    """The application: MCP at `/mcp`, and `/health` and `/ready`, which show no data."""
+def build_app(
+    runtime: Runtime, host: str, verifier: BearerVerifier | None = None, allowances: Allowances | None = None
+) -> Starlette:
+    """The application: MCP at `/mcp`, and `/health` and `/ready`, which show no data.
+
+    Those whom the verifier knows may call as often as the allowances say.
+    """
 
     async def health(_request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -75,6 +83,11 @@ def build_app(runtime: Runtime, host: str, verifier: BearerVerifier | None = Non
         host=host,
     )
     app.add_exception_handler(Exception, _not_known)
+    app.user_middleware.insert(0, Middleware(OneMeaning))
+    # Behind those of the SDK, which find out who calls.
+    app.user_middleware.append(Middleware(BodyInTime))
+    if allowances is not None:
+        app.user_middleware.append(Middleware(RateLimit, allowances))
     app.router.redirect_slashes = False  # it would send callers to whatever host they name
     app.router.routes += [Route("/health", health), Route("/ready", ready)]
     return app
@@ -139,11 +152,14 @@ async def serve_http(settings: Settings, address: str) -> None:
     """Serve clients at an address until told to stop; calls under way are finished first, for 25 seconds at most."""
     host, port = parse_address(address, is_authenticated=settings.is_authenticated)
     verifier = BearerVerifier(settings) if settings.is_authenticated else None
+    allowances = open_allowances(settings)
     async with open_runtime(settings) as runtime:
         config = uvicorn.Config(
-            LoggedInALine(build_app(runtime, host, verifier)),
+            LoggedInALine(build_app(runtime, host, verifier, allowances)),
             host=host,
             port=port,
+            http=HeadersInTime,
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
@@ -156,8 +172,9 @@ async def serve_http(settings: Settings, address: str) -> None:
         try:
             await uvicorn.Server(config).serve()
         finally:
-            if verifier is not None:
-                await verifier.aclose()
+            for part in (verifier, allowances):
+                if part is not None:
+                    await part.aclose()
 
 
 def _is_loopback(host: str) -> bool:
@@ -172,6 +189,10 @@ def _security(names: list[str]) -> TransportSecuritySettings:
     hosts = ("127.0.0.1", "localhost", "[::1]")
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
-        allowed_hosts=[*(f"{host}:*" for host in hosts), *names, *(f"{name}:*" for name in names)],
-        allowed_origins=[*(f"http://{host}:*" for host in hosts), *(f"https://{name}" for name in names)],
+        # A browser leaves the usual port away.
+        allowed_hosts=[each for name in (*hosts, *names) for each in (name, f"{name}:*")],
+        allowed_origins=[
+            *(f"http://{host}{port}" for host in hosts for port in ("", ":*")),
+            *(f"https://{name}" for name in names),
+        ],
     )

@@ -36,8 +36,12 @@ _NEXT_STEPS: dict[type[FimlError], str] = {
 
 def refuse(error: FimlError) -> CallToolResult:
     """The tool error of one of fiml's errors."""
-    next_step = next((step for kind, step in _NEXT_STEPS.items() if isinstance(error, kind)), None)
-    return _error(error.code, str(error), next_step)
+    return _error(error.code, str(error), next_step_of(error))
+
+
+def next_step_of(error: FimlError) -> str | None:
+    """What a model can do about an error."""
+    return next((step for kind, step in _NEXT_STEPS.items() if isinstance(error, kind)), None)
 
 
 def refuse_unreadable(problem: str) -> CallToolResult:

@@ -1,11 +1,13 @@
 """The tools: each is a task of the user's, and calls one verb."""
 
+from uuid import UUID
+
 from mcp.server.mcpserver.tools import Tool
 
 from fiml.access.principals import Scope
 from fiml.analysis import Question, ask
 from fiml.core.config import Settings
-from fiml.core.errors import Misconfigured, SessionNotFound, Unavailable
+from fiml.core.errors import InvalidInput, Misconfigured, SessionNotFound, Unavailable, echo
 from fiml.market.models import AssetKind, Depth
 from fiml.market.service import market_source
 from fiml.mcp import arguments as args
@@ -99,9 +101,10 @@ class SessionTools:
         market: args.Market = "US",
         depth: args.Depth = "standard",
         sessionId: args.OptionalSessionId = None,
+        requestId: args.RequestId = None,
     ) -> SearchResult:
         question = Question(symbol=symbol, market=market, depth=Depth(depth))
-        return await self._search(question, sessionId)
+        return await self._search(question, sessionId, requestId)
 
     async def search_by_coin(
         self,
@@ -110,11 +113,13 @@ class SessionTools:
         pair: args.Pair = "USD",
         depth: args.Depth = "standard",
         sessionId: args.OptionalSessionId = None,
+        requestId: args.RequestId = None,
     ) -> SearchResult:
         question = Question(symbol=symbol, kind=AssetKind.COIN, exchange=exchange, pair=pair, depth=Depth(depth))
-        return await self._search(question, sessionId)
+        return await self._search(question, sessionId, requestId)
 
-    async def _search(self, question: Question, session_id: str | None) -> SearchResult:
+    async def _search(self, question: Question, session_id: str | None, request_id: str | None) -> SearchResult:
+        record_id = None if request_id is None else _parse_request_id(request_id)
         if session_id is not None:
             parse_session_id(session_id)
             current_principal().check(Scope.SESSIONS_WRITE)
@@ -123,7 +128,15 @@ class SessionTools:
         except (Unavailable, Misconfigured) as exc:
             answer = await ask(question, market=self._market)
             return SearchResult.of(answer.model_copy(update={"reason": str(exc)}))
-        return SearchResult.of(await ask(question, market=self._market, sessions=sessions, session_id=session_id))
+        answer = await ask(question, market=self._market, sessions=sessions, session_id=session_id, record_id=record_id)
+        return SearchResult.of(answer)
+
+
+def _parse_request_id(text: str) -> UUID:
+    try:
+        return UUID(text.strip())
+    except ValueError:
+        raise InvalidInput("requestId", f"{echo(text)} is no UUID", "give a new UUID, or leave it out") from None
 
 
 def session_tools(runtime: Runtime) -> list[Tool]:

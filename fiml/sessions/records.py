@@ -8,8 +8,8 @@ from typing import Any
 from uuid import UUID
 
 from fiml.core import clock
-from fiml.core.errors import CorruptRecord, InvalidInput, SchemaTooNew, echo
-from fiml.sessions import values
+from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, SchemaTooNew, echo
+from fiml.sessions import sealed, values
 from fiml.sessions.models import (
     AnalysisHistory,
     QueryRecord,
@@ -60,7 +60,8 @@ class Header:
 class SessionRecord:
     """A session with its entries as JSON texts and its history, a JSON array that may hold only the last queries.
 
-    The audit trail is a JSON array too, left out (empty) where a reader doesn't ask for it.
+    The audit trail is a JSON array too, left out (empty) where a reader doesn't ask for it. Values may be encrypted;
+    once they were decrypted, the record `is_opened`.
     """
 
     header: Header
@@ -68,6 +69,7 @@ class SessionRecord:
     history: str = "[]"
     is_archived: bool = False
     trail: str = "[]"
+    is_opened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,28 +118,52 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
         raise InvalidInput("query", f"is a {type(query).__name__}", "give a QueryRecord")
     if not isinstance(query.id, UUID):
         raise InvalidInput("query.id", f"is a {type(query.id).__name__}", "leave it out, or give a UUID")
-    query_type = values.check_text(query.query_type, "query_type", max_characters=values.MAX_NAME_CHARACTERS)
+    values.check_text(query.query_type, "query_type", max_characters=values.MAX_NAME_CHARACTERS)
     if not isinstance(query.parameters, dict):
         raise InvalidInput("query.parameters", f"is a {type(query.parameters).__name__}", "give a dict")
+    if sealed.text_in(query.parameters) is not None:
+        values.refuse_sealed(f"query.parameters.{sealed.MEMBER}")
     if query.result_summary is not None and not isinstance(query.result_summary, str):
         raise InvalidInput("query.result_summary", f"is a {type(query.result_summary).__name__}", "give text or None")
     if not isinstance(query.cache_hit, bool):
         raise InvalidInput("query.cache_hit", f"is {echo(query.cache_hit)}", "give True or False")
     _check_duration(query.execution_time_ms)
-    moment = values.check_moment(query.timestamp, "query.timestamp")
-    origin = _encode_origin(query)
-    text = (
-        f'{{"id":"{query.id}","query_type":{values.to_json(query_type, "query.query_type")}'
-        f',"parameters":{values.to_json(query.parameters, "query.parameters")}'
-        f',"result_summary":{values.to_json(query.result_summary, "query.result_summary")}'
-        f',"execution_time_ms":{values.to_json(query.execution_time_ms, "query.execution_time_ms")}'
-        f',"cache_hit":{"true" if query.cache_hit else "false"},"timestamp":"{clock.to_iso(moment)}"{origin}}}'
+    values.check_moment(query.timestamp, "query.timestamp")
+    _check_origin(query)
+    return EncodedQuery(
+        query,
+        query_text(
+            query,
+            parameters=values.to_json(query.parameters, "query.parameters"),
+            result_summary=values.to_json(query.result_summary, "query.result_summary"),
+            origin=query.origin(),
+        ),
     )
-    return EncodedQuery(query, text)
 
 
-def _encode_origin(query: QueryRecord) -> str:
-    """The further members of a query's JSON, each with its comma."""
+def query_text(query: QueryRecord, *, parameters: str, result_summary: str, origin: dict[str, Any]) -> str:
+    """The JSON of a query that was checked, with these texts in their places."""
+    further = "".join(f',"{name}":{values.to_json(value, f"query.{name}")}' for name, value in origin.items())
+    moment = clock.to_iso(query.timestamp)
+    return (
+        f'{{"id":"{query.id}","query_type":{values.to_json(query.query_type, "query.query_type")}'
+        f',"parameters":{parameters},"result_summary":{result_summary}'
+        f',"execution_time_ms":{values.to_json(query.execution_time_ms, "query.execution_time_ms")}'
+        f',"cache_hit":{"true" if query.cache_hit else "false"},"timestamp":"{moment}"{further}}}'
+    )
+
+
+def _encode_again(query: QueryRecord) -> EncodedQuery:
+    """A query that was stored, encrypted or not."""
+    text = sealed.text_in(query.parameters)
+    if text is None:
+        return encode_query(query)
+    parameters = sealed.sealed_parameters(text)
+    return EncodedQuery(query, query_text(query, parameters=parameters, result_summary="null", origin=query.origin()))
+
+
+def _check_origin(query: QueryRecord) -> None:
+    """Refuse what can't be stored of where the answer came from."""
     for name in ("provider", "currency", "adjustment", "layer", "error"):
         if (text := getattr(query, name)) is not None:
             values.check_text(text, f"query.{name}", max_characters=values.MAX_NAME_CHARACTERS)
@@ -147,7 +173,6 @@ def _encode_origin(query: QueryRecord) -> str:
         if isinstance(moment := getattr(query, name), datetime) or (name == "known_at" and moment is not None):
             values.check_moment(moment, f"query.{name}")
     _check_figures(query.figures)
-    return "".join(f',"{name}":{values.to_json(value, f"query.{name}")}' for name, value in query.origin().items())
 
 
 def _check_figures(figures: object) -> None:
@@ -175,7 +200,7 @@ def _check_duration(duration_ms: object) -> None:
 
 def entry_size(key: str, text: str) -> int:
     """What an entry counts against the limit of a session's maps, bytes."""
-    return len(key.encode()) + len(text.encode())
+    return len(key.encode()) + sealed.clear_size(text)
 
 
 def longer_history(history: str, queries: Sequence[EncodedQuery]) -> str:
@@ -219,10 +244,13 @@ def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
     Raises:
         CorruptRecord: the record can't be decoded.
         SchemaTooNew: a later fiml wrote it.
+        MissingKey: it is encrypted, and was not decrypted.
     """
     header = record.header
     check_format(header.format)
     try:
+        if not record.is_opened:
+            _refuse_sealed(record)
         maps = {name: {key: json.loads(text) for key, text in record.entries.get(name, {}).items()} for name in MAPS}
         queries = decode_history(record.history)
         session = _session(header, maps, queries, is_archived=record.is_archived)
@@ -233,6 +261,17 @@ def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
         raise CorruptRecord(f"session {header.id}", f"{type(exc).__name__}: {exc}") from exc
     session._written = written_of(session, record.entries, record.history)  # noqa: SLF001 - it carries this for us
     return session
+
+
+def _refuse_sealed(record: SessionRecord) -> None:
+    """Refuse to take what is encrypted for data."""
+    texts = [text for entries in record.entries.values() for text in entries.values() if sealed.is_sealed(text)]
+    if f'"{sealed.MEMBER}"' in record.history:  # some value may say so too
+        queries = [query for query in json.loads(record.history) if isinstance(query, dict)]
+        found = [sealed.text_in(query.get("parameters")) for query in queries]
+        texts += [text for text in found if text is not None]
+    if texts:
+        raise MissingKey(f"session {record.header.id}", sealed.key_id_of(texts[0]) or "?")
 
 
 def format_when_written(format_number: int) -> int:
@@ -291,8 +330,8 @@ def written_of(session: Session, entries: Entries, history: str) -> Written:
 
 def revived(record: SessionRecord, *, until: datetime, now: datetime) -> tuple[SessionRecord, list[EncodedQuery]]:
     """An archived session as it goes on living: the next version, everything it held, and its queries one by one."""
-    session = to_session(record)
-    queries = [encode_query(query) for query in session.state.history.queries]
+    session = to_session(replace(record, is_opened=True))  # encrypted or not: it goes on as it is
+    queries = [_encode_again(query) for query in session.state.history.queries]
     header = replace(
         record.header,
         expires_at=until,

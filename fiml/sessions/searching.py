@@ -17,6 +17,7 @@ from typing import Any
 
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions.records import Header, SessionRecord
+from fiml.sessions.sealed import PREFIX
 from fiml.sessions.values import check_text
 
 MAX_TEXT_CHARACTERS = 500
@@ -185,7 +186,8 @@ def _folded(text: str) -> str:
 
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        yield value
+        if not value.startswith(PREFIX):  # what is encrypted has no words
+            yield value
     elif isinstance(value, dict):
         for item in value.values():
             yield from _texts(item)

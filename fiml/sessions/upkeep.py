@@ -1,15 +1,20 @@
 """What keeps a store in order: archiving what expired, removing what is old, writing what the statistics need."""
 
+from collections import Counter
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from fiml.core import clock
+from fiml.core.errors import NotSupported
 from fiml.sessions.backends.base import SweepReport
 
 if TYPE_CHECKING:  # SQLAlchemy, which few calls need
     from fiml.core.config import Settings
     from fiml.sessions.backends.base import Backend, Ended
+    from fiml.sessions.backends.encrypted import EncryptedBackend
     from fiml.sessions.backends.keeping import Keeping
+    from fiml.sessions.backends.reencryption import Progress
 
 _BATCH = 500
 _A_DAY = timedelta(days=1)
@@ -82,6 +87,37 @@ class UpkeepVerbs:
             total += written
             is_done = after is None
         return total
+
+    def reencrypt_sessions(self, *, adopts_plaintext: bool = False) -> "AsyncIterator[Progress]":
+        """Encrypt everything with the current key, while others read and write; how far it came, batch by batch.
+
+        It may be ended at any moment and begun again. With `adopts_plaintext`, what stands in clear is encrypted too.
+
+        Raises:
+            NotSupported: nothing is encrypted here.
+        """
+        from fiml.sessions.backends.reencryption import Reencryption  # noqa: PLC0415 - which few calls need
+
+        return Reencryption(self._encrypted_backend(), adopts_plaintext=adopts_plaintext).run()
+
+    async def count_key_usage(self) -> Counter[str]:
+        """How many sessions each key is needed for, by its id; those with values in clear under the empty id.
+
+        Reads every session.
+
+        Raises:
+            NotSupported: nothing is encrypted here.
+        """
+        from fiml.sessions.backends.reencryption import key_usage  # noqa: PLC0415 - as above
+
+        return await key_usage(self._encrypted_backend())
+
+    def _encrypted_backend(self) -> "EncryptedBackend":
+        from fiml.sessions.backends.encrypted import EncryptedBackend  # noqa: PLC0415 - as above
+
+        if not isinstance(self._backend, EncryptedBackend):
+            raise NotSupported("nothing is encrypted here", "let FIML_ENCRYPTION_KEYS name a file of keys")
+        return self._backend
 
     async def roll_up(self) -> int:
         """Make the rollups of the days whose metrics changed anew; how many days."""

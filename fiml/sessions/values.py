@@ -5,10 +5,11 @@ import math
 from datetime import UTC, datetime
 from decimal import Decimal
 from json.encoder import encode_basestring
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 from fiml.core.errors import InvalidInput, InvalidSessionId, echo
+from fiml.sessions import sealed
 
 MAX_ASSETS = 100
 MAX_TAGS = 50
@@ -23,6 +24,8 @@ MAX_MAPS_BYTES = 4 * 1024 * 1024
 # PostgreSQL keeps at most 256 MiB in one JSONB value.
 MAX_HISTORY_BYTES = 128 * 1024 * 1024
 MAX_INTEGER_DIGITS = 1000
+# What an encrypted value may take: an accepted one, a query's three parts together, always fits.
+STORED_VALUE_BYTES = 2 * 1024 * 1024
 # 32 years: no session's times add up to an infinity.
 MAX_DURATION_MS = 10**12
 _MAX_INTEGER_BITS = int(MAX_INTEGER_DIGITS * math.log2(10))
@@ -30,7 +33,7 @@ _MAX_INTEGER_BITS = int(MAX_INTEGER_DIGITS * math.log2(10))
 _LITERALS = {None: "null", True: "true", False: "false"}
 
 
-def to_json(value: object, path: str) -> str:
+def to_json(value: object, path: str, *, most_bytes: int = MAX_VALUE_BYTES) -> str:
     """Compact JSON that decodes to a value equal to `value` from Redis, SQLite and PostgreSQL alike.
 
     Floats are written without an exponent: JSONB would otherwise turn `1e23` into an integer that is another number.
@@ -38,7 +41,7 @@ def to_json(value: object, path: str) -> str:
     Raises:
         InvalidInput: names the path of the part that is not JSON, or the limit that the whole exceeds.
     """
-    encoder = _Encoder(path)
+    encoder = _Encoder(path, most_bytes)
     encoder.encode(value, path, MAX_VALUE_DEPTH)
     return encoder.text()
 
@@ -46,8 +49,9 @@ def to_json(value: object, path: str) -> str:
 class _Encoder:
     """Writes one value, and stops at the limit of its size: a small value may refer to itself a million times."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, most_bytes: int) -> None:
         self._path = path
+        self._most_bytes = most_bytes
         self._parts: list[str] = []
         self._characters = 0
 
@@ -110,11 +114,11 @@ class _Encoder:
         self._refuse_over(self._characters)
 
     def _refuse_over(self, size: int) -> None:
-        if size > MAX_VALUE_BYTES:
+        if size > self._most_bytes:
             raise InvalidInput(
                 shown_path(self._path),
-                f"is more than {MAX_VALUE_BYTES} bytes of JSON",
-                "one stored value has at most 256 KiB",
+                f"is more than {self._most_bytes} bytes of JSON",
+                f"one stored value has at most {self._most_bytes // 1024} KiB",
             )
 
 
@@ -129,12 +133,26 @@ def check_entry(where: str, key: object, value: object) -> str:
     """The JSON of one entry of a session's maps.
 
     Raises:
-        InvalidInput: the key isn't a string that every tier keeps, or the value isn't JSON.
+        InvalidInput: the key isn't a string that every tier keeps, or the value isn't JSON, or looks encrypted.
     """
+    if isinstance(value, str) and value.startswith(sealed.PREFIX):
+        refuse_sealed(f"{where}.{key}")
+    return encode_entry(where, key, value, most_bytes=MAX_VALUE_BYTES)
+
+
+def encode_entry(where: str, key: object, value: object, *, most_bytes: int = STORED_VALUE_BYTES) -> str:
+    """The JSON of one entry as it is stored, which may be encrypted, and then is longer."""
     if not isinstance(key, str):
         raise InvalidInput(where, f"has the key {echo(key)}, a {type(key).__name__}", "keys of JSON are strings")
     check_characters(key, f"a key of {where}")
-    return to_json(value, f"{where}.{key}")
+    return to_json(value, f"{where}.{key}", most_bytes=most_bytes)
+
+
+def refuse_sealed(path: str) -> NoReturn:
+    """Refuse a value that would be taken for an encrypted one."""
+    raise InvalidInput(
+        shown_path(path), f"begins with {sealed.PREFIX}", "this marks encrypted values; put it into a list or an object"
+    )
 
 
 def from_json(text: str | bytes) -> Any:

@@ -10,6 +10,7 @@ from fiml.core.config import Settings
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import Argument, RedisClient
 from fiml.db.sqlite_file import SqliteFile
+from fiml.sessions.backends import with_encryption
 from fiml.sessions.backends.base import Backend
 from fiml.sessions.backends.sqlite import SqliteBackend
 from fiml.sessions.backends.tiered import SCRIPTS, TieredBackend
@@ -66,12 +67,12 @@ def watched_backend(settings: Settings, around: Around) -> Backend:
     if settings.redis_url is None or settings.database_url is None:
         file = WatchedFile(settings.embedded_file, settings.sqlite_synchronous)
         file.around = around
-        return SqliteBackend(file, settings.sqlite_synchronous)
+        return with_encryption(SqliteBackend(file, settings.sqlite_synchronous), settings)
     client = WatchedClient(settings.redis_url, SCRIPTS)
     client.around = around
     database = WatchedDatabase(settings.database_url)
     database.around = around
-    return TieredBackend(client, database)
+    return with_encryption(TieredBackend(client, database), settings)
 
 
 def open_watched_store(settings: Settings, around: Around) -> AbstractAsyncContextManager[SessionStore]:

@@ -46,13 +46,30 @@ class HttpServer:
                 assert client.protocol_version == era
                 yield Caller(client)
 
+    async def send(self, *lines: str, body: bytes = b"") -> bytes:
+        """A request in any words, its lines without their ends; all that comes back until the connection is closed."""
+        reader, writer = await self.connect()
+        writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return await asyncio.open_connection(host, int(port))
+
 
 @asynccontextmanager
-async def http_server(folder: Path, **variables: str) -> AsyncIterator[HttpServer]:
-    """A server with its data in `folder`, or where `variables` say; ended at the end of the block."""
-    port = _free_port()
+async def http_server(folder: Path, *, before: str = "", **variables: str) -> AsyncIterator[HttpServer]:
+    """A server with its data in `folder`, or where `variables` say; ended at the end of the block.
+
+    `before` is Python that its process runs first.
+    """
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fiml", "serve", "--http", f"127.0.0.1:{port}"),
+        *(sys.executable, "-c", f"{before}\nfrom fiml.cli import main; main()"),
+        *("serve", "--http", f"127.0.0.1:{port}"),
         stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,
@@ -81,7 +98,8 @@ async def _wait_until_it_answers(server: HttpServer) -> None:
     raise AssertionError("the server doesn't answer")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on loopback that nobody has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -34,6 +34,15 @@ class Issuer:
         file.write_text(json.dumps({"keys": keys}))
         return str(file)
 
+    def variables(self, file: Path) -> dict[str, str]:
+        """The settings of a server that takes its tokens; the keys go into `file`."""
+        return {
+            "FIML_AUTH_ISSUER": ISSUER,
+            "FIML_AUTH_AUDIENCE": AUDIENCE,
+            "FIML_AUTH_JWKS": self.write_keys(file),
+            "FIML_PUBLIC_URL": "https://fiml.example/mcp",
+        }
+
     def claims(self, user: str = "ann", **changes: Any) -> dict[str, Any]:
         now = datetime.now(UTC)  # noqa: TID251  the server's processes have the machine's clock
         usual = {

@@ -12,10 +12,21 @@ async def open_backend(settings: Settings) -> Backend:
         Misconfigured: a part is missing, or a database can't be used as it is.
         Unavailable: an engine is away.
     """
-    backend = _embedded(settings) if settings.redis_url is None else _server(settings)
+    backend = with_encryption(_embedded(settings) if settings.redis_url is None else _server(settings), settings)
     backend.session_maker.configure(info={"settings": settings})
     await backend.open()
     return backend
+
+
+def with_encryption(backend: Backend, settings: Settings) -> Backend:
+    """A backend whose values are encrypted at rest, where the settings say so."""
+    if settings.encryption_keys is None:
+        return backend
+    from fiml.sessions.backends.encrypted import EncryptedBackend  # noqa: PLC0415 - off by default, and slow to load
+    from fiml.sessions.cipher import Cipher  # noqa: PLC0415 - as above
+    from fiml.sessions.keyring import KeyFile  # noqa: PLC0415 - as above
+
+    return EncryptedBackend(backend, Cipher(KeyFile(settings.encryption_keys), settings.installation))
 
 
 async def upgrade_schema(settings: Settings) -> str:

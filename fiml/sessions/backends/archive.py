@@ -200,7 +200,7 @@ def _session_row(record: SessionRecord, ended: Ended) -> dict[str, Any]:
         "archived_at": ended.at,
         "is_archived": True,
         "tags": json.dumps(header.tags),
-        **{name: _object(record.entries.get(name, {})) for name in MAPS},
+        **{name: json_object(record.entries.get(name, {})) for name in MAPS},
         "history_queries": record.history,
         "total_queries": header.totals.total_queries,
         "first_query_at": header.totals.first_query_at,
@@ -213,14 +213,15 @@ def _session_row(record: SessionRecord, ended: Ended) -> dict[str, Any]:
     }
 
 
-def _object(entries: Mapping[str, str]) -> str:
+def json_object(entries: Mapping[str, str]) -> str:
+    """The JSON of a map."""
     return "{" + ",".join(f"{encode_basestring(key)}:{value}" for key, value in entries.items()) + "}"
 
 
 def _record(row: RowMapping) -> SessionRecord:
     with _corruption_of(row):
         entries = {
-            name: {key: values.check_entry(name, key, value) for key, value in json.loads(row[name]).items()}
+            name: {key: values.encode_entry(name, key, value) for key, value in json.loads(row[name]).items()}
             for name in MAPS
         }
     return SessionRecord(_header(row), entries, row["history_queries"], is_archived=True, trail=row["trail"])

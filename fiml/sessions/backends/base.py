@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a serve
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
     from fiml.sessions.backends.keeping import Keeping
+    from fiml.sessions.backends.rewriting import Rewriting
 
     SessionMaker = async_sessionmaker[AsyncSession]
 
@@ -248,6 +249,22 @@ class Backend(Protocol):
 
     async def purge_tombstones(self, before: datetime, *, at_most: int) -> int:
         """Finish deletions from before a moment for good, and forget them; how many."""
+
+    def all_ids(self) -> AsyncIterator[list[UUID]]:
+        """Every session, the live ones first, then the archived ones, in batches; one that moves may be missed."""
+
+    async def rewrite(self, session_id: UUID, rewriting: "Rewriting") -> bool:
+        """Give a session's values other texts, at an unchanged version; `False` where `rewriting` wants none.
+
+        Whether it is live, archived or both. What others write meanwhile is not lost. The words that a search finds
+        are those of the new texts.
+
+        Raises:
+            Unavailable: others write to it without a pause.
+        """
+
+    async def scrub(self) -> list[str]:
+        """Leave nothing of what was replaced in the engine's files, where it can; the kept copies, which hold it."""
 
     async def away(self) -> list[Part]:
         """The parts whose engine doesn't answer. Two seconds at most."""

@@ -20,6 +20,7 @@ from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import PageQuery, WriteRules
 from fiml.sessions.backends.redis_index import Place, enter, enter_expiry, leave, place_of
+from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
 from fiml.sessions.records import FORMAT, EncodedQuery, Header, SessionRecord, check_format
 from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_of
@@ -31,7 +32,7 @@ _FILTERED_CHUNK = 500
 READ, LOCATE, WRITE, EXTEND, GO_ON = _OF_CALLERS = tuple(
     Script.load("fiml.sessions", "access", name) for name in ("read", "locate", "write", "extend", "go_on")
 )
-PUT, REMOVE = _OF_OURS = tuple(Script.load("fiml.sessions", name) for name in ("put", "remove"))
+PUT, REMOVE, REWRITE = _OF_OURS = tuple(Script.load("fiml.sessions", name) for name in ("put", "remove", "rewrite"))
 SCRIPTS = (*_OF_CALLERS, *_OF_OURS)
 
 
@@ -169,6 +170,14 @@ class RedisTier:
         """Remove a session at any version, and let nothing bring it back."""
         remove = _remove_for_good(session_id)
         await self._client.run([remove, *(leave([found]) if found else ())])
+
+    async def rewrite(self, header: Header, texts: Texts) -> str:
+        """Give a session other texts at its version: `rewritten`, `changed` or `absent`."""
+        command = REWRITE(
+            keys.session_keys(header.id)[:3], header.version, texts.history_bytes, *fields.encode_texts(texts)
+        )
+        [outcome] = await self._client.run([command])
+        return str(outcome.decode())
 
     async def page(self, query: PageQuery) -> list[Header]:
         """Live sessions by `created_at` descending, then id. Filters may take further round trips."""

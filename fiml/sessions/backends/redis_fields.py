@@ -9,6 +9,7 @@ from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord
 from fiml.db.redis_client import Argument
 from fiml.sessions.audit import trail_entries, trail_json
+from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
 from fiml.sessions.histogram import time_bucket
 from fiml.sessions.models import QueryTotals
@@ -107,6 +108,12 @@ def encode_change(change: Change) -> list[Argument]:
         *_group(entries),
         *_group(_encode_query(query) for query in change.queries),
     ]
+
+
+def encode_texts(texts: Texts) -> list[Argument]:
+    """The groups of `rewrite.lua`."""
+    entries = [(_entry_field(name, key), text) for name, each in texts.entries.items() for key, text in each.items()]
+    return [*_group(entries), *_group((text,) for _, text in texts.queries)]
 
 
 def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | None:

@@ -13,7 +13,7 @@ from fiml.core.errors import SessionConflict, SessionExpired, SessionFull, Unava
 from fiml.db.engines import async_sqlite_engine
 from fiml.db.sqlite_file import SqliteFile, driver
 from fiml.sessions.audit import Act
-from fiml.sessions.backends import archive, archived_grants, at_rest, indexing, retention, sqlite_sweep
+from fiml.sessions.backends import archive, archived_grants, at_rest, indexing, retention, rewriting, sqlite_sweep
 from fiml.sessions.backends import sqlite_rows as rows
 from fiml.sessions.backends.base import Ended, Found, Page, PageQuery, Part, SweepReport, WriteRules, merge_pages
 from fiml.sessions.backends.keeping import Keeping
@@ -198,6 +198,24 @@ class SqliteBackend:
             )
 
         return await self._file.transact(purge)
+
+    async def all_ids(self) -> AsyncIterator[list[UUID]]:
+        def live(connection: Connection, after: UUID | None) -> list[UUID]:
+            return rows.select_ids_after(driver(connection), after, rewriting.AT_ONCE)
+
+        for find in (live, rewriting.archived_ids):
+            async for ids in rewriting.in_batches(self._file.transact, find):
+                yield ids
+
+    async def rewrite(self, session_id: UUID, rewrite: rewriting.Rewriting) -> bool:
+        def both(connection: Connection) -> bool:
+            is_changed = rewriting.rewrite_live(connection, session_id, rewrite)
+            return rewriting.rewrite_archived(connection, session_id, rewrite) or is_changed
+
+        return await self._file.transact(both)
+
+    async def scrub(self) -> list[str]:
+        return await self._file.scrub()
 
     async def away(self) -> list[Part]:
         try:

@@ -131,6 +131,14 @@ def select_given_ids(connection: sqlite3.Connection, user_id: str) -> set[UUID]:
     return {UUID(stored_id) for (stored_id,) in found}
 
 
+def select_ids_after(connection: sqlite3.Connection, after: UUID | None, at_most: int) -> list[UUID]:
+    """Live sessions behind an id, in their order."""
+    found = connection.execute(
+        "SELECT id FROM active_sessions WHERE id > ? ORDER BY id LIMIT ?", ("" if after is None else after.hex, at_most)
+    )
+    return [UUID(stored_id) for (stored_id,) in found]
+
+
 def select_page(connection: sqlite3.Connection, query: PageQuery) -> list[Header]:
     """Live sessions by `created_at` descending, then id."""
     own = _select_some(connection, query, "TRUE" if query.user_id is None else "user_id = :user_id")
@@ -223,6 +231,22 @@ def delete(connection: sqlite3.Connection, session_ids: Sequence[UUID]) -> None:
     """Remove live sessions."""
     for statement in _DELETE:
         connection.executemany(statement, [(session_id.hex,) for session_id in session_ids])
+
+
+def replace_texts(
+    connection: sqlite3.Connection, header: Header, entries: Entries, queries: Sequence[tuple[UUID, str]]
+) -> None:
+    """Give the entries and queries that are there other texts, at an unchanged version."""
+    connection.executemany(
+        "UPDATE active_entries SET value = ? WHERE session_id = ? AND map = ? AND key = ?",
+        [(text, header.id.hex, name, key) for name, texts in entries.items() for key, text in texts.items()],
+    )
+    connection.executemany(
+        "UPDATE active_queries SET body = ? WHERE session_id = ? AND id = ?",
+        [(text, header.id.hex, query_id.hex) for query_id, text in queries],
+    )
+    header.history_bytes = sum(len(text.encode()) for _, text in queries)
+    update_header(connection, header)
 
 
 def append_queries(

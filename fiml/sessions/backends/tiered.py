@@ -21,9 +21,11 @@ from fiml.sessions.backends import (
     at_rest,
     indexing,
     redis,
+    redis_fields,
     redis_sharing,
     redis_sweep,
     retention,
+    rewriting,
 )
 from fiml.sessions.backends.base import (
     Ended,
@@ -48,6 +50,7 @@ from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, de
 
 SCRIPTS = (*redis.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
 _TRIES = 10
+EVERYBODYS = PageQuery(limit=rewriting.AT_ONCE)
 
 _log = structlog.get_logger()
 
@@ -164,6 +167,34 @@ class TieredBackend:
         await self._database.transact(lambda connection: at_rest.bury(connection, session_id, version=version, now=now))
         await self._live.remove_for_good(session_id, None if live is None else live.place)
         return True
+
+    async def all_ids(self) -> AsyncIterator[list[UUID]]:
+        after = None
+        while members := await self._live.members(EVERYBODYS, after, rewriting.AT_ONCE):
+            yield [redis_fields.id_at(member) for member in members]
+            after = redis_fields.position_at(members[-1])
+        async for ids in rewriting.in_batches(self._database.maintain, rewriting.archived_ids):
+            yield ids
+
+    async def rewrite(self, session_id: UUID, rewrite: rewriting.Rewriting) -> bool:
+        is_changed = await self._rewrite_live(session_id, rewrite)
+        is_archived_changed = await self._database.maintain(
+            lambda connection: rewriting.rewrite_archived(connection, session_id, rewrite)
+        )
+        return is_changed or is_archived_changed
+
+    async def scrub(self) -> list[str]:
+        return []  # what the servers' files hold of old rows is in their own hands
+
+    async def _rewrite_live(self, session_id: UUID, rewrite: rewriting.Rewriting) -> bool:
+        for _ in range(_TRIES):
+            record = await self._live.read(session_id, now=None)
+            texts = None if record is None else rewrite(record)
+            if record is None or texts is None:
+                return False
+            if await self._live.rewrite(record.header, texts) == "rewritten":
+                return True
+        raise Unavailable(f"session {session_id}", "others write to it without a pause")
 
     async def away(self) -> list[Part]:
         parts: list[Part] = []

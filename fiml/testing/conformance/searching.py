@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fiml.core.errors import InvalidInput
+from fiml.core.errors import InvalidInput, NotSupported
 from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.store import SessionStore
 from fiml.testing.clock import FrozenClock
@@ -27,12 +27,40 @@ async def begin(store: SessionStore, *assets: str, queries: Iterable[QueryRecord
 async def found(
     store: SessionStore, words: str | None = None, *, user_id: str | None = None, **asked: Any
 ) -> list[str]:
-    return [summary.title or "" for summary in await store.search_sessions(user_id, words, **asked)]
+    text: dict[str, Any] = {} if words is None else {"text": words}
+    return [summary.title or "" for summary in await store.search_sessions(user_id, **text, **asked)]
+
+
+needs_values = pytest.mark.usefixtures("values_are_searched")
 
 
 class SearchSuite(Suite):
     """Words, figures, symbols and dates; changes, moves and owners; one cursor."""
 
+    searches_values = True
+    """Whether the store finds words and figures. One that is encrypted doesn't, and says so: then set it to `False`."""
+
+    @pytest.fixture
+    def values_are_searched(self) -> None:
+        if not self.searches_values:
+            pytest.skip("this store searches no values")
+
+    @property
+    def about_aapl(self) -> dict[str, Any]:
+        """A search that every store can do."""
+        return {"text": "aapl"} if self.searches_values else {"symbol": "AAPL"}
+
+    async def test_a_store_that_searches_no_values_says_what_it_can_search_by(self, open_store: OpenStore) -> None:
+        async with open_store() as store:
+            await begin(store, title="one", tags=["tech"])
+            for asked in ("aapl", "pe_ratio < 30", "aapl pe_ratio < 30"):
+                if self.searches_values:
+                    await store.search_sessions(None, asked)
+                else:
+                    with pytest.raises(NotSupported, match="search by type, tag, dates, or a symbol among the assets"):
+                        await store.search_sessions(None, asked)
+
+    @needs_values
     async def test_words_are_found_in_names_entries_notes_and_queries_of_live_and_archived_ones(
         self, open_store: OpenStore, clock: FrozenClock
     ) -> None:
@@ -67,6 +95,7 @@ class SearchSuite(Suite):
             assert await found(store, "insur") == []
             assert await found(store, "moat", include_archived=False) == ["live"]
 
+    @needs_values
     async def test_figures_are_compared_on_one_record_and_of_the_named_symbol(self, open_store: OpenStore) -> None:
         async with open_store() as store:
             both = [looked_up("AAPL", pe_ratio=29.5, rsi_14=70.0), looked_up("KO", pe_ratio=22.0, rsi_14=40.0)]
@@ -83,6 +112,15 @@ class SearchSuite(Suite):
                 assert await found(store, "eps > 0") == []
                 await store.archive_session(archived.id)
 
+    async def test_a_symbol_is_among_the_assets(self, open_store: OpenStore) -> None:
+        async with open_store() as store:
+            session = await begin(store, "KO", "AAPL", title="both", queries=[looked_up("KO")])
+            await begin(store, "AAPL.L", title="another", queries=[looked_up("MSFT")])
+            for _ in range(2):
+                assert await found(store, symbol="aapl") == ["both"]
+                await store.archive_session(session.id)
+
+    @needs_values
     async def test_a_symbol_is_an_asset_or_was_asked_about(self, open_store: OpenStore, clock: FrozenClock) -> None:
         async with open_store() as store:
             asked = await begin(store, "SPY", title="asked", queries=[looked_up("AAPL")])
@@ -106,10 +144,11 @@ class SearchSuite(Suite):
             assert await found(store, type="macro") == ["second"]
             assert await found(store, since=start + timedelta(hours=1)) == ["second"]
             assert await found(store, until=start + timedelta(hours=1)) == ["first"]
-            assert await found(
-                store, "aapl", since=start, until=start + timedelta(hours=2), tag="tech", type="equity"
-            ) == ["first"]
+            of_type: dict[str, Any] = {"tag": "tech", "type": "equity"}
+            until = start + timedelta(hours=2)
+            assert await found(store, since=start, until=until, **of_type, **self.about_aapl) == ["first"]
 
+    @needs_values
     async def test_what_is_changed_or_removed_is_found_no_more(self, open_store: OpenStore) -> None:
         async with open_store() as store:
             session = await begin(store, title="Bananas")
@@ -125,6 +164,7 @@ class SearchSuite(Suite):
                     assert await found(store, gone) == [], gone
                 await store.archive_session(session.id)
 
+    @needs_values
     async def test_a_session_is_found_after_it_came_back_and_never_after_it_was_deleted(
         self, open_store: OpenStore
     ) -> None:
@@ -148,8 +188,8 @@ class SearchSuite(Suite):
                     if "archived" in title:
                         await store.archive_session(session.id)
 
-            assert sorted(await found(store, "aapl", user_id="ann")) == ["ann archived", "ann live"]
-            mine = await store.as_principal("bob").search_sessions(None, "aapl")
+            assert sorted(await found(store, user_id="ann", **self.about_aapl)) == ["ann archived", "ann live"]
+            mine = await store.as_principal("bob").search_sessions(None, **self.about_aapl)
             assert sorted(summary.title or "" for summary in mine) == ["bob archived", "bob live"]
 
     async def test_one_cursor_leads_through_live_and_archived_ones_without_doubles(
@@ -164,7 +204,7 @@ class SearchSuite(Suite):
 
             titles, cursor = [], None
             while True:
-                page = await store.search_sessions(None, "aapl", limit=3, cursor=cursor)
+                page = await store.search_sessions(None, **self.about_aapl, limit=3, cursor=cursor)
                 titles += [summary.title for summary in page]
                 cursor = page.next_cursor
                 if cursor is None:
@@ -173,6 +213,7 @@ class SearchSuite(Suite):
         assert titles == [f"{number:02}" for number in reversed(range(11))]
         assert page.searched == ("live", "archived")
 
+    @needs_values
     async def test_names_and_symbols_are_found_as_they_were_written_and_in_lower_case(
         self, open_store: OpenStore
     ) -> None:
@@ -185,6 +226,7 @@ class SearchSuite(Suite):
                 assert await found(store, "pe < 30") == []
                 await store.archive_session(session.id)
 
+    @needs_values
     async def test_a_figure_of_a_comparison_can_be_asked_for(self, open_store: OpenStore) -> None:
         async with open_store() as store:
             query = QueryRecord("comparative", {"symbol": "AAPL"}, figures={"correlation:BRK-B": 0.5, "big": 10**30})
@@ -195,6 +237,7 @@ class SearchSuite(Suite):
                 assert await found(store, "correlation:KO > 0.4") == []
                 await store.archive_session(session.id)
 
+    @needs_values
     @pytest.mark.parametrize(
         "words", ["it's", '"quoted" OR x', "NEAR(a b)", "a AND b", "a:*", "a' | 'b", "-a", "(", "col: x a"]
     )

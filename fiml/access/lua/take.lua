@@ -1,0 +1,10 @@
+-- Take one call from a principal's allowance, or say how long to wait for the next one.
+-- KEYS 1 when the allowance will be whole again, in microseconds
+-- ARGV 1 now in microseconds, 2 microseconds in which a call grows back, 3 those in which the whole allowance does
+-- Returns 0 where the call was taken, else the microseconds until one is there.
+local now, cost, whole = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local whole_at = math.max(tonumber(redis.call('GET', KEYS[1]) or ARGV[1]), now) + cost
+local wait = whole_at - whole - now
+if wait > 0 then return wait end
+redis.call('SET', KEYS[1], string.format('%.0f', whole_at), 'PX', math.ceil((whole_at - now) / 1000))
+return 0

@@ -1,0 +1,131 @@
+"""How often a principal may call: an allowance of calls that grows back, shared by all replicas.
+
+It is kept as one moment, when it would be whole again (the generic cell rate algorithm): one small key and one round
+trip for a call, and nothing that bunches calls at the turn of a minute.
+"""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import structlog
+
+from fiml.core import clock
+from fiml.core.clock import to_micros
+from fiml.core.config import Settings
+from fiml.core.errors import Misconfigured, MissingExtra, Unavailable
+
+TAKE_TIMEOUT_S = 1.0
+# Where Redis doesn't answer, it is left alone for so long: a call must not wait for it each time.
+ALONE_FOR = timedelta(seconds=5)
+MAX_KEPT = 10_000
+_MINUTE_MICROS = 60_000_000
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many calls a minute, and so many at once."""
+
+    per_minute: int
+    burst: int
+
+    @property
+    def cost_micros(self) -> int:
+        """In which time a call grows back."""
+        return _MINUTE_MICROS // self.per_minute
+
+    @property
+    def whole_micros(self) -> int:
+        """In which time the whole allowance does."""
+        return self.cost_micros * self.burst
+
+
+class Allowances(Protocol):
+    """The allowances of all principals."""
+
+    async def take(self, user_id: str) -> timedelta:
+        """Take a call; nothing where it was there, else how long until one is."""
+
+    async def aclose(self) -> None: ...
+
+
+class OwnAllowances:
+    """Those of one process, for the embedded deployment."""
+
+    def __init__(self, rate: Rate) -> None:
+        self._rate = rate
+        self._whole_at: dict[str, int] = {}
+
+    async def take(self, user_id: str) -> timedelta:
+        now = to_micros(clock.now())
+        whole_at = max(self._whole_at.get(user_id, now), now) + self._rate.cost_micros
+        wait = whole_at - self._rate.whole_micros - now
+        if wait > 0:
+            return timedelta(microseconds=wait)
+        if len(self._whole_at) >= MAX_KEPT:
+            self._whole_at = {user: moment for user, moment in self._whole_at.items() if moment > now}
+        self._whole_at[user_id] = whole_at
+        return timedelta()
+
+    async def aclose(self) -> None:
+        """Nothing to let go of."""
+
+
+class SharedAllowances:
+    """Those of an installation, in its Redis. While that is away, each process counts for itself.
+
+    The replicas' clocks count: one that is behind by some seconds lets a principal make so many seconds' calls less.
+    """
+
+    def __init__(self, url: str, rate: Rate) -> None:
+        from fiml.db.redis_client import RedisClient, Script  # noqa: PLC0415 - the server deployment's only
+
+        self._rate = rate
+        self._script = Script.load("fiml.access", "take")
+        self._client = RedisClient(url, [self._script])
+        self._own = OwnAllowances(rate)
+        self._alone_until = clock.EPOCH
+
+    async def take(self, user_id: str) -> timedelta:
+        now = clock.now()
+        if now < self._alone_until:
+            return await self._own.take(user_id)
+        take = self._script([key_of(user_id)], to_micros(now), self._rate.cost_micros, self._rate.whole_micros)
+        try:
+            async with asyncio.timeout(TAKE_TIMEOUT_S):
+                [wait] = await self._client.run([take])
+        except (Unavailable, Misconfigured, TimeoutError) as exc:
+            _log.warning("rates_not_shared", problem=str(exc) or type(exc).__name__)
+            self._alone_until = now + ALONE_FOR
+            return await self._own.take(user_id)
+        return timedelta(microseconds=wait)
+
+    async def aclose(self) -> None:
+        """Let go of the connections."""
+        await self._client.close()
+
+
+def open_allowances(settings: Settings) -> Allowances | None:
+    """The allowances of an installation; `None` where nobody is limited.
+
+    Raises:
+        MissingExtra: they are in Redis, and the client isn't installed.
+    """
+    if not settings.http_rate_per_minute:
+        return None
+    rate = Rate(settings.http_rate_per_minute, settings.http_rate_burst)
+    if settings.redis_url is None:
+        return OwnAllowances(rate)
+    try:
+        return SharedAllowances(settings.redis_url, rate)
+    except ModuleNotFoundError as exc:
+        raise MissingExtra("Redis (FIML_REDIS_URL)", "server") from exc
+
+
+def key_of(user_id: str) -> str:
+    """The key of a principal: of one length, whatever the name."""
+    return f"fiml:rate:{hashlib.sha256(user_id.encode()).hexdigest()[:32]}"

@@ -1,0 +1,143 @@
+"""What a caller on HTTP may take of the server: one meaning a request, time to say it, and calls in a minute."""
+
+import asyncio
+import math
+
+from mcp_types import ErrorData, JSONRPCError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fiml.access.rates import Allowances
+from fiml.core import clock
+from fiml.core.errors import RateLimited
+from fiml.mcp.auth import current_principal
+from fiml.mcp.refusals import next_step_of
+
+HEADERS_WITHIN_S = 10.0
+BODY_WITHIN_S = 20.0
+# Among the codes that JSON-RPC leaves to servers.
+RATE_LIMITED = -32050
+
+
+_SAID_ONCE = (b"authorization", b"content-type", b"host", b"origin")
+_LENGTHS = {b"content-length", b"transfer-encoding"}
+
+
+class OneMeaning:
+    """Answers 400 to a request that a proxy before us may read in another way than we do, and hangs up.
+
+    Behind a request with two lengths may hide another one; of two tokens or hosts each may check one and use the other.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _is_ambiguous([name.lower() for name, _ in scope["headers"]]):
+            await PlainTextResponse("Bad Request", 400, {"connection": "close"})(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _is_ambiguous(names: list[bytes]) -> bool:
+    return set(names) >= _LENGTHS or any(names.count(name) > 1 for name in _SAID_ONCE)
+
+
+class RateLimit:
+    """Answers 429 to a principal that calls more often than it may; the local user is nobody's guest."""
+
+    def __init__(self, app: ASGIApp, allowances: Allowances) -> None:
+        self._app = app
+        self._allowances = allowances
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        user_id = current_principal().user_id
+        if scope["type"] == "http" and user_id is not None:
+            wait = await self._allowances.take(user_id)
+            if wait:
+                error = RateLimited("fiml", clock.now() + wait)
+                await _too_many(error, math.ceil(wait.total_seconds()))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _too_many(error: RateLimited, seconds: int) -> JSONResponse:
+    """The refusal, also as an error of the protocol: clients show its message to the model."""
+    data = {"code": error.code, "next_step": next_step_of(error), "retry_after_seconds": seconds}
+    refusal = JSONRPCError(
+        jsonrpc="2.0", id=None, error=ErrorData(code=RATE_LIMITED, message=f"{error.code}: {error}", data=data)
+    )
+    return JSONResponse(
+        refusal.model_dump(mode="json", by_alias=True), status_code=429, headers={"retry-after": str(seconds)}
+    )
+
+
+class BodyInTime:
+    """Answers 408 to who doesn't send the whole of a body in time."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            receive = _in_time(receive)
+        await self._app(scope, receive, send)
+
+
+def _in_time(receive: Receive) -> Receive:
+    until = asyncio.get_running_loop().time() + BODY_WITHIN_S
+    is_whole = False
+
+    async def receive_in_time() -> Message:
+        nonlocal is_whole
+        # What comes after the body is that the caller left, which may take as long as its answer does.
+        try:
+            async with asyncio.timeout_at(None if is_whole else until):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, headers={"connection": "close"}) from None
+        is_whole = not message.get("more_body", False)
+        return message
+
+    return receive_in_time
+
+
+class HeadersInTime(H11Protocol):
+    """A connection that is closed when the headers of its next request don't come in time, once they have begun.
+
+    A new connection has begun; between two requests, uvicorn's own limit for idle ones counts.
+    """
+
+    _closing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._close_soon()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Before the first request there is no cycle, whatever its annotation says.
+        if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]
+            self._close_soon()
+        else:
+            self._stay_open()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stay_open()
+        super().connection_lost(exc)
+
+    def _close_soon(self) -> None:
+        if self._closing is None:
+            self._closing = self.loop.call_later(HEADERS_WITHIN_S, self._close)
+
+    def _stay_open(self) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
+
+    def _close(self) -> None:
+        self._closing = None
+        if not self.transport.is_closing():
+            self.transport.close()

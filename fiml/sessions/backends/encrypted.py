@@ -1,0 +1,149 @@
+"""Encryption at rest over any backend: values are encrypted before an engine gets them, and decrypted behind it."""
+
+from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from fiml.core.errors import NotSupported
+from fiml.sessions.backends.base import Backend, Ended, Found, Page, PageQuery, Part, SweepReport, WriteRules
+from fiml.sessions.changes import Change
+from fiml.sessions.cipher import Cipher
+from fiml.sessions.records import Header, SessionRecord
+from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right
+
+if TYPE_CHECKING:
+    from fiml.sessions.backends.base import SessionMaker
+    from fiml.sessions.backends.keeping import Keeping
+    from fiml.sessions.backends.rewriting import Rewriting
+
+
+class EncryptedBackend:
+    """Keeps `Backend` over another one, whose engines see ciphertext where values stand.
+
+    What is archived, swept, resumed or quarantined is moved as it is, and needs no key.
+    """
+
+    def __init__(self, backend: Backend, cipher: Cipher) -> None:
+        self._inner = backend
+        self.cipher = cipher
+
+    @property
+    def keeping(self) -> "Keeping":
+        return self._inner.keeping
+
+    @keeping.setter
+    def keeping(self, keeping: "Keeping") -> None:
+        self._inner.keeping = keeping
+
+    @property
+    def session_maker(self) -> "SessionMaker":
+        return self._inner.session_maker
+
+    @session_maker.setter
+    def session_maker(self, session_maker: "SessionMaker") -> None:
+        self._inner.session_maker = session_maker
+
+    async def open(self) -> None:
+        self.cipher.keyring()  # before an engine is asked: a mistake in the file is the operator's
+        await self._inner.open()
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    async def create(self, record: SessionRecord) -> None:
+        entries = self.cipher.of(record.header.id).seal_entries(record.entries)
+        await self._inner.create(replace(record, entries=entries))
+
+    async def read(
+        self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY, recent: int | None = None
+    ) -> SessionRecord | None:
+        return self._opened(await self._inner.read(session_id, now=now, caller=caller, recent=recent))
+
+    async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
+        return self._opened(await self._inner.read_archived(session_id, caller=caller))
+
+    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
+        cipher = self.cipher.of(session_id)
+        sealed = replace(
+            change,
+            queries=[cipher.seal_query(query.query) for query in change.queries],
+            entries_set=cipher.seal_entries(change.entries_set),
+        )
+        return await self._inner.write(session_id, sealed, rules)
+
+    async def extend(
+        self, session_id: UUID, *, by: timedelta, latest: datetime, now: datetime, caller: Caller = ANYBODY
+    ) -> SessionRecord | None:
+        return self._opened(await self._inner.extend(session_id, by=by, latest=latest, now=now, caller=caller))
+
+    async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
+        return await self._inner.archive(session_id, ended, caller=caller)
+
+    def sweep(self, ended: Ended) -> AsyncIterator[SweepReport]:
+        return self._inner.sweep(ended)
+
+    async def resume(
+        self, session_id: UUID, *, until: datetime, now: datetime, caller: Caller = ANYBODY
+    ) -> SessionRecord | None:
+        return self._opened(await self._inner.resume(session_id, until=until, now=now, caller=caller))
+
+    async def delete(self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY) -> bool:
+        return await self._inner.delete(session_id, now=now, caller=caller)
+
+    async def share(self, session_id: UUID, change: GrantChange, *, now: datetime, caller: Caller) -> Grants | None:
+        return await self._inner.share(session_id, change, now=now, caller=caller)
+
+    async def owners_view(self, session_id: UUID, *, caller: Caller = ANYBODY) -> tuple[Grants, str] | None:
+        return await self._inner.owners_view(session_id, caller=caller)
+
+    async def given_ids(self, user_id: str) -> set[UUID]:
+        return await self._inner.given_ids(user_id)
+
+    async def away(self) -> list[Part]:
+        return await self._inner.away()
+
+    async def exists(self, session_id: UUID, *, needs: Right = Right.OWN, caller: Caller = ANYBODY) -> bool:
+        return await self._inner.exists(session_id, needs=needs, caller=caller)
+
+    async def retry(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
+        return await self._inner.retry(session_id, ended, caller=caller)
+
+    async def ids_of(self, user_id: str) -> set[UUID]:
+        return await self._inner.ids_of(user_id)
+
+    async def erase_traces(self, user_id: str, held: Collection[UUID]) -> list[str]:
+        return await self._inner.erase_traces(user_id, held)
+
+    async def purge_tombstones(self, before: datetime, *, at_most: int) -> int:
+        return await self._inner.purge_tombstones(before, at_most=at_most)
+
+    def all_ids(self) -> AsyncIterator[list[UUID]]:
+        return self._inner.all_ids()
+
+    async def rewrite(self, session_id: UUID, rewriting: "Rewriting") -> bool:
+        """As the inner backend: the texts are encrypted ones."""
+        return await self._inner.rewrite(session_id, rewriting)
+
+    async def scrub(self) -> list[str]:
+        return await self._inner.scrub()
+
+    async def page(self, query: PageQuery) -> Page:
+        return await self._inner.page(query)
+
+    async def search(self, query: PageQuery) -> Found:
+        """As the inner backend, by what stands in clear.
+
+        Raises:
+            NotSupported: words or figures are asked for.
+        """
+        if query.wanted is not None and (query.wanted.words or query.wanted.conditions):
+            raise NotSupported(
+                "a search by words or figures finds nothing in encrypted sessions (FIML_ENCRYPTION_KEYS is set)",
+                "search by type, tag, dates, or a symbol among the assets",
+            )
+        return await self._inner.search(query)
+
+    def _opened(self, record: SessionRecord | None) -> SessionRecord | None:
+        return None if record is None else self.cipher.of(record.header.id).open(record)

@@ -1,0 +1,130 @@
+"""Every session under the current key: what a change of keys comes to, while others read and write."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from fiml.core.errors import CorruptRecord, MissingKey, SchemaTooNew
+from fiml.sessions import sealed
+from fiml.sessions.backends.encrypted import EncryptedBackend
+from fiml.sessions.backends.rewriting import Texts
+from fiml.sessions.cipher import SessionCipher, queries_of
+from fiml.sessions.queries import QueryRecord
+from fiml.sessions.records import SessionRecord, check_format
+
+# A session may move to where the pass has been already: then the next round finds it.
+_ROUNDS = 5
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far it came: sessions that were looked at, those that got new texts, and those that were left as they are."""
+
+    looked_at: int = 0
+    rewritten: int = 0
+    unreadable: int = 0
+    """Sessions that can't be decrypted or decoded; the log names them."""
+    in_clear: int = 0
+    """Sessions with values that aren't encrypted."""
+    kept_copies: list[str] = field(default_factory=list)
+    """Copies of the embedded file that hold what stood there before."""
+
+
+class Reencryption:
+    """A pass over all sessions. It may be ended at any moment, and begun again: what is done is done."""
+
+    def __init__(self, backend: EncryptedBackend, *, adopts_plaintext: bool) -> None:
+        self._backend = backend
+        self._adopts_plaintext = adopts_plaintext
+
+    async def run(self) -> AsyncIterator[Progress]:
+        """How far it came, batch by batch, until a whole round finds nothing more to do."""
+        total = 0
+        for _ in range(_ROUNDS):
+            progress = Progress(rewritten=total)
+            async for ids in self._backend.all_ids():
+                for session_id in ids:
+                    await self._rewrite(session_id, progress)
+                yield progress
+            if progress.rewritten == total:
+                break
+            total = progress.rewritten
+        if self._adopts_plaintext:
+            progress.kept_copies = await self._backend.scrub()
+        yield progress
+
+    async def _rewrite(self, session_id: UUID, progress: Progress) -> None:
+        cipher = self._backend.cipher.of(session_id)
+        found_clear: set[UUID] = set()
+
+        def rewriting(record: SessionRecord) -> Texts | None:
+            if not self._adopts_plaintext and _is_in_clear(record):
+                found_clear.add(session_id)
+                return None
+            return _new_texts(cipher, record)
+
+        progress.looked_at += 1
+        try:
+            progress.rewritten += await self._backend.rewrite(session_id, rewriting)
+        except (CorruptRecord, MissingKey, SchemaTooNew) as exc:
+            progress.unreadable += 1
+            _log.warning("session_not_reencrypted", session_id=str(session_id), problem=str(exc))
+        progress.in_clear += len(found_clear)
+
+
+async def key_usage(backend: EncryptedBackend) -> Counter[str]:
+    """How many sessions each key is needed for, by its id; those with values in clear under the empty one."""
+    usage: Counter[str] = Counter()
+
+    def count(record: SessionRecord) -> None:
+        usage.update({sealed.key_id_of(text) or "" for text in _texts_of(record)})
+
+    async for ids in backend.all_ids():
+        for session_id in ids:
+            try:
+                await backend.rewrite(session_id, count)
+            except (CorruptRecord, SchemaTooNew) as exc:
+                _log.warning("session_not_counted", session_id=str(session_id), problem=str(exc))
+    return usage
+
+
+def _texts_of(record: SessionRecord) -> list[str]:
+    """Every value of a session as it is stored; of a query in clear, an empty text."""
+    entries = [text for texts in record.entries.values() for text in texts.values()]
+    return entries + [sealed.text_in(query.get("parameters")) or "" for query in queries_of(record)]
+
+
+def _is_in_clear(record: SessionRecord) -> bool:
+    return any(sealed.key_id_of(text) is None for text in _texts_of(record))
+
+
+def _new_texts(cipher: SessionCipher, record: SessionRecord) -> Texts | None:
+    check_format(record.header.format)
+    if all(cipher.is_current(text) for text in _texts_of(record)):
+        return None
+    entries = {
+        name: {key: _new_entry(cipher, name, key, text) for key, text in texts.items()}
+        for name, texts in record.entries.items()
+    }
+    queries = [cipher.seal_query(_decoded(cipher, query)) for query in queries_of(record)]
+    return Texts(entries, [(query.id, query.text) for query in queries])
+
+
+def _new_entry(cipher: SessionCipher, name: str, key: str, text: str) -> str:
+    return cipher.seal_entry(name, key, cipher.open_entry(name, key, text) if sealed.is_sealed(text) else text)
+
+
+def _decoded(cipher: SessionCipher, query: dict[str, Any]) -> QueryRecord:
+    try:
+        if sealed.text_in(query.get("parameters")) is not None:
+            query = json.loads(cipher.open_query(query))
+        return QueryRecord.from_dict(query)
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CorruptRecord(cipher.record, f"{type(exc).__name__}: {exc}") from exc

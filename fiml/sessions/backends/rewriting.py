@@ -1,0 +1,93 @@
+"""New texts for the values of a session that stays what it is: what a change of keys asks of a backend."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, select, update
+
+from fiml.db.dialects import is_postgresql
+from fiml.db.sqlite_file import driver
+from fiml.db.tables import sessions
+from fiml.sessions.backends import archive, sqlite_rows, sqlite_words, words
+from fiml.sessions.backends.keeping import Transact
+from fiml.sessions.records import MAPS, Entries, SessionRecord, history_json
+
+AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """All values of a session anew: every entry, and every query by its id, in their order."""
+
+    entries: Entries
+    queries: list[tuple[UUID, str]]
+
+    @property
+    def history_bytes(self) -> int:
+        """What the queries take."""
+        return sum(len(text.encode()) for _, text in self.queries)
+
+    def of(self, record: SessionRecord) -> SessionRecord:
+        """The record with these texts."""
+        history = history_json(text for _, text in self.queries)
+        return SessionRecord(record.header, self.entries, history, record.is_archived)
+
+
+Rewriting = Callable[[SessionRecord], Texts | None]
+"""Gives a session's new texts; `None` where they are as they should be."""
+
+
+async def in_batches(
+    transact: Transact, find: Callable[[Connection, UUID | None], list[UUID]]
+) -> AsyncIterator[list[UUID]]:
+    """All ids that `find` finds behind the last one, batch by batch."""
+    after = None
+    while ids := await transact(lambda connection, after=after: find(connection, after)):  # type: ignore[misc]
+        yield ids
+        after = ids[-1]
+
+
+def archived_ids(connection: Connection, after: UUID | None) -> list[UUID]:
+    """Archived sessions behind an id, in their order."""
+    statement = select(sessions.c.id).order_by(sessions.c.id).limit(AT_ONCE)
+    return list(connection.scalars(statement if after is None else statement.where(sessions.c.id > after)))
+
+
+def rewrite_archived(connection: Connection, session_id: UUID, rewriting: Rewriting) -> bool:
+    """Give an archived session new texts, and the words that are left of it; whether it needed some."""
+    archive.lock(connection, [session_id])
+    record = archive.fetch(connection, session_id)
+    texts = None if record is None else rewriting(record)
+    if record is None or texts is None:
+        return False
+    row = (sessions.c.id == session_id) & (sessions.c.version == record.header.version)
+    columns = {name: archive.json_object(texts.entries.get(name, {})) for name in MAPS}
+    history = history_json(text for _, text in texts.queries)
+    connection.execute(update(sessions).where(row).values(**columns, history_queries=history))
+    _index_anew(connection, record, texts.of(record))
+    return True
+
+
+def rewrite_live(connection: Connection, session_id: UUID, rewriting: Rewriting) -> bool:
+    """Give a live session in the embedded file new texts, and the words that are left of it."""
+    raw = driver(connection)
+    header = sqlite_rows.select_header(raw, session_id)
+    record = None if header is None else sqlite_rows.select_record(raw, header)
+    texts = None if record is None else rewriting(record)
+    if record is None or texts is None:
+        return False
+    sqlite_rows.replace_texts(raw, record.header, texts.entries, texts.queries)
+    _index_anew(connection, record, texts.of(record))
+    return True
+
+
+def _index_anew(connection: Connection, before: SessionRecord, after: SessionRecord) -> None:
+    """Leave no word in the index that the new texts don't have. Those of ciphertext don't differ: there are none."""
+    found = words.read(after)
+    if found == words.read(before):
+        return
+    if is_postgresql(connection):
+        words.put(connection, [after])
+    else:
+        sqlite_words.put(driver(connection), after.header.id, found)

@@ -1,0 +1,68 @@
+"""The form of an encrypted value: a text of JSON, which every engine keeps and counts as any other.
+
+An entry of a map is `"fiml-enc:1:KEY:BASE64"`. Of a query, parameters, summary and figures are one such text, which
+stands in the place of its parameters. Nothing here knows a key.
+"""
+
+import binascii
+import re
+from typing import Any
+
+PREFIX = "fiml-enc:1:"
+MEMBER = "fiml-enc"
+NONCE_BYTES = 12
+_TAG_BYTES = 16
+_START = '"' + PREFIX
+_HEAD = re.compile(r'"fiml-enc:1:([\w.-]{1,32}):', re.ASCII)
+KEY_ID = re.compile(r"[\w.-]{1,32}", re.ASCII)
+
+
+def to_text(key_id: str, sealed: bytes) -> str:
+    """The JSON of a value encrypted with a key."""
+    encoded = binascii.b2a_base64(sealed, newline=False).rstrip(b"=").decode()
+    return f'{_START}{key_id}:{encoded}"'
+
+
+def is_sealed(text: object) -> bool:
+    """Whether the JSON of a value, which in a damaged record is no text, is an encrypted one's."""
+    return isinstance(text, str) and text.startswith(_START)
+
+
+def key_id_of(text: object) -> str | None:
+    """With which key a value is encrypted; `None` where it isn't."""
+    head = _HEAD.match(text) if isinstance(text, str) else None
+    return None if head is None else head[1]
+
+
+def parse(text: str) -> tuple[str, bytes]:
+    """With which key a value is encrypted, and what stands behind its name.
+
+    Raises:
+        ValueError: it is cut or damaged.
+    """
+    head = _HEAD.match(text)
+    if head is None or not text.endswith('"'):
+        raise ValueError("it has not the form of an encrypted value")
+    encoded = text[head.end() : -1]
+    return head[1], binascii.a2b_base64(encoded + "=" * (-len(encoded) % 4), strict_mode=True)
+
+
+def clear_size(text: str) -> int:
+    """Bytes of a value's JSON before it was encrypted, which the limits count: `write.lua` does the same."""
+    head = _HEAD.match(text) if is_sealed(text) else None
+    if head is None:
+        return len(text.encode())
+    return (len(text) - head.end() - 1) * 3 // 4 - NONCE_BYTES - _TAG_BYTES
+
+
+def sealed_parameters(text: str) -> str:
+    """The parameters of an encrypted query, as JSON."""
+    return f'{{"{MEMBER}":{text}}}'
+
+
+def text_in(parameters: Any) -> str | None:
+    """The encrypted part of a query, from its parameters; `None` where it isn't encrypted."""
+    if not isinstance(parameters, dict) or parameters.keys() != {MEMBER}:
+        return None
+    sealed = parameters[MEMBER]
+    return f'"{sealed}"' if isinstance(sealed, str) and sealed.startswith(PREFIX) else None

@@ -1,0 +1,264 @@
+"""A change of keys: everything comes under the new one while others write, whenever it is cut short."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fiml.core.config import Settings, Synchronous
+from fiml.core.errors import CorruptRecord, NotEncrypted, NotSupported
+from fiml.db import kept_copies
+from fiml.sessions.backends.reencryption import Progress
+from fiml.sessions.keyring import KeyFile
+from fiml.sessions.models import Session, SessionType
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock, make_query
+from fiml.testing.conformance import Crash, Faults
+from fiml.testing.conformance.suite import content, document, existing
+from tests.support.backends import open_watched_store
+from tests.support.deployment import Deployment
+from tests.support.stored_bytes import stored_bytes
+
+MARKER = "physalis"
+MOST_CALLS = 100
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> KeyFile:
+    file = KeyFile(tmp_path / "keys")
+    file.add("k1")
+    return file
+
+
+@pytest.fixture(params=["sqlite", "valkey-postgresql"])
+def plain_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """A deployment that encrypts nothing."""
+    if request.param == "valkey-postgresql":
+        deployment: Deployment = request.getfixturevalue("deployment")
+        return deployment.settings()
+    return Settings(data_dir=tmp_path / "data", sqlite_synchronous=Synchronous.OFF)
+
+
+@pytest.fixture
+def settings(plain_settings: Settings, keys: KeyFile) -> Settings:
+    return Settings(**plain_settings.model_dump(exclude_unset=True) | {"encryption_keys": keys.path})
+
+
+@pytest.fixture
+async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
+    async with SessionStore(settings) as opened:
+        yield opened
+
+
+def change_keys(keys: KeyFile, key_id: str) -> None:
+    keys.add(key_id)
+    keys.advance()
+
+
+async def reencrypt(store: SessionStore, **how: Any) -> Progress:
+    [*_, last] = [progress async for progress in store.reencrypt_sessions(**how)]
+    return last
+
+
+async def a_session(store: SessionStore, *, is_archived: bool = False) -> Session:
+    session = await store.create_session(["AAPL"], SessionType.EQUITY, tags=["tech"])
+    for n in range(3):
+        query = make_query(f"{n}", result_summary=f"{MARKER} {n}", figures={"n": n + 0.5})
+        await store.record_query(session.id, query, context={f"{n}": f"{MARKER} {n}"})
+    if is_archived:
+        await store.archive_session(session.id)
+    return await existing(store, session.id)
+
+
+async def test_live_and_archived_sessions_come_under_the_new_key_as_they_were(
+    store: SessionStore, keys: KeyFile
+) -> None:
+    sessions = [await a_session(store, is_archived=is_archived) for is_archived in (False, True)]
+    assert await store.count_key_usage() == {"k1": 2}
+    change_keys(keys, "k2")
+
+    progress = await reencrypt(store)
+
+    assert (progress.looked_at, progress.rewritten) == (2, 2)
+    assert (progress.unreadable, progress.in_clear, progress.kept_copies) == (0, 0, [])
+    assert await store.count_key_usage() == {"k2": 2}
+    keys.path.write_text(keys.path.read_text().splitlines()[1])  # the old key may go now
+    for session in sessions:
+        assert document(await existing(store, session.id), "last_accessed_at") == document(session, "last_accessed_at")
+
+
+async def test_a_running_server_reads_and_writes_with_a_new_key_at_once(store: SessionStore, keys: KeyFile) -> None:
+    old, new = await a_session(store), await a_session(store, is_archived=True)
+    change_keys(keys, "k2")
+
+    await store.resume_session(new.id)
+    await store.record_query(new.id, make_query("later"))
+
+    assert content(await existing(store, old.id)) == content(old)
+    assert len((await existing(store, new.id)).state.history.queries) == 4
+    assert await store.count_key_usage() == {"k1": 2, "k2": 1}  # one of them has values under both
+
+
+async def test_a_key_that_is_not_current_yet_is_not_used(store: SessionStore, keys: KeyFile) -> None:
+    """So that the file can be given to every machine before the change."""
+    keys.add("k2")
+
+    await a_session(store)
+
+    assert await store.count_key_usage() == {"k1": 1}
+
+
+async def test_a_change_of_keys_can_be_cut_short_at_any_call_and_begun_again(
+    store: SessionStore, settings: Settings, keys: KeyFile
+) -> None:
+    sessions = [await a_session(store, is_archived=is_archived) for is_archived in (False, True, False)]
+    crashes = 0
+    for call in range(1, MOST_CALLS):
+        change_keys(keys, f"k{call + 1}")
+        faults = Faults()
+        async with open_watched_store(settings, faults.around) as crashing:
+            faults.crash_at(call, is_reply_lost=call % 2 == 0)
+            try:
+                await reencrypt(crashing)
+                break
+            except Crash:
+                crashes += 1
+            finally:
+                faults.disarm()
+        for session in sessions:
+            assert content(await existing(store, session.id)) == content(session)
+
+    assert crashes >= len(sessions)
+    assert await store.count_key_usage() == {f"k{crashes + 2}": len(sessions)}
+
+
+async def test_nothing_that_others_write_meanwhile_is_lost(
+    store: SessionStore, settings: Settings, keys: KeyFile
+) -> None:
+    sessions = [await a_session(store, is_archived=n % 2 == 0) for n in range(6)]
+
+    async def write(server: SessionStore, session: Session) -> None:
+        for n in range(10):
+            await server.resume_session(session.id)
+            await server.record_query(session.id, make_query(f"w{n}"), context={f"w{n}": n})
+            if n % 3 == 0:
+                await server.extend_session(session.id, 1)
+        await server.archive_session(session.id)
+
+    async with SessionStore(settings) as server:
+        change_keys(keys, "k2")
+        await asyncio.gather(reencrypt(store), *(write(server, session) for session in sessions))
+        await reencrypt(store)
+
+        for session in sessions:
+            found = await existing(server, session.id)
+            assert found.state.context == session.state.context | {f"w{n}": n for n in range(10)}
+            asked = [query.query_type for query in found.state.history.queries]
+            assert asked == ["0", "1", "2", *(f"w{n}" for n in range(10))]
+    assert await store.count_key_usage() == {"k2": len(sessions)}
+
+
+async def test_sessions_in_clear_are_taken_over_only_when_asked_for(
+    plain_settings: Settings, settings: Settings, clock: FrozenClock
+) -> None:
+    async with SessionStore(plain_settings) as plain:
+        sessions = [await a_session(plain, is_archived=is_archived) for is_archived in (False, True)]
+        assert len(await plain.search_sessions(None, MARKER)) == len(sessions)
+    async with SessionStore(settings) as store:
+        encrypted = await a_session(store)
+        for session in sessions:
+            with pytest.raises(NotEncrypted, match="fiml keys rotate --encrypt-plaintext"):
+                await store.get_session(session.id)
+
+        left = await reencrypt(store)
+        assert (left.rewritten, left.in_clear) == (0, len(sessions))
+        assert await store.count_key_usage() == {"k1": 1, "": len(sessions)}
+        assert MARKER.encode() in await stored_bytes(settings)
+        taken = await reencrypt(store, adopts_plaintext=True)
+
+        assert (taken.rewritten, taken.in_clear, taken.unreadable) == (len(sessions), 0, 0)
+        for session in (*sessions, encrypted):
+            assert content(await existing(store, session.id)) == content(session)
+        assert len(await store.search_sessions(None, tag="tech")) == len(sessions) + 1
+        assert MARKER.encode() not in await stored_bytes(settings)
+    assert MARKER.encode() not in await stored_bytes(settings)
+
+
+async def test_copies_from_before_an_upgrade_are_named_when_sessions_are_taken_over(
+    tmp_path: Path, keys: KeyFile, clock: FrozenClock
+) -> None:
+    plain = Settings(data_dir=tmp_path / "data", sqlite_synchronous=Synchronous.OFF)
+    async with SessionStore(plain) as store:
+        await a_session(store)
+    copy = kept_copies.keep(plain.embedded_file, found="older", needed="newer")
+    async with SessionStore(Settings(data_dir=tmp_path / "data", encryption_keys=keys.path)) as store:
+        assert (await reencrypt(store)).kept_copies == []
+        assert (await reencrypt(store, adopts_plaintext=True)).kept_copies == [copy.name]
+
+
+async def test_a_session_taken_over_has_the_size_that_it_had(
+    plain_settings: Settings, settings: Settings, clock: FrozenClock
+) -> None:
+    async with SessionStore(plain_settings) as plain:
+        session = await a_session(plain)
+        before = await _maps_bytes(plain)
+    async with SessionStore(settings) as store:
+        await reencrypt(store, adopts_plaintext=True)
+        assert await _maps_bytes(store) == before
+        await store.remember(session.id, context={"more": 1}, remove={"context": ["0"]})
+        changed = await _maps_bytes(store)
+        await store.archive_session(session.id)
+        await store.resume_session(session.id)
+        assert await _maps_bytes(store) == changed
+
+
+async def _maps_bytes(store: SessionStore) -> list[int]:
+    return [header.maps_bytes async for header in store.live_headers(user_id=None, session_type=None, since=LONG_AGO)]
+
+
+async def test_what_can_not_be_decrypted_is_counted_and_left(
+    store: SessionStore, settings: Settings, keys: KeyFile, tmp_path: Path
+) -> None:
+    theirs, other = await a_session(store, is_archived=True), KeyFile(tmp_path / "other")
+    other.add("k9")
+    changed = Settings(**settings.model_dump(exclude_unset=True) | {"encryption_keys": other.path})
+    async with SessionStore(changed) as stranger:
+        mine = await a_session(stranger)
+
+        progress = await reencrypt(stranger)
+
+        assert (progress.looked_at, progress.unreadable, progress.rewritten) == (2, 1, 0)
+        assert content(await existing(stranger, mine.id)) == content(mine)
+    assert content(await existing(store, theirs.id)) == content(theirs)
+
+
+async def test_a_damaged_session_keeps_nobody_from_the_others(
+    store: SessionStore, settings: Settings, keys: KeyFile
+) -> None:
+    broken, whole = await a_session(store, is_archived=True), await a_session(store, is_archived=True)
+    async with store.session_maker() as sql, sql.begin():
+        connection = await sql.connection()
+        session_id = broken.id.hex if settings.is_embedded else str(broken.id)
+        await connection.exec_driver_sql(
+            f"UPDATE sessions SET history_queries = '5' WHERE id = '{session_id}'"  # noqa: S608 - our own id
+        )
+    change_keys(keys, "k2")
+
+    progress = await reencrypt(store)
+
+    assert (progress.rewritten, progress.unreadable) == (1, 1)
+    assert content(await existing(store, whole.id)) == content(whole)
+    with pytest.raises(CorruptRecord):
+        await store.get_session(broken.id)
+
+
+async def test_without_encryption_there_is_nothing_to_change(plain_settings: Settings, clock: FrozenClock) -> None:
+    async with SessionStore(plain_settings) as plain:
+        with pytest.raises(NotSupported, match="FIML_ENCRYPTION_KEYS"):
+            await reencrypt(plain)
+        with pytest.raises(NotSupported, match="FIML_ENCRYPTION_KEYS"):
+            await plain.count_key_usage()

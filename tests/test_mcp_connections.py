@@ -1,0 +1,128 @@
+"""Connections that say little, slowly, or something that may be read in two ways."""
+
+import asyncio
+import json
+from pathlib import Path
+
+from tests.support.http_server import HttpServer, http_server
+
+# Short, so that the test needn't wait as long as a real server does.
+HASTY = "import fiml.mcp.limits as limits; limits.HEADERS_WITHIN_S = limits.BODY_WITHIN_S = 0.3"
+LIST_TOOLS = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}).encode()
+USUAL = (
+    "Content-Type: application/json",
+    "Accept: application/json, text/event-stream",
+    "MCP-Protocol-Version: 2025-11-25",
+)
+
+
+async def said_until_closed(server: HttpServer, *pieces: bytes) -> bytes:
+    """What a connection hears that says so much and then nothing; behind each piece but the last it hears something."""
+    reader, writer = await server.connect()
+    heard = b""
+    for piece in pieces[:-1]:
+        writer.write(piece)
+        heard += await reader.read(65536)
+    writer.write(b"".join(pieces[-1:]))
+    heard += await reader.read()
+    writer.close()
+    return heard
+
+
+async def test_whoever_does_not_finish_what_it_says_is_hung_up_on(tmp_path: Path) -> None:
+    health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    begun = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + "\r\n".join(USUAL).encode()
+    async with http_server(tmp_path / "data", before=HASTY) as server:
+        silent, half, second = await asyncio.gather(
+            said_until_closed(server),
+            said_until_closed(server, b"POST /mcp HTTP/1.1\r\nHos"),
+            said_until_closed(server, health, b"POST /mcp HTTP/1.1\r\nX-Slow:"),
+        )
+        declared, chunked = await asyncio.gather(
+            said_until_closed(server, begun + b"\r\nContent-Length: 100\r\n\r\n{"),
+            said_until_closed(server, begun + b"\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{    \r\n"),
+        )
+        alive = await server.get("/health")
+
+    assert (silent, half) == (b"", b"")
+    assert second.startswith(b"HTTP/1.1 200")
+    assert second.count(b"HTTP/1.1") == 1
+    assert declared.startswith(b"HTTP/1.1 408")
+    assert chunked.startswith(b"HTTP/1.1 408")
+    assert alive.status_code == 200
+
+
+async def test_an_answer_may_take_longer_than_its_question(tmp_path: Path) -> None:
+    """The time is for what the caller says; a call under way is not cut off."""
+    slow = HASTY + "\nimport asyncio, fiml.mcp.http as http\nasync def ready(self):\n    await asyncio.sleep(1)\n"
+    slow += "    return True\nhttp._Probe._engines_answer = ready"
+    async with http_server(tmp_path / "data", before=slow) as server:
+        ready = await server.get("/ready")
+
+    assert ready.status_code == 200
+
+
+TWO_MEANINGS = (
+    ("Host: localhost", "Content-Length: 4", "Transfer-Encoding: chunked"),
+    ("Host: localhost", "Content-Length: 4", "Content-Length: 5"),
+    ("Host: localhost", "Content-Length: 4, 5"),
+    ("Host: localhost", "Content-Length: -1"),
+    ("Host: localhost", "Content-Length: +5"),
+    ("Host: localhost", "Content-Length: 0x5"),
+    ("Host: localhost", "Content-Length : 5"),
+    ("Host: localhost", "Transfer-Encoding: identity"),
+    ("Host: localhost", "Transfer-Encoding: chunked, identity"),
+    ("Host: localhost", "Transfer-Encoding: xchunked"),
+    ("Host: localhost", "Transfer-Encoding: chunked", "Transfer-Encoding: chunked"),
+    ("Host: localhost", "Transfer-Encoding\t: chunked"),
+    ("Host: localhost", "Host: evil.example", "Content-Length: 4"),
+    ("Content-Length: 4",),
+    ("Host: localhost", "Content-Length: 4", "X-Null: a\0b"),
+    ("Host: localhost", "Content-Length: 4", "X-Return: a\rContent-Length: 0"),
+    ("Host: localhost", "Content-Length: 4", "Authorization: Bearer a", "Authorization: Bearer b"),
+    ("Host: localhost", "Content-Length: 4", "Origin: http://localhost", "Origin: http://evil.example"),
+    ("Host: localhost", "Content-Length: 4", "Content-Type: application/json", "Content-Type: text/plain"),
+)
+NO_CALLS = (
+    "POST http://evil.example/mcp HTTP/1.1",
+    "POST //evil.example/mcp HTTP/1.1",
+    "POST /mcp/ HTTP/1.1",
+    "POST /MCP HTTP/1.1",
+    "POST /mcp/../health HTTP/1.1",
+    "CONNECT evil.example:443 HTTP/1.1",
+    "PRI * HTTP/2.0",
+    "GET /mcp",
+    "POST /mcp HTTP/1.1 HTTP/1.1",
+    "OPTIONS * HTTP/1.1",
+    "TRACE /mcp HTTP/1.1",
+    "PUT /mcp HTTP/1.1",
+)
+
+
+async def test_what_may_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
+    """The body would be a message to one reader, and hide a second request from another."""
+    hidden = b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with http_server(tmp_path / "data") as server:
+        answers = {lines: await server.send("POST /mcp HTTP/1.1", *lines, body=hidden) for lines in TWO_MEANINGS}
+
+    accepted = {lines: answer for lines, answer in answers.items() if answer[9:12] not in {b"400", b"501"}}
+    assert accepted == {}
+    assert [lines for lines, answer in answers.items() if answer.count(b"HTTP/1.1") != 1] == []
+
+
+async def test_what_is_no_call_of_ours_is_none_and_the_server_goes_on(tmp_path: Path) -> None:
+    usual = ("Host: localhost", *USUAL, f"Content-Length: {len(LIST_TOOLS)}", "Connection: close")
+    websocket = ("Host: localhost", "Connection: upgrade, close", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    async with http_server(tmp_path / "data") as server:
+        answers = {start: await server.send(start, *usual, body=LIST_TOOLS) for start in NO_CALLS}
+        answers["websocket"] = await server.send(
+            "GET /mcp HTTP/1.1", *websocket, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
+        )
+        good = await server.send("POST /mcp HTTP/1.1", *usual, body=LIST_TOOLS)
+
+    assert {start: answer for start, answer in answers.items() if not answer.startswith(b"HTTP/1.1 4")} == {}
+    assert [
+        start for start, answer in answers.items() if b"create-analysis" in answer or b"evil.example" in answer
+    ] == []
+    assert good.startswith(b"HTTP/1.1 200")
+    assert b"create-analysis" in good
