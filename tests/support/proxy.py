@@ -151,12 +151,13 @@ class Proxy:
         task = asyncio.create_task(self._serve((reader, writer)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # Also where it is cancelled before it has begun.
+        task.add_done_callback(lambda _: writer.transport.abort())
 
     async def _serve(self, client: Streams) -> None:
         try:
             server = await self._connect()
         except OSError:
-            client[1].transport.abort()
             return
         connection = _Connection(client, server, self._fault)
         self._connections.add(connection)
