@@ -32,7 +32,7 @@ SHUTDOWN_S = 25
 MAX_CONNECTIONS = 1000
 _KEEP_ALIVE_S = 30
 _RETRY_AFTER_S = 5
-READY_WITHIN_S = 2.0
+READY_WITHIN_S = 3.0  # a look at the engines takes two seconds at most
 
 _log = structlog.get_logger()
 

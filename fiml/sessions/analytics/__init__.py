@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.db.engines import SQLITE_BEGIN
-from fiml.db.postgres import translated
+from fiml.db.postgres import CALL_S, translated
 from fiml.db.tables import sessions
 from fiml.sessions import values
 from fiml.sessions.analytics import export
@@ -161,7 +161,9 @@ class SessionAnalytics:
     async def _transact(self, function: Callable[[Connection], Result], *, begin: str = "BEGIN") -> Result:
         with translated("the database of ended sessions"):
             async with asyncio.timeout(WITHIN_S), self._session_maker.begin() as session:
-                connection = await session.connection(execution_options={SQLITE_BEGIN: begin})
+                # The inner bound gives the connection up, at which the driver lingers; the outer one ends that too.
+                async with asyncio.timeout(CALL_S), asyncio.timeout(CALL_S - 0.5):
+                    connection = await session.connection(execution_options={SQLITE_BEGIN: begin})
                 return await connection.run_sync(function)
 
 
