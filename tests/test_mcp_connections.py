@@ -96,6 +96,8 @@ NO_CALLS = (
     "OPTIONS * HTTP/1.1",
     "TRACE /mcp HTTP/1.1",
     "PUT /mcp HTTP/1.1",
+    "GET /mcp HTTP/1.1",
+    "DELETE /mcp HTTP/1.1",
 )
 
 
