@@ -24,6 +24,7 @@ async def test_users_lose_nothing_and_double_nothing_when_a_replica_crashes(
     assert (outcome.seen.errors, outcome.faults) == ([], []), report(outcome)
     assert outcome.sessions >= plan.users
     assert outcome.records > 0
+    assert any(outcome.seen.repeated.values()), "the crash went by unnoticed"
 
 
 async def test_the_load_run_sees_what_is_lost_and_what_nobody_sent(deployment: Deployment) -> None:

@@ -63,9 +63,9 @@ async def test_an_answer_may_take_longer_than_its_question(tmp_path: Path) -> No
 
 
 TWO_MEANINGS = (
-    ("Host: localhost", "Content-Length: 4", "Transfer-Encoding: chunked"),
-    ("Host: localhost", "Content-Length: 4", "Content-Length: 5"),
-    ("Host: localhost", "Content-Length: 4, 5"),
+    ("Host: localhost", f"Content-Length: {len(LIST_TOOLS)}", "Transfer-Encoding: chunked"),
+    ("Host: localhost", f"Content-Length: {len(LIST_TOOLS)}", "Content-Length: 5"),
+    ("Host: localhost", f"Content-Length: {len(LIST_TOOLS)}, 5"),
     ("Host: localhost", "Content-Length: -1"),
     ("Host: localhost", "Content-Length: +5"),
     ("Host: localhost", "Content-Length: 0x5"),
@@ -75,13 +75,23 @@ TWO_MEANINGS = (
     ("Host: localhost", "Transfer-Encoding: xchunked"),
     ("Host: localhost", "Transfer-Encoding: chunked", "Transfer-Encoding: chunked"),
     ("Host: localhost", "Transfer-Encoding\t: chunked"),
-    ("Host: localhost", "Host: evil.example", "Content-Length: 4"),
-    ("Content-Length: 4",),
-    ("Host: localhost", "Content-Length: 4", "X-Null: a\0b"),
-    ("Host: localhost", "Content-Length: 4", "X-Return: a\rContent-Length: 0"),
-    ("Host: localhost", "Content-Length: 4", "Authorization: Bearer a", "Authorization: Bearer b"),
-    ("Host: localhost", "Content-Length: 4", "Origin: http://localhost", "Origin: http://evil.example"),
-    ("Host: localhost", "Content-Length: 4", "Content-Type: application/json", "Content-Type: text/plain"),
+    ("Host: localhost", "Host: evil.example", f"Content-Length: {len(LIST_TOOLS)}"),
+    (f"Content-Length: {len(LIST_TOOLS)}",),
+    ("Host: localhost", f"Content-Length: {len(LIST_TOOLS)}", "X-Null: a\0b"),
+    ("Host: localhost", f"Content-Length: {len(LIST_TOOLS)}", "X-Return: a\rContent-Length: 0"),
+    ("Host: localhost", f"Content-Length: {len(LIST_TOOLS)}", "Authorization: Bearer a", "Authorization: Bearer b"),
+    (
+        "Host: localhost",
+        f"Content-Length: {len(LIST_TOOLS)}",
+        "Origin: http://localhost",
+        "Origin: http://evil.example",
+    ),
+    (
+        "Host: localhost",
+        f"Content-Length: {len(LIST_TOOLS)}",
+        "Content-Type: application/json",
+        "Content-Type: text/plain",
+    ),
 )
 NO_CALLS = (
     "POST http://evil.example/mcp HTTP/1.1",
@@ -96,14 +106,22 @@ NO_CALLS = (
     "OPTIONS * HTTP/1.1",
     "TRACE /mcp HTTP/1.1",
     "PUT /mcp HTTP/1.1",
+    "GET /mcp HTTP/1.1",
+    "DELETE /mcp HTTP/1.1",
 )
 
 
 async def test_what_may_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
-    """The body would be a message to one reader, and hide a second request from another."""
-    hidden = b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    """To one reader the body would be a call, to another it hides a second request."""
+    hidden = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    plain = LIST_TOOLS + hidden
+    chunked = f"{len(LIST_TOOLS):x}\r\n".encode() + LIST_TOOLS + b"\r\n0\r\n\r\n" + hidden
+    answers = {}
     async with http_server(tmp_path / "data") as server:
-        answers = {lines: await server.send("POST /mcp HTTP/1.1", *lines, body=hidden) for lines in TWO_MEANINGS}
+        for lines in TWO_MEANINGS:
+            usual = [line for line in USUAL if not any(other.startswith(line.partition(":")[0]) for other in lines)]
+            body = chunked if any("Transfer" in line for line in lines) else plain
+            answers[lines] = await server.send("POST /mcp HTTP/1.1", *lines, *usual, body=body)
 
     accepted = {lines: answer for lines, answer in answers.items() if answer[9:12] not in {b"400", b"501"}}
     assert accepted == {}

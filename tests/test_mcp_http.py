@@ -39,24 +39,6 @@ async def test_a_client_of_either_era_works_over_http(tmp_path: Path, era: str) 
     assert resource.contents
 
 
-async def test_any_replica_serves_any_call(deployment: Deployment, tmp_path: Path) -> None:
-    variables = {"FIML_REDIS_URL": deployment.redis_url, "FIML_DATABASE_URL": deployment.database_url}
-    async with (
-        http_server(tmp_path / "one", **variables) as one,
-        http_server(tmp_path / "two", **variables) as two,
-        one.caller() as first,
-        two.caller() as second,
-    ):
-        session_id = await first.create("AAPL")
-        await second.answer("search-by-symbol", symbol="AAPL", depth="quick", sessionId=session_id)
-        await first.answer("close-session", sessionId=session_id)
-        resumed = await second.answer("resume-session", sessionId=session_id)
-        infos = [await caller.answer("get-session-info", sessionId=session_id) for caller in (first, second)]
-
-    assert resumed["total_queries"] == 1
-    assert infos[0]["recent_queries"] == infos[1]["recent_queries"]
-
-
 async def test_health_and_ready_tell_the_state_and_no_data(deployment: Deployment, tmp_path: Path) -> None:
     with valkey_server() as valkey:
         variables = {"FIML_REDIS_URL": valkey.url, "FIML_DATABASE_URL": deployment.database_url}

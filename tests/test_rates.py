@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -115,6 +117,46 @@ async def test_while_redis_is_away_a_process_counts_for_itself(clock: FrozenCloc
     assert alone == [NO_WAIT] * BURST + [timedelta(seconds=10)]
     assert [line["event"] for line in logged] == ["rates_not_shared"]  # once, not at each call
     assert (back, kept) == (NO_WAIT, 1)
+
+
+async def test_a_redis_that_hangs_is_not_waited_for_at_each_call(
+    clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "TAKE_TIMEOUT_S", 0.2)
+    with valkey_server() as valkey:
+        shared = SharedAllowances(valkey.url, Rate(per_minute=6, burst=BURST))
+        await shared.take("ann")
+        os.kill(valkey.pid, signal.SIGSTOP)
+        try:
+            with capture_logs() as logged:
+                alone = await asyncio.gather(*(shared.take("ann") for _ in range(3)))
+                alone += [await shared.take("ann") for _ in range(BURST - 3)]
+        finally:
+            os.kill(valkey.pid, signal.SIGCONT)
+        clock.advance(minutes=1)
+        back = [await shared.take("ann") for _ in range(BURST + 1)]
+        await shared.aclose()
+
+    assert alone == [NO_WAIT] * BURST
+    assert {line["problem"] for line in logged} == {"TimeoutError"}
+    assert back == [NO_WAIT] * BURST + [timedelta(seconds=10)]
+
+
+async def test_figures_are_answered_while_redis_is_away(deployment: Deployment, tmp_path: Path) -> None:
+    issuer = Issuer()
+    with valkey_server() as valkey:
+        engines = {"FIML_REDIS_URL": valkey.url, "FIML_DATABASE_URL": deployment.database_url}
+        variables = issuer.variables(tmp_path / "keys.json") | engines
+        async with (
+            http_server(tmp_path / "data", **variables) as server,
+            server.caller(token=issuer.token()) as caller,
+        ):
+            valkey.stop()
+            answer = await caller.answer("search-by-symbol", symbol="AAPL")
+            refusal = await caller.refusal("list-sessions")
+
+    assert answer["symbol"] == "AAPL"
+    assert refusal["code"] == "unavailable"
 
 
 async def test_two_replicas_share_a_principals_allowance_whatever_its_token(

@@ -89,6 +89,10 @@ def build_app(
     if allowances is not None:
         app.user_middleware.append(Middleware(RateLimit, allowances))
     app.router.redirect_slashes = False  # it would send callers to whatever host they name
+    for route in app.routes:
+        if isinstance(route, Route) and route.path == PATH:
+            # A GET would open a stream on which nothing ever comes, and keep the connection for as long as it likes.
+            route.methods = {"POST"}
     app.router.routes += [Route("/health", health), Route("/ready", ready)]
     return app
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from datetime import timedelta
 
 from mcp_types import ErrorData, JSONRPCError
 from starlette.exceptions import HTTPException
@@ -19,8 +20,6 @@ HEADERS_WITHIN_S = 10.0
 BODY_WITHIN_S = 20.0
 # Among the codes that JSON-RPC leaves to servers.
 RATE_LIMITED = -32050
-
-
 _SAID_ONCE = (b"authorization", b"content-type", b"host", b"origin")
 _LENGTHS = {b"content-length", b"transfer-encoding"}
 
@@ -46,7 +45,7 @@ def _is_ambiguous(names: list[bytes]) -> bool:
 
 
 class RateLimit:
-    """Answers 429 to a principal that calls more often than it may; the local user is nobody's guest."""
+    """Answers 429 to a principal that calls more often than it may. The local user is not limited."""
 
     def __init__(self, app: ASGIApp, allowances: Allowances) -> None:
         self._app = app
@@ -57,14 +56,14 @@ class RateLimit:
         if scope["type"] == "http" and user_id is not None:
             wait = await self._allowances.take(user_id)
             if wait:
-                error = RateLimited("fiml", clock.now() + wait)
-                await _too_many(error, math.ceil(wait.total_seconds()))(scope, receive, send)
+                await _too_many(math.ceil(wait.total_seconds()))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _too_many(error: RateLimited, seconds: int) -> JSONResponse:
+def _too_many(seconds: int) -> JSONResponse:
     """The refusal, also as an error of the protocol: clients show its message to the model."""
+    error = RateLimited("fiml", clock.now() + timedelta(seconds=seconds))
     data = {"code": error.code, "next_step": next_step_of(error), "retry_after_seconds": seconds}
     refusal = JSONRPCError(
         jsonrpc="2.0", id=None, error=ErrorData(code=RATE_LIMITED, message=f"{error.code}: {error}", data=data)
