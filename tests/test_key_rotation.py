@@ -1,11 +1,11 @@
 """A change of keys: everything comes under the new one while others write, whenever it is cut short."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -25,6 +25,7 @@ from tests.support.deployment import Deployment
 from tests.support.stored_bytes import stored_bytes
 
 MARKER = "physalis"
+Result = TypeVar("Result")
 MOST_CALLS = 100
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -162,6 +163,30 @@ async def test_nothing_that_others_write_meanwhile_is_lost(
             asked = [query.query_type for query in found.state.history.queries]
             assert asked == ["0", "1", "2", *(f"w{n}" for n in range(10))]
     assert await store.count_key_usage() == {"k2": len(sessions)}
+
+
+async def test_a_session_that_is_written_to_without_a_pause_comes_under_the_new_key_too(
+    store: SessionStore, settings: Settings, keys: KeyFile
+) -> None:
+    session = await a_session(store)
+    change_keys(keys, "k2")
+    writes = 0
+
+    async def around(call: Callable[[], Awaitable[Result]]) -> Result:
+        """Somebody writes before each call to an engine."""
+        nonlocal writes
+        writes += 1
+        await store.record_query(session.id, make_query(f"w{writes}"), context={"0": writes})
+        return await call()
+
+    async with open_watched_store(settings, around) as watched:
+        await reencrypt(watched)
+
+    found = await existing(store, session.id)
+    assert found.state.context == session.state.context | {"0": writes}
+    asked = [query.query_type for query in found.state.history.queries]
+    assert asked == ["0", "1", "2", *(f"w{n}" for n in range(1, writes + 1))]
+    assert await store.count_key_usage() == {"k2": 1}
 
 
 async def test_the_maintenance_does_it_once_with_each_key(
