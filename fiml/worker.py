@@ -57,6 +57,8 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         "delete_old_archived_sessions": (daily, timedelta(days=1)),
         "generate_session_metrics": (daily, timedelta(days=1)),
     }
+    if settings.encryption_keys is not None:
+        times["reencrypt_sessions"] = (interval, interval)
     return {
         name: {
             "task": f"fiml.sessions.{name}",

@@ -97,6 +97,19 @@ def test_without_a_file_that_is_named_the_setting_is(shell: Shell, command: list
     assert done.stderr.count("\n") == 1
 
 
+def test_the_change_can_be_left_to_the_servers(shell: Shell) -> None:
+    shell.run("keys", "new", "--id", "old")
+    shell.begin_a_session()
+    shell.run("keys", "new", "--id", "next")
+
+    refused = shell.run("keys", "rotate", "--background", "--encrypt-plaintext")
+    left = shell.run("keys", "rotate", "--background")
+
+    assert (refused.returncode, "leave one of them out" in refused.stderr) == (1, True)
+    assert left.stdout.startswith("the current key is next\nthe maintenance encrypts what is stored")
+    assert shell.run("keys", "list", "--usage").stdout == "old  for reading  1 sessions\nnext  current  0 sessions\n"
+
+
 def test_the_doctor_says_which_key_is_current_and_what_is_wrong_with_the_file(shell: Shell) -> None:
     key_id = shell.run("keys", "new").stdout.strip()
     well = shell.run("doctor")

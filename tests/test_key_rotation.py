@@ -1,10 +1,11 @@
 """A change of keys: everything comes under the new one while others write, whenever it is cut short."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -13,6 +14,7 @@ from fiml.core.errors import CorruptRecord, NotEncrypted, NotSupported
 from fiml.db import kept_copies
 from fiml.sessions.backends.reencryption import Progress
 from fiml.sessions.keyring import KeyFile
+from fiml.sessions.maintenance import JOBS, do_due_jobs, reencrypt_if_due
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
@@ -23,6 +25,7 @@ from tests.support.deployment import Deployment
 from tests.support.stored_bytes import stored_bytes
 
 MARKER = "physalis"
+Result = TypeVar("Result")
 MOST_CALLS = 100
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -160,6 +163,85 @@ async def test_nothing_that_others_write_meanwhile_is_lost(
             asked = [query.query_type for query in found.state.history.queries]
             assert asked == ["0", "1", "2", *(f"w{n}" for n in range(10))]
     assert await store.count_key_usage() == {"k2": len(sessions)}
+
+
+async def test_a_session_that_is_written_to_without_a_pause_comes_under_the_new_key_too(
+    store: SessionStore, settings: Settings, keys: KeyFile
+) -> None:
+    session = await a_session(store)
+    change_keys(keys, "k2")
+    writes = 0
+
+    async def around(call: Callable[[], Awaitable[Result]]) -> Result:
+        """Somebody writes before each call to an engine."""
+        nonlocal writes
+        writes += 1
+        await store.record_query(session.id, make_query(f"w{writes}"), context={"0": writes})
+        return await call()
+
+    async with open_watched_store(settings, around) as watched:
+        await reencrypt(watched)
+
+    found = await existing(store, session.id)
+    assert found.state.context == session.state.context | {"0": writes}
+    asked = [query.query_type for query in found.state.history.queries]
+    assert asked == ["0", "1", "2", *(f"w{n}" for n in range(1, writes + 1))]
+    assert await store.count_key_usage() == {"k2": 1}
+
+
+async def test_the_maintenance_does_it_once_with_each_key(
+    store: SessionStore, settings: Settings, keys: KeyFile, clock: FrozenClock
+) -> None:
+    sessions = [await a_session(store, is_archived=is_archived) for is_archived in (False, True)]
+    assert "reencrypt:k1" in await do_due_jobs(store, "one")
+    change_keys(keys, "k2")
+
+    async with SessionStore(settings) as other:
+        done = [await do_due_jobs(each, holder) for each, holder in ((store, "one"), (other, "other"))]
+
+    result = done[0]["reencrypt:k2"]
+    assert (result["rewritten"], result["unreadable"], result["in_clear"]) == (2, 0, 0)
+    assert done[1] == {}
+    clock.advance(days=2)
+    assert "reencrypt:k2" not in await do_due_jobs(store, "one")
+    assert await store.count_key_usage() == {"k2": len(sessions)}
+
+
+async def test_the_maintenance_carries_on_with_what_a_killed_process_left(
+    store: SessionStore, settings: Settings, keys: KeyFile, clock: FrozenClock
+) -> None:
+    sessions = [await a_session(store) for _ in range(4)]
+    await do_due_jobs(store, "one")
+    change_keys(keys, "k2")
+    faults = Faults()
+    async with open_watched_store(settings, faults.around) as crashing:
+        faults.crash_at(5, is_reply_lost=False)
+        with suppress(Crash):
+            await do_due_jobs(crashing, "killed")
+        faults.disarm()
+    assert (await store.count_key_usage())["k1"] > 0
+    assert await do_due_jobs(store, "too early") == {}
+    clock.advance(minutes=6)
+
+    assert "reencrypt:k2" in await do_due_jobs(store, "one")
+
+    assert await store.count_key_usage() == {"k2": len(sessions)}
+
+
+async def test_a_mistake_in_the_file_of_keys_stops_no_other_job(store: SessionStore, keys: KeyFile) -> None:
+    keys.path.write_text("nonsense\n")
+
+    assert list(await do_due_jobs(store, "one")) == [job.name for job in JOBS]
+
+
+async def test_a_task_does_it_once_too(store: SessionStore, keys: KeyFile) -> None:
+    await a_session(store)
+    await reencrypt_if_due(store, "worker")
+    change_keys(keys, "k2")
+
+    results = [await reencrypt_if_due(store, "worker") for _ in range(2)]
+
+    assert [result["rewritten"] for result in results] == [1, 0]
 
 
 async def test_sessions_in_clear_are_taken_over_only_when_asked_for(

@@ -143,6 +143,15 @@ def test_two_who_add_keys_lose_none(key_file: Path) -> None:
     assert len(KeyFile(key_file).keyring().keys) == 2
 
 
+@pytest.mark.parametrize("text", ["", "\n", "# of the desk\n"])
+def test_a_file_without_a_key_gets_its_first(key_file: Path, text: str) -> None:
+    key_file.write_text(text)
+
+    key = KeyFile(key_file).add()
+
+    assert KeyFile(key_file).keyring().current == key
+
+
 @pytest.mark.parametrize(("key_id", "says"), [("k1", "taken"), ("a b", "letters"), ("", "letters"), ("k" * 33, "32")])
 def test_an_id_of_a_key_is_checked(key_file: Path, key_id: str, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):

@@ -20,6 +20,7 @@ from fiml.core.clock import using
 from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured
 from fiml.sessions import tasks
+from fiml.sessions.keyring import KeyFile
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
@@ -194,6 +195,21 @@ def test_the_beat_table_is_that_of_the_settings() -> None:
         tasks.delete_old_archived_sessions.name,
         tasks.generate_session_metrics.name,
     }
+
+
+def test_the_beat_table_has_the_change_of_keys_where_something_is_encrypted(tmp_path: Path) -> None:
+    table = beat_schedule(Settings(encryption_keys=tmp_path / "keys"))
+
+    assert table["reencrypt_sessions"]["task"] == tasks.reencrypt_sessions.name
+
+
+def test_the_task_of_a_change_of_keys_runs_in_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FIML_DATA_DIR", str(tmp_path / "encrypted"))
+    assert tasks.reencrypt_sessions()["rewritten"] == 0  # nothing is encrypted
+    KeyFile(tmp_path / "keys").add()
+    monkeypatch.setenv("FIML_ENCRYPTION_KEYS", str(tmp_path / "keys"))
+
+    assert tasks.reencrypt_sessions()["rewritten"] == 0
 
 
 @pytest.mark.parametrize(

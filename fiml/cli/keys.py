@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fiml.core import clock
 from fiml.core.config import Settings
-from fiml.core.errors import Misconfigured
+from fiml.core.errors import InvalidInput, Misconfigured
 
 if TYPE_CHECKING:  # what only these commands need
     from fiml.sessions.backends.reencryption import Progress
@@ -49,11 +50,19 @@ def rotate(
     encrypt_plaintext: Annotated[
         bool, typer.Option("--encrypt-plaintext", help="encrypt sessions from before encryption too")
     ] = False,
+    background: Annotated[
+        bool, typer.Option("--background", help="leave what is stored to the maintenance of the servers")
+    ] = False,
 ) -> None:
     """Encrypt with the newest key from now on, and everything that is stored, while servers go on."""
+    if background and encrypt_plaintext:
+        raise InvalidInput("--background", "doesn't go with --encrypt-plaintext", "leave one of them out")
     key = _key_file().advance()
     typer.echo(f"the current key is {key.id}")
-    progress = asyncio.run(_reencrypt(adopts_plaintext=encrypt_plaintext))
+    if background:
+        typer.echo("the maintenance encrypts what is stored; `fiml keys list --usage` shows how far it is")
+        return
+    progress = asyncio.run(_reencrypt(key.id, adopts_plaintext=encrypt_plaintext))
     typer.echo(f"{progress.rewritten} sessions were encrypted anew, of {progress.looked_at}")
     if progress.kept_copies:
         typer.echo(f"these copies still hold what was in clear; remove them: {', '.join(progress.kept_copies)}")
@@ -84,8 +93,9 @@ async def _usage() -> Counter[str]:
         return await store.count_key_usage()
 
 
-async def _reencrypt(*, adopts_plaintext: bool) -> "Progress":
+async def _reencrypt(key_id: str, *, adopts_plaintext: bool) -> "Progress":
     from fiml.sessions.backends.reencryption import Progress  # noqa: PLC0415 - as above
+    from fiml.sessions.maintenance import key_change  # noqa: PLC0415 - as above
     from fiml.sessions.store import SessionStore  # noqa: PLC0415 - as above
 
     progress, shown = Progress(), 0
@@ -94,4 +104,7 @@ async def _reencrypt(*, adopts_plaintext: bool) -> "Progress":
             if progress.looked_at >= shown + _SHOW_EVERY:
                 shown = progress.looked_at
                 typer.echo(f"looked at {shown} sessions", err=True)
+        await store.keeping.finish_job(
+            key_change(key_id).name, now=clock.now(), result={"rewritten": progress.rewritten}
+        )
     return progress

@@ -84,7 +84,7 @@ class KeyFile:
         added: list[Key] = []
 
         def append(lines: list[str]) -> list[str]:
-            keyring = self._parse(lines) if lines else None
+            keyring = self._parse(lines) if any(_is_key(each) for each in lines) else None
             known = {} if keyring is None else keyring.keys
             name = _next_id(known) if key_id is None else _checked_id(key_id, known)
             added.append(Key(name, secrets.token_bytes(SECRET_BYTES)))
@@ -122,7 +122,7 @@ class KeyFile:
         keys: dict[str, Key] = {}
         current: Key | None = None
         for number, line in enumerate(lines, 1):
-            if not line.strip() or line.lstrip().startswith("#"):
+            if not _is_key(line):
                 continue
             is_marked, key = self._parse_line(number, line)
             if key.id in keys:
@@ -215,6 +215,10 @@ def _checked_id(key_id: str, known: dict[str, Key]) -> str:
 def _next_id(known: dict[str, Key]) -> str:
     """`k1`, `k2` and so on, with what makes it another one than on a machine whose file differs."""
     return f"k{len(known) + 1}-{secrets.token_hex(3)}"
+
+
+def _is_key(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")
 
 
 def _marked(line: str, key_id: str) -> str:

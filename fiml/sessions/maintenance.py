@@ -68,6 +68,21 @@ async def generate_session_metrics(store: SessionStore) -> Result:
     }
 
 
+async def reencrypt_sessions(store: SessionStore) -> Result:
+    """Encrypt everything with the current key: `rewritten`, and what was left, `unreadable` and `in_clear`."""
+    elapsed_ms = clock.stopwatch()
+    counts = {"rewritten": 0, "unreadable": 0, "in_clear": 0}
+    async for progress in store.reencrypt_sessions():
+        counts = {name: getattr(progress, name) for name in counts}
+    return {**counts, "duration_seconds": elapsed_ms() / 1000}
+
+
+async def reencrypt_if_due(store: SessionStore, holder: str) -> Result:
+    """As `reencrypt_sessions`, where that was not done yet with the current key and nobody has it in hand."""
+    done = [result for job in _key_changes(store) if (result := await _do_if_due(job, store, holder)) is not None]
+    return done[0] if done else {"rewritten": 0, "unreadable": 0, "in_clear": 0, "duration_seconds": 0.0}
+
+
 def _an_interval_ago(settings: Settings) -> datetime:
     return clock.now() - timedelta(minutes=settings.session_cleanup_interval_minutes)
 
@@ -85,6 +100,24 @@ JOBS = (
 )
 
 
+def key_change(key_id: str) -> Job:
+    """What is done once with each key, when it becomes the current one."""
+    return Job(f"reencrypt:{key_id}", reencrypt_sessions, lambda _settings: datetime.min.replace(tzinfo=UTC))
+
+
+def _key_changes(store: SessionStore) -> list[Job]:
+    key_id = store.current_key_id
+    return [] if key_id is None else [key_change(key_id)]
+
+
+def _jobs_of(store: SessionStore) -> list[Job]:
+    try:
+        return [*JOBS, *_key_changes(store)]
+    except FimlError as exc:  # a mistake in the file of keys must not stop the archiving
+        _log.warning("job_failed", job="reencrypt", code=exc.code, problem=str(exc))
+        return list(JOBS)
+
+
 async def do(job: Job, store: SessionStore) -> Result:
     """Do a job now, whoever else does it, and note that it is done."""
     result = await job.work(store)
@@ -98,14 +131,21 @@ async def do_due_jobs(store: SessionStore, holder: str) -> dict[str, Result]:
     A process that dies with a job in hand is succeeded five minutes later.
     """
     done: dict[str, Result] = {}
-    for job in JOBS:
+    for job in _jobs_of(store):
         try:
-            if await _claim(job, store, holder):
-                async with _kept(job, store, holder):
-                    done[job.name] = await do(job, store)
+            result = await _do_if_due(job, store, holder)
         except FimlError as exc:  # the other jobs may fare better, and the next look tries again
             _log.warning("job_failed", job=job.name, code=exc.code, problem=str(exc))
+        else:
+            done |= {} if result is None else {job.name: result}
     return done
+
+
+async def _do_if_due(job: Job, store: SessionStore, holder: str) -> Result | None:
+    if not await _claim(job, store, holder):
+        return None
+    async with _kept(job, store, holder):
+        return await do(job, store)
 
 
 async def _claim(job: Job, store: SessionStore, holder: str) -> bool:
@@ -118,9 +158,14 @@ async def _claim(job: Job, store: SessionStore, holder: str) -> bool:
     )
 
 
+def a_holder() -> str:
+    """A name under which a process takes jobs in hand, like no other's."""
+    return f"{socket.gethostname()[:40]}:{os.getpid()}:{uuid4().hex[:8]}"
+
+
 async def do_jobs_when_due(open_store: Callable[[], Awaitable[SessionStore]], *, look_every_s: float) -> None:
     """Do the jobs whenever they are due, until cancelled. A failure is logged, and the next look tries again."""
-    holder = f"{socket.gethostname()[:40]}:{os.getpid()}:{uuid4().hex[:8]}"
+    holder = a_holder()
     while True:
         try:
             for name, result in (await do_due_jobs(await open_store(), holder)).items():

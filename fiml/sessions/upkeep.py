@@ -88,6 +88,17 @@ class UpkeepVerbs:
             is_done = after is None
         return total
 
+    @property
+    def current_key_id(self) -> str | None:
+        """With which key is encrypted now; `None` where nothing is.
+
+        Raises:
+            Misconfigured: the file of keys isn't as it should be.
+        """
+        if self.settings.encryption_keys is None:
+            return None
+        return self._encrypted_backend().cipher.keyring().current.id
+
     def reencrypt_sessions(self, *, adopts_plaintext: bool = False) -> "AsyncIterator[Progress]":
         """Encrypt everything with the current key, while others read and write; how far it came, batch by batch.
 

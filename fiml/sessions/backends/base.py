@@ -262,7 +262,7 @@ class Backend(Protocol):
         are those of the new texts.
 
         Raises:
-            Unavailable: others write to it without a pause.
+            Unavailable: it is archived and resumed without a pause.
         """
 
     async def scrub(self) -> list[str]:

@@ -183,11 +183,13 @@ class RedisTier:
         remove = _remove_for_good(session_id)
         await self._client.run([remove, *(leave([found]) if found else ())])
 
-    async def rewrite(self, header: Header, texts: Texts) -> str:
-        """Give a session other texts at its version: `rewritten`, `changed` or `absent`."""
-        command = REWRITE(
-            keys.session_keys(header.id)[:3], header.version, texts.history_bytes, *fields.encode_texts(texts)
-        )
+    async def rewrite(self, record: SessionRecord, texts: Texts) -> str:
+        """Put other texts in the place of those that were read: `rewritten`, `changed` or `absent`.
+
+        What others wrote since then stays as it is.
+        """
+        header = record.header
+        command = REWRITE(keys.session_keys(header.id)[:3], header.life, *fields.encode_texts(record.entries, texts))
         [outcome] = await self._client.run([command])
         return str(outcome.decode())
 

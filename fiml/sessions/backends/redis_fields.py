@@ -1,5 +1,6 @@
 """How a session is written into the fields of Redis hashes, and read back."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -110,9 +111,13 @@ def encode_change(change: Change) -> list[Argument]:
     ]
 
 
-def encode_texts(texts: Texts) -> list[Argument]:
+def encode_texts(before: Entries, texts: Texts) -> list[Argument]:
     """The groups of `rewrite.lua`."""
-    entries = [(_entry_field(name, key), text) for name, each in texts.entries.items() for key, text in each.items()]
+    entries = [
+        (_entry_field(name, key), _digest(before[name][key]), text)
+        for name, each in texts.entries.items()
+        for key, text in each.items()
+    ]
     return [*_group(entries), *_group((text,) for _, text in texts.queries)]
 
 
@@ -222,6 +227,10 @@ def _encode_query(encoded: EncodedQuery) -> tuple[Argument, ...]:
         "" if query.execution_time_ms is None else time_bucket(query.execution_time_ms),
         query.day,
     )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()  # what Redis' scripts can compute
 
 
 def _entry_field(name: str, key: str) -> str:

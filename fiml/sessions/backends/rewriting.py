@@ -23,11 +23,6 @@ class Texts:
     entries: Entries
     queries: list[tuple[UUID, str]]
 
-    @property
-    def history_bytes(self) -> int:
-        """What the queries take."""
-        return sum(len(text.encode()) for _, text in self.queries)
-
     def of(self, record: SessionRecord) -> SessionRecord:
         """The record with these texts."""
         history = history_json(text for _, text in self.queries)

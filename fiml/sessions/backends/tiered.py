@@ -194,9 +194,9 @@ class TieredBackend:
             texts = None if record is None else rewrite(record)
             if record is None or texts is None:
                 return False
-            if await self._live.rewrite(record.header, texts) == "rewritten":
+            if await self._live.rewrite(record, texts) == "rewritten":
                 return True
-        raise Unavailable(f"session {session_id}", "others write to it without a pause")
+        raise Unavailable(f"session {session_id}", "it is archived and resumed without a pause")
 
     async def away(self) -> list[Part]:
         parts: list[Part] = []

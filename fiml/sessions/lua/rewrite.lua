@@ -1,18 +1,27 @@
--- Give a live session new texts in the place of the old ones, unless somebody wrote to it since they were read.
+-- Give a live session new texts in the place of those that were read. What others wrote since stays: entries are
+-- compared with what was read, and queries are only ever appended in one life.
 -- KEYS 1 header, 2 entries, 3 queries
--- ARGV 1 only at this version, 2 bytes of the queries, 3 how many entries, then field and value of each;
---      how many queries, then the JSON of each, all of them in their order
--- Returns 'rewritten'; 'changed' where it is at another version; 'absent' where it isn't live.
-local version = redis.call('HGET', KEYS[1], 'version')
-if not version then return 'absent' end
-if version ~= ARGV[1] then return 'changed' end
+-- ARGV 1 only in this life, 2 how many entries, then field, SHA-1 of the text that was read, and new text of each;
+--      how many queries, then the new JSON of each, the first ones of the session in their order
+-- Returns 'rewritten'; 'changed' where it lives another life; 'absent' where it isn't live.
+local life = redis.call('HGET', KEYS[1], 'life')
+if not life then return 'absent' end
+local queries = redis.call('LRANGE', KEYS[3], 0, -1)
+local first = 3 + 3 * tonumber(ARGV[2])
+local count = tonumber(ARGV[first])
+if life ~= ARGV[1] or #queries < count then return 'changed' end
 
-local at = 4
-for _ = 1, tonumber(ARGV[3]) do
-  redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1])
-  at = at + 2
+for at = 3, first - 1, 3 do
+  local stored = redis.call('HGET', KEYS[2], ARGV[at])
+  if stored and redis.sha1hex(stored) == ARGV[at + 1] then redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 2]) end
+end
+
+local longer = 0
+for i = 1, count do
+  longer = longer + #ARGV[first + i] - #queries[i]
+  queries[i] = ARGV[first + i]
 end
 redis.call('DEL', KEYS[3])
-for i = at + 1, at + tonumber(ARGV[at]) do redis.call('RPUSH', KEYS[3], ARGV[i]) end
-redis.call('HSET', KEYS[1], 'history_bytes', ARGV[2])
+for _, text in ipairs(queries) do redis.call('RPUSH', KEYS[3], text) end
+redis.call('HINCRBY', KEYS[1], 'history_bytes', longer)
 return 'rewritten'
