@@ -27,6 +27,8 @@ EXTRAS = {
     "server": ("redis", "hiredis", "asyncpg", "celery"),
     "yahoo": ("yfinance", "exchange_calendars", "stamina", "aiolimiter"),
     "ccxt": ("ccxt", "stamina", "aiolimiter"),
+    "metrics": ("prometheus_client",),
+    "tracing": ("opentelemetry.sdk", "opentelemetry.exporter"),
     "testing": ("hypothesis", "pytest", "pytest_asyncio"),
 }
 _MARK_CHARACTERS = 8
@@ -268,6 +270,12 @@ def _extras(settings: Settings) -> list[Check]:
         _extra("server", is_needed=is_server_needed, purpose="FIML_REDIS_URL and FIML_DATABASE_URL need it"),
         _extra("yahoo", is_needed=False, purpose="live stocks, funds and indices need it"),
         _extra("ccxt", is_needed=False, purpose="live coins need it"),
+        _extra(
+            "metrics",
+            is_needed=settings.metrics_address is not None,
+            purpose="FIML_METRICS_ADDRESS needs it",
+        ),
+        _extra("tracing", is_needed=False, purpose="traces by OpenTelemetry need it"),
         _extra("testing", is_needed=False, purpose="only tests that use fiml.testing need it"),
     ]
 

@@ -19,6 +19,7 @@ from fiml.core.errors import (
     Unavailable,
     echo,
 )
+from fiml.core.observe import observed_verbs
 from fiml.sessions import values
 from fiml.sessions.backends import open_backend
 from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteRules
@@ -313,6 +314,7 @@ def refuse_unless_live(session_id: UUID, session: Session | None) -> Session:
     return session
 
 
+@observed_verbs()
 class PrincipalStore(SessionVerbs):
     """A store as one user sees it: another's session is as one that does not exist."""
 
@@ -325,6 +327,7 @@ class PrincipalStore(SessionVerbs):
         return self._store._backend  # noqa: SLF001  a view of that store
 
 
+@observed_verbs("initialize", "shutdown", "figures")
 class SessionStore(SessionVerbs, UpkeepVerbs):
     """The sessions of one installation, for trusted code: it sees everybody's.
 

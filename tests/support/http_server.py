@@ -21,10 +21,11 @@ START_TRIES = 300
 
 @dataclass
 class HttpServer:
-    """A server process and its address."""
+    """A server process, its address and its log."""
 
     process: Process
     url: str
+    log: Path
 
     async def get(self, path: str, **headers: str) -> httpx2.Response:
         async with httpx2.AsyncClient() as client:
@@ -50,16 +51,18 @@ class HttpServer:
 @asynccontextmanager
 async def http_server(folder: Path, **variables: str) -> AsyncIterator[HttpServer]:
     """A server with its data in `folder`, or where `variables` say; ended at the end of the block."""
-    port = _free_port()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fiml", "serve", "--http", f"127.0.0.1:{port}"),
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=PIPE,
-        cwd=ROOT,
-        env={"PATH": os.defpath} | environment(folder) | variables,
-    )
-    server = HttpServer(process, f"http://127.0.0.1:{port}")
+    port = free_port()
+    log = folder.with_name(f"{folder.name}-{port}.log")
+    with log.open("w") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "fiml", "serve", "--http", f"127.0.0.1:{port}"),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=stderr,
+            cwd=ROOT,
+            env={"PATH": os.defpath} | environment(folder) | variables,
+        )
+    server = HttpServer(process, f"http://127.0.0.1:{port}", log)
     try:
         await _wait_until_it_answers(server)
         yield server
@@ -81,7 +84,7 @@ async def _wait_until_it_answers(server: HttpServer) -> None:
     raise AssertionError("the server doesn't answer")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -12,9 +12,9 @@ from fiml.core.config import Synchronous
 from fiml.core.errors import SessionConflict, SessionExpired
 from fiml.db.engines import async_sqlite_engine
 from fiml.db.sqlite_file import SqliteFile, driver
-from fiml.sessions.backends import archive, at_rest, indexing, retention, sqlite_sweep
+from fiml.sessions.backends import archive, at_rest, figures, indexing, retention, sqlite_sweep
 from fiml.sessions.backends import sqlite_rows as rows
-from fiml.sessions.backends.base import Ended, Found, PageQuery, SweepReport, WriteRules, merge_pages
+from fiml.sessions.backends.base import Ended, Found, PageQuery, StoreFigures, SweepReport, WriteRules, merge_pages
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, check_format, revived
@@ -158,6 +158,11 @@ class SqliteBackend:
             )
 
         return await self._file.transact(purge)
+
+    async def figures(self, now: datetime) -> StoreFigures:
+        found = StoreFigures(engines={})
+        look = self._file.view(lambda connection: figures.look_at_file(connection, found, now))
+        return await figures.gathered(found, ("sqlite", look))
 
     async def page(self, query: PageQuery) -> list[tuple[Header, bool]]:
         def both(connection: Connection) -> list[tuple[Header, bool]]:

@@ -10,8 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from fiml.core.errors import RecordRefused, Unavailable
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends import archive, at_rest, indexing, redis, redis_sweep, retention
-from fiml.sessions.backends.base import Ended, Found, PageQuery, SweepReport, WriteRules, merge_pages, rows_down_to
+from fiml.sessions.backends import archive, at_rest, figures, indexing, redis, redis_sweep, retention
+from fiml.sessions.backends.base import (
+    Ended,
+    Found,
+    PageQuery,
+    StoreFigures,
+    SweepReport,
+    WriteRules,
+    merge_pages,
+    rows_down_to,
+)
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.backends.redis_index import place_of
 from fiml.sessions.backends.redis_search import RedisSearch
@@ -124,6 +133,15 @@ class TieredBackend:
         await self._database.transact(lambda connection: at_rest.bury(connection, session_id, version=version, now=now))
         await self._live.remove_for_good(session_id, None if live is None else live.place)
         return True
+
+    async def figures(self, now: datetime) -> StoreFigures:
+        found = StoreFigures(engines={})
+        return await figures.gathered(
+            found,
+            ("redis", figures.look_at_sessions_in_redis(self._client, found, now)),
+            ("redis", figures.look_at_redis(self._client, found)),
+            ("postgresql", self._database.transact(lambda connection: figures.look_at_postgres(connection, found))),
+        )
 
     async def page(self, query: PageQuery) -> list[tuple[Header, bool]]:
         live = await self._live.page(query)
