@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Awaitable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, func, select, text
 
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import FimlError, Unavailable
+from fiml.db.redis_replies import lowest_moment
 from fiml.db.tables import active_sessions, maintenance_jobs, session_quarantine, sessions
 from fiml.sessions.backends.base import COUNTED_EXACTLY, RedisState, StoreFigures
 from fiml.sessions.backends.redis_keys import expiry_keys
@@ -50,9 +51,9 @@ async def look_at_sessions_in_redis(client: "RedisClient", figures: StoreFigures
     )
     size = len(keys)
     figures.live, figures.waiting = sum(replies[:size]), sum(replies[size : 2 * size])
-    first = [micros_of for found in replies[2 * size :] for micros_of in _scores(found)]
-    if first and min(first) <= micros:
-        figures.oldest_waiting = from_micros(min(first))
+    oldest = lowest_moment(replies[2 * size :])
+    if oldest is not None and oldest <= now:
+        figures.oldest_waiting = oldest
 
 
 async def look_at_redis(client: "RedisClient", figures: StoreFigures) -> None:
@@ -111,10 +112,3 @@ def look_at_file(connection: Connection, figures: StoreFigures, now: datetime) -
     figures.live = connection.scalar(select(func.count()).select_from(active_sessions))
     figures.waiting, oldest = connection.execute(waiting).one()
     figures.oldest_waiting = None if oldest is None else from_micros(oldest)
-
-
-def _scores(found: Any) -> list[int]:
-    """The scores of what ZRANGE returned: pairs, or a flat list, as the protocol has it."""
-    if not found:
-        return []
-    return [int(float(found[0][1] if isinstance(found[0], list | tuple) else found[1]))]
