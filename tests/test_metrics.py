@@ -57,9 +57,9 @@ async def test_the_standing_of_a_store_is_told_on_every_deployment(
     assert (before["fiml_sessions_archived"], before["fiml_sessions_quarantined"]) == (1, 0)
     assert (after["fiml_sessions_live"], after["fiml_backlog_sessions"]) == (2, 0)
     assert (after["fiml_backlog_oldest_seconds"], after["fiml_sessions_archived"]) == (0, 2)
-    done = after['fiml_job_done_timestamp_seconds{job="cleanup_expired_sessions"}']
+    done = after['fiml_task_done_timestamp_seconds{task="cleanup_expired_sessions"}']
     assert done == clock.now().timestamp()
-    assert after['fiml_job_sessions_total{job="cleanup_expired_sessions",outcome="archived"}'] == 1
+    assert after['fiml_task_sessions_total{outcome="archived",task="cleanup_expired_sessions"}'] == 1
     assert after['fiml_operation_seconds_count{code="ok",verb="create_session"}'] == 4
     assert {value for name, value in after.items() if name.startswith("fiml_engine_up")} == {1}
     assert str(first.id) not in str(after)
@@ -213,10 +213,10 @@ def test_a_worker_tells_what_the_processes_it_forked_did(
     app = make_app(settings)
     with worker(settings, tmp_path, "--no-beat", FIML_METRICS_ADDRESS=where):
         app.send_task("fiml.sessions.cleanup_expired_sessions").get(timeout=PATIENCE_S)
-        samples = _when_told(where, 'fiml_job_seconds_count{code="ok",job="cleanup_expired_sessions"}')
+        samples = _when_told(where, 'fiml_task_seconds_count{code="ok",task="cleanup_expired_sessions"}')
 
-    assert samples['fiml_job_seconds_count{code="ok",job="cleanup_expired_sessions"}'] == 1
-    assert samples['fiml_job_sessions_total{job="cleanup_expired_sessions",outcome="archived"}'] == 0
+    assert samples['fiml_task_seconds_count{code="ok",task="cleanup_expired_sessions"}'] == 1
+    assert samples['fiml_task_sessions_total{outcome="archived",task="cleanup_expired_sessions"}'] == 0
     assert samples['fiml_engine_seconds_count{code="ok",engine="redis"}'] > 0
     assert [name for name in samples if name.startswith("fiml_build{")]
 

@@ -10,7 +10,10 @@ _LONG = (0.1, 0.5, 1, 5, 15, 60, 300, 1800)
 
 
 class Recorder:
-    """Keeps measurements in a registry; it is a `fiml.core.observe.Meter`."""
+    """Keeps measurements in a registry; it is a `fiml.core.observe.Meter`.
+
+    No label is called `job` or `instance`: Prometheus has those for itself.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def histogram(name: str, label: str, words: str, buckets: tuple[float, ...] = _QUICK) -> Histogram:
@@ -20,12 +23,12 @@ class Recorder:
             Timed.CALL: histogram("fiml_call_seconds", "call", "Requests of MCP clients"),
             Timed.OPERATION: histogram("fiml_operation_seconds", "verb", "Verbs of the session store"),
             Timed.ENGINE: histogram("fiml_engine_seconds", "engine", "Exchanges with an engine"),
-            Timed.JOB: histogram("fiml_job_seconds", "job", "Jobs of the maintenance", _LONG),
+            Timed.JOB: histogram("fiml_task_seconds", "task", "Tasks of the maintenance", _LONG),
             Timed.FETCH: histogram("fiml_fetch_seconds", "part", "Parts of answers asked of a market provider"),
         }
         self._counted = {
             Counted.JOB_SESSIONS: Counter(
-                "fiml_job_sessions", "What jobs dealt with", ["job", "outcome"], registry=registry
+                "fiml_task_sessions", "What tasks dealt with", ["task", "outcome"], registry=registry
             ),
             Counted.MARKET_ANSWERS: Counter(
                 "fiml_market_answers", "Parts of answers by who gave them", ["layer", "stale"], registry=registry

@@ -37,7 +37,7 @@ class Standing(Collector):
         except TimeoutError:
             waiting.cancel()
             figures = None
-        yield from _families(self._settings, figures)
+        yield from families(self._settings, figures)
 
     def describe(self) -> list[Metric]:
         """Nothing, so that registering asks no engine."""
@@ -64,7 +64,8 @@ async def _figures(runtime: Runtime) -> "StoreFigures | None":
         return None
 
 
-def _families(settings: Settings, figures: "StoreFigures | None") -> Iterator[Metric]:
+def families(settings: Settings, figures: "StoreFigures | None") -> Iterator[Metric]:
+    """The figures as Prometheus has them; `None` where the store couldn't be asked."""
     yield _gauge("fiml_store_up", "Whether the store could be asked", 0 if figures is None else 1)
     interval_s = settings.session_cleanup_interval_minutes * 60
     yield _gauge("fiml_cleanup_interval_seconds", "How often expired sessions are archived", interval_s)
@@ -75,7 +76,7 @@ def _families(settings: Settings, figures: "StoreFigures | None") -> Iterator[Me
         return
     yield from _sessions(figures)
     done = {job: moment.timestamp() for job, moment in figures.jobs_done.items()}
-    yield _labelled("fiml_job_done_timestamp_seconds", "When a job was done last", "job", done)
+    yield _labelled("fiml_task_done_timestamp_seconds", "When a task was done last", "task", done)
     yield _labelled("fiml_engine_replicas", "Replicas that an engine has", "engine", figures.replicas)
     yield _labelled("fiml_engine_replica_lag_seconds", "Lag of the slowest replica", "engine", figures.replica_lag_s)
     if figures.redis is not None:
