@@ -14,8 +14,8 @@ import redis
 
 from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured
+from fiml.core.shared_look import SharedLook
 from fiml.metrics.exposing import exposing
-from fiml.metrics.standing import SharedLook
 from fiml.runtime import open_runtime
 from fiml.sessions.backends.base import COUNTED_EXACTLY, StoreFigures
 from fiml.sessions.maintenance import JOBS, do

@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 from uuid import UUID
 
 import httpx2
@@ -34,6 +37,16 @@ ROOT = Path(__file__).parent.parent
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
 SECRET = "hunter2"  # noqa: S105 - nobody's
+PROGRAM = (
+    "import asyncio\n"
+    "from fiml.core.tracing import tracing\n"
+    "from fiml.sessions.store import SessionStore\n"
+    "async def use():\n"
+    "    async with SessionStore() as store:\n"
+    "        await store.create_session(['AAPL'], 'equity')\n"
+    "with tracing():\n"
+    "    asyncio.run(use())\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -178,23 +191,47 @@ def test_a_task_belongs_to_the_trace_of_whoever_sends_it(
     ],
 )
 def test_the_standard_variables_switch_traces_on_and_off(tmp_path: Path, variables: dict[str, str], says: str) -> None:
-    program = (
-        "import asyncio\n"
-        "from fiml.core.tracing import tracing\n"
-        "from fiml.sessions.store import SessionStore\n"
-        "async def use():\n"
-        "    async with SessionStore() as store:\n"
-        "        await store.create_session(['AAPL'], 'equity')\n"
-        "with tracing():\n"
-        "    asyncio.run(use())\n"
-    )
     environment = {"PATH": os.environ["PATH"], "FIML_DATA_DIR": str(tmp_path), "PYTHONPATH": str(ROOT), **variables}
 
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )
 
     said = done.stdout + done.stderr
     assert says in said
     assert bool(said) == bool(says)
     assert '"name"' not in done.stdout
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Keeps what is sent to it."""
+
+    received: ClassVar[list[tuple[str, bytes]]] = []
+
+    def do_POST(self) -> None:
+        self.received.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_words: object) -> None: ...
+
+
+def test_spans_are_sent_to_the_endpoint_that_is_named(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        environment = {
+            "PATH": os.environ["PATH"],
+            "FIML_DATA_DIR": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            "OTEL_SERVICE_NAME": "of-the-test",
+        }
+        subprocess.run([sys.executable, "-c", PROGRAM], env=environment, cwd=tmp_path, check=True)
+        server.shutdown()
+
+    assert {path for path, _ in Collector.received} == {"/v1/traces"}
+    sent = b"".join(body for _, body in Collector.received)
+    assert b"create_session" in sent
+    assert b"of-the-test" in sent
+    assert b"AAPL" not in sent

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fiml.core.config import Settings, split_address
 from fiml.core.errors import FimlError, InvalidInput, Misconfigured, Unavailable, echo
+from fiml.core.shared_look import SharedLook
 from fiml.mcp.auth import BearerVerifier
 from fiml.mcp.requests import NamedRequests
 from fiml.mcp.server import build_server
@@ -92,14 +93,12 @@ class _Probe:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._look: asyncio.Task[bool] | None = None
+        self._look = SharedLook(self._engines_answer)
 
     async def is_ready(self) -> bool:
-        if self._look is None or self._look.done():
-            self._look = asyncio.create_task(self._engines_answer())
         try:
             async with asyncio.timeout(READY_WITHIN_S):
-                return await asyncio.shield(self._look)
+                return await self._look.result()
         except TimeoutError:
             _log.warning("not_ready", code="no_answer_in_time")
             return False

@@ -1,7 +1,7 @@
 """How the store stands, asked of the engines when somebody scrapes: the same from every process over one store."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError
+from fiml.core.shared_look import SharedLook
 from fiml.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -42,19 +43,6 @@ class Standing(Collector):
     def describe(self) -> list[Metric]:
         """Nothing, so that registering asks no engine."""
         return []
-
-
-class SharedLook:
-    """One look at a time: whoever asks while one is under way gets what it finds."""
-
-    def __init__(self, look: "Callable[[], Awaitable[StoreFigures | None]]") -> None:
-        self._ask = look
-        self._under_way: asyncio.Task[StoreFigures | None] | None = None
-
-    async def result(self) -> "StoreFigures | None":
-        if self._under_way is None or self._under_way.done():
-            self._under_way = asyncio.ensure_future(self._ask())
-        return await asyncio.shield(self._under_way)
 
 
 async def _figures(runtime: Runtime) -> "StoreFigures | None":
