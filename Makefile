@@ -18,7 +18,7 @@ REQUIREMENTS := pyproject.toml constraints.txt
 .PHONY: help demo test lint types format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.core ## try it: an analysis on sample data
 	@FIML_MARKET_DATA=sample $(BIN)/fiml demo
@@ -47,6 +47,10 @@ CONFORMANCE := @modelcontextprotocol/conformance@0.2.0-alpha.12
 interop: .venv/.core .interop/.made ## MCP Inspector and conformance suite; fetches Node and npm packages
 	.interop/bin/python interop/inspector.py $(BIN)/fiml
 	.interop/bin/python interop/conformance.py $(BIN)/fiml $(BIN)/python
+
+.PHONY: deploy-check
+deploy-check: .venv/.dev ## check deploy/ with promtool, and carry out the Dockerfile's steps; minutes
+	$(BIN)/python deploy/check.py
 
 .interop/.made: .venv/.made interop/install_from_npm.py Makefile
 	$(BIN)/python -m venv .interop

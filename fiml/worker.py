@@ -1,5 +1,6 @@
 """The Celery app and its beat table: Redis, or what `FIML_BROKER_URL` names, is the broker."""
 
+import logging
 import ssl
 from datetime import time, timedelta
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import Any
 
 from celery import Celery
 from celery.schedules import crontab
+from celery.signals import setup_logging
 
 from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured
+from fiml.core.tracing import tracing
+from fiml.metrics.exposing import exposing_worker
 
 QUEUE = "fiml"
 
@@ -83,7 +87,14 @@ def run_worker(settings: Settings, *, concurrency: int, has_beat: bool) -> None:
     arguments = ["worker", "--loglevel=INFO", f"--concurrency={concurrency}"]
     if has_beat:
         arguments += ["--beat", f"--schedule={_beat_file(settings)}"]
-    make_app(settings).worker_main(arguments)
+    setup_logging.connect(_log_as_fiml_does)
+    logging.getLogger("celery").setLevel(settings.log_level.upper())
+    with tracing(), exposing_worker(settings):
+        make_app(settings).worker_main(arguments)
+
+
+def _log_as_fiml_does(**_signal: Any) -> None:
+    """Say that the logging is set up already, so that Celery leaves it as it is."""
 
 
 def _beat_file(settings: Settings) -> Path:

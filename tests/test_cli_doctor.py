@@ -290,11 +290,21 @@ class TestEmbedded:
     def test_expired_sessions_that_wait_are_counted_and_it_says_what_sweeps_them(self) -> None:
         asyncio.run(leave_expired_sessions(Settings(), 3))
 
-        line = line_about("backlog", run(FIML_SESSION_CLEANUP_INTERVAL_MINUTES="5"))
+        line = line_about("backlog", run(FIML_SESSION_CLEANUP_INTERVAL_MINUTES="50"))
 
         assert line.startswith("note    backlog: 3 expired sessions")
-        assert "`fiml serve` does it every 5 minutes" in line
+        assert "`fiml serve` does it every 50 minutes" in line
         assert "`fiml sessions sweep`" in line
+
+    def test_a_backlog_that_no_sweep_has_looked_at_grows(self) -> None:
+        asyncio.run(leave_expired_sessions(Settings(), 3))
+
+        result = run(FIML_SESSION_CLEANUP_INTERVAL_MINUTES="5")
+
+        line = line_about("backlog", result)
+        assert re.search(r"3 expired sessions to be archived, the oldest for (59|60) minutes: no sweep has run", line)
+        assert "see that `fiml serve` or a worker runs" in line
+        assert result.exit_code == 0
 
     def test_an_outdated_schema_is_upgraded_at_next_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(leave_expired_sessions(Settings(), 0))
@@ -423,6 +433,38 @@ class TestServer:
         line = line_about("backlog", run(**variables))
 
         assert line.startswith("note    backlog: at most 3 expired sessions")
+        assert "grows" not in line
+        assert "grows" in line_about("backlog", run(**variables, FIML_SESSION_CLEANUP_INTERVAL_MINUTES="5"))
+
+    def test_clocks_that_are_apart_are_noted(self, empty_redis: str, empty_database: str) -> None:
+        variables = {"FIML_REDIS_URL": empty_redis, "FIML_DATABASE_URL": empty_database}
+
+        together = run(**variables)
+        with clock.using(Earlier()):
+            apart = run(**variables)
+
+        for server in ("Valkey", "PostgreSQL"):
+            assert line_about(f"{server} clock", together) == f"ok      {server} clock: as ours"
+            assert line_about(f"{server} clock", apart).startswith(
+                f"note    {server} clock: 7200 seconds ahead of ours"
+            )
+        assert apart.exit_code == 0
+
+    def test_replicas_are_told_of_where_some_are_expected(self, empty_database: str) -> None:
+        with valkey_server() as primary, valkey_server() as replica, redis.Redis.from_url(replica.url) as client:
+            variables = {"FIML_REDIS_URL": primary.url, "FIML_DATABASE_URL": empty_database}
+            unasked = run(**variables)
+            missing = run(**variables, FIML_EXPECTED_REPLICAS="1")
+            client.replicaof("127.0.0.1", str(primary.port))
+            while client.info("replication")["master_link_status"] != "up":
+                client.ping()
+            there = run(**variables, FIML_EXPECTED_REPLICAS="1")
+
+        assert "replicas" not in unasked.output
+        assert line_about("Valkey replicas", missing).startswith("note    Valkey replicas: 0, and FIML_EXPECTED_REP")
+        assert line_about("PostgreSQL replicas", missing).startswith("note    PostgreSQL replicas: 0")
+        assert line_about("Valkey replicas", there) == "ok      Valkey replicas: 1"
+        assert missing.exit_code == 0
 
 
 class TestHealth:

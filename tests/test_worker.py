@@ -41,7 +41,9 @@ def tasks_closed() -> Iterator[None]:
 
 
 @contextmanager
-def worker(settings: Settings, tmp_path: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+def worker(
+    settings: Settings, tmp_path: Path, *arguments: str, **variables: str
+) -> Iterator["subprocess.Popen[bytes]"]:
     """`fiml worker` as a process; it has ended, with what it forked, when the block has."""
     environment = {
         "PATH": os.environ["PATH"],
@@ -50,7 +52,7 @@ def worker(settings: Settings, tmp_path: Path, *arguments: str) -> Iterator["sub
         "FIML_DATA_DIR": str(tmp_path / "worker"),
         "FIML_TASK_TIME_LIMIT_MINUTES": "1",
         "FIML_TASK_VISIBILITY_TIMEOUT_MINUTES": "2",
-    }
+    } | variables
     with (tmp_path / "worker.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "fiml", "worker", *arguments],

@@ -34,12 +34,23 @@ app.command()(doctor)
 
 def main() -> None:
     """Run the command line; an error is one line on standard error and the exit code 1."""
-    configure_logging()
+    _configure_logging()
     try:
         app(prog_name="fiml")
     except (FimlError, OSError) as exc:
         print(f"fiml: {exc}", file=sys.stderr)  # noqa: T201 - the command line's own voice
         sys.exit(1)
+
+
+def _configure_logging() -> None:
+    from fiml.core.config import Settings  # noqa: PLC0415 - below the command line's own start
+
+    try:
+        settings = Settings()
+    except FimlError:  # the command says so, or is the one that tells what is wrong
+        configure_logging()
+    else:
+        configure_logging(settings.log_level, settings.log_format)
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -67,16 +78,18 @@ def serve(
     import asyncio  # noqa: PLC0415 - below, what only this command needs
 
     from fiml.core.config import Settings  # noqa: PLC0415
+    from fiml.core.tracing import tracing  # noqa: PLC0415
 
     settings = Settings()
-    if http is None:
-        from fiml.mcp.server import serve_stdio  # noqa: PLC0415 - the MCP library takes a second
+    with tracing():
+        if http is None:
+            from fiml.mcp.server import serve_stdio  # noqa: PLC0415 - the MCP library takes a second
 
-        asyncio.run(serve_stdio(settings))
-    else:
-        from fiml.mcp.http import serve_http  # noqa: PLC0415 - as above, and a web server
+            asyncio.run(serve_stdio(settings))
+        else:
+            from fiml.mcp.http import serve_http  # noqa: PLC0415 - as above, and a web server
 
-        asyncio.run(serve_http(settings, http))
+            asyncio.run(serve_http(settings, http))
 
 
 @app.command()

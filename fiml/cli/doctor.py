@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 from enum import StrEnum
 from importlib.util import find_spec
@@ -17,18 +18,22 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fiml import __version__
+from fiml.core import clock
 from fiml.core.config import DATABASE_SCHEMES, REDIS_SCHEMES, MarketData, Settings, variable, without_secrets
 from fiml.core.errors import FimlError, Misconfigured, Unavailable
 
 if TYPE_CHECKING:  # loaded by the command, not by every start of the command line
-    from fiml.db.health import RedisFacts, SchemaFacts
+    from fiml.db.health import PostgresFacts, RedisFacts, SchemaFacts
 
 EXTRAS = {
     "server": ("redis", "hiredis", "asyncpg", "celery"),
     "yahoo": ("yfinance", "exchange_calendars", "stamina", "aiolimiter"),
     "ccxt": ("ccxt", "stamina", "aiolimiter"),
+    "metrics": ("prometheus_client",),
+    "tracing": ("opentelemetry.sdk", "opentelemetry.exporter"),
     "testing": ("hypothesis", "pytest", "pytest_asyncio"),
 }
+CLOCKS_APART_S = 2.0
 _MARK_CHARACTERS = 8
 
 
@@ -156,15 +161,15 @@ def _encryption(settings: Settings) -> list[Check]:
 async def _databases(settings: Settings) -> list[Check]:
     probes = []
     if settings.redis_url is not None:
-        probes.append(_redis(settings.redis_url, settings.session_cleanup_interval_minutes))
+        probes.append(_redis(settings.redis_url, settings.session_cleanup_interval_minutes, settings.expected_replicas))
     if settings.database_url is not None:
-        probes.append(_postgres(settings.database_url))
+        probes.append(_postgres(settings.database_url, settings.expected_replicas))
     if not probes:
         probes.append(_file(settings.embedded_file, settings.session_cleanup_interval_minutes))
     return [check for checks in await asyncio.gather(*probes) for check in checks]
 
 
-async def _redis(url: str, interval_minutes: int) -> list[Check]:
+async def _redis(url: str, interval_minutes: int, expected_replicas: int) -> list[Check]:
     from fiml.db.health import redis_facts  # noqa: PLC0415 - only this command needs it
     from fiml.sessions.backends.redis_keys import expiry_keys  # noqa: PLC0415 - as above
 
@@ -176,7 +181,8 @@ async def _redis(url: str, interval_minutes: int) -> list[Check]:
         Check(Mark.OK, "Redis", f"{without_secrets(url)} is reachable, {server}, {facts.latency_ms:.1f} ms"),
         _eviction(facts),
         _durability(facts),
-        _backlog(facts.most_waiting, interval_minutes, is_exact=False),
+        *_clock_and_replicas(facts, expected_replicas),
+        _backlog(facts.most_waiting, facts.oldest_waiting, interval_minutes, is_exact=False),
     ]
 
 
@@ -200,7 +206,7 @@ def _durability(facts: "RedisFacts") -> Check:
     return Check(Mark.NOTE, subject, finding, "set appendonly to yes")
 
 
-async def _postgres(url: str) -> list[Check]:
+async def _postgres(url: str, expected_replicas: int) -> list[Check]:
     from fiml.db.health import postgres_facts  # noqa: PLC0415 - only this command needs it
 
     facts = await _or_problem("PostgreSQL", "FIML_DATABASE_URL", postgres_facts(url))
@@ -209,8 +215,34 @@ async def _postgres(url: str) -> list[Check]:
     server = f"{facts.name} {facts.version}"
     return [
         Check(Mark.OK, "PostgreSQL", f"{without_secrets(url)} is reachable, {server}, {facts.latency_ms:.1f} ms"),
+        *_clock_and_replicas(facts, expected_replicas),
         _schema(facts.schema, outdated=Mark.PROBLEM, upgrade="run `fiml db upgrade`"),
     ]
+
+
+def _clock_and_replicas(facts: "RedisFacts | PostgresFacts", expected: int) -> list[Check]:
+    checks = []
+    if facts.ahead_s is not None:
+        checks.append(_clock(f"{facts.name} clock", facts.ahead_s))
+    if expected:
+        checks.append(_replicas(f"{facts.name} replicas", facts.replicas, expected))
+    return checks
+
+
+def _clock(subject: str, ahead_s: float) -> Check:
+    if abs(ahead_s) <= CLOCKS_APART_S:
+        return Check(Mark.OK, subject, "as ours")
+    finding = f"{abs(ahead_s):.0f} seconds {'ahead of' if ahead_s > 0 else 'behind'} ours"
+    return Check(Mark.NOTE, subject, finding, "let both machines keep time, with NTP or chrony")
+
+
+def _replicas(subject: str, found: int | None, expected: int) -> Check:
+    if found is None:
+        return Check(Mark.NOTE, subject, "unknown, as the server doesn't tell")
+    if found >= expected:
+        return Check(Mark.OK, subject, str(found))
+    finding = f"{found}, and FIML_EXPECTED_REPLICAS is {expected}"
+    return Check(Mark.NOTE, subject, finding, "start those that are missing, or see why they don't follow")
 
 
 async def _file(path: Path, interval_minutes: int) -> list[Check]:
@@ -238,7 +270,7 @@ async def _file(path: Path, interval_minutes: int) -> list[Check]:
         ),
         writable,
         _schema(facts.schema, outdated=Mark.NOTE, upgrade="it is upgraded at next use"),
-        _backlog(facts.waiting, interval_minutes, is_exact=True),
+        _backlog(facts.waiting, facts.oldest_waiting, interval_minutes, is_exact=True),
     ]
 
 
@@ -257,12 +289,19 @@ def _schema(facts: "SchemaFacts", *, outdated: Mark, upgrade: str) -> Check:
     return Check(Mark.OK, "schema", f"{facts.revision}, current")
 
 
-def _backlog(waiting: int | None, interval_minutes: int, *, is_exact: bool) -> Check:
+def _backlog(waiting: int | None, oldest: datetime | None, interval_minutes: int, *, is_exact: bool) -> Check:
     if waiting is None:
         return Check(Mark.NOTE, "backlog", "unknown, as the server doesn't tell")
     if waiting == 0:
         return Check(Mark.OK, "backlog", "no expired session waits to be archived")
     finding = f"{'' if is_exact else 'at most '}{waiting} expired session{'s' if waiting > 1 else ''} to be archived"
+    waits = timedelta(0) if oldest is None else clock.now() - oldest
+    # The one that expired right after a sweep waits for a whole interval, and each sweep looks at all.
+    if waits > 2 * timedelta(minutes=interval_minutes):
+        finding += f", the oldest for {_rough(waits)}: no sweep has run for that long, and the backlog grows"
+        return Check(
+            Mark.NOTE, "backlog", finding, "see that `fiml serve` or a worker runs; `fiml sessions sweep` at once"
+        )
     remedy = f"`fiml serve` does it every {interval_minutes} minutes while it runs, `fiml sessions sweep` at once"
     return Check(Mark.NOTE, "backlog", finding, remedy)
 
@@ -278,12 +317,23 @@ async def _or_problem(subject: str, name: str, probe: Coroutine[Any, Any, Any]) 
         return Check(Mark.PROBLEM, subject, str(exc))
 
 
+def _rough(duration: timedelta) -> str:
+    minutes = int(duration.total_seconds() // 60)
+    return f"{minutes} minutes" if minutes < 120 else f"{minutes // 60} hours"
+
+
 def _extras(settings: Settings) -> list[Check]:
     is_server_needed = settings.redis_url is not None or settings.database_url is not None
     return [
         _extra("server", is_needed=is_server_needed, purpose="FIML_REDIS_URL and FIML_DATABASE_URL need it"),
         _extra("yahoo", is_needed=False, purpose="live stocks, funds and indices need it"),
         _extra("ccxt", is_needed=False, purpose="live coins need it"),
+        _extra(
+            "metrics",
+            is_needed=settings.metrics_address is not None,
+            purpose="FIML_METRICS_ADDRESS needs it",
+        ),
+        _extra("tracing", is_needed=False, purpose="traces by OpenTelemetry need it"),
         _extra("testing", is_needed=False, purpose="only tests that use fiml.testing need it"),
     ]
 

@@ -41,6 +41,22 @@ class Maintenance(StrEnum):
     WORKER = "worker"
 
 
+class LogFormat(StrEnum):
+    """How a log line is written: for people, or for what collects logs."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """From which level on events are logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 class Synchronous(StrEnum):
     """SQLite's `synchronous` level: `full` outlives a power cut, `normal` and `off` trade that for speed."""
 
@@ -115,6 +131,11 @@ class Settings(BaseSettings):
 
     broker_url: str | None = Field(None, repr=False, description="Celery's broker where it isn't FIML_REDIS_URL")
 
+    log_format: LogFormat = Field(LogFormat.TEXT, description="how a log line is written: `text` or `json`")
+    log_level: LogLevel = Field(LogLevel.INFO, description="from which level on events are logged")
+    metrics_address: str | None = Field(None, description="where `/metrics` is answered, HOST:PORT; default: nowhere")
+    expected_replicas: int = Field(0, ge=0, le=100, description="replicas that each engine should have")
+
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
@@ -123,7 +144,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("redis_url", "database_url", "broker_url", "data_dir", "encryption_keys"),
-        *("auth_issuer", "auth_audience", "auth_jwks", "public_url"),
+        *("auth_issuer", "auth_audience", "auth_jwks", "public_url", "metrics_address"),
         mode="before",
     )
     @classmethod
@@ -163,6 +184,13 @@ class Settings(BaseSettings):
     def _time_of_day(cls, value: str) -> str:
         if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", value):
             raise ValueError("must be a time of day in UTC, from 00:00 to 23:59")
+        return value
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_address(value)
         return value
 
     @field_validator("auth_algorithms")
@@ -259,6 +287,19 @@ def _host(url: str) -> str | None:
 
 def _listed(text: str) -> list[str]:
     return [name for each in text.split(",") if (name := each.strip())]
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port from `HOST:PORT`, an IPv6 host in brackets.
+
+    Raises:
+        ValueError: it isn't of that form.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or not 0 <= int(port) <= 65535:
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:9464")
+    return host, int(port)
 
 
 def variable(field: str) -> str:

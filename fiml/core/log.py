@@ -1,21 +1,98 @@
-"""Logs: an event name and fields, to standard error, since on stdio standard output is the wire."""
+"""Logs: an event name and fields, one event a line, to standard error, since on stdio standard output is the wire.
+
+A line names the request that it belongs to, and the trace where there is one. No line holds what a user stored or
+asked: of an exception that nobody expected it has the type and the places, not the words.
+"""
 
 import logging
 import sys
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from traceback import extract_tb
+from typing import Any
+from uuid import uuid4
 
 import structlog
+from structlog.contextvars import bound_contextvars, get_contextvars, merge_contextvars
+
+from fiml.core.config import LogFormat, LogLevel
+from fiml.core.observe import trace_id
+
+_REQUEST = "request_id"
+_FIRST = ["timestamp", "level", "event", _REQUEST]
+Event = MutableMapping[str, Any]
 
 
-def configure_logging(level: int = logging.INFO) -> None:
-    """Let every log of the process go to standard error, one event a line."""
+def configure_logging(level: LogLevel = LogLevel.INFO, form: LogFormat = LogFormat.TEXT) -> None:
+    """Let every log of the process go to standard error, that of libraries from warnings on."""
+    shared: list[Any] = [
+        merge_contextvars,
+        _add_trace,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_words,
+    ]
+    render = (
+        structlog.processors.JSONRenderer(default=repr)
+        if form is LogFormat.JSON
+        else structlog.processors.KeyValueRenderer(key_order=_FIRST, drop_missing=True)
+    )
+    number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        processors=[*shared, render],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(stream=sys.stderr, level=max(level, logging.WARNING))
+    of_libraries = logging.StreamHandler(sys.stderr)
+    of_libraries.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared[:-1], structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _without_words, render],
+        )
+    )
+    logging.basicConfig(handlers=[of_libraries], level=max(number, logging.WARNING), force=True)
+
+
+@contextmanager
+def in_request(request_id: str | None = None) -> Iterator[str]:
+    """Let the lines that the block logs name a request; the id, a new one where none is given."""
+    known = request_id or uuid4().hex
+    with bound_contextvars(**{_REQUEST: known}):
+        yield known
+
+
+def is_in_request() -> bool:
+    """Whether lines logged now name a request."""
+    return _REQUEST in get_contextvars()
+
+
+def _add_trace(_logger: object, _method: str, event: Event) -> Event:
+    if (found := trace_id()) is not None:
+        event["trace_id"] = found
+    return event
+
+
+def _without_words(_logger: object, _method: str, event: Event) -> Event:
+    """An exception as its types and places, and no row that PostgreSQL quotes: their words may be a user's."""
+    found = event.pop("exc_info", None)
+    if found is True:
+        found = sys.exc_info()
+    exc = found[1] if isinstance(found, tuple) else found
+    if isinstance(exc, BaseException):
+        event["exception"] = _described(exc)
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = value.partition("\nDETAIL:")[0]
+    return event
+
+
+def _described(exc: BaseException) -> str:
+    frames = " < ".join(
+        f"{each.name} ({each.filename}:{each.lineno})" for each in reversed(extract_tb(exc.__traceback__))
+    )
+    described = f"{type(exc).__name__} in {frames}"
+    parts = exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
+    cause = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    below = [*parts, *([] if cause is None else [cause])]
+    return " | ".join([described, *(_described(each) for each in below)])

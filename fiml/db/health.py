@@ -6,18 +6,20 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, NullPool, create_engine, func, select, text
 
-from fiml.core.clock import now, stopwatch, to_micros
+from fiml.core.clock import from_micros, now, stopwatch, to_micros
 from fiml.core.config import without_secrets
 from fiml.core.errors import MissingExtra, Unavailable
 from fiml.db import schema
 from fiml.db.engines import postgres_engine
 from fiml.db.postgres import translated as postgres_translated
+from fiml.db.redis_replies import lowest_moment, moment_of
 from fiml.db.sqlite_file import translated as sqlite_translated
 from fiml.db.tables import active_sessions
 
@@ -53,6 +55,11 @@ class RedisFacts:
     is_append_only: bool | None
     most_waiting: int | None
     """Live sessions whose expiry may have passed: extended ones are counted until the sweeper has looked at them."""
+    oldest_waiting: datetime | None
+    """When the first of them expired; `None` where none waits, too."""
+    ahead_s: float | None
+    """By how much its clock is ahead of ours; behind, where it is negative."""
+    replicas: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +70,14 @@ class PostgresFacts:
     version: str
     latency_ms: float
     schema: SchemaFacts
+    ahead_s: float
+    """By how much its clock is ahead of ours; behind, where it is negative."""
+    replicas: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqliteFacts:
-    """A file that is there; `size_bytes` with its log, `waiting` live sessions whose expiry has passed."""
+    """A file that is there; `size_bytes` with its log, `waiting` live sessions whose expiry has passed, since when."""
 
     name: str
     version: str
@@ -75,6 +85,7 @@ class SqliteFacts:
     schema: SchemaFacts
     size_bytes: int
     waiting: int
+    oldest_waiting: datetime | None
 
 
 async def redis_facts(url: str, *, expiry_keys: Sequence[str]) -> RedisFacts:
@@ -91,9 +102,13 @@ async def redis_facts(url: str, *, expiry_keys: Sequence[str]) -> RedisFacts:
         elapsed_ms = stopwatch()
         await client.run([("PING",)])
         latency_ms = elapsed_ms()
-        [server] = await _told(client, [("INFO", "server")]) or [{}]
+        before = now()
+        told_time = await _told(client, [("TIME",)])
+        ahead_s = None if told_time is None else _ahead_s(moment_of(told_time[0]), before, now())
+        server, replication = await _told(client, [("INFO", "server"), ("INFO", "replication")]) or [{}, {}]
         configured = await _told(client, [("CONFIG GET", "maxmemory-policy"), ("CONFIG GET", "appendonly")])
         due = await _told(client, [("ZCOUNT", key, "-inf", to_micros(now())) for key in expiry_keys])
+        first = await _told(client, [("ZRANGE", key, 0, 0, "WITHSCORES") for key in expiry_keys])
     finally:
         await client.close()
     policy, append_only = (next(iter(found.values()), None) for found in configured or [{}, {}])
@@ -104,6 +119,9 @@ async def redis_facts(url: str, *, expiry_keys: Sequence[str]) -> RedisFacts:
         eviction_policy=policy,
         is_append_only=None if append_only is None else append_only == "yes",
         most_waiting=None if due is None else sum(due),
+        oldest_waiting=_if_past(lowest_moment(first or [])),
+        ahead_s=ahead_s,
+        replicas=replication.get("connected_slaves"),
     )
 
 
@@ -124,11 +142,19 @@ async def postgres_facts(url: str) -> PostgresFacts:
                 elapsed_ms = stopwatch()
                 await connection.execute(text("SELECT 1"))
                 latency_ms = elapsed_ms()
+                before = now()
+                ahead_s = _ahead_s(await connection.scalar(text("SELECT clock_timestamp()")), before, now())
+                replicas = await connection.scalar(text("SELECT count(*) FROM pg_stat_replication"))
                 revision = await connection.run_sync(schema.revision)
     finally:
         await engine.dispose()
     return PostgresFacts(
-        name="PostgreSQL", version=version.split(maxsplit=1)[0], latency_ms=latency_ms, schema=_schema_facts(revision)
+        name="PostgreSQL",
+        version=version.split(maxsplit=1)[0],
+        latency_ms=latency_ms,
+        schema=_schema_facts(revision),
+        ahead_s=ahead_s,
+        replicas=replicas or 0,
     )
 
 
@@ -183,7 +209,7 @@ def _sqlite_facts(file: Path) -> SqliteFacts | None:
     with sqlite_translated(file), closing(engine.connect()) as connection:
         revision = schema.revision(connection)
         elapsed_ms = stopwatch()
-        waiting = _count_waiting(connection)
+        waiting, oldest_waiting = _waiting(connection)
         latency_ms = elapsed_ms()
     return SqliteFacts(
         name="SQLite",
@@ -192,14 +218,26 @@ def _sqlite_facts(file: Path) -> SqliteFacts | None:
         schema=_schema_facts(revision),
         size_bytes=size_bytes,
         waiting=waiting,
+        oldest_waiting=oldest_waiting,
     )
 
 
-def _count_waiting(connection: Connection) -> int:
+def _waiting(connection: Connection) -> tuple[int, datetime | None]:
     if not connection.dialect.has_table(connection, active_sessions.name):
-        return 0
+        return 0, None
     has_expired = active_sessions.c.expires_at <= to_micros(now())
-    return connection.scalar(select(func.count()).select_from(active_sessions).where(has_expired)) or 0
+    counted = select(func.count(), func.min(active_sessions.c.expires_at)).where(has_expired)
+    waiting, oldest = connection.execute(counted).one()
+    return waiting, None if oldest is None else from_micros(oldest)
+
+
+def _ahead_s(theirs: datetime, before: datetime, after: datetime) -> float:
+    """They said it at some moment between our two."""
+    return (theirs - (before + (after - before) / 2)).total_seconds()
+
+
+def _if_past(moment: datetime | None) -> datetime | None:
+    return moment if moment is not None and moment <= now() else None
 
 
 def _schema_facts(revision: str | None) -> SchemaFacts:

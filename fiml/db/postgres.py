@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from fiml.core.config import without_secrets
 from fiml.core.errors import Misconfigured, RecordRefused, Unavailable
+from fiml.core.observe import Timed, observed_call
 from fiml.db import schema
 from fiml.db.engines import postgres_engine
 
@@ -59,6 +60,7 @@ class PostgresDatabase:
         await asyncio.gather(*left, return_exceptions=True)
         await self.engine.dispose()
 
+    @observed_call(Timed.ENGINE, "postgresql")
     async def transact(self, function: Callable[[Connection], Result]) -> Result:
         """Run a function in a transaction; when it raises, nothing was written. Two seconds at most."""
         return await self._transact(function, CALL_S)

@@ -16,6 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from fiml.core.config import without_secrets
 from fiml.core.errors import Misconfigured, Unavailable, echo
+from fiml.core.observe import Timed, observed_call
 
 MAX_CONNECTIONS = 64
 CONNECT_TIMEOUT_S = 2
@@ -99,6 +100,7 @@ class RedisClient:
                 replies[index] = reply
         return replies
 
+    @observed_call(Timed.ENGINE, "redis")
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
         try:
             if len(commands) == 1:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from fiml.core.config import Synchronous
 from fiml.core.errors import CorruptRecord, Misconfigured, RecordRefused, Unavailable
+from fiml.core.observe import Timed, observed_call
 from fiml.db import kept_copies, schema
 from fiml.db.engines import SQLITE_BEGIN, sqlite_engine
 
@@ -96,6 +97,7 @@ class SqliteFile:
 
         return await self._hop(scrub)
 
+    @observed_call(Timed.ENGINE, "sqlite")
     async def _hop(self, work: Callable[[], Result]) -> Result:
         if self._thread is None:
             raise Unavailable(f"the file {self.path}", "it is closed: initialize the store first")

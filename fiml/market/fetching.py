@@ -14,6 +14,7 @@ from fiml.cache.entries import AnswerCache, CacheEntry, cache_key
 from fiml.cache.forgiving import ForgivingCache
 from fiml.core import clock
 from fiml.core.errors import BadData, SymbolNotFound, Unavailable
+from fiml.core.observe import Counted, Timed, count, observed
 from fiml.market.cached_values import NotFound, decode, encode
 from fiml.market.freshness import NOT_FOUND_LIFE, Part, fresh_until
 from fiml.market.models import AssetKind, Bars, Delivery, Fundamentals, Instrument, Quote
@@ -151,12 +152,15 @@ class Fetching:
         if flight is None:
             flight = self._begin(wanted.key, self._find(wanted))
         try:
-            return cast("Fetched[Value]", await asyncio.shield(flight))
+            fetched = cast("Fetched[Value]", await asyncio.shield(flight))
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if flight.cancelled() and not (caller and caller.cancelling()):
                 raise Unavailable(self._provider.source, "the market was closed meanwhile") from None
             raise
+        delivery = fetched.delivery
+        count(Counted.MARKET_ANSWERS, delivery.layer, str(delivery.is_stale).lower())
+        return fetched
 
     def _begin(self, key: str, work: Coroutine[Any, Any, Fetched[Value]]) -> asyncio.Task[Fetched[Value]]:
         flight = asyncio.create_task(work, name=f"fiml-fetch-{key}")
@@ -214,6 +218,14 @@ class Fetching:
         return Fetched(value, _delivery("provider", now, until, is_stale=False))
 
     async def _answer(self, wanted: _Wanted[Value]) -> Value:
+        try:
+            with observed(Timed.FETCH, wanted.part):
+                return await self._in_time(wanted)
+        except Unavailable as exc:
+            count(Counted.PROVIDER_ERRORS, self._provider.source, exc.code)
+            raise
+
+    async def _in_time(self, wanted: _Wanted[Value]) -> Value:
         try:
             async with asyncio.timeout(wanted.timeout_s):
                 return await wanted.ask()

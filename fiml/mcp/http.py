@@ -7,6 +7,8 @@ listing the sessions hands out every one.
 
 import asyncio
 import ipaddress
+import signal
+import sys
 
 import structlog
 import uvicorn
@@ -19,11 +21,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fiml.access.rates import Allowances, open_allowances
-from fiml.core.config import Settings
+from fiml.core.config import Settings, split_address
 from fiml.core.errors import FimlError, InvalidInput, Misconfigured, Unavailable, echo
+from fiml.core.shared_look import SharedLook
 from fiml.mcp.auth import BearerVerifier
 from fiml.mcp.limits import BodyInTime, HeadersInTime, OneMeaning, RateLimit
+from fiml.mcp.requests import NamedRequests
 from fiml.mcp.server import build_server
+from fiml.metrics.exposing import exposing
 from fiml.runtime import Runtime, open_runtime
 
 PATH = "/mcp"
@@ -44,16 +49,16 @@ def parse_address(text: str, *, is_authenticated: bool = False) -> tuple[str, in
         InvalidInput: it isn't of that form.
         Misconfigured: the host isn't a loopback one, and callers are not authenticated.
     """
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65535:
-        raise InvalidInput("--http", f"{echo(text)} is no address", "give HOST:PORT, such as 127.0.0.1:8765")
+    try:
+        host, port = split_address(text)
+    except ValueError:
+        raise InvalidInput("--http", f"{echo(text)} is no address", "give HOST:PORT, such as 127.0.0.1:8765") from None
     if not is_authenticated and not _is_loopback(host):
         raise Misconfigured(
             f"--http {host}:{port} is no loopback address: without authentication every caller there would see every "
             "session; bind to 127.0.0.1 or [::1], or set FIML_AUTH_ISSUER or FIML_AUTH_TOKENS"
         )
-    return host, int(port)
+    return host, port
 
 
 def build_app(
@@ -105,15 +110,13 @@ class _Probe:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._look: asyncio.Task[str] | None = None
+        self._look = SharedLook(self._engines_answer)
 
     async def status(self) -> str:
         """`ok`, `degraded` while only the archive is away, or `unavailable`."""
-        if self._look is None or self._look.done():
-            self._look = asyncio.create_task(self._engines_answer())
         try:
             async with asyncio.timeout(READY_WITHIN_S):
-                return await asyncio.shield(self._look)
+                return await self._look.result()
         except TimeoutError:
             _log.warning("not_ready", code="no_answer_in_time")
             return "unavailable"
@@ -155,11 +158,13 @@ async def _not_known(_request: Request, error: Exception) -> Response:
 async def serve_http(settings: Settings, address: str) -> None:
     """Serve clients at an address until told to stop; calls under way are finished first, for 25 seconds at most."""
     host, port = parse_address(address, is_authenticated=settings.is_authenticated)
+    # When it has finished its calls, uvicorn sends itself the signal again, whose default would end us in the middle.
+    signal.signal(signal.SIGTERM, _leave)
     verifier = BearerVerifier(settings) if settings.is_authenticated else None
     allowances = open_allowances(settings)
-    async with open_runtime(settings) as runtime:
+    async with open_runtime(settings) as runtime, exposing(runtime):
         config = uvicorn.Config(
-            LoggedInALine(build_app(runtime, host, verifier, allowances)),
+            NamedRequests(LoggedInALine(build_app(runtime, host, verifier, allowances))),
             host=host,
             port=port,
             http=HeadersInTime,
@@ -179,6 +184,10 @@ async def serve_http(settings: Settings, address: str) -> None:
             for part in (verifier, allowances):
                 if part is not None:
                     await part.aclose()
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    sys.exit(0)
 
 
 def _is_loopback(host: str) -> bool:

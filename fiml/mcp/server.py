@@ -12,6 +12,7 @@ from fiml.mcp.auth import BearerVerifier, TokenCheck, auth_settings
 from fiml.mcp.memory_tools import memory_tools
 from fiml.mcp.prompts import PromptCheck, add_prompts
 from fiml.mcp.refusals import ArgumentCheck
+from fiml.mcp.requests import RequestLog
 from fiml.mcp.resources import add_resources
 from fiml.mcp.sharing_tools import sharing_tools
 from fiml.mcp.stdio import run_on_stdio
@@ -36,6 +37,8 @@ def build_server(runtime: Runtime, verifier: BearerVerifier | None = None) -> MC
     """
     tools = [*session_tools(runtime), *memory_tools(runtime), *sharing_tools(runtime)]
 
+    log = RequestLog([tool.name for tool in tools])
+
     @asynccontextmanager
     async def lifespan(_server: MCPServer[Any]) -> AsyncIterator[None]:
         async with maintaining(runtime):
@@ -47,7 +50,7 @@ def build_server(runtime: Runtime, verifier: BearerVerifier | None = None) -> MC
         version=__version__,
         instructions=INSTRUCTIONS,
         tools=tools,
-        middleware=[*([] if verifier is None else [TokenCheck()]), ArgumentCheck(tools), PromptCheck()],
+        middleware=[log, *([] if verifier is None else [TokenCheck()]), ArgumentCheck(tools), PromptCheck()],
         lifespan=lifespan,
         log_level="WARNING",
         auth=None if verifier is None else auth_settings(runtime.settings),

@@ -14,6 +14,7 @@ import structlog
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError
+from fiml.core.observe import Counted, Timed, count, observed
 from fiml.sessions.store import SessionStore
 
 HOLD_FOR = timedelta(minutes=5)
@@ -120,7 +121,11 @@ def _jobs_of(store: SessionStore) -> list[Job]:
 
 async def do(job: Job, store: SessionStore) -> Result:
     """Do a job now, whoever else does it, and note that it is done."""
-    result = await job.work(store)
+    with observed(Timed.JOB, job.name):
+        result = await job.work(store)
+    for outcome, number in result.items():
+        if outcome != "duration_seconds":
+            count(Counted.JOB_SESSIONS, job.name, outcome, by=number)
     await store.keeping.finish_job(job.name, now=clock.now(), result=result)
     return result
 

@@ -19,6 +19,7 @@ from fiml.core.errors import (
     Unavailable,
     echo,
 )
+from fiml.core.observe import observed_verbs
 from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_json
 from fiml.sessions.backends import open_backend
@@ -333,6 +334,7 @@ def refuse_unless_live(session_id: UUID, session: Session | None) -> Session:
     return session
 
 
+@observed_verbs()
 class PrincipalStore(SessionVerbs):
     """A store as one user sees it: another's session is as one that does not exist, unless it was shared with it."""
 
@@ -345,6 +347,7 @@ class PrincipalStore(SessionVerbs):
         return self._store._backend  # noqa: SLF001  a view of that store
 
 
+@observed_verbs("initialize", "shutdown", "figures")
 class SessionStore(SessionVerbs, UpkeepVerbs):
     """The sessions of one installation, for trusted code: it sees everybody's.
 

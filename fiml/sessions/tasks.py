@@ -7,13 +7,14 @@ from collections.abc import Coroutine
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
-from celery import shared_task
+from celery import current_task, shared_task
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.signals import worker_process_shutdown
+from celery.signals import before_task_publish, worker_process_shutdown
 
-from fiml.core import clock
+from fiml.core import clock, observe, tracing
 from fiml.core.config import Settings
 from fiml.core.errors import Unavailable
+from fiml.core.log import in_request
 from fiml.runtime import Runtime
 from fiml.sessions import maintenance
 from fiml.sessions.maintenance import Job, Result
@@ -68,7 +69,9 @@ class _Process:
         self._thread.start()
 
     def do(self, job: Job) -> Result:
-        return self._wait_for(self._do(job))
+        request = current_task.request
+        with in_request(request.id), observe.going_on(request.headers or {}):
+            return self._wait_for(self._do(job))
 
     def close(self) -> None:
         self._wait_for(self._runtime.close())
@@ -90,6 +93,13 @@ class _Process:
             raise Unavailable("the task", "its process is being shut down") from exc
 
 
+@before_task_publish.connect
+def send_the_trace_along(headers: dict[str, Any] | None = None, **_signal: Any) -> None:
+    """Let the task belong to the trace of whoever sends it."""
+    if headers is not None:
+        headers.update(observe.trace_headers())
+
+
 _current: _Process | None = None
 
 
@@ -100,6 +110,7 @@ def close(**_signal: Any) -> None:
     if _current is not None and _current.pid == os.getpid():
         _current.close()
     _current = None
+    tracing.flush()
 
 
 def _process() -> _Process:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fiml.core import clock
 from fiml.core.errors import NotSupported
-from fiml.sessions.backends.base import SweepReport
+from fiml.sessions.backends.base import StoreFigures, SweepReport
 
 if TYPE_CHECKING:  # SQLAlchemy, which few calls need
     from fiml.core.config import Settings
@@ -50,6 +50,10 @@ class UpkeepVerbs:
         async for batch in self._backend.sweep(self._ended(clock.now())):
             report.add(batch)
         return report
+
+    async def figures(self) -> StoreFigures:
+        """How the store stands, for who watches over it: how much is live, waits, is archived or set aside."""
+        return await self._backend.figures(clock.now())
 
     async def delete_old_archived_sessions(self) -> int:
         """Delete sessions that were archived more than `session_retention_days` ago; how many. Their metrics stay.

@@ -21,10 +21,11 @@ START_TRIES = 300
 
 @dataclass
 class HttpServer:
-    """A server process and its address."""
+    """A server process, its address and its log."""
 
     process: Process
     url: str
+    log: Path
 
     async def get(self, path: str, **headers: str) -> httpx2.Response:
         async with httpx2.AsyncClient() as client:
@@ -67,16 +68,18 @@ async def http_server(folder: Path, *, before: str = "", **variables: str) -> As
     `before` is Python that its process runs first.
     """
     port = free_port()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", f"{before}\nfrom fiml.cli import main; main()"),
-        *("serve", "--http", f"127.0.0.1:{port}"),
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=PIPE,
-        cwd=ROOT,
-        env={"PATH": os.defpath} | environment(folder) | variables,
-    )
-    server = HttpServer(process, f"http://127.0.0.1:{port}")
+    log = folder.with_name(f"{folder.name}-{port}.log")
+    with log.open("w") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", f"{before}\nfrom fiml.cli import main; main()"),
+            *("serve", "--http", f"127.0.0.1:{port}"),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=stderr,
+            cwd=ROOT,
+            env={"PATH": os.defpath} | environment(folder) | variables,
+        )
+    server = HttpServer(process, f"http://127.0.0.1:{port}", log)
     try:
         await _wait_until_it_answers(server)
         yield server

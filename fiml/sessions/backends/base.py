@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a serve
 
 MAX_SEARCHED = 1000
 Part = Literal["live", "archive"]
+COUNTED_EXACTLY = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +123,39 @@ class SweepReport:
         """Count another one too."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(slots=True, kw_only=True)
+class StoreFigures:
+    """How a store stands, for who watches over it: counts and times, nothing of a user's. `None` is what isn't known.
+
+    Of an engine that is away nothing is known; `engines` says which answer.
+    """
+
+    engines: dict[str, bool]
+    live: int | None = None
+    waiting: int | None = None
+    """Sessions whose expiry may have passed: in Redis an extended one counts until a sweep has looked at it."""
+    oldest_waiting: datetime | None = None
+    """When the oldest of them expired."""
+    archived: int | None = None
+    """Exact up to `COUNTED_EXACTLY`, beyond that PostgreSQL's own estimate."""
+    quarantined: int | None = None
+    jobs_done: dict[str, datetime] = field(default_factory=dict)
+    replicas: dict[str, int] = field(default_factory=dict)
+    replica_lag_s: dict[str, float] = field(default_factory=dict)
+    redis: "RedisState | None" = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisState:
+    """What Redis tells about itself; `max_bytes` is 0 where it may take all memory."""
+
+    evicted_keys: int
+    may_evict: bool
+    is_append_only: bool
+    used_bytes: int
+    max_bytes: int
 
 
 class Backend(Protocol):
@@ -251,6 +285,9 @@ class Backend(Protocol):
 
     async def purge_tombstones(self, before: datetime, *, at_most: int) -> int:
         """Finish deletions from before a moment for good, and forget them; how many."""
+
+    async def figures(self, now: datetime) -> StoreFigures:
+        """How the store stands. Its cost doesn't grow with what is archived; an engine that is away is no error."""
 
     def all_ids(self) -> AsyncIterator[list[UUID]]:
         """Every session, the live ones first, then the archived ones, in batches; one that moves may be missed."""

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from fiml.core.errors import NotSupported
-from fiml.sessions.backends.base import Backend, Ended, Found, Page, PageQuery, Part, SweepReport, WriteRules
+from fiml.sessions.backends.base import (
+    Backend,
+    Ended,
+    Found,
+    Page,
+    PageQuery,
+    Part,
+    StoreFigures,
+    SweepReport,
+    WriteRules,
+)
 from fiml.sessions.changes import Change
 from fiml.sessions.cipher import Cipher
 from fiml.sessions.records import Header, SessionRecord
@@ -100,6 +110,9 @@ class EncryptedBackend:
 
     async def given_ids(self, user_id: str) -> set[UUID]:
         return await self._inner.given_ids(user_id)
+
+    async def figures(self, now: datetime) -> StoreFigures:
+        return await self._inner.figures(now)
 
     async def away(self) -> list[Part]:
         return await self._inner.away()

@@ -13,9 +13,28 @@ from fiml.core.errors import SessionConflict, SessionExpired, Unavailable
 from fiml.db.engines import async_sqlite_engine
 from fiml.db.sqlite_file import SqliteFile, driver
 from fiml.sessions.audit import Act, refuse_more_changes
-from fiml.sessions.backends import archive, archived_grants, at_rest, indexing, retention, rewriting, sqlite_sweep
+from fiml.sessions.backends import (
+    archive,
+    archived_grants,
+    at_rest,
+    figures,
+    indexing,
+    retention,
+    rewriting,
+    sqlite_sweep,
+)
 from fiml.sessions.backends import sqlite_rows as rows
-from fiml.sessions.backends.base import Ended, Found, Page, PageQuery, Part, SweepReport, WriteRules, merge_pages
+from fiml.sessions.backends.base import (
+    Ended,
+    Found,
+    Page,
+    PageQuery,
+    Part,
+    StoreFigures,
+    SweepReport,
+    WriteRules,
+    merge_pages,
+)
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, check_format
@@ -209,6 +228,11 @@ class SqliteBackend:
             )
 
         return await self._file.transact(purge)
+
+    async def figures(self, now: datetime) -> StoreFigures:
+        found = StoreFigures(engines={})
+        look = self._file.view(lambda connection: figures.look_at_file(connection, found, now))
+        return await figures.gathered(found, ("sqlite", look))
 
     async def all_ids(self) -> AsyncIterator[list[UUID]]:
         def live(connection: Connection, after: UUID | None) -> list[UUID]:

@@ -19,6 +19,7 @@ from fiml.sessions.backends import (
     archive,
     archived_grants,
     at_rest,
+    figures,
     indexing,
     redis,
     redis_fields,
@@ -33,6 +34,7 @@ from fiml.sessions.backends.base import (
     Page,
     PageQuery,
     Part,
+    StoreFigures,
     SweepReport,
     WriteRules,
     merge_pages,
@@ -169,6 +171,15 @@ class TieredBackend:
         await self._database.transact(lambda connection: at_rest.bury(connection, session_id, version=version, now=now))
         await self._live.remove_for_good(session_id, None if live is None else live.place)
         return True
+
+    async def figures(self, now: datetime) -> StoreFigures:
+        found = StoreFigures(engines={})
+        return await figures.gathered(
+            found,
+            ("redis", figures.look_at_sessions_in_redis(self._client, found, now)),
+            ("redis", figures.look_at_redis(self._client, found)),
+            ("postgresql", self._database.transact(lambda connection: figures.look_at_postgres(connection, found))),
+        )
 
     async def all_ids(self) -> AsyncIterator[list[UUID]]:
         after = None

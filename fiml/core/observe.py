@@ -1,0 +1,231 @@
+"""What is done, how it ends and how long it takes, for whoever wants to know: a meter, and OpenTelemetry's traces.
+
+Nothing is measured unless somebody asked for it: `measure_with` gives the meter, and spans are made where the process
+has a tracer provider. Neither ever sees an argument, an id of a session or a user, or the words of an error: only the
+names of verbs, engines and jobs, and the code of how each ended.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import StrEnum
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+
+from fiml.core.clock import stopwatch
+from fiml.core.errors import CorruptRecord, FimlError, Misconfigured, RecordRefused, Unavailable
+
+if TYPE_CHECKING:  # a library that nobody traces doesn't wait for it to load
+    from opentelemetry.trace import Span
+
+OK = "ok"
+_SCOPE = "fiml"
+# Errors that tell of us or of an engine; the others tell of the caller's question.
+_FAULTS = (Unavailable, Misconfigured, RecordRefused, CorruptRecord)
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Class = TypeVar("Class", bound=type)
+
+
+class Timed(StrEnum):
+    """What takes time and ends in a code."""
+
+    CALL = "call"
+    """A request of an MCP client, by its method or tool."""
+    OPERATION = "operation"
+    """A verb of the store; verbs that it calls in turn are part of it."""
+    ENGINE = "engine"
+    """One exchange with Redis, PostgreSQL or the file."""
+    JOB = "job"
+    """A job of the maintenance."""
+    FETCH = "fetch"
+    """A part of an answer that a market provider was asked for."""
+
+
+class Counted(StrEnum):
+    """What is counted, with the labels in their order."""
+
+    JOB_SESSIONS = "job_sessions"
+    """Sessions that a job dealt with: job, outcome."""
+    MARKET_ANSWERS = "market_answers"
+    """Parts of answers: layer that gave it, whether it was stale."""
+    PROVIDER_ERRORS = "provider_errors"
+    """Questions to a provider that failed: provider, code."""
+
+
+class Meter(Protocol):
+    """Takes measurements. It is called within the event loop, and must neither wait nor raise."""
+
+    def timed(self, kind: Timed, name: str, code: str, seconds: float) -> None: ...
+
+    def counted(self, what: Counted, *labels: str, by: float = 1) -> None: ...
+
+
+_meter: Meter | None = None
+_is_in_operation: ContextVar[bool] = ContextVar("fiml_is_in_operation", default=False)
+
+
+def measure_with(meter: Meter | None) -> None:
+    """Let a meter take the measurements of this process; `None` ends it."""
+    global _meter  # noqa: PLW0603 - the one meter of the process
+    _meter = meter
+
+
+def count(what: Counted, *labels: str, by: float = 1) -> None:
+    """Count something, where somebody measures."""
+    if _meter is not None:
+        _meter.counted(what, *labels, by=by)
+
+
+def note(kind: Timed, name: str, code: str, seconds: float) -> None:
+    """Note what was timed elsewhere, where somebody measures."""
+    if _meter is not None:
+        _meter.timed(kind, name, code, seconds)
+
+
+def code_of(exc: BaseException) -> str:
+    """How something ended that raised, as a word of a small set."""
+    if isinstance(exc, FimlError):
+        return exc.code
+    return "error" if isinstance(exc, Exception) else "cancelled"
+
+
+@contextmanager
+def observed(kind: Timed, name: str) -> Iterator[None]:
+    """Measure and trace a block."""
+    elapsed_ms = stopwatch()
+    code = OK
+    with _span(kind, name) as span:
+        try:
+            yield
+        except BaseException as exc:
+            code = code_of(exc)
+            _mark(span, exc, code)
+            raise
+        finally:
+            note(kind, name, code, elapsed_ms() / 1000)
+
+
+def observed_call(
+    kind: Timed, name: str
+) -> Callable[[Callable[Parameters, Coroutine[Any, Any, Result]]], Callable[Parameters, Coroutine[Any, Any, Result]]]:
+    """A method that is measured and traced; where nobody watches, it costs a microsecond."""
+
+    def decorate(
+        method: Callable[Parameters, Coroutine[Any, Any, Result]],
+    ) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
+        @functools.wraps(method)
+        async def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            if _meter is None and not is_traced():
+                return await method(*args, **kwargs)
+            with observed(kind, name):
+                return await method(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def observed_verbs(*but: str) -> Callable[[Class], Class]:
+    """A class whose public coroutine methods, inherited ones too, are operations under their own names."""
+
+    def decorate(cls: Class) -> Class:
+        for name in dir(cls):
+            method = getattr(cls, name)
+            if not name.startswith("_") and name not in but and iscoroutinefunction(method):
+                setattr(cls, name, _operation(name, method))
+        return cls
+
+    return decorate
+
+
+def _operation(
+    name: str, method: Callable[Parameters, Coroutine[Any, Any, Result]]
+) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
+    @functools.wraps(method)
+    async def verb(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        if (_meter is None and not is_traced()) or _is_in_operation.get():
+            return await method(*args, **kwargs)
+        token = _is_in_operation.set(True)
+        try:
+            with observed(Timed.OPERATION, name):
+                return await method(*args, **kwargs)
+        finally:
+            _is_in_operation.reset(token)
+
+    return verb
+
+
+def is_traced() -> bool:
+    """Whether spans go anywhere. Without OpenTelemetry loaded, nobody can have said so."""
+    trace = sys.modules.get("opentelemetry.trace")
+    return trace is not None and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def trace_headers() -> dict[str, str]:
+    """Headers that let another process go on with the trace of this moment; none where there is no trace."""
+    headers: dict[str, str] = {}
+    if is_traced():
+        from opentelemetry.propagate import inject  # noqa: PLC0415 - as above
+
+        inject(headers)
+    return headers
+
+
+@contextmanager
+def going_on(headers: dict[str, str]) -> Iterator[None]:
+    """Let what the block does belong to the trace that another process's headers name."""
+    if not is_traced():
+        yield
+        return
+    from opentelemetry import context  # noqa: PLC0415 - as above
+    from opentelemetry.propagate import extract  # noqa: PLC0415
+
+    token = context.attach(extract(headers))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+def trace_id() -> str | None:
+    """The id of the trace of this moment, as logs name it."""
+    if not is_traced():
+        return None
+    from opentelemetry.trace import format_trace_id, get_current_span  # noqa: PLC0415 - as above
+
+    found = get_current_span().get_span_context()
+    return format_trace_id(found.trace_id) if found.is_valid else None
+
+
+@contextmanager
+def _span(kind: Timed, name: str) -> "Iterator[Span | None]":
+    # A call's span is the MCP library's own.
+    if kind is Timed.CALL or not is_traced():
+        yield None
+        return
+    from opentelemetry.trace import SpanKind, get_tracer  # noqa: PLC0415 - as above
+
+    is_outside = kind in {Timed.ENGINE, Timed.FETCH}
+    with get_tracer(_SCOPE).start_as_current_span(
+        name if kind is Timed.OPERATION else f"{kind} {name}",
+        kind=SpanKind.CLIENT if is_outside else SpanKind.INTERNAL,
+        attributes={"db.system.name": name} if kind is Timed.ENGINE else {},
+        # An exception's words may hold what a user wrote.
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        yield span
+
+
+def _mark(span: "Span | None", exc: BaseException, code: str) -> None:
+    if span is None:
+        return
+    from opentelemetry.trace import StatusCode  # noqa: PLC0415 - as above
+
+    span.set_attribute("error.type", code)
+    if isinstance(exc, _FAULTS) or (isinstance(exc, Exception) and not isinstance(exc, FimlError)):
+        span.set_status(StatusCode.ERROR)

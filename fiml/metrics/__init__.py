@@ -1,0 +1,1 @@
+"""Prometheus metrics: what a process measured, and how its store stands, at `FIML_METRICS_ADDRESS`."""

@@ -1,0 +1,115 @@
+"""How the store stands, asked of the engines when somebody scrapes: the same from every process over one store."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fiml.core import clock
+from fiml.core.config import Settings
+from fiml.core.errors import FimlError
+from fiml.core.shared_look import SharedLook
+from fiml.runtime import Runtime
+
+if TYPE_CHECKING:
+    from fiml.sessions.backends.base import RedisState, StoreFigures
+
+ANSWER_WITHIN_S = 3.0
+
+
+class Standing(Collector):
+    """Asks the store when it is collected from a thread; all who ask at once wait for one look.
+
+    A look takes two seconds at most. Where the event loop itself doesn't answer, the figures are left out.
+    """
+
+    def __init__(self, runtime: Runtime, loop: asyncio.AbstractEventLoop) -> None:
+        self._settings = runtime.settings
+        self._look = SharedLook(lambda: _figures(runtime))
+        self._loop = loop
+
+    def collect(self) -> Iterator[Metric]:
+        waiting = asyncio.run_coroutine_threadsafe(self._look.result(), self._loop)
+        try:
+            figures = waiting.result(ANSWER_WITHIN_S)
+        except TimeoutError:
+            waiting.cancel()
+            figures = None
+        yield from families(self._settings, figures)
+
+    def describe(self) -> list[Metric]:
+        """Nothing, so that registering asks no engine."""
+        return []
+
+
+async def _figures(runtime: Runtime) -> "StoreFigures | None":
+    try:
+        return await (await runtime.store()).figures()
+    except FimlError:  # it can't be opened, since an engine is away
+        return None
+
+
+def families(settings: Settings, figures: "StoreFigures | None") -> Iterator[Metric]:
+    """The figures as Prometheus has them; `None` where the store couldn't be asked."""
+    yield _gauge("fiml_store_up", "Whether the store could be asked", 0 if figures is None else 1)
+    interval_s = settings.session_cleanup_interval_minutes * 60
+    yield _gauge("fiml_cleanup_interval_seconds", "How often expired sessions are archived", interval_s)
+    engines = ["sqlite"] if settings.is_embedded else ["redis", "postgresql"]
+    up = {engine: float(figures is not None and figures.engines.get(engine, False)) for engine in engines}
+    yield _labelled("fiml_engine_up", "Whether an engine answered within two seconds", "engine", up)
+    if figures is None:
+        return
+    yield from _sessions(figures)
+    done = {job: moment.timestamp() for job, moment in figures.jobs_done.items()}
+    yield _labelled("fiml_task_done_timestamp_seconds", "When a task was done last", "task", done)
+    yield _labelled("fiml_engine_replicas", "Replicas that an engine has", "engine", figures.replicas)
+    yield _labelled("fiml_engine_replica_lag_seconds", "Lag of the slowest replica", "engine", figures.replica_lag_s)
+    if figures.redis is not None:
+        yield from _redis(figures.redis)
+
+
+def _sessions(figures: "StoreFigures") -> Iterator[Metric]:
+    numbers = {
+        "fiml_sessions_live": ("Live sessions", figures.live),
+        "fiml_backlog_sessions": ("Expired sessions that wait to be archived, at most", figures.waiting),
+        "fiml_backlog_oldest_seconds": ("How long ago the oldest of them expired", _age_s(figures)),
+        "fiml_sessions_archived": ("Archived sessions", figures.archived),
+        "fiml_sessions_quarantined": ("Sessions that can't be archived", figures.quarantined),
+    }
+    for name, (words, number) in numbers.items():
+        if number is not None:
+            yield _gauge(name, words, number)
+
+
+def _age_s(figures: "StoreFigures") -> float | None:
+    if figures.waiting is None:
+        return None
+    return 0 if figures.oldest_waiting is None else _since(figures.oldest_waiting)
+
+
+def _since(moment: datetime) -> float:
+    return max(0.0, (clock.now() - moment).total_seconds())
+
+
+def _redis(state: "RedisState") -> Iterator[Metric]:
+    evicted = CounterMetricFamily("fiml_redis_evicted_keys", "Keys that Redis dropped for want of memory")
+    evicted.add_metric([], state.evicted_keys)
+    yield evicted
+    yield _gauge("fiml_redis_may_evict", "Whether its maxmemory-policy lets it drop sessions", float(state.may_evict))
+    yield _gauge("fiml_redis_append_only", "Whether it has an append-only file", float(state.is_append_only))
+    yield _gauge("fiml_redis_used_bytes", "Memory in use", state.used_bytes)
+    yield _gauge("fiml_redis_max_bytes", "Memory that it may use, 0 without a limit", state.max_bytes)
+
+
+def _gauge(name: str, words: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, words, value=value)
+
+
+def _labelled(name: str, words: str, label: str, values: "dict[str, float] | dict[str, int]") -> Metric:
+    family = GaugeMetricFamily(name, words, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
