@@ -11,7 +11,7 @@ from benchmarks import peers
 from benchmarks.plots import Line, draw
 from benchmarks.plotting import plot
 from benchmarks.report import Facts, Report, machine
-from benchmarks.timing import OURS, Comparison, in_turn
+from benchmarks.timing import OURS, Batch, Comparison, in_turn
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -36,7 +36,7 @@ def test_a_limit_is_kept_up_to_its_value(limit: float | None, is_met: bool | Non
 async def test_every_other_round_goes_backwards() -> None:
     order = []
 
-    def way(name: str):
+    def way(name: str) -> Batch:
         async def batch(count: int) -> list[float]:
             order.append(name)
             return [1.0] * count
