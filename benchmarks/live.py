@@ -88,8 +88,12 @@ async def update(engines: Engines) -> Comparison:
         session.state.context["last_symbol"] = f"S{next(numbers)}"
         await engines.store.update_session(session.id, session)
 
-    ways = {OURS: calls_of(ours), RAW: calls_of(bare.update), **engines.peers.ways("update", LANGGRAPH, ADK)}
-    note = "ours and the raw engine return the merged session, the peers don't"
+    ways = {
+        OURS: calls_of(ours),
+        RAW: calls_of(bare.update),
+        **peers_with(engines, "update", UPDATED_HISTORY, LANGGRAPH, ADK),
+    }
+    note = "ours and the raw engine return the merged session, the peers don't; langgraph overwrites what others wrote"
     return await compared(engines, f"update one entry, history {UPDATED_HISTORY}", ways, limit=None, note=note)
 
 

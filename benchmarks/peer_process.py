@@ -37,6 +37,7 @@ TEXT = json.dumps(
         "figures": {"price": 175.43, "pe_ratio": 28.61, "rsi_14": 61.2, "n": 1.0},
     }
 )
+WRITES = {"track", "update"}
 LISTED = 1000
 PAGE = 50
 
@@ -143,7 +144,7 @@ class Bench:
 
     def __init__(self, peers: dict[str, Any]) -> None:
         self._peers = peers
-        self._ready: dict[tuple[str, int], dict[str, Call]] = {}
+        self._ready: dict[tuple[str, int, bool], dict[str, Call]] = {}
         self._listed: set[str] = set()
 
     async def measure(self, request: dict[str, Any]) -> list[float] | None:
@@ -152,10 +153,11 @@ class Bench:
         if operation == "page" and hasattr(peer, "prepare_page") and name not in self._listed:
             self._listed.add(name)
             await peer.prepare_page()
-        # A session that begins empty doesn't stay so.
-        if (name, history) not in self._ready or history == 0:
-            self._ready[name, history] = await peer.calls(history)
-        call = self._ready[name, history].get(operation)
+        # One that is read keeps its length; one that begins empty is made anew, for it doesn't stay so.
+        key = (name, history, operation in WRITES)
+        if key not in self._ready or history == 0:
+            self._ready[key] = await peer.calls(history)
+        call = self._ready[key].get(operation)
         return None if call is None else await timed(call, request["calls"])
 
 

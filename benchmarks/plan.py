@@ -35,7 +35,7 @@ QUICK = Plan(
     archived_sessions=1000,
     swept_sessions=(),
     metrics_rows=20_000,
-    sized_sessions=500,
+    sized_sessions=200,
     searched_sessions=100,
     starts=3,
 )
