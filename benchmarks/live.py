@@ -93,7 +93,7 @@ async def update(engines: Engines) -> Comparison:
         RAW: calls_of(bare.update),
         **peers_with(engines, "update", UPDATED_HISTORY, LANGGRAPH, ADK),
     }
-    note = "ours and the raw engine return the merged session, the peers don't; langgraph overwrites what others wrote"
+    note = "ours and the raw engine return the merged session, the peers don't"
     return await compared(engines, f"update one entry, history {UPDATED_HISTORY}", ways, limit=None, note=note)
 
 
