@@ -102,7 +102,7 @@ def _row(comparison: Comparison) -> list[str]:
         _spread(figures[OURS]),
         f"{comparison.baseline} {_spread(figures[comparison.baseline])}",
         f"{comparison.ratio():.2f}",
-        "" if comparison.limit is None else f"{comparison.limit:g} {met}",
+        "" if comparison.limit is None else f"{comparison.limit:.3g} {met}",
         peers_cell,
     ]
 
