@@ -112,12 +112,14 @@ async def run(plan: Plan, names: list[str], folder: Path) -> None:
         valkey = str(info.get("valkey_version", info["redis_version"]))
         postgres = str(await engines.connection.fetchval("SHOW server_version"))
         report = Report(machine(valkey=valkey, postgres=postgres))
-        for name in names:
-            await FAMILIES[name](engines, report)
-    report.machine["minutes"] = f"{elapsed_ms() / 60_000:.1f}"
-    report.write(folder)
-    plot(report, folder)
-    print(f"written to {folder}")
+        try:
+            for name in names:
+                await FAMILIES[name](engines, report)
+        finally:  # what was measured before something failed took its minutes
+            report.machine["minutes"] = f"{elapsed_ms() / 60_000:.1f}"
+            report.write(folder)
+            plot(report, folder)
+            print(f"written to {folder}")
 
 
 if __name__ == "__main__":
