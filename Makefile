@@ -59,7 +59,7 @@ deploy-check: .venv/.dev ## check deploy/ with promtool, and carry out the Docke
 	@touch $@
 
 clean: ## remove .venv, caches and builds
-	rm -rf .venv .interop .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .interop .peers .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.made:
@@ -77,12 +77,19 @@ clean: ## remove .venv, caches and builds
 	$(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch .venv/.core $@
 
-.PHONY: bench
-bench: .venv/.dev ## benchmarks, each beside a baseline in the same run
-	$(BIN)/python -m benchmarks.archive
-	$(BIN)/python -m benchmarks.analytics
-	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.encryption
+.PHONY: bench bench-peers bench-soak
+bench: .venv/.dev ## benchmarks into benchmarks/results; ARGS=--quick takes minutes
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: .peers/.made ## what the benchmarks compare with, in an environment of its own
+
+bench-soak: .venv/.dev ## a million operations, and what the memory does meanwhile
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+.peers/.made: .venv/.made benchmarks/peers.txt
+	$(BIN)/python -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	@touch $@
 
 .PHONY: load
 load: .venv/.dev ## 200 users for a minute on two replicas, one of which crashes

@@ -1,26 +1,18 @@
 """Statistics at a million archived sessions: one user's thirty days, and everybody's.
 
 The metrics are made in the database. The baseline is the same statistics added up from the metrics, without rollups.
-
-    python -m benchmarks.analytics --sessions 1000000
 """
 
-import argparse
-import asyncio
-import statistics
 from datetime import date, timedelta
 
-import asyncpg
-
+from benchmarks.engines import Engines
+from benchmarks.timing import OURS, Comparison, one_ms
 from fiml.core import clock
-from fiml.core.config import Settings
 from fiml.sessions.analytics import SessionAnalytics
-from fiml.sessions.store import SessionStore
-from tests.support.servers import postgres_server, valkey_server
 
 USERS = 1000
 DAYS = 30
-ROUNDS = 7
+WITHOUT = "without rollups"
 FILL = """
 INSERT INTO session_metrics (session_id, user_id, session_type, created_at, duration_seconds, total_queries,
     cache_hit_rate, avg_query_time_ms, assets_analyzed, query_type_summary, completed_normally, abandoned, ended_at,
@@ -37,46 +29,35 @@ FROM (
 """
 
 
-async def run(count: int) -> None:
-    with valkey_server() as valkey, postgres_server(durable=True) as postgres:
-        async with SessionStore(Settings(redis_url=valkey.url, database_url=postgres.url)) as store:
-            connection = await asyncpg.connect(postgres.url)
-            elapsed_ms = clock.stopwatch()
-            await connection.execute(FILL, count, USERS, clock.now(), DAYS)
-            print(f"{count} rows of metrics made in {elapsed_ms() / 1000:.0f} s")
-            today = clock.now().date()
-            await connection.executemany("INSERT INTO rollup_marks (day) VALUES ($1)", _days(today))
-            analytics = SessionAnalytics(store.session_maker, store)
-            await connection.execute("ANALYZE")
-            before = {user: await timed(analytics, user, rounds=2) for user in ("u7", None)}
-            elapsed_ms = clock.stopwatch()
-            days = await store.roll_up()
-            print(f"rollups of {days} days made in {elapsed_ms() / 1000:.1f} s")
-            await connection.execute("ANALYZE")
-            for user, name in (("u7", "one user"), (None, "everybody")):
-                middle, lowest, highest, total = await timed(analytics, user, rounds=ROUNDS)
-                print(
-                    f"  {name:<10} {middle:7.1f} ms ({lowest:.1f} to {highest:.1f}), {total} sessions; "
-                    f"{middle / before[user][0]:.3f} of the same from metrics alone ({before[user][0]:.0f} ms)"
-                )
-            await connection.close()
+async def stats(engines: Engines) -> list[Comparison]:
+    """One user's statistics and everybody's, beside the same without rollups."""
+    count = engines.plan.metrics_rows
+    await engines.clear()
+    connection = engines.connection
+    await connection.execute(FILL, count, USERS, clock.now(), DAYS)
+    await connection.executemany("INSERT INTO rollup_marks (day) VALUES ($1)", _days(clock.now().date()))
+    await connection.execute("ANALYZE")
+    analytics = SessionAnalytics(engines.store.session_maker, engines.store)
+    rounds = engines.plan.rounds
+    users = {"one user": "u7", "everybody": None}
+    # A day that is marked is added up from the metrics; when its rollup is made, the mark goes.
+    before = {who: await _rounds(analytics, user, rounds) for who, user in users.items()}
+    await engines.store.roll_up()
+    await connection.execute("ANALYZE")
+    after = {who: await _rounds(analytics, user, rounds) for who, user in users.items()}
+    await engines.clear()
+    return [
+        Comparison(f"stats of {who}, {count:,} archived", {OURS: after[who], WITHOUT: before[who]}, WITHOUT)
+        for who in users
+    ]
 
 
 def _days(today: date) -> list[tuple[date]]:
     return [(today - timedelta(days=n),) for n in range(DAYS + 2)]
 
 
-async def timed(analytics: SessionAnalytics, user: str | None, *, rounds: int) -> tuple[float, float, float, int]:
-    """Median, least and most milliseconds, and how many sessions were counted."""
-    measured = []
-    for _ in range(rounds):
-        elapsed_ms = clock.stopwatch()
-        stats = await analytics.get_session_stats(user_id=user, days=DAYS)
-        measured.append(elapsed_ms())
-    return statistics.median(measured), min(measured), max(measured), stats["total_sessions"]
+async def _rounds(analytics: SessionAnalytics, user: str | None, rounds: int) -> list[list[float]]:
+    async def ask() -> None:
+        await analytics.get_session_stats(user_id=user, days=DAYS)
 
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sessions", type=int, default=1_000_000)
-    asyncio.run(run(parser.parse_args().sessions))
+    return [[await one_ms(ask)] for _ in range(rounds)]

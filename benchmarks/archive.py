@@ -1,15 +1,11 @@
 """Archiving: expired sessions from Valkey to PostgreSQL, beside a raw pipeline over the same keys and rows.
 
 The raw pipeline reads the same keys undecoded, COPYs rows that were prepared before into both tables, and removes the
-keys and index entries. COPY alone is the second baseline. Rounds in turn, medians.
-
-    python -m benchmarks.archive --sessions 5000 --queries 5 --rounds 5
+keys and index entries. COPY alone is the second baseline.
 """
 
-import argparse
 import asyncio
 import json
-import statistics
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,9 +13,13 @@ from typing import Any
 import asyncpg
 from redis.asyncio import Redis
 
+from benchmarks.plan import Plan
+from benchmarks.report import Facts
+from benchmarks.timing import OURS, Batch, Comparison, in_turn
 from fiml.core import clock
 from fiml.core.config import Settings
-from fiml.sessions.backends import archive, metrics
+from fiml.sessions.backends import archive as archive_rows
+from fiml.sessions.backends import metrics
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import Ended
 from fiml.sessions.backends.redis_index import leave, place_of
@@ -29,6 +29,8 @@ from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
 from tests.support.servers import postgres_server, valkey_server
 
+RAW = "raw pipeline"
+QUERIES = 5
 BATCH = 512
 TABLES = "sessions, session_search, session_metrics, rollup_marks"
 
@@ -98,13 +100,13 @@ class Bench:
         return elapsed_ms()
 
     async def measure(self, way: Callable[..., Awaitable[float]], count: int, queries: int) -> float:
-        """Sessions per second."""
+        """Milliseconds a session."""
         sessions = await self.fill(count, queries)
         records = [record for session in sessions if isinstance(record := (await self._read(session)), SessionRecord)]
         took_ms = await way(sessions, records)
         archived = await self._connection.fetchval("SELECT count(*) FROM sessions")
         assert archived == count
-        return count / took_ms * 1000
+        return took_ms / count
 
     async def _read(self, session: Session) -> object:
         [record] = await self._store._backend._sweeping.read([session.id])  # type: ignore[attr-defined]
@@ -112,7 +114,7 @@ class Bench:
 
     def _rows(self, records: list[SessionRecord]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         ended = Ended(clock.now(), write_metrics=True)
-        rows = [archive._session_row(record, ended) for record in records]
+        rows = [archive_rows._session_row(record, ended) for record in records]
         return rows, [metrics.row_of(record.header, ended.at) for record in records]
 
     async def _copy(self, rows: list[dict[str, Any]], figures: list[dict[str, Any]]) -> None:
@@ -124,26 +126,27 @@ class Bench:
                     )
 
 
-async def run(count: int, queries: int, rounds: int) -> None:
+async def swept(plan: Plan) -> Comparison:
+    """Sessions archived by a sweep, on servers of its own, since its time is its own too."""
     time = FrozenClock()
     with clock.using(time), valkey_server() as valkey, postgres_server(durable=True) as postgres:
         connection = await asyncpg.connect(postgres.url)
         redis = Redis.from_url(valkey.url)
         async with SessionStore(Settings(redis_url=valkey.url, database_url=postgres.url)) as store:
             bench = Bench(store, redis, connection, time)
-            ways = {"fiml": bench.fiml, "raw pipeline": bench.raw, "COPY alone": bench.copy}
-            rates: dict[str, list[float]] = {name: [] for name in ways}
-            for _ in range(rounds):
-                for name, way in ways.items():
-                    rates[name].append(await bench.measure(way, count, queries))
+
+            def whole(way: Callable[..., Awaitable[float]]) -> Batch:
+                async def batch(_calls: int) -> list[float]:
+                    return [await bench.measure(way, plan.archived_sessions, QUERIES)]
+
+                return batch
+
+            ways = {OURS: whole(bench.fiml), RAW: whole(bench.raw), "COPY alone": whole(bench.copy)}
+            measured = await in_turn(ways, rounds=plan.rounds, calls=1)
         await redis.aclose()
         await connection.close()
-    print(f"archive: {count} sessions of {queries} queries, {rounds} rounds in turn, medians")
-    ours = statistics.median(rates["fiml"])
-    for name, measured in rates.items():
-        middle = statistics.median(measured)
-        spread = f"{min(measured):.0f} to {max(measured):.0f}"
-        print(f"  {name:<14} {middle:8.0f} sessions/s ({spread}); fiml is {ours / middle:.2f} of it")
+    operation = f"sweep, per session, {plan.archived_sessions:,} of {QUERIES} queries"
+    return Comparison(operation, measured, RAW, 1 / 0.6, "COPY alone is no peer, but what the rows cost at the least")
 
 
 PEAK = """
@@ -171,38 +174,27 @@ asyncio.run(main())
 """
 
 
-async def peak_memory(counts: list[int]) -> None:
-    """The peak of a process of its own that sweeps so many sessions."""
+async def peaks(plan: Plan) -> Facts:
+    """The peak of processes of their own that sweep more and more sessions."""
+    facts = Facts("Peak memory of a sweep", ["expired sessions", "peak, MiB", "above an idle store, MiB"])
     time = FrozenClock()
     with clock.using(time), valkey_server() as valkey, postgres_server() as postgres:
-        settings = Settings(redis_url=valkey.url, database_url=postgres.url)
         connection = await asyncpg.connect(postgres.url)
         redis = Redis.from_url(valkey.url)
-        async with SessionStore(settings) as store:
-            for count in counts:
+        async with SessionStore(Settings(redis_url=valkey.url, database_url=postgres.url)) as store:
+            for count in plan.swept_sessions:
                 time.set(FrozenClock().now())
                 await Bench(store, redis, connection, time).fill(count, 3)
-                environment = {"FIML_REDIS_URL": valkey.url, "FIML_DATABASE_URL": postgres.url}
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-c", PEAK, env=environment, stdout=asyncio.subprocess.PIPE
-                )
-                out, _ = await process.communicate()
-                archived, before_kib, peak_kib = json.loads(out)
-                print(
-                    f"peak memory, {archived} expired sessions: {peak_kib / 1024:.0f} MiB "
-                    f"({(peak_kib - before_kib) / 1024:.0f} above an idle store)"
-                )
+                facts.rows.append(await _peak({"FIML_REDIS_URL": valkey.url, "FIML_DATABASE_URL": postgres.url}))
         await redis.aclose()
         await connection.close()
+    return facts
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sessions", type=int, default=5000)
-    parser.add_argument("--queries", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", type=int, nargs="*", default=[1_000, 100_000])
-    given = parser.parse_args()
-    asyncio.run(run(given.sessions, given.queries, given.rounds))
-    if given.memory:
-        asyncio.run(peak_memory(given.memory))
+async def _peak(environment: dict[str, str]) -> list[str | float]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PEAK, env=environment, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    archived, before_kib, peak_kib = json.loads(out)
+    return [float(archived), peak_kib / 1024, (peak_kib - before_kib) / 1024]

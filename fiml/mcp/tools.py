@@ -9,7 +9,7 @@ from fiml.analysis import Question, ask
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, Misconfigured, SessionNotFound, Unavailable, echo
 from fiml.market.models import AssetKind, Depth
-from fiml.market.service import market_source
+from fiml.market.service import MarketService, market_source
 from fiml.mcp import arguments as args
 from fiml.mcp.auth import current_principal
 from fiml.mcp.results import (
@@ -33,7 +33,10 @@ class SessionTools:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._market = runtime.market
+
+    @property
+    def _market(self) -> MarketService:
+        return self._runtime.market  # the first question opens it, not the start, for which a client waits
 
     async def create_analysis_session(
         self,

