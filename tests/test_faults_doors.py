@@ -14,6 +14,7 @@ from fiml.access.principals import Scope
 from fiml.access.tokens import open_tokens
 from fiml.cli import app
 from fiml.core.errors import Unavailable
+from fiml.runtime import open_runtime
 from fiml.sessions.maintenance import JOBS, do_due_jobs
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
@@ -21,6 +22,7 @@ from tests.support.deployment import Deployment
 from tests.support.faults import CALL_S, PASSWORD, Archive, hanging, stopped
 from tests.support.http_server import HttpServer, http_server
 from tests.support.mcp_client import Caller, door
+from tests.support.proxy import redis_proxy
 from tests.support.servers import PostgresProcess
 
 UNKNOWN = str(UUID(int=1))
@@ -180,3 +182,17 @@ async def test_a_sweep_goes_on_when_an_archive_that_said_nothing_speaks_again(
 
         assert await sweep == 20
         assert [each.id for each in await store.list_user_sessions(None)] == [live.id]
+
+
+async def test_callers_of_a_store_that_cannot_be_opened_wait_together(archive: Archive) -> None:
+    async with (
+        redis_proxy(str(archive.settings.redis_url)) as (redis, url),
+        open_runtime(archive.settings.model_copy(update={"redis_url": url})) as runtime,
+    ):
+        redis.hang()
+        async with asyncio.timeout(CALL_S + 3):
+            outcomes = await asyncio.gather(*(runtime.store() for _ in range(10)), return_exceptions=True)
+        redis.pass_on()
+
+        assert {type(outcome) for outcome in outcomes} == {Unavailable}
+        assert await (await runtime.store()).list_user_sessions(None) == []

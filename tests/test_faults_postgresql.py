@@ -15,7 +15,7 @@ from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import make_query
 from fiml.testing.conformance.suite import content, existing, listing
-from tests.support.faults import CALL_S, FAULTS, PASSWORD, Archive, hanging, until_back
+from tests.support.faults import CALL_S, FAULTS, PASSWORD, Archive, until_back
 
 OWNER = "ann"
 UNKNOWN = UUID(int=1)
@@ -203,11 +203,18 @@ async def _let_write(archive: Archive, *, is_allowed: bool) -> None:
     await connection.close()
 
 
-async def test_a_store_whose_archive_hangs_is_closed_in_time(archive: Archive) -> None:
+@pytest.mark.parametrize("fault", ["frozen", "hanging"])
+async def test_a_store_is_closed_in_time_while_its_archive_says_nothing(archive: Archive, fault: str) -> None:
+    """With connections in use and idle ones; who waits for one hears that the store was closed."""
     store = SessionStore(archive.settings)
     await store.initialize()
     ended = await ended_session(store)
-    async with hanging(archive):
-        assert await crowd(store, ended.id) == {Unavailable}
+    await crowd(store, ended.id)
+    async with FAULTS[fault](archive):
+        calls = [asyncio.ensure_future(store.get_session(ended.id)) for _ in range(10)]
+        await asyncio.sleep(0.1)  # wherever they are then
         async with asyncio.timeout(CALL_S):
             await store.shutdown()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert {type(outcome) for outcome in outcomes} == {Unavailable}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -58,11 +58,14 @@ class PostgresDatabase:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        engine = self.engine.sync_engine
+        event.listen(engine, "close", _hang_up)
         await self.engine.dispose()
+        event.remove(engine, "close", _hang_up)
 
     @observed_call(Timed.ENGINE, "postgresql")
     async def transact(self, function: Callable[[Connection], Result]) -> Result:
-        """Run a function in a transaction; when it raises, nothing was written. Two seconds at most."""
+        """Run a function in a transaction. Two seconds at most."""
         return await self._transact(function, CALL_S)
 
     async def maintain(self, function: Callable[[Connection], Result]) -> Result:
@@ -84,10 +87,12 @@ class PostgresDatabase:
 
     async def _prepare(self) -> None:
         # All who come wait for one look: a server that stands still holds nobody up twice.
-        if self._preparing is None or self._preparing.done():
-            self._preparing = asyncio.create_task(self._look_at_schema())
-            self._preparing.add_done_callback(_look_at)
-        await asyncio.shield(self._preparing)
+        preparing = self._preparing
+        if preparing is None or preparing.done():
+            preparing = self._preparing = asyncio.create_task(self._look_at_schema())
+            preparing.add_done_callback(_look_at)
+        await asyncio.wait({preparing})
+        self._outcome(preparing)
 
     async def _look_at_schema(self) -> None:
         found = await self._in_time(self._run(schema.revision), CALL_S)
@@ -116,7 +121,17 @@ class PostgresDatabase:
             task.cancel()
             task.add_done_callback(_look_at)
             raise Unavailable(f"PostgreSQL at {self._name}", f"no answer within {within_s:g} s")
+        return self._outcome(task)
+
+    def _outcome(self, task: "asyncio.Task[Result]") -> Result:
+        if task.cancelled():
+            raise Unavailable(f"PostgreSQL at {self._name}", "the store was closed meanwhile")
         return task.result()
+
+
+def _hang_up(connection: Any, _record: object) -> None:
+    """End a connection without a goodbye, which would wait for a server that may stand still."""
+    connection.driver_connection.terminate()
 
 
 def _look_at(task: "asyncio.Task[Any]") -> None:

@@ -20,7 +20,7 @@ from fiml.core.observe import Timed, observed_call
 
 MAX_CONNECTIONS = 64
 CONNECT_TIMEOUT_S = 2
-REPLY_TIMEOUT_S = 5
+REPLY_TIMEOUT_S = 2
 POOL_TIMEOUT_S = 5
 
 _URL_PARAMETERS = {

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.core.errors import (
+    FimlError,
     InvalidInput,
     NotPermitted,
     SessionArchived,
@@ -359,6 +360,8 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
         super().__init__(settings or Settings(), ANYBODY)
         self._opened: Backend | None = None
         self._opening = asyncio.Lock()
+        self._tries = 0
+        self._failure: FimlError | None = None
 
     async def initialize(self) -> None:
         """Connect, and create the schema in an empty database. Calling it again is harmless.
@@ -369,9 +372,22 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
             Misconfigured: a part is missing, or a database can't be used as it is.
             Unavailable: the engine of the live sessions is away.
         """
+        tries = self._tries
         async with self._opening:
             if self._opened is None:
-                self._opened = await open_backend(self.settings)
+                if self._failure is not None and self._tries > tries:
+                    raise self._failure  # of a try in this call's time: an engine that hangs holds nobody up twice
+                await self._open()
+
+    async def _open(self) -> None:
+        self._failure = None
+        try:
+            self._opened = await open_backend(self.settings)
+        except FimlError as exc:
+            self._failure = exc
+            raise
+        finally:
+            self._tries += 1
 
     async def shutdown(self) -> None:
         """Let go of all connections. Calling it again is harmless."""
