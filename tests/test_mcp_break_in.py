@@ -94,7 +94,7 @@ async def heard(server: HttpServer, token: str, bodies: list[bytes]) -> list[str
                     "mcp-protocol-version": "2025-11-25",
                 },
             )
-            headers = [(name, value) for name, value in answer.headers.items() if name not in {"date"}]
+            headers = [(name, value) for name, value in answer.headers.items() if name not in {"date", "x-request-id"}]
             said.append(UUID_TEXT.sub("ID", f"{answer.status_code} {headers} {answer.text}".lower()))
     return said
 

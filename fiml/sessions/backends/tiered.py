@@ -238,12 +238,16 @@ class TieredBackend:
         return Page(merge_pages(live, ended, query.limit))
 
     async def search(self, query: PageQuery) -> Found:
-        found = await self._searching.search(query)
         if not query.include_archived:
+            return await self._searching.search(query)
+        # An archive that stands still is found out soon; what is to be indexed may take longer. Not between the looks,
+        # which are to follow each other closely.
+        is_archive_there = await self._is_archive_there()
+        found = await self._searching.search(query)
+        if not is_archive_there:
+            found.is_partial = True
             return found
         try:
-            # One that stands still is found out soon; what is to be indexed may take longer.
-            await self._database.view(lambda connection: connection.execute(select(1)).one())
             ended, found.not_indexed = await self._database.maintain(partial(_search_ended, query=query))
         except Unavailable:
             found.is_partial = True
@@ -255,6 +259,13 @@ class TieredBackend:
         if found.searched_to is not None:
             found.rows = rows_down_to(found.rows, found.searched_to)
         return found
+
+    async def _is_archive_there(self) -> bool:
+        try:
+            await self._database.view(lambda connection: connection.execute(select(1)).one())
+        except Unavailable:
+            return False
+        return True
 
     async def share(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
         for _ in range(_TRIES):
