@@ -123,3 +123,13 @@ async def test_what_is_taken_back_while_a_resume_is_under_way_stays_taken_back(
         if not frozen.has_thawed:
             break
     assert step > 3
+
+
+async def test_what_changes_nothing_at_rest_keeps_no_session_from_coming_back(store: SessionStore) -> None:
+    session_id = await begin(store)
+    await store.archive_session(session_id)
+
+    await store.unshare_session(session_id, "nobody")
+    await store.share_session(session_id, GUEST, Role.EDITOR)
+
+    assert not (await store.resume_session(session_id)).is_archived

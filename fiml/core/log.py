@@ -42,7 +42,6 @@ def configure_logging(level: LogLevel = LogLevel.INFO, form: LogFormat = LogForm
         processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
     )
     of_libraries = logging.StreamHandler(sys.stderr)
     of_libraries.setFormatter(

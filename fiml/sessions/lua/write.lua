@@ -81,7 +81,10 @@ if #names_added > 0 or #names_removed > 0 then
   if tags > tonumber(ARGV[9]) then return {'tags', tags} end
 end
 
-if #appended > 0 and #fresh == 0 and #scalars + #names_removed + #names_added + #entries_removed + #entries_set == 0 then
+local others = #scalars + #names_removed + #names_added + #entries_removed + #entries_set
+if #appended > 0 and #fresh == 0 and others == 0 then
+  -- All of it is there already: an access, and no change.
+  if tonumber(ARGV[2]) > tonumber(before[6]) then redis.call('HSET', header, 'accessed', ARGV[2]) end
   return {'written', redis.call('HGETALL', header)}
 end
 

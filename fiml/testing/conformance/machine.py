@@ -116,6 +116,7 @@ class SessionMachine(RuleBasedStateMachine):
         if self._write(session_id, self.store.record_query(session_id, query), SessionFull if is_over else None):
             assert known is not None
             known.queries += [] if is_repeated else [query]
+            known.version -= is_repeated  # what is there already is no change
 
     @rule(target=held, session_id=ids)
     def read(self, session_id: UUID) -> Any:
@@ -185,7 +186,9 @@ class SessionMachine(RuleBasedStateMachine):
         if self._write(session_id, self.store.extend_session(session_id, hours)):
             known = self.model[session_id]
             latest = self.clock.now() + timedelta(hours=MAX_TTL_HOURS)
-            known.expires_at = min(known.expires_at + timedelta(hours=hours), latest)
+            later = min(known.expires_at + timedelta(hours=hours), latest)
+            known.version -= later == known.expires_at  # it lives as long as it may
+            known.expires_at = later
 
     @rule()
     def sweep(self) -> None:
