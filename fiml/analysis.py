@@ -18,8 +18,8 @@ from fiml.looks import Held, SinceLastLook, as_deep_as, held_in, holding, result
 from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer
 from fiml.market.service import MarketService
 from fiml.sessions.models import QueryRecord, Session
-from fiml.sessions.store import SessionVerbs, refuse_unless_live
 from fiml.sessions.values import parse_session_id
+from fiml.sessions.verbs import SessionVerbs, refuse_unless_live
 
 _log = structlog.get_logger()
 Choice = TypeVar("Choice", bound=StrEnum)

@@ -14,7 +14,8 @@ from fiml.core.errors import FimlError
 from fiml.db.sqlite_file import driver
 from fiml.sessions.backends.sqlite import SqliteBackend
 from fiml.sessions.models import Session, SessionType
-from fiml.sessions.store import SessionStore, SessionVerbs
+from fiml.sessions.store import SessionStore
+from fiml.sessions.verbs import SessionVerbs
 from fiml.testing import FrozenClock, make_query, make_session, open_temporary_store
 from tests.support.deployment import Deployment
 from tests.support.wire import Wire, postgres_wire, redis_wire

@@ -11,7 +11,8 @@ from fiml.core.config import Settings
 from fiml.core.errors import FimlError, SessionNotFound
 from fiml.sessions.models import SessionType
 from fiml.sessions.rights import Role
-from fiml.sessions.store import SessionStore, SessionVerbs
+from fiml.sessions.store import SessionStore
+from fiml.sessions.verbs import SessionVerbs
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance import Crash, Faults
 from fiml.testing.conformance.suite import OWNER, existing, listing

@@ -13,8 +13,8 @@ from fiml.mcp.results import Result
 from fiml.mcp.tooling import make_tool, sessions_of
 from fiml.runtime import Runtime
 from fiml.sessions.rights import ShareCode
-from fiml.sessions.store import SessionVerbs
 from fiml.sessions.values import parse_session_id
+from fiml.sessions.verbs import SessionVerbs
 
 
 class SharedWith(BaseModel):

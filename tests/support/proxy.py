@@ -2,17 +2,14 @@
 
 import asyncio
 import secrets
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
-from sqlalchemy import make_url
-
+from tests.support.addresses import before_postgres, before_redis
 from tests.support.servers import PORTS
-from tests.support.wire import CHUNK_BYTES, POSTGRES_SOCKET, Streams
+from tests.support.wire import CHUNK_BYTES, Streams
 
 Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
 _LISTEN_TRIES = 20
@@ -193,27 +190,14 @@ async def unix_proxy(socket: Path, folder: Path) -> AsyncIterator[Proxy]:
         yield proxy
 
 
-@asynccontextmanager
-async def redis_proxy(url: str) -> AsyncIterator[tuple[Proxy, str]]:
+def redis_proxy(url: str) -> AbstractAsyncContextManager[tuple[Proxy, str]]:
     """A proxy before a Redis server, and the URL at which it answers."""
-    address = urlsplit(url)
-    async with tcp_proxy(address.hostname or "localhost", address.port or 6379) as (proxy, port):
-        account = f"{address.username or ''}:{address.password}@" if address.password else ""
-        yield proxy, urlunsplit(address._replace(netloc=f"{account}127.0.0.1:{port}"))
+    return before_redis(url, tcp_proxy)
 
 
-@asynccontextmanager
-async def postgres_proxy(url: str) -> AsyncIterator[tuple[Proxy, str]]:
+def postgres_proxy(url: str) -> AbstractAsyncContextManager[tuple[Proxy, str]]:
     """A proxy before a PostgreSQL server, and the URL at which it answers."""
-    address = make_url(url)
-    if socket_folder := address.query.get("host"):
-        # In /tmp, since a Unix socket's path has room for 104 bytes.
-        with tempfile.TemporaryDirectory(prefix="fiml-", dir="/tmp") as folder:
-            async with unix_proxy(Path(str(socket_folder)) / POSTGRES_SOCKET, Path(folder)) as proxy:
-                yield proxy, address.set(query={"host": folder}).render_as_string(hide_password=False)
-    else:
-        async with tcp_proxy(address.host or "localhost", address.port or 5432) as (proxy, port):
-            yield proxy, address.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+    return before_postgres(url, tcp_proxy, unix_proxy)
 
 
 @asynccontextmanager

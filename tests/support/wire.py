@@ -1,17 +1,14 @@
 """A relay between a client and a server that hears what is said: how often, which commands, which replies."""
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
-from sqlalchemy import make_url
+from tests.support.addresses import before_postgres, before_redis
 
 CHUNK_BYTES = 1 << 20
-POSTGRES_SOCKET = ".s.PGSQL.5432"
 
 
 @dataclass
@@ -127,27 +124,14 @@ async def unix_wire(socket: Path, folder: Path) -> AsyncIterator[Wire]:
         yield wire
 
 
-@asynccontextmanager
-async def redis_wire(url: str) -> AsyncIterator[tuple[Wire, str]]:
-    """A wire to a Redis server, and the URL at which it answers."""
-    address = urlsplit(url)
-    async with tcp_wire(address.hostname or "localhost", address.port or 6379) as (wire, port):
-        account = f"{address.username or ''}:{address.password}@" if address.password else ""
-        yield wire, urlunsplit(address._replace(netloc=f"{account}127.0.0.1:{port}"))
+def redis_wire(url: str) -> AbstractAsyncContextManager[tuple[Wire, str]]:
+    """A wire before a Redis server, and the URL at which it answers."""
+    return before_redis(url, tcp_wire)
 
 
-@asynccontextmanager
-async def postgres_wire(url: str) -> AsyncIterator[tuple[Wire, str]]:
-    """A wire to a PostgreSQL server, and the URL at which it answers."""
-    address = make_url(url)
-    if socket_folder := address.query.get("host"):
-        # In /tmp, since a Unix socket's path has room for 104 bytes.
-        with tempfile.TemporaryDirectory(prefix="fiml-", dir="/tmp") as folder:
-            async with unix_wire(Path(str(socket_folder)) / POSTGRES_SOCKET, Path(folder)) as wire:
-                yield wire, address.set(query={"host": folder}).render_as_string(hide_password=False)
-    else:
-        async with tcp_wire(address.host or "localhost", address.port or 5432) as (wire, port):
-            yield wire, address.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+def postgres_wire(url: str) -> AbstractAsyncContextManager[tuple[Wire, str]]:
+    """A wire before a PostgreSQL server, and the URL at which it answers."""
+    return before_postgres(url, tcp_wire, unix_wire)
 
 
 @asynccontextmanager

@@ -213,7 +213,7 @@ class TieredBackend:
         parts: list[Part] = []
         looks: list[tuple[Part, Awaitable[object]]] = [
             ("live", self._client.run([("PING",)])),
-            ("archive", self._database.view(lambda connection: connection.execute(select(1)).one())),
+            ("archive", self._look_at_archive()),
         ]
         outcomes = await asyncio.gather(*(look for _, look in looks), return_exceptions=True)
         for (part, _), outcome in zip(looks, outcomes, strict=True):
@@ -260,9 +260,12 @@ class TieredBackend:
             found.rows = rows_down_to(found.rows, found.searched_to)
         return found
 
+    async def _look_at_archive(self) -> None:
+        await self._database.view(lambda connection: connection.execute(select(1)).one())
+
     async def _is_archive_there(self) -> bool:
         try:
-            await self._database.view(lambda connection: connection.execute(select(1)).one())
+            await self._look_at_archive()
         except Unavailable:
             return False
         return True

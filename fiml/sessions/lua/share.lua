@@ -3,9 +3,9 @@
 -- ARGV 1 caller ('' for any), 2 now in microseconds, 3 the entry of the trail up to the version, 4 'set', 'drop' or
 --      'redeem', 5 the field, or the digest of a code, 6 the value, 7 most users, 8 most codes, 9 most changes,
 --      10 newest format known, 11 only in this life ('' for any)
--- Returns {'done', header}; {'viewer'} where the caller isn't the owner; {'owner'} where it is given to its owner;
--- {'users', count}, {'codes'}, {'changes'} where there would be too many; {'life'} where it lives another life; nil where
--- the session isn't there for this caller.
+-- Returns {'done', header}; {'viewer'} where the caller isn't the owner; {'users', count}, {'codes'}, {'changes'} where
+-- there would be too many; {'life'} where it lives another life; nil where the session isn't there for this caller.
+-- To whom it is given is not its owner: the caller sees to that, since a session keeps its owner for life.
 local header = KEYS[1]
 local right = right_of_caller()
 local now = tonumber(ARGV[2])
@@ -16,11 +16,12 @@ end
 local function counted(letters)
   local count = 0
   for _, field in ipairs(redis.call('HKEYS', header)) do
-    if string.sub(field, 2, 2) == ':' and string.find(letters, string.sub(field, 1, 1), 1, true) then count = count + 1 end
+    local is_one = string.find(letters, string.sub(field, 1, 1), 1, true)
+    if string.sub(field, 2, 2) == ':' and is_one then count = count + 1 end
   end
   return count
 end
-local stored = redis.call('HMGET', header, 'version', 'format', 'life', 'user')
+local stored = redis.call('HMGET', header, 'version', 'format', 'life')
 local function note()
   -- First, since it alone can be refused: by a key of another type.
   redis.call('RPUSH', KEYS[2], ARGV[3] .. string.format('%.0f', tonumber(stored[1]) + 1) .. ']')
@@ -60,7 +61,6 @@ if ARGV[4] == 'drop' then
   end
   return done()
 end
-if stored[4] and ARGV[5] == 's:' .. stored[4] then return {'owner'} end
 if redis.call('HGET', header, ARGV[5]) == ARGV[6] then return done() end
 if is_full() then return {'changes'} end
 for _, field in ipairs(redis.call('HKEYS', header)) do

@@ -23,7 +23,8 @@ from fiml.sessions.rights import (
     take_back,
     take_back_code,
 )
-from fiml.sessions.store import SessionStore, SessionVerbs
+from fiml.sessions.store import SessionStore
+from fiml.sessions.verbs import SessionVerbs
 from fiml.testing.conformance.suite import OWNER, STRANGER
 
 VIEWER, EDITOR = "vic", "ed"

@@ -9,7 +9,8 @@ import pytest
 
 from fiml.core.errors import FimlError, SessionArchived, SessionExpired, SessionNotFound
 from fiml.sessions.models import QueryTotals, Session, SessionType
-from fiml.sessions.store import SessionStore, SessionVerbs
+from fiml.sessions.store import SessionStore
+from fiml.sessions.verbs import SessionVerbs
 from fiml.testing.clock import FrozenClock
 from fiml.testing.conformance.suite import OWNER, STRANGER, Suite, content, document, existing, listing
 from fiml.testing.samples import make_query

@@ -18,7 +18,8 @@ from fiml.sessions.rights import (
     MAX_SHARES,
     Role,
 )
-from fiml.sessions.store import SessionStore, SessionVerbs
+from fiml.sessions.store import SessionStore
+from fiml.sessions.verbs import SessionVerbs
 from fiml.testing.clock import FrozenClock
 from fiml.testing.conformance.grants_model import EDITOR, VIEWER, GrantsModel, refusal_of
 from fiml.testing.conformance.suite import OWNER, STRANGER, OpenStore, Suite, bounded, existing, listing

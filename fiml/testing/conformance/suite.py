@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, settings
 
 from fiml.core.clock import using
 from fiml.sessions.models import Session, SessionSummary
-from fiml.sessions.store import SessionStore, SessionVerbs
+from fiml.sessions.store import SessionStore
+from fiml.sessions.verbs import SessionVerbs
 from fiml.testing.clock import FrozenClock
 
 OWNER = "ann"

@@ -1,0 +1,324 @@
+"""The verbs of a session's life, over live and archived sessions alike, in the name of a caller."""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Final, NoReturn, TypeVar
+from uuid import UUID
+
+from fiml.core import clock
+from fiml.core.config import Settings
+from fiml.core.errors import (
+    InvalidInput,
+    NotPermitted,
+    SessionArchived,
+    SessionExpired,
+    SessionNotFound,
+    echo,
+)
+from fiml.sessions import values
+from fiml.sessions.audit import Act, trail_json
+from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteRules
+from fiml.sessions.care import CareVerbs
+from fiml.sessions.changes import Change, baseline_of, change_of, settle
+from fiml.sessions.listing import Cursor, SummaryPage, decode_cursor, encode_cursor
+from fiml.sessions.memory import MemoryVerbs
+from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
+from fiml.sessions.records import Header, SessionRecord, encode_query, header_of, to_session, to_summary
+from fiml.sessions.rights import Caller
+from fiml.sessions.sharing import SharingVerbs
+from fiml.sessions.smart_ttl import live_on
+
+# A session may move between the tiers while it is looked for; it can't do so three times in one call.
+_LOOKS: Final = 3
+
+SessionId = UUID | str
+Found = TypeVar("Found")
+
+
+class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
+    """What can be done with sessions, in the name of a caller.
+
+    Ids are `UUID` or text; a malformed one raises `InvalidSessionId`. Every verb raises `Unavailable` when an engine
+    is away.
+    """
+
+    def __init__(self, settings: Settings, caller: Caller) -> None:
+        self.settings = settings
+        self._caller = caller
+
+    @property
+    def user_id(self) -> str | None:
+        """Whose sessions these are; `None` for everybody's."""
+        return self._caller.user
+
+    @property
+    def _backend(self) -> Backend:
+        raise NotImplementedError
+
+    async def create_session(
+        self,
+        assets: list[str],
+        session_type: SessionType | str,
+        user_id: str | None = None,
+        ttl_hours: int | None = None,
+        tags: list[str] | None = None,
+        title: str | None = None,
+    ) -> Session:
+        """A new session, which lives `ttl_hours` (default: `session_default_ttl_hours`). One round trip.
+
+        Raises:
+            InvalidInput: a value is over a limit; nothing was written.
+        """
+        hours = self._hours(ttl_hours, "ttl_hours")
+        now = clock.now()
+        session = Session(
+            user_id=self.acting_as(values.check_user_id(user_id)),
+            type=SessionType.parse(session_type),
+            title=values.check_title(title),
+            assets=values.check_assets(assets),
+            tags=values.check_tags(tags),
+            created_at=now,
+            expires_at=now + timedelta(hours=hours),
+            last_accessed_at=now,
+        )
+        trail = trail_json([Act("create", self._caller.name, now).at_version(session.version)])
+        record = SessionRecord(header_of(session), trail=trail)
+        await self._backend.create(record)
+        return to_session(record)
+
+    async def get_session(self, session_id: SessionId, *, recent_queries: int | None = None) -> Session | None:
+        """A session with its whole history, or with the last `recent_queries` of it. One round trip for a live one.
+
+        A live session's last access moves to now. An archived or expired one is for reading. `None` where there is
+        no such session.
+
+        Raises:
+            CorruptRecord: what is stored can't be read; a `SessionQuarantined` was set aside for it.
+        """
+        parsed = values.parse_session_id(session_id)
+        if recent_queries is not None:
+            values.check_whole(recent_queries, "recent_queries", at_least=0, at_most=values.MAX_VERSION)
+        for look in range(_LOOKS):
+            if look % 2 == 0:
+                record = await self._backend.read(parsed, now=clock.now(), caller=self._caller, recent=recent_queries)
+            else:
+                record = await self._backend.read_archived(parsed, caller=self._caller)
+            if record is not None:
+                return to_session(record, recent=recent_queries)
+        return None
+
+    async def update_session(
+        self, session_id: SessionId, session: Session, expected_version: int | None = None
+    ) -> Session:
+        """Write what changed on `session` since it was read or last written; the merged session.
+
+        Changes of several writers commute: queries are appended, entries set or removed one by one, names added or
+        removed, scalars set. With `expected_version`, nothing is written unless the session is at it.
+
+        Raises:
+            SessionNotFound, SessionExpired, SessionArchived: it isn't live.
+            SessionConflict: it isn't at the expected version.
+            SessionFull: it would hold too many queries.
+            InvalidInput: a value can't be stored.
+        """
+        parsed = values.parse_session_id(session_id)
+        if not isinstance(session, Session):
+            raise InvalidInput("session", f"is a {type(session).__name__}", "give the Session that was read")
+        if session.id != parsed:
+            raise InvalidInput("session", f"has the id {session.id}, not {parsed}", "update a session under its own id")
+        if expected_version is not None:
+            values.check_whole(expected_version, "expected_version", at_most=values.MAX_VERSION)
+        before = baseline_of(session)
+        if before is None:
+            await self._refuse_unread(parsed)
+        change, after = change_of(session, before, max_ttl_hours=self.settings.session_max_ttl_hours)
+        written = await self._write(parsed, change, expected_version)
+        is_alone = expected_version is not None or written.version == session.version + 1
+        header = await self._live_on(parsed, written, change)
+        settle(session, after, header, is_current=is_alone)
+        merged = await self.get_session(parsed)
+        if merged is None:
+            raise SessionNotFound(parsed)
+        return merged
+
+    async def record_query(
+        self,
+        session_id: SessionId,
+        query: QueryRecord,
+        *,
+        context: dict[str, object] | None = None,
+        intermediate_results: dict[str, object] | None = None,
+    ) -> QueryTotals:
+        """Append a query without reading the session, with entries that go with it; the new totals. One round trip.
+
+        Repeating it with the same `query.id` appends nothing.
+
+        Raises:
+            SessionNotFound, SessionExpired, SessionArchived, SessionFull: as `update_session`.
+            InvalidInput: a value can't be stored; nothing was written.
+        """
+        maps = {"context": context, "intermediate_results": intermediate_results}
+        change = Change(
+            queries=[encode_query(query)],
+            entries_set={name: values.check_entries(name, entries) for name, entries in maps.items() if entries},
+        )
+        parsed = values.parse_session_id(session_id)
+        header = await self._write(parsed, change, None)
+        await self._live_on(parsed, header, change)
+        return header.totals
+
+    async def extend_session(self, session_id: SessionId, hours: int) -> Session:
+        """Move the expiry `hours` later, at most to now plus the maximum TTL; the session. One round trip.
+
+        Raises:
+            SessionNotFound, SessionExpired, SessionArchived: it isn't live.
+        """
+        parsed = values.parse_session_id(session_id)
+        max_hours = self.settings.session_max_ttl_hours
+        by = timedelta(hours=values.check_hours(hours, "hours", max_hours=max_hours))
+        now = clock.now()
+        latest = now + timedelta(hours=max_hours)
+        rules = self._rules(now)
+        record = await self._on_live(parsed, lambda: self._backend.extend(parsed, by=by, latest=latest, rules=rules))
+        return to_session(record)
+
+    async def resume_session(self, session_id: SessionId, hours: int | None = None) -> Session:
+        """An expired or archived session, live again for `hours`, with its whole history; a live one as it is.
+
+        Raises:
+            SessionNotFound: there is no such session.
+        """
+        parsed = values.parse_session_id(session_id)
+        now = clock.now()
+        until = now + timedelta(hours=self._hours(hours, "hours"))
+        record = await self._backend.resume(parsed, until=until, now=now, caller=self._caller)
+        if record is None:
+            raise SessionNotFound(parsed)
+        return to_session(record)
+
+    async def archive_session(self, session_id: SessionId) -> bool:
+        """End a session now and move it to the archive; `False` where it isn't live."""
+        parsed = values.parse_session_id(session_id)
+        return await self._backend.archive(parsed, self._ended(clock.now()), caller=self._caller)
+
+    async def delete_session(self, session_id: SessionId) -> bool:
+        """Remove a session for good, from both tiers and the quarantine; `False` where there is none.
+
+        Raises:
+            SessionOnHold: it is on legal hold; nothing was removed.
+        """
+        return await self._backend.delete(values.parse_session_id(session_id), now=clock.now(), caller=self._caller)
+
+    async def list_user_sessions(
+        self,
+        user_id: str | None,
+        include_archived: bool = False,  # noqa: FBT001, FBT002  the contract's signature
+        limit: int = 50,
+        cursor: str | None = None,
+        type: SessionType | str | None = None,  # noqa: A002  the contract's name
+        tag: str | None = None,
+        asset: str | None = None,
+    ) -> SummaryPage:
+        """A page of a user's sessions, newest first; of everybody's where `user_id` is `None`.
+
+        A principal's page has its own sessions and those that were shared with it.
+
+        The pages of one cursor are complete and without doubles while sessions come and go. With `include_archived`,
+        a page is `partial` while the archive is away.
+
+        Raises:
+            InvalidInput: a limit or a cursor is not valid.
+        """
+        size = values.check_limit(limit)
+        start = None if cursor is None else decode_cursor(cursor)
+        query = PageQuery(
+            limit=size + 1,
+            include_archived=include_archived,
+            user_id=self.acting_as(values.check_user_id(user_id)),
+            type=None if type is None else SessionType.parse(type).value,
+            tag=None if tag is None else values.check_name(tag, "tag"),
+            asset=None if asset is None else values.check_name(asset, "asset"),
+            after=None if start is None else start.position,
+            given_to=self._caller.user,
+        )
+        found = await self._backend.page(query)
+        summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in found.rows[:size]]
+        is_partial = found.is_partial or (start is not None and start.is_partial)
+        next_cursor = None
+        if len(found.rows) > size:
+            next_cursor = encode_cursor(Cursor((summaries[-1].created_at, summaries[-1].id), is_partial))
+        return SummaryPage(summaries, next_cursor, partial=is_partial)
+
+    def acting_as(self, user_id: str | None) -> str | None:
+        """Whose sessions are meant: the given user's, or the caller's.
+
+        Raises:
+            NotPermitted: the user is another one than the caller.
+        """
+        own = self._caller.user
+        if own is None or user_id is None or user_id == own:
+            return user_id or own
+        raise NotPermitted(f"user {echo(user_id)} is somebody else", "leave the user out to act as yourself")
+
+    def _hours(self, hours: int | None, field: str) -> int:
+        if hours is None:
+            return self.settings.session_default_ttl_hours
+        return values.check_hours(hours, field, max_hours=self.settings.session_max_ttl_hours)
+
+    def _ended(self, at: datetime) -> Ended:
+        return Ended(at, write_metrics=self.settings.session_enable_analytics)
+
+    async def _write(self, session_id: UUID, change: Change, expected_version: int | None) -> Header:
+        rules = self._rules(clock.now(), expected_version)
+        return await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
+
+    def _rules(self, now: datetime, expected_version: int | None = None) -> WriteRules:
+        return WriteRules(
+            now=now,
+            max_queries=self.settings.session_max_queries_per_session,
+            max_changes=self.settings.session_max_changes,
+            expected_version=expected_version,
+            caller=self._caller,
+        )
+
+    async def _live_on(self, session_id: UUID, header: Header, change: Change) -> Header:
+        """The header of a session after a write, extended where it is in use near its end and the settings say so."""
+        if not self.settings.session_smart_ttl or "expires_at" in change.scalars:
+            return header
+        return await live_on(self._backend, self.settings, session_id, header, caller=self._caller)
+
+    async def _refuse_unread(self, session_id: UUID) -> NoReturn:
+        """Refuse to write an object that never came from the store: nobody knows what changed on it."""
+        refuse_unless_live(session_id, await self.get_session(session_id, recent_queries=0))
+        raise InvalidInput("session", "was not read from the store", "change and write what get_session returned")
+
+    async def _on_live(self, session_id: UUID, operation: Callable[[], Awaitable[Found | None]]) -> Found:
+        """What `operation` finds among the live sessions.
+
+        Raises:
+            SessionArchived: it is archived.
+            SessionNotFound: it is nowhere.
+        """
+        for look in range(_LOOKS):
+            if look % 2 == 0:
+                found = await operation()
+                if found is not None:
+                    return found
+            elif await self._backend.read_archived(session_id, caller=self._caller) is not None:
+                raise SessionArchived(session_id)
+        raise SessionNotFound(session_id)
+
+
+def refuse_unless_live(session_id: UUID, session: Session | None) -> Session:
+    """A session that takes changes.
+
+    Raises:
+        SessionNotFound, SessionArchived, SessionExpired: it doesn't.
+    """
+    if session is None:
+        raise SessionNotFound(session_id)
+    if session.is_archived:
+        raise SessionArchived(session_id)
+    if session.is_expired:
+        raise SessionExpired(session_id, session.expires_at)
+    return session
