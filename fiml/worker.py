@@ -5,6 +5,7 @@ import ssl
 from datetime import time, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from celery import Celery
 from celery.schedules import crontab
@@ -21,11 +22,11 @@ QUEUE = "fiml"
 def make_app(settings: Settings) -> Celery:
     """The app of an installation; without a broker it can run tasks in the process only."""
     app = Celery("fiml")
-    broker = settings.broker_url or settings.redis_url
+    broker = _broker(settings)
     minutes = 60
+    visibility = {"visibility_timeout": settings.task_visibility_timeout_minutes * minutes}
     app.conf.update(
-        broker_url=None if broker is None else _as_celery_has_it(broker),
-        result_backend=_result_backend(settings),
+        **(_amqp(broker) if broker is None or broker.startswith("amqp") else _redis(broker, settings, visibility)),
         result_expires=timedelta(days=1),
         imports=("fiml.sessions.tasks",),
         task_default_queue=QUEUE,
@@ -40,14 +41,9 @@ def make_app(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         task_time_limit=settings.task_time_limit_minutes * minutes,
         task_soft_time_limit=settings.task_time_limit_minutes * minutes - minutes // 2,
-        broker_transport_options={"visibility_timeout": settings.task_visibility_timeout_minutes * minutes},
         broker_connection_retry_on_startup=True,
         beat_schedule=beat_schedule(settings),
     )
-    if broker is not None and broker.startswith("rediss://"):
-        app.conf.update(
-            broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED}, redis_backend_use_ssl=app.conf.broker_use_ssl
-        )
     return app
 
 
@@ -79,7 +75,12 @@ def run_worker(settings: Settings, *, concurrency: int, has_beat: bool) -> None:
     Raises:
         Misconfigured: there is no broker.
     """
-    if settings.broker_url is None and settings.redis_url is None:
+    if _broker(settings) is None:
+        if settings.redis_url is not None:
+            raise Misconfigured(
+                "Celery can't use a Cluster as its broker: set FIML_BROKER_URL to a Redis that is none, or let "
+                "`fiml serve` do the maintenance (FIML_MAINTENANCE=serve)"
+            )
         raise Misconfigured(
             "a worker needs a broker: set FIML_REDIS_URL and FIML_DATABASE_URL, or FIML_BROKER_URL; "
             "in the embedded deployment `fiml serve` does the maintenance itself"
@@ -106,13 +107,43 @@ def _beat_file(settings: Settings) -> Path:
     return folder / "beat-schedule"
 
 
-def _result_backend(settings: Settings) -> str | None:
-    broker = settings.broker_url or settings.redis_url
-    if broker is None:
-        return "cache+memory://"
-    return "rpc://" if broker.startswith("amqp") else _as_celery_has_it(broker)
+def _broker(settings: Settings) -> str | None:
+    if settings.broker_url is not None:
+        return settings.broker_url
+    # Celery's transport needs all its keys on one server.
+    return None if settings.redis_url is None or "+cluster://" in settings.redis_url else settings.redis_url
 
 
-def _as_celery_has_it(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"redis+socket://{rest}" if scheme == "unix" else url
+def _amqp(broker: str | None) -> dict[str, Any]:
+    return {"broker_url": broker, "result_backend": "cache+memory://" if broker is None else "rpc://"}
+
+
+def _redis(broker: str, settings: Settings, visibility: dict[str, Any]) -> dict[str, Any]:
+    url, options = _as_celery_has_it(broker)
+    options["global_keyprefix"] = f"{settings.redis_prefix}:"
+    conf: dict[str, Any] = {
+        "broker_url": url,
+        "broker_transport_options": options | visibility,
+        "result_backend": url,
+        "result_backend_transport_options": options,
+    }
+    if broker.startswith("rediss"):
+        conf["broker_use_ssl"] = conf["redis_backend_use_ssl"] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return conf
+
+
+def _as_celery_has_it(broker: str) -> tuple[str, dict[str, Any]]:
+    """Its URL, and the options of its transport."""
+    scheme, _, rest = broker.partition("://")
+    if scheme == "unix":
+        return f"redis+socket://{rest}", {}
+    if not scheme.endswith("+sentinel"):
+        return broker, {}
+    from fiml.db.redis_url import parse_redis_url  # noqa: PLC0415 - redis-py, which another broker doesn't need
+
+    address = parse_redis_url(broker)
+    names = (address.options.get("username"), address.options.get("password"))
+    account = ":".join(quote(name or "", safe="") for name in names) + "@" if any(names) else ""
+    database = address.options.get("db", 0)
+    url = ";".join(f"sentinel://{account}{host}:{port}/{database}" for host, port in address.hosts)
+    return url, {"master_name": address.service, "sentinel_kwargs": address.sentinel_options}

@@ -513,14 +513,14 @@ class TestHealth:
         assert not can_write(tmp_path / "file/fiml.db")
 
     async def test_asking_redis_writes_nothing(self, empty_redis: str) -> None:
-        await redis_facts(empty_redis, expiry_keys=expiry_keys())
+        await redis_facts(at(empty_redis), expiry_keys=expiry_keys())
 
         with redis.Redis.from_url(empty_redis) as client:
             assert client.dbsize() == 0
 
     @pytest.mark.parametrize("protocol", [2, 3])
     async def test_redis_is_understood_in_both_protocols(self, empty_redis: str, protocol: int) -> None:
-        facts = await redis_facts(f"{empty_redis}?protocol={protocol}", expiry_keys=expiry_keys())
+        facts = await redis_facts(at(f"{empty_redis}?protocol={protocol}"), expiry_keys=expiry_keys())
 
         assert (facts.name, facts.eviction_policy, facts.is_append_only) == ("Valkey", "noeviction", False)
         assert facts.most_waiting == 0
@@ -553,13 +553,13 @@ class TestHealth:
 
     async def test_a_password_that_is_wrong_is_not_shown(self, empty_redis: str) -> None:
         with pytest.raises(Misconfigured) as caught:
-            await redis_facts(empty_redis.replace("//", f"//me:{PASSWORD}@"), expiry_keys=expiry_keys())
+            await redis_facts(at(empty_redis.replace("//", f"//me:{PASSWORD}@")), expiry_keys=expiry_keys())
 
         assert PASSWORD not in str(caught.value)
 
     async def test_servers_that_are_away_are_unavailable(self) -> None:
         with pytest.raises(Unavailable):
-            await redis_facts(f"redis://{AWAY}", expiry_keys=expiry_keys())
+            await redis_facts(at(f"redis://{AWAY}"), expiry_keys=expiry_keys())
         with pytest.raises(Unavailable):
             await postgres_facts(f"postgresql://{AWAY}/fiml")
 
@@ -568,9 +568,14 @@ class TestHealth:
         monkeypatch.setitem(sys.modules, "asyncpg", None)
 
         with pytest.raises(MissingExtra, match=r"fiml\[server\]"):
-            await redis_facts(f"redis://{AWAY}", expiry_keys=expiry_keys())
+            await redis_facts(at(f"redis://{AWAY}"), expiry_keys=expiry_keys())
         with pytest.raises(MissingExtra, match=r"fiml\[server\]"):
             await postgres_facts(f"postgresql://{AWAY}/fiml")
+
+
+def at(redis_url: str) -> Settings:
+    """Of a server deployment whose database nobody asks."""
+    return Settings(redis_url=redis_url, database_url=f"postgresql://{AWAY}/fiml")
 
 
 def forget_redis_py(monkeypatch: pytest.MonkeyPatch) -> None:

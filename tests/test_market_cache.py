@@ -21,6 +21,7 @@ from fiml.cache.l2_cache import PURGE_EVERY_PUTS, L2Cache
 from fiml.core.config import Settings, Synchronous
 from fiml.core.errors import Misconfigured, RecordRefused, Unavailable
 from fiml.db.postgres import PostgresDatabase
+from fiml.db.redis_client import RedisClient
 from fiml.db.sqlite_file import SqliteFile
 from fiml.db.tables import market_cache
 from fiml.testing import FrozenClock
@@ -60,7 +61,7 @@ def make_cache(request: pytest.FixtureRequest, folder: Path) -> AnswerCache:
             return L2Cache(SqliteFile(folder / "fiml.db", Synchronous.OFF))
     deployment: Deployment = request.getfixturevalue("deployment")
     if request.param == "redis":
-        return RedisL1Cache(deployment.redis_url)
+        return RedisL1Cache(RedisClient.of(deployment.settings()))
     return L2Cache(PostgresDatabase(deployment.database_url))
 
 
@@ -148,11 +149,11 @@ class TestRedis:
     async def test_redis_removes_an_entry_itself(
         self, deployment: Deployment, live: "redis.Redis", clock: FrozenClock
     ) -> None:
-        cache = RedisL1Cache(deployment.redis_url)
+        cache = RedisL1Cache(RedisClient.of(deployment.settings()))
 
         await cache.put("a", make_entry(clock.now(), keep_s=60))
 
-        assert 0 < int(live.pttl(f"{KEY_PREFIX}a")) <= 60_000
+        assert 0 < int(live.pttl(f"fiml:{KEY_PREFIX}a")) <= 60_000
         await cache.aclose()
 
     @pytest.mark.parametrize(
@@ -173,8 +174,8 @@ class TestRedis:
     async def test_a_damaged_value_is_a_miss_and_is_logged(
         self, deployment: Deployment, live: "redis.Redis", damage: bytes
     ) -> None:
-        cache = RedisL1Cache(deployment.redis_url)
-        live.set(f"{KEY_PREFIX}a", damage)
+        cache = RedisL1Cache(RedisClient.of(deployment.settings()))
+        live.set(f"fiml:{KEY_PREFIX}a", damage)
 
         with capture_logs() as logs:
             assert await cache.get("a") is None
@@ -183,7 +184,7 @@ class TestRedis:
         await cache.aclose()
 
     async def test_a_server_that_is_away_is_unavailable(self, clock: FrozenClock) -> None:
-        cache = RedisL1Cache(NOWHERE)
+        cache = RedisL1Cache(RedisClient(NOWHERE))
 
         with pytest.raises(Unavailable):
             await cache.put("a", make_entry(clock.now()))
@@ -261,7 +262,9 @@ class TestSecond:
 class TestForgiving:
     """Over real caches whose engine is away, and over one that hangs."""
 
-    @pytest.mark.parametrize("make", [lambda: RedisL1Cache(NOWHERE), lambda: RedisL1Cache("redis://[no-url")])
+    @pytest.mark.parametrize(
+        "make", [lambda: RedisL1Cache(RedisClient(NOWHERE)), lambda: RedisL1Cache(RedisClient("redis://[no-url"))]
+    )
     async def test_a_cache_that_is_away_is_a_miss_and_is_logged(
         self, make: Callable[[], AnswerCache], clock: FrozenClock
     ) -> None:

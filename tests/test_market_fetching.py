@@ -14,6 +14,7 @@ from fiml.cache.l1_cache import MemoryL1Cache, RedisL1Cache
 from fiml.cache.l2_cache import L2Cache
 from fiml.core.config import Synchronous
 from fiml.core.errors import BadData, InvalidInput, RateLimited, SymbolNotFound, Unavailable
+from fiml.db.redis_client import RedisClient
 from fiml.db.sqlite_file import SqliteFile
 from fiml.market.fetching import Fetching
 from fiml.market.models import AssetKind, Bars, Delivery, Instrument, Quote
@@ -360,7 +361,7 @@ async def test_bad_input_is_not_remembered(fetching: Fetching, exchange: Exchang
 
 
 async def test_a_redis_that_is_away_costs_nobody_an_answer(exchange: Exchange, file_cache: L2Cache) -> None:
-    fetching = Fetching(exchange, (RedisL1Cache("redis://127.0.0.1:1/0"), file_cache))
+    fetching = Fetching(exchange, (RedisL1Cache(RedisClient("redis://127.0.0.1:1/0")), file_cache))
 
     with capture_logs() as logs:
         layers = [(await fetching.quote(AAPL)).delivery.layer for _ in range(2)]

@@ -29,18 +29,18 @@ NO_WAIT = timedelta()
 
 
 @pytest.fixture(params=["own", "shared"])
-def redis_url(request: pytest.FixtureRequest) -> str | None:
+def server_settings(request: pytest.FixtureRequest) -> Settings | None:
     if request.param == "own":
         return None
     deployment: Deployment = request.getfixturevalue("deployment")
-    return deployment.redis_url
+    return deployment.settings()
 
 
 @pytest.fixture
-async def allowances(redis_url: str | None) -> AsyncIterator[Allowances]:
+async def allowances(server_settings: Settings | None) -> AsyncIterator[Allowances]:
     """Five calls at once, one more each ten seconds."""
     rate = Rate(per_minute=6, burst=BURST)
-    opened = OwnAllowances(rate) if redis_url is None else SharedAllowances(redis_url, rate)
+    opened = OwnAllowances(rate) if server_settings is None else SharedAllowances(server_settings, rate)
     yield opened
     await opened.aclose()
 
@@ -90,7 +90,7 @@ async def test_a_principal_that_is_back_to_its_whole_allowance_is_forgotten(
 
 
 async def test_the_key_in_redis_goes_by_itself_and_does_not_say_who(deployment: Deployment) -> None:
-    shared = SharedAllowances(deployment.redis_url, Rate(per_minute=6, burst=BURST))
+    shared = SharedAllowances(deployment.settings(), Rate(per_minute=6, burst=BURST))
     await shared.take("ann")
 
     [life_ms] = await shared._client.run([("PTTL", key_of("ann"))])
@@ -102,7 +102,7 @@ async def test_the_key_in_redis_goes_by_itself_and_does_not_say_who(deployment: 
 
 async def test_while_redis_is_away_a_process_counts_for_itself(clock: FrozenClock) -> None:
     with valkey_server() as valkey:
-        shared = SharedAllowances(valkey.url, Rate(per_minute=6, burst=BURST))
+        shared = SharedAllowances(_settings(valkey.url), Rate(per_minute=6, burst=BURST))
         for _ in range(BURST):
             await shared.take("ann")
         valkey.stop()
@@ -124,7 +124,7 @@ async def test_a_redis_that_hangs_is_not_waited_for_at_each_call(
 ) -> None:
     monkeypatch.setattr(rates, "TAKE_TIMEOUT_S", 0.2)
     with valkey_server() as valkey:
-        shared = SharedAllowances(valkey.url, Rate(per_minute=6, burst=BURST))
+        shared = SharedAllowances(_settings(valkey.url), Rate(per_minute=6, burst=BURST))
         await shared.take("ann")
         os.kill(valkey.pid, signal.SIGSTOP)
         try:
@@ -224,3 +224,7 @@ def test_a_rate_of_nought_limits_nobody() -> None:
 def test_a_rate_that_makes_no_sense_is_refused_at_start(field: str, value: float) -> None:
     with pytest.raises(Misconfigured, match=f"FIML_{field.upper()}"):
         Settings(**{field: value})
+
+
+def _settings(redis_url: str) -> Settings:
+    return Settings(redis_url=redis_url, database_url="postgresql://127.0.0.1:1/nobody-asks-it")

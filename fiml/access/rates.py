@@ -81,12 +81,13 @@ class SharedAllowances:
     The replicas' clocks count: one that is behind by some seconds lets a principal make so many seconds' calls less.
     """
 
-    def __init__(self, url: str, rate: Rate) -> None:
-        from fiml.db.redis_client import RedisClient, Script  # noqa: PLC0415 - the server deployment's only
+    def __init__(self, settings: Settings, rate: Rate) -> None:
+        from fiml.db.redis_client import RedisClient  # noqa: PLC0415 - the server deployment's only
+        from fiml.db.redis_commands import Script  # noqa: PLC0415 - as above
 
         self._rate = rate
         self._script = Script.load("fiml.access", "take")
-        self._client = RedisClient(url, [self._script])
+        self._client = RedisClient.of(settings, [self._script])
         self._own = OwnAllowances(rate)
         self._alone_until = clock.EPOCH
 
@@ -121,11 +122,11 @@ def open_allowances(settings: Settings) -> Allowances | None:
     if settings.redis_url is None:
         return OwnAllowances(rate)
     try:
-        return SharedAllowances(settings.redis_url, rate)
+        return SharedAllowances(settings, rate)
     except ModuleNotFoundError as exc:
         raise MissingExtra("Redis (FIML_REDIS_URL)", "server") from exc
 
 
 def key_of(user_id: str) -> str:
     """The key of a principal: of one length, whatever the name."""
-    return f"fiml:rate:{hashlib.sha256(user_id.encode()).hexdigest()[:32]}"
+    return f"rate:{hashlib.sha256(user_id.encode()).hexdigest()[:32]}"

@@ -12,7 +12,7 @@ from fiml.core import clock
 if TYPE_CHECKING:  # the driver, which is not installed with every fiml
     from fiml.db.redis_client import RedisClient
 
-KEY_PREFIX = "fiml:cache:"
+KEY_PREFIX = "cache:"
 MAX_ENTRIES = 1000
 
 _MILLISECOND = timedelta(milliseconds=1)
@@ -24,8 +24,8 @@ class RedisL1Cache:
 
     layer: Layer = "l1"
 
-    def __init__(self, client: "RedisClient | str") -> None:
-        self._client = _connect(client) if isinstance(client, str) else client
+    def __init__(self, client: "RedisClient") -> None:
+        self._client = client
 
     async def get(self, key: str) -> CacheEntry | None:
         [text] = await self._client.run([("GET", KEY_PREFIX + key)])
@@ -76,9 +76,3 @@ class MemoryL1Cache:
 
     async def aclose(self) -> None:
         self._entries.clear()
-
-
-def _connect(url: str) -> "RedisClient":
-    from fiml.db.redis_client import RedisClient  # noqa: PLC0415 - only the server deployment has the driver
-
-    return RedisClient(url, ())

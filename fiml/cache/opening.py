@@ -22,11 +22,11 @@ def _memory() -> AnswerCache:
 def _redis(settings: Settings) -> AnswerCache:
     from fiml.cache.l1_cache import RedisL1Cache  # noqa: PLC0415 - as above
 
-    assert settings.redis_url is not None  # noqa: S101  the settings have both or neither
     try:
-        return RedisL1Cache(settings.redis_url)
+        from fiml.db.redis_client import RedisClient  # noqa: PLC0415 - only the server deployment has the driver
     except ModuleNotFoundError as exc:
         raise MissingExtra("Redis (FIML_REDIS_URL)", "server") from exc
+    return RedisL1Cache(RedisClient.of(settings))
 
 
 def _database(settings: Settings) -> AnswerCache:

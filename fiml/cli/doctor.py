@@ -161,7 +161,7 @@ def _encryption(settings: Settings) -> list[Check]:
 async def _databases(settings: Settings) -> list[Check]:
     probes = []
     if settings.redis_url is not None:
-        probes.append(_redis(settings.redis_url, settings.session_cleanup_interval_minutes, settings.expected_replicas))
+        probes.append(_redis(settings, settings.redis_url))
     if settings.database_url is not None:
         probes.append(_postgres(settings.database_url, settings.expected_replicas))
     if not probes:
@@ -169,20 +169,22 @@ async def _databases(settings: Settings) -> list[Check]:
     return [check for checks in await asyncio.gather(*probes) for check in checks]
 
 
-async def _redis(url: str, interval_minutes: int, expected_replicas: int) -> list[Check]:
+async def _redis(settings: Settings, url: str) -> list[Check]:
     from fiml.db.health import redis_facts  # noqa: PLC0415 - only this command needs it
     from fiml.sessions.backends.redis_keys import expiry_keys  # noqa: PLC0415 - as above
 
-    facts = await _or_problem("Redis", "FIML_REDIS_URL", redis_facts(url, expiry_keys=expiry_keys()))
+    facts = await _or_problem("Redis", "FIML_REDIS_URL", redis_facts(settings, expiry_keys=expiry_keys()))
     if isinstance(facts, Check):
         return [facts]
     server = f"{facts.name} {facts.version or 'of unknown version'}"
+    if facts.masters > 1:
+        server += f" with {facts.masters} masters"
     return [
         Check(Mark.OK, "Redis", f"{without_secrets(url)} is reachable, {server}, {facts.latency_ms:.1f} ms"),
         _eviction(facts),
         _durability(facts),
-        *_clock_and_replicas(facts, expected_replicas),
-        _backlog(facts.most_waiting, facts.oldest_waiting, interval_minutes, is_exact=False),
+        *_clock_and_replicas(facts, max(settings.expected_replicas, settings.redis_wait_replicas)),
+        _backlog(facts.most_waiting, facts.oldest_waiting, settings.session_cleanup_interval_minutes, is_exact=False),
     ]
 
 

@@ -11,9 +11,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fiml.core.errors import Misconfigured, echo
 
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+REDIS_SCHEMES = (
+    *("redis://", "rediss://", "unix://"),
+    *("redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://"),
+)
 DATABASE_SCHEMES = ("postgresql://", "postgres://")
-BROKER_SCHEMES = ("redis://", "rediss://", "unix://", "amqp://", "amqps://")
+BROKER_SCHEMES = (
+    *("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://"),
+    *("amqp://", "amqps://"),
+)
 # Asymmetric ones only: with a shared secret, whoever verifies can sign.
 SIGNATURE_ALGORITHMS = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
@@ -90,6 +96,10 @@ class Settings(BaseSettings):
     )
 
     redis_url: str | None = Field(None, repr=False, description="Redis or Valkey for live sessions")
+    redis_prefix: str = Field("fiml", description="what the name of each key in Redis begins with")
+    redis_wait_replicas: int = Field(
+        0, ge=0, le=10, description="replicas of Redis that must have a write before it is acknowledged"
+    )
     database_url: str | None = Field(None, repr=False, description="PostgreSQL for ended sessions")
     data_dir: Path | None = Field(None, description="folder of the embedded file; default: the user's data folder")
     sqlite_synchronous: Synchronous = Field(Synchronous.FULL, description="durability of the embedded file")
@@ -172,7 +182,7 @@ class Settings(BaseSettings):
             raise ValueError(f"must begin with {', '.join(BROKER_SCHEMES)}")
         return value
 
-    @field_validator("installation")
+    @field_validator("installation", "redis_prefix")
     @classmethod
     def _name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):

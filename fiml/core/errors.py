@@ -211,6 +211,24 @@ class Unavailable(FimlError):
         super().__init__(f"{what} is away ({reason}); try again, or run `fiml doctor`")
 
 
+class Unconfirmed(Unavailable):
+    """A write is done, but fewer replicas than `FIML_REDIS_WAIT_REPLICAS` have it: a failover may lose it.
+
+    Attributes:
+        reached: how many replicas have it.
+    """
+
+    code = "unconfirmed"
+
+    def __init__(self, what: str, reached: int, wanted: int) -> None:
+        super().__init__(what, "replicas")
+        self.reached = reached
+        self.args = (
+            f"{what} did what was asked, but {reached} of {wanted} replicas have it (FIML_REDIS_WAIT_REPLICAS), so a "
+            "failover may lose it; read the session before you try again, and run `fiml doctor`",
+        )
+
+
 class RateLimited(Unavailable):
     """A provider, or fiml itself on HTTP, takes no more questions until `retry_at`."""
 

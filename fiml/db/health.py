@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, NullPool, create_engine, func, select, text
 
 from fiml.core.clock import from_micros, now, stopwatch, to_micros
-from fiml.core.config import without_secrets
+from fiml.core.config import Settings, without_secrets
 from fiml.core.errors import MissingExtra, Unavailable
 from fiml.db import schema
 from fiml.db.engines import postgres_engine
@@ -24,7 +24,7 @@ from fiml.db.sqlite_file import translated as sqlite_translated
 from fiml.db.tables import active_sessions
 
 if TYPE_CHECKING:  # redis-py is an extra
-    from fiml.db.redis_client import Argument, RedisClient
+    from fiml.db.redis_client import RedisClient
 
 
 class SchemaState(StrEnum):
@@ -50,6 +50,8 @@ class RedisFacts:
 
     name: str
     version: str | None
+    masters: int
+    """One, or as many as its Cluster has."""
     latency_ms: float
     eviction_policy: str | None
     is_append_only: bool | None
@@ -88,40 +90,47 @@ class SqliteFacts:
     oldest_waiting: datetime | None
 
 
-async def redis_facts(url: str, *, expiry_keys: Sequence[str]) -> RedisFacts:
-    """What a Redis or Valkey server tells about itself; `expiry_keys` are its indexes of what expires when.
+async def redis_facts(settings: Settings, *, expiry_keys: Sequence[str]) -> RedisFacts:
+    """What Redis or Valkey tells about itself; `expiry_keys` are its indexes of what expires when.
+
+    Of the masters of a Cluster, what is worst.
 
     Raises:
         Misconfigured: the URL is none.
         MissingExtra: redis-py is not installed.
         Unavailable: it can't be reached, or doesn't let us in.
     """
-    client = _redis_client(url)
+    client = _redis_client(settings)
     try:
-        await client.run([("PING",)])  # connects, which is no part of a round trip
+        await client.ask_all([("PING",)])  # connects, which is no part of a round trip
         elapsed_ms = stopwatch()
-        await client.run([("PING",)])
+        masters = len(await client.ask_all([("PING",)]))
         latency_ms = elapsed_ms()
         before = now()
-        told_time = await _told(client, [("TIME",)])
-        ahead_s = None if told_time is None else _ahead_s(moment_of(told_time[0]), before, now())
-        server, replication = await _told(client, [("INFO", "server"), ("INFO", "replication")]) or [{}, {}]
-        configured = await _told(client, [("CONFIG GET", "maxmemory-policy"), ("CONFIG GET", "appendonly")])
-        due = await _told(client, [("ZCOUNT", key, "-inf", to_micros(now())) for key in expiry_keys])
-        first = await _told(client, [("ZRANGE", key, 0, 0, "WITHSCORES") for key in expiry_keys])
+        told_times = await _told(client.ask_all([("TIME",)]))
+        after = now()
+        ahead_s = [_ahead_s(moment_of(told), before, after) for [told] in told_times or []]
+        about = await _told(client.ask_all([("INFO", "server"), ("INFO", "replication")])) or [[{}, {}]]
+        configured = await _told(client.ask_all([("CONFIG GET", "maxmemory-policy"), ("CONFIG GET", "appendonly")]))
+        due = await _told(client.run([("ZCOUNT", key, "-inf", to_micros(now())) for key in expiry_keys]))
+        first = await _told(client.run([("ZRANGE", key, 0, 0, "WITHSCORES") for key in expiry_keys]))
     finally:
         await client.close()
-    policy, append_only = (next(iter(found.values()), None) for found in configured or [{}, {}])
+    server = about[0][0]
+    policies = [policy for found, _ in configured or [] for policy in found.values()]
+    append_only = [value == "yes" for _, found in configured or [] for value in found.values()]
+    replicas = [replication["connected_slaves"] for _, replication in about if "connected_slaves" in replication]
     return RedisFacts(
         name="Valkey" if server.get("server_name") == "valkey" else "Redis",
         version=server.get("valkey_version") or server.get("redis_version"),
+        masters=masters,
         latency_ms=latency_ms,
-        eviction_policy=policy,
-        is_append_only=None if append_only is None else append_only == "yes",
+        eviction_policy=next((policy for policy in policies if policy != "noeviction"), next(iter(policies), None)),
+        is_append_only=all(append_only) if append_only else None,
         most_waiting=None if due is None else sum(due),
         oldest_waiting=_if_past(lowest_moment(first or [])),
-        ahead_s=ahead_s,
-        replicas=replication.get("connected_slaves"),
+        ahead_s=max(ahead_s, key=abs, default=None),
+        replicas=min(replicas, default=None),
     )
 
 
@@ -177,20 +186,20 @@ def can_write(file: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
-def _redis_client(url: str) -> "RedisClient":
+def _redis_client(settings: Settings) -> "RedisClient":
     try:
         from fiml.db.redis_client import RedisClient  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as exc:
         raise MissingExtra("Redis (FIML_REDIS_URL)", "server") from exc
-    return RedisClient(url, ())
+    return RedisClient.of(settings)
 
 
-async def _told(client: "RedisClient", commands: "list[tuple[Argument, ...]]") -> list[Any] | None:
+async def _told(asked: Awaitable[list[Any]]) -> list[Any] | None:
     """The replies, `None` where the server forbids one of the commands."""
     from redis.exceptions import ResponseError  # noqa: PLC0415 - an extra, which is there: it made the client
 
     try:
-        return await client.run(commands)
+        return await asked
     except Unavailable as exc:
         if isinstance(exc.__cause__, ResponseError):
             return None

@@ -1,152 +1,162 @@
 """A Redis or Valkey client that sends scripts and commands in pipelines: one call, one round trip."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from hashlib import sha1
-from importlib.resources import files
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+import asyncio
+from collections.abc import Coroutine, Sequence
+from copy import copy
+from typing import Any, Protocol, Self
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import MovedError, NoScriptError, ResponseError
 
-from fiml.core.config import without_secrets
-from fiml.core.errors import Misconfigured, Unavailable, echo
+from fiml.core.config import Settings
+from fiml.core.errors import Misconfigured, Unavailable
 from fiml.core.observe import Timed, observed_call
+from fiml.db.redis_cluster import Cluster
+from fiml.db.redis_commands import Command, Script, with_prefix
+from fiml.db.redis_node import Node, connect
+from fiml.db.redis_url import Kind, parse_redis_url
 
-MAX_CONNECTIONS = 64
-CONNECT_TIMEOUT_S = 2
-REPLY_TIMEOUT_S = 2
-POOL_TIMEOUT_S = 5
-
-_URL_PARAMETERS = {
-    "db",
-    "protocol",
-    "socket_connect_timeout",
-    "socket_keepalive",
-    "socket_timeout",
-    "ssl_ca_certs",
-    "ssl_cert_reqs",
-    "ssl_certfile",
-    "ssl_check_hostname",
-    "ssl_keyfile",
-}
-
-Argument = str | bytes | int | float
-Command = tuple[Argument, ...]
+CALL_S = 2.0
+MAINTENANCE_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A Lua script, known to the server by its digest."""
+class Servers(Protocol):
+    """What stands behind the client."""
 
-    text: str
-    digest: str
+    keeps_order: bool
+    """Whether what is sent at once is done in order, whatever its keys."""
 
-    @classmethod
-    def load(cls, package: str, *names: str) -> "Script":
-        """The script `lua/<name>.lua` of a package; of several names, one file after the other."""
-        text = "".join(files(package).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8") for name in names)
-        return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+    async def send(self, commands: Sequence[Command], *, is_confirmed: bool = False) -> list[Any]: ...
 
-    def __call__(self, keys: Sequence[str], *arguments: Argument) -> Command:
-        """The command that runs the script."""
-        return ("EVALSHA", self.digest, len(keys), *keys, *arguments)
+    async def send_to_all(self, commands: Sequence[Command]) -> list[list[Any]]: ...
+
+    async def suspect(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class _One:
+    """A single server, or the master that Sentinels name."""
+
+    keeps_order = True
+
+    def __init__(self, node: Node) -> None:
+        self.send = node.send
+        self.suspect = node.suspect
+        self.close = node.close
+
+    async def send_to_all(self, commands: Sequence[Command]) -> list[list[Any]]:
+        return [await self.send(commands)]
 
 
 class RedisClient:
-    """A pooled client. No command is sent twice on its own account: not all of them may be.
+    """A pooled client. No command is sent twice on its own account, unless it was refused: not all of them may be.
+
+    Each round trip is over within two seconds, whatever it waits for.
+
+    Args:
+        url: a server, Sentinels or a Cluster, as `FIML_REDIS_URL` names them.
+        scripts: those that commands will run.
+        prefix: put before each key of a command, with a colon; nothing where it is empty.
+        replicas: how many must have what `write` wrote.
 
     Raises:
-        Unavailable: from every call, when the server is away or refuses.
+        Misconfigured: the URL can't be used.
+        Unavailable: from every call, when a server is away or refuses.
     """
 
-    def __init__(self, url: str, scripts: Sequence[Script]) -> None:
-        self._name = without_secrets(url)
+    def __init__(self, url: str, scripts: Sequence[Script] = (), *, prefix: str = "", replicas: int = 0) -> None:
+        address = parse_redis_url(url)
+        self._name = address.name
         self._scripts = scripts
-        self._redis = Redis.from_pool(_pool(url))
+        self._prefix = prefix and f"{prefix}:"
+        self.within_s = CALL_S
+        is_cluster = address.kind is Kind.CLUSTER
+        self._servers: Servers = (
+            Cluster(address, replicas=replicas) if is_cluster else _One(connect(address, replicas=replicas))
+        )
+
+    @classmethod
+    def of(cls, settings: Settings, scripts: Sequence[Script] = ()) -> Self:
+        """The client of a server deployment."""
+        assert settings.redis_url is not None  # noqa: S101  the settings have both or neither
+        return cls(settings.redis_url, scripts, prefix=settings.redis_prefix, replicas=settings.redis_wait_replicas)
+
+    def patient(self) -> Self:
+        """This client for maintenance, whose round trips may be long: each is over within a minute."""
+        other = copy(self)
+        other.within_s = MAINTENANCE_S
+        return other
 
     async def open(self) -> None:
-        """Reach the server and give it the scripts."""
-        await self.run([("SCRIPT", "LOAD", script.text) for script in self._scripts])
+        """Reach the servers and give them the scripts."""
+        await self.ask_all([("SCRIPT LOAD", script.text) for script in self._scripts] or [("PING",)])
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose()
+        await self._servers.close()
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands in one round trip; their replies, in order.
+        """Send commands in one round trip; their replies, in order. Those on one slot are done in order.
 
         A server that lost the scripts gets them again, and then only the commands that it didn't know.
         """
-        replies = await self.run_each(commands)
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise self._refused(reply) from reply
-        return replies
+        return self._none_refused(await self.run_each(commands))
 
     async def run_each(self, commands: Sequence[Command]) -> list[Any]:
         """As `run`, with the `ResponseError` of a command that the server refused in the place of its reply."""
-        replies = await self._send(commands)
+        return await self._run(commands, is_confirmed=False)
+
+    async def write(self, *stages: Sequence[Command]) -> list[Any]:
+        """As `run`, for what must not get lost: each stage is done before the next one begins.
+
+        It is one round trip, and on a Cluster one for each stage that isn't empty.
+
+        Raises:
+            Unconfirmed: it is done, and fewer replicas than there should be have it.
+        """
+        if self._servers.keeps_order:
+            stages = ([command for stage in stages for command in stage],)
+        replies = []
+        for stage in stages:
+            if stage:
+                replies += self._none_refused(await self._run(stage, is_confirmed=True))
+        return replies
+
+    async def ask_all(self, commands: Sequence[Command]) -> list[list[Any]]:
+        """What each server replies to commands without a key; each master's, on a Cluster."""
+        told = await self._within(self._servers.send_to_all(commands))
+        return [self._none_refused(replies) for replies in told]
+
+    async def _run(self, commands: Sequence[Command], *, is_confirmed: bool) -> list[Any]:
+        if self._prefix:
+            commands = [with_prefix(command, self._prefix) for command in commands]
+        replies = await self._send(commands, is_confirmed=is_confirmed)
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
             await self.open()
-            again = await self._send([commands[index] for index in unknown])
+            again = await self._send([commands[index] for index in unknown], is_confirmed=is_confirmed)
             for index, reply in zip(unknown, again, strict=True):
                 replies[index] = reply
         return replies
 
     @observed_call(Timed.ENGINE, "redis")
-    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+    async def _send(self, commands: Sequence[Command], *, is_confirmed: bool = False) -> list[Any]:
+        return await self._within(self._servers.send(commands, is_confirmed=is_confirmed))
+
+    async def _within(self, call: Coroutine[Any, Any, list[Any]]) -> list[Any]:
         try:
-            if len(commands) == 1:
-                return [await self._single(commands[0])]
-            pipeline = self._redis.pipeline(transaction=False)
-            for command in commands:
-                pipeline.execute_command(*command)
-            return await pipeline.execute(raise_on_error=False)
-        except AuthenticationError as exc:
-            raise Misconfigured(f"Redis at {self._name} refuses ({exc}); check FIML_REDIS_URL") from exc
-        except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
-            # The server went: the idle connections went with it, and each would fail a call of its own.
-            await self._redis.connection_pool.disconnect(inuse_connections=False)
-            raise Unavailable(f"Redis at {self._name}", str(exc) or type(exc).__name__) from exc
-        except RedisError as exc:
-            raise self._refused(exc) from exc
+            async with asyncio.timeout(self.within_s):
+                return await call
+        except TimeoutError as exc:
+            await self._servers.suspect()
+            raise Unavailable(f"Redis at {self._name}", f"no answer within {self.within_s:.0f} seconds") from exc
 
-    async def _single(self, command: Command) -> Any:
-        try:
-            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]  # as redis-py has it
-        except ResponseError as exc:
-            return exc
-
-    def _refused(self, exc: Exception) -> Unavailable:
-        return Unavailable(f"Redis at {self._name}", f"it refused: {exc}")
-
-
-def _pool(url: str) -> BlockingConnectionPool:
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=POOL_TIMEOUT_S,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=REPLY_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-        )
-    except ValueError:
-        # Its message may hold a piece of the password.
-        raise Misconfigured(
-            "FIML_REDIS_URL is no URL; valid is redis://host:6379/0, with reserved characters of a password "
-            "percent-encoded"
-        ) from None
-    given = set(parse_qs(urlsplit(url).query))
-    if unknown := sorted(given - _URL_PARAMETERS):
-        raise Misconfigured(
-            f"FIML_REDIS_URL has the parameter {echo(unknown[0])}; known here are {', '.join(sorted(_URL_PARAMETERS))}"
-        )
-    return pool
+    def _none_refused(self, replies: list[Any]) -> list[Any]:
+        for reply in replies:
+            if isinstance(reply, MovedError) and self._servers.keeps_order:
+                raise Misconfigured(
+                    f"Redis at {self._name} is part of a Cluster; begin FIML_REDIS_URL with redis+cluster://"
+                )
+            if isinstance(reply, ResponseError):
+                raise Unavailable(f"Redis at {self._name}", f"it refused: {reply}") from reply
+        return replies

@@ -8,7 +8,8 @@ from sqlalchemy import Connection
 
 from fiml.core.config import Settings
 from fiml.db.postgres import PostgresDatabase
-from fiml.db.redis_client import Argument, RedisClient
+from fiml.db.redis_client import RedisClient
+from fiml.db.redis_commands import Command
 from fiml.db.sqlite_file import SqliteFile
 from fiml.sessions.backends import with_encryption
 from fiml.sessions.backends.base import Backend
@@ -43,9 +44,9 @@ class WatchedClient(RedisClient):
 
     around: Around
 
-    async def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+    async def _send(self, commands: Sequence[Command], *, is_confirmed: bool = False) -> list[Any]:
         async def send() -> list[Any]:
-            return await super(WatchedClient, self)._send(commands)
+            return await super(WatchedClient, self)._send(commands, is_confirmed=is_confirmed)
 
         return await self.around(send)
 
@@ -68,7 +69,7 @@ def watched_backend(settings: Settings, around: Around) -> Backend:
         file = WatchedFile(settings.embedded_file, settings.sqlite_synchronous)
         file.around = around
         return with_encryption(SqliteBackend(file, settings.sqlite_synchronous), settings)
-    client = WatchedClient(settings.redis_url, SCRIPTS)
+    client = WatchedClient.of(settings, SCRIPTS)
     client.around = around
     database = WatchedDatabase(settings.database_url)
     database.around = around

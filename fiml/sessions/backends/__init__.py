@@ -65,6 +65,5 @@ def _server(settings: Settings) -> Backend:
     from fiml.db.postgres import PostgresDatabase  # noqa: PLC0415 - as above
     from fiml.sessions.backends.tiered import SCRIPTS, TieredBackend  # noqa: PLC0415 - as above
 
-    assert settings.redis_url is not None  # noqa: S101  the settings have both or neither
-    assert settings.database_url is not None  # noqa: S101
-    return TieredBackend(RedisClient(settings.redis_url, SCRIPTS), PostgresDatabase(settings.database_url))
+    assert settings.database_url is not None  # noqa: S101  the settings have both or neither
+    return TieredBackend(RedisClient.of(settings, SCRIPTS), PostgresDatabase(settings.database_url))

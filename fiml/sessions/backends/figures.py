@@ -57,27 +57,28 @@ async def look_at_sessions_in_redis(client: "RedisClient", figures: StoreFigures
 
 
 async def look_at_redis(client: "RedisClient", figures: StoreFigures) -> None:
-    """What the server tells about itself; nothing where it forbids us to ask."""
+    """What the servers tell about themselves, as one; nothing where they forbid us to ask."""
     from redis.exceptions import ResponseError  # noqa: PLC0415 - an extra, which is there: it made the client
 
     try:
-        [told] = await client.run([("INFO",)])
+        told = [info for [info] in await client.ask_all([("INFO",)])]
     except Unavailable as exc:
         if isinstance(exc.__cause__, ResponseError):
             return
         raise
-    if not isinstance(told, dict) or "evicted_keys" not in told:
+    if not all(isinstance(info, dict) and "evicted_keys" in info for info in told):
         return
+    most = [info.get("maxmemory", 0) for info in told]
     figures.redis = RedisState(
-        evicted_keys=told["evicted_keys"],
-        may_evict=told.get("maxmemory_policy") != "noeviction",
-        is_append_only=told.get("aof_enabled") == 1,
-        used_bytes=told.get("used_memory", 0),
-        max_bytes=told.get("maxmemory", 0),
+        evicted_keys=sum(info["evicted_keys"] for info in told),
+        may_evict=any(info.get("maxmemory_policy") != "noeviction" for info in told),
+        is_append_only=all(info.get("aof_enabled") == 1 for info in told),
+        used_bytes=sum(info.get("used_memory", 0) for info in told),
+        max_bytes=sum(most) if all(most) else 0,
     )
-    figures.replicas["redis"] = told.get("connected_slaves", 0)
-    replicas = [value for name, value in told.items() if name.startswith("slave") and isinstance(value, dict)]
-    lags = [float(each["lag"]) for each in replicas if "lag" in each]
+    figures.replicas["redis"] = min(info.get("connected_slaves", 0) for info in told)
+    replicas = [value for info in told for name, value in info.items() if name.startswith("slave")]
+    lags = [float(each["lag"]) for each in replicas if isinstance(each, dict) and "lag" in each]
     if lags:
         figures.replica_lag_s["redis"] = max(lags)
 

@@ -15,7 +15,8 @@ import structlog
 
 from fiml.core.clock import to_micros
 from fiml.core.errors import CorruptRecord, InvalidInput, SessionConflict, SessionExpired, SessionFull
-from fiml.db.redis_client import Command, RedisClient, Script
+from fiml.db.redis_client import RedisClient
+from fiml.db.redis_commands import Command, Script
 from fiml.sessions import values
 from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends import redis_fields as fields
@@ -54,7 +55,10 @@ class Location:
 
 
 class RedisTier:
-    """The steps that a backend over Redis is made of. Each method is one round trip, `page` two."""
+    """The steps that a backend over Redis is made of. Each method is one round trip, `page` two.
+
+    On a Cluster one for each stage of a write, and as many at once as there are masters to be asked.
+    """
 
     def __init__(self, client: RedisClient) -> None:
         self._client = client
@@ -63,9 +67,8 @@ class RedisTier:
         """Store a session that isn't live: `stored`, or why not: `live`, `outdated`, `deleted`."""
         header = record.header
         put = PUT([*keys.session_keys(header.id), keys.floor_key(header.id)], *fields.encode_record(record, queries))
-        index = enter(header)
-        replies = await self._client.run([*index, put])
-        return str(replies[len(index)].decode())
+        *_, outcome = await self._client.write(enter(header), [put])
+        return str(outcome.decode())
 
     async def read(
         self, session_id: UUID, *, now: datetime | None, caller: Caller = ANYBODY, recent: int | None = None
@@ -115,7 +118,7 @@ class RedisTier:
             change.act(rules.caller, rules.now).opened,
             *fields.encode_change(change),
         )
-        [reply] = await self._client.run([write])
+        [reply] = await self._client.write([write])
         if reply is None:
             return None
         _raise_refusal(session_id, rules, reply)
@@ -123,7 +126,7 @@ class RedisTier:
 
     async def index_expiry(self, header: Header, expires_at: datetime) -> None:
         """Let the sweeper look at a session at `expires_at`."""
-        await self._client.run([enter_expiry(header, to_micros(expires_at))])
+        await self._client.write([enter_expiry(header, to_micros(expires_at))])
 
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
@@ -135,7 +138,7 @@ class RedisTier:
         extend = EXTEND(
             *(_keys(session_id), caller.user or "", now, micros, to_micros(latest), entry, rules.max_changes, FORMAT)
         )
-        outcome, reply = await self._client.run([extend, read(session_id, caller=caller)])
+        outcome, reply = await self._client.write([extend, read(session_id, caller=caller)])
         if outcome is None:
             return None
         refuse_changes(session_id, outcome, rules.max_changes)
@@ -147,26 +150,26 @@ class RedisTier:
         """A live session; one that has expired lives on until `until`."""
         entry = Act("resume", caller.name, now).opened
         go_on = GO_ON(_keys(session_id), caller.user or "", to_micros(now), to_micros(until), entry, FORMAT)
-        outcome, reply = await self._client.run([go_on, read(session_id, caller=caller)])
+        outcome, reply = await self._client.write([go_on, read(session_id, caller=caller)])
         if outcome is not None:
             refuse_changes(session_id, outcome)
         return fields.decode_record(session_id, reply)
 
     async def remove(self, headers: Sequence[Header]) -> list[str]:
-        """Remove sessions at their versions: for each `removed`, `changed` or `absent`. Two round trips."""
+        """Remove sessions at their versions: for each `removed`, `changed` or `absent`. Two round trips, or three."""
         commands = [
             REMOVE([*keys.session_keys(header.id), keys.floor_key(header.id)], header.version, header.version, FLOOR_S)
             for header in headers
         ]
-        outcomes = [reply.decode() for reply in await self._client.run(commands)]
+        outcomes = [reply.decode() for reply in await self._client.write(commands)]
         gone = [place_of(header) for header, outcome in zip(headers, outcomes, strict=True) if outcome == "removed"]
         if gone:
-            await self._client.run(leave(gone))
+            await self._client.write(*leave(gone))
         return outcomes
 
     async def remove_all_for_good(self, session_ids: Sequence[UUID]) -> None:
         """Remove what may be left of sessions that were deleted; their index entries are the sweeper's."""
-        await self._client.run([_remove_for_good(session_id) for session_id in session_ids])
+        await self._client.write([_remove_for_good(session_id) for session_id in session_ids])
 
     async def members_of(self, user_id: str) -> list[Place]:
         """Every entry in the listing of a user, also those whose session is gone or can't be read."""
@@ -176,12 +179,12 @@ class RedisTier:
 
     async def forget(self, places: Sequence[Place]) -> None:
         """Take entries whose session is gone out of the indexes."""
-        await self._client.run(leave(places))
+        await self._client.write(*leave(places))
 
     async def remove_for_good(self, session_id: UUID, found: Place | None) -> None:
         """Remove a session at any version, and let nothing bring it back."""
         remove = _remove_for_good(session_id)
-        await self._client.run([remove, *(leave([found]) if found else ())])
+        await self._client.write([remove], *(leave([found]) if found else ()))
 
     async def rewrite(self, record: SessionRecord, texts: Texts) -> str:
         """Put other texts in the place of those that were read: `rewritten`, `changed` or `absent`.
@@ -190,12 +193,12 @@ class RedisTier:
         """
         header = record.header
         command = REWRITE(keys.session_keys(header.id)[:3], header.life, *fields.encode_texts(record.entries, texts))
-        [outcome] = await self._client.run([command])
+        [outcome] = await self._client.write([command])
         return str(outcome.decode())
 
     async def fence(self, session_id: UUID, version: int) -> bool:
         """Let no copy of a session at rest as old as this version become live; `False` where it is live."""
-        [is_fenced] = await self._client.run(
+        [is_fenced] = await self._client.write(
             [FENCE([keys.header_key(session_id), keys.floor_key(session_id)], version, FLOOR_S)]
         )
         return bool(is_fenced)

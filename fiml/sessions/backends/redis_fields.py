@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord
-from fiml.db.redis_client import Argument
+from fiml.db.redis_commands import Argument
 from fiml.sessions.audit import trail_entries, trail_json
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change

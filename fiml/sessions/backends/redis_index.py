@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from fiml.core.clock import to_micros
-from fiml.db.redis_client import Command
+from fiml.db.redis_commands import Command
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.records import Header
@@ -94,13 +94,13 @@ def enter_given(place: Place, user_id: str, expires_at: datetime) -> list[Comman
     return [("ZADD", keys.given_key(user_id), 0, place.listed_member), *_enter_given(given, expires_at)]
 
 
-def leave_given(place: Place, user_id: str) -> list[Command]:
-    """The commands that take a session out of there again."""
+def leave_given(place: Place, user_id: str) -> tuple[list[Command], list[Command]]:
+    """The commands that take a session out of there again, in two stages as those of `leave`."""
     given = replace(place, given_to=(user_id,))
-    return [
-        ("ZREM", keys.given_key(user_id), place.listed_member),
-        ("ZREM", place.expiry_key, *given.given_expiry_members),
-    ]
+    return (
+        [("ZREM", keys.given_key(user_id), place.listed_member)],
+        [("ZREM", place.expiry_key, *given.given_expiry_members)],
+    )
 
 
 def _enter_given(place: Place, expires_at: datetime) -> list[Command]:
@@ -115,13 +115,19 @@ def enter_expiry(header: Header, micros: int) -> Command:
     return ("ZADD", place.expiry_key, micros, place.expiry_member)
 
 
-def leave(places: Iterable[Place]) -> list[Command]:
-    """The commands that take lives out of all indexes, one for each index that names some of them."""
+def leave(places: Iterable[Place]) -> tuple[list[Command], list[Command]]:
+    """The commands that take lives out of all indexes, one for each index that names some of them, in two stages.
+
+    The expiry is last: while it is there, a sweeper can find and drop the others.
+    """
     listed: dict[str, list[str]] = defaultdict(list)
     expiring: dict[str, list[str]] = defaultdict(list)
     for place in places:
         for key in place.listings:
             listed[key].append(place.listed_member)
         expiring[place.expiry_key] += [place.expiry_member, *place.given_expiry_members]
-    # The expiry last: while it is there, a sweeper can find and drop the others.
-    return [("ZREM", key, *members) for index in (listed, expiring) for key, members in index.items()]
+    return _removals(listed), _removals(expiring)
+
+
+def _removals(members_of: dict[str, list[str]]) -> list[Command]:
+    return [("ZREM", key, *members) for key, members in members_of.items()]

@@ -1,4 +1,7 @@
-"""The keys in Redis. Those of one session share a hash tag, and with it a slot of a Cluster."""
+"""The keys in Redis, before the client puts the installation's prefix there.
+
+Those of one session share a hash tag, and with it a slot of a Cluster.
+"""
 
 from uuid import UUID
 
@@ -12,38 +15,38 @@ def part(session_id: UUID) -> int:
 
 def header_key(session_id: UUID) -> str:
     """The hash of a session's header."""
-    return f"fiml:{{{session_id.hex}}}:header"
+    return f"{{{session_id.hex}}}:header"
 
 
 def session_keys(session_id: UUID) -> list[str]:
     """Header, entries, queries, ids of the queries and audit trail of a session."""
-    tag = f"fiml:{{{session_id.hex}}}"
+    tag = f"{{{session_id.hex}}}"
     return [f"{tag}:header", f"{tag}:entries", f"{tag}:queries", f"{tag}:ids", f"{tag}:trail"]
 
 
 def trail_key(session_id: UUID) -> str:
     """The list of a session's audit trail."""
-    return f"fiml:{{{session_id.hex}}}:trail"
+    return f"{{{session_id.hex}}}:trail"
 
 
 def floor_key(session_id: UUID) -> str:
     """Below which version a session can't come back."""
-    return f"fiml:{{{session_id.hex}}}:floor"
+    return f"{{{session_id.hex}}}:floor"
 
 
 def user_key(user_id: str) -> str:
     """The index of a user's sessions."""
-    return f"fiml:user:{user_id}"
+    return f"user:{user_id}"
 
 
 def given_key(user_id: str) -> str:
     """The index of the sessions that are given to a user."""
-    return f"fiml:given:{user_id}"
+    return f"given:{user_id}"
 
 
 def all_key(part_number: int) -> str:
     """A part of the index of all sessions."""
-    return f"fiml:all:{part_number}"
+    return f"all:{part_number}"
 
 
 def all_keys() -> list[str]:
@@ -53,7 +56,7 @@ def all_keys() -> list[str]:
 
 def expiry_key(part_number: int) -> str:
     """A part of the index of expiries."""
-    return f"fiml:expiry:{part_number}"
+    return f"expiry:{part_number}"
 
 
 def expiry_keys() -> list[str]:

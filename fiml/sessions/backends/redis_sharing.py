@@ -5,7 +5,8 @@ from uuid import UUID
 
 from fiml.core.clock import to_micros
 from fiml.core.errors import Unavailable
-from fiml.db.redis_client import Command, RedisClient, Script
+from fiml.db.redis_client import RedisClient
+from fiml.db.redis_commands import Command, Script
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.redis import RedisTier, refuse_changes
@@ -69,7 +70,7 @@ class RedisSharing:
             # The index first: nobody has what its listing lacks.
             index = enter_given(found.place, user_id, fields.decode_moment(found.expires or "0"))
             share = _share(session_id, change, rules, life=fields.life_at(found.place.listed_member))
-            *_, reply = await self._client.run([*index, share])
+            *_, reply = await self._client.write(index, [share])
             if reply != [b"life"]:
                 header = _header(session_id, reply, rules)
                 if header is None:
@@ -80,18 +81,18 @@ class RedisSharing:
         raise Unavailable(f"session {session_id}", "it ends and is resumed without a pause")
 
     async def _change(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Header | None:
-        [reply] = await self._client.run([_share(session_id, change, rules)])
+        [reply] = await self._client.write([_share(session_id, change, rules)])
         return _header(session_id, reply, rules)
 
     async def _enter(self, header: Header, user_id: str) -> None:
-        await self._client.run(enter_given(place_of(header), user_id, header.expires_at))
+        await self._client.write(enter_given(place_of(header), user_id, header.expires_at))
 
     async def _leave(self, header: Header, user_id: str) -> None:
-        await self._client.run(leave_given(place_of(header), user_id))
+        await self._client.write(*leave_given(place_of(header), user_id))
         # Somebody may have given it again meanwhile.
         found = await self._live.locate(header.id)
         if found is not None and user_id in found.place.given_to:
-            await self._client.run(enter_given(found.place, user_id, header.expires_at))
+            await self._client.write(enter_given(found.place, user_id, header.expires_at))
 
 
 def _share(session_id: UUID, change: GrantChange, rules: ShareRules, *, life: int | None = None) -> Command:

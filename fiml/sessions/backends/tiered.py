@@ -63,7 +63,8 @@ class TieredBackend:
     def __init__(self, client: RedisClient, database: PostgresDatabase) -> None:
         self._client = client
         self._live = redis.RedisTier(client)
-        self._sweeping = redis_sweep.RedisSweep(client)
+        self._live_for_maintenance = redis.RedisTier(client.patient())
+        self._sweeping = redis_sweep.RedisSweep(client.patient())
         self._searching = RedisSearch(client, self._live)
         self._sharing = RedisSharing(client, self._live)
         self._database = database
@@ -141,7 +142,7 @@ class TieredBackend:
         raise Unavailable(f"session {session_id}", "others write to it without a pause")
 
     def sweep(self, ended: Ended) -> AsyncIterator[SweepReport]:
-        return Sweep(self._live, self._sweeping, self._database, ended).run()
+        return Sweep(self._live_for_maintenance, self._sweeping, self._database, ended).run()
 
     async def resume(
         self, session_id: UUID, *, until: datetime, now: datetime, caller: Caller = ANYBODY
@@ -212,7 +213,7 @@ class TieredBackend:
     async def away(self) -> list[Part]:
         parts: list[Part] = []
         looks: list[tuple[Part, Awaitable[object]]] = [
-            ("live", self._client.run([("PING",)])),
+            ("live", self._client.ask_all([("PING",)])),
             ("archive", self._look_at_archive()),
         ]
         outcomes = await asyncio.gather(*(look for _, look in looks), return_exceptions=True)

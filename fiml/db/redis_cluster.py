@@ -1,0 +1,180 @@
+"""A Redis or Valkey Cluster: which master has a slot, and one exchange with each of those that are meant."""
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
+from redis.crc import key_slot
+from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
+
+from fiml.core.errors import Misconfigured, Unavailable
+from fiml.db.redis_commands import Command, key_of
+from fiml.db.redis_node import Node, connect
+from fiml.db.redis_url import RedisAddress
+
+LEARN_S = 0.5
+_MAX_REDIRECTIONS = 16
+_NEXT_TRY_S = 0.02
+
+Host = tuple[str, int]
+
+
+class Cluster:
+    """Sends each command to the master of its slot, those of a master in one pipeline, all masters at once.
+
+    redis-py has a client for this, which sends a command again where it can't know whether it was done. Here nothing
+    is sent twice but what was refused: a slot that is elsewhere (`MOVED`, `ASK`), or on its way (`TRYAGAIN`).
+    """
+
+    keeps_order = False
+
+    def __init__(self, address: RedisAddress, *, replicas: int = 0) -> None:
+        self._address = address
+        self._replicas = replicas
+        self._nodes: dict[Host, Node] = {}
+        self._masters: list[Host | None] = [None] * SLOTS
+        self._is_known = False
+        self._learned_at: float | None = None
+        self._learning = asyncio.Lock()
+
+    async def send(self, commands: Sequence[Command], *, is_confirmed: bool = False) -> list[Any]:
+        """The replies in order, a `ResponseError` in the place of that of a refused command.
+
+        Commands on one slot are done in order, others in any.
+        """
+        await self._learn()
+        replies: list[Any] = [None] * len(commands)
+        waiting = list(range(len(commands)))
+        asked: dict[int, Host] = {}
+        for _ in range(_MAX_REDIRECTIONS):
+            await self._exchange(commands, waiting, asked, replies, is_confirmed=is_confirmed)
+            waiting = [index for index in waiting if isinstance(replies[index], MovedError | AskError | TryAgainError)]
+            if not waiting:
+                break
+            asked = await self._redirected(replies, waiting)
+        return replies
+
+    async def send_to_all(self, commands: Sequence[Command]) -> list[list[Any]]:
+        """What each master replies to commands without a key."""
+        await self._learn()
+        masters = {host for host in self._masters if host is not None}
+        return await self._gathered([self._node(host).send(commands) for host in sorted(masters)])
+
+    async def suspect(self) -> None:
+        """Somebody else may be the master by now: ask before the next call."""
+        self._is_known = False
+        await asyncio.gather(*(node.suspect() for node in self._nodes.values()))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        nodes, self._nodes, self._is_known = self._nodes, {}, False
+        await asyncio.gather(*(node.close() for node in nodes.values()))
+
+    async def _exchange(
+        self,
+        commands: Sequence[Command],
+        indexes: Sequence[int],
+        asked: dict[int, Host],
+        replies: list[Any],
+        *,
+        is_confirmed: bool,
+    ) -> None:
+        of_hosts: dict[Host, list[int]] = defaultdict(list)
+        for index in indexes:
+            of_hosts[asked[index] if index in asked else self._master(commands[index])].append(index)
+
+        async def exchange(host: Host, wanted: list[int]) -> None:
+            sent: list[Command] = []
+            for index in wanted:
+                sent += [("ASKING",), commands[index]] if index in asked else [commands[index]]
+            answers = await self._node(host).send(sent, is_confirmed=is_confirmed)
+            for index in reversed(wanted):
+                replies[index] = answers.pop()
+                if index in asked:
+                    answers.pop()
+
+        await self._gathered([exchange(*each) for each in of_hosts.items()])
+
+    async def _gathered(self, calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+        """What all calls came to. None goes on when this returns."""
+        try:
+            if len(calls) == 1:
+                return [await calls[0]]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        except Unavailable:
+            self._is_known = False
+            raise
+        return outcomes
+
+    async def _redirected(self, replies: Sequence[Any], waiting: Sequence[int]) -> dict[int, Host]:
+        """Where to ask this once; a slot that has moved for good is known from now on."""
+        asked = {}
+        for index in waiting:
+            reply = replies[index]
+            if isinstance(reply, MovedError):
+                # One has moved, others may have: before the next call all are asked for.
+                self._masters[reply.slot_id], self._is_known = (reply.host, reply.port), False
+            elif isinstance(reply, AskError):
+                asked[index] = (reply.host, reply.port)
+            else:
+                await asyncio.sleep(_NEXT_TRY_S)
+        return asked
+
+    def _master(self, command: Command) -> Host:
+        slot = key_slot(key_of(command).encode())
+        host = self._masters[slot]
+        if host is None:
+            raise Unavailable(f"Redis at {self._address.name}", f"no master of the Cluster has slot {slot}")
+        return host
+
+    def _node(self, host: Host) -> Node:
+        if host not in self._nodes:
+            self._nodes[host] = connect(self._address, host, replicas=self._replicas)
+        return self._nodes[host]
+
+    async def _learn(self) -> None:
+        if not self._is_due():
+            return
+        async with self._learning:
+            if not self._is_due():
+                return
+            hosts = {*self._nodes, *self._address.hosts}
+            for host in random.sample(sorted(hosts), len(hosts)):
+                if (ranges := await self._told(host)) is not None:
+                    self._take(host, ranges)
+                    self._is_known, self._learned_at = True, asyncio.get_running_loop().time()
+                    return
+        if self._learned_at is None:
+            raise Unavailable(f"Redis at {self._address.name}", "no server of the Cluster answers")
+
+    def _is_due(self) -> bool:
+        if self._is_known or self._learned_at is None:
+            return not self._is_known
+        # While a master is away every call fails, and would ask anew.
+        return asyncio.get_running_loop().time() >= self._learned_at + LEARN_S
+
+    async def _told(self, host: Host) -> list[Any] | None:
+        try:
+            async with asyncio.timeout(LEARN_S):
+                [told] = await self._node(host).send([("CLUSTER", "SLOTS")])
+        except (Unavailable, TimeoutError):
+            return None
+        if isinstance(told, ResponseError):
+            if "cluster support disabled" in str(told):
+                raise Misconfigured(f"Redis at {self._address.name} is no Cluster; begin FIML_REDIS_URL with redis://")
+            return None
+        return told or None
+
+    def _take(self, asked: Host, ranges: Sequence[Any]) -> None:
+        masters: list[Host | None] = [None] * SLOTS
+        for first, last, (name, port, *_), *_ in ranges:
+            # A server that doesn't know under which name it is reached leaves it out.
+            host = (name.decode() if name else asked[0], int(port))
+            masters[first : last + 1] = [host] * (last + 1 - first)
+        self._masters = masters

@@ -1,0 +1,43 @@
+"""What is sent to Redis or Valkey: commands whose keys are known, and scripts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha1
+from importlib.resources import files
+
+Argument = str | bytes | int | float
+Command = tuple[Argument, ...]
+
+_RUN = "EVALSHA"
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script, known to the server by its digest."""
+
+    text: str
+    digest: str
+
+    @classmethod
+    def load(cls, package: str, *names: str) -> "Script":
+        """The script `lua/<name>.lua` of a package; of several names, one file after the other."""
+        text = "".join(files(package).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8") for name in names)
+        return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+    def __call__(self, keys: Sequence[str], *arguments: Argument) -> Command:
+        """The command that runs the script."""
+        return (_RUN, self.digest, len(keys), *keys, *arguments)
+
+
+def with_prefix(command: Command, prefix: str) -> Command:
+    """A command with its keys under a prefix: those that a script declares, else the one behind the name."""
+    if command[0] != _RUN:
+        name, key, *arguments = command
+        return (name, prefix + str(key), *arguments)
+    end = 3 + int(command[2])
+    return (*command[:3], *(prefix + str(key) for key in command[3:end]), *command[end:])
+
+
+def key_of(command: Command) -> str:
+    """The key that says where a command belongs; all keys of a script share their slot."""
+    return str(command[3] if command[0] == _RUN else command[1])

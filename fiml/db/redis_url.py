@@ -1,0 +1,131 @@
+"""What `FIML_REDIS_URL` names: one server, the master that Sentinels name, or a Cluster."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from redis.asyncio.connection import parse_url
+
+from fiml.core.config import REDIS_SCHEMES, split_address, without_secrets
+from fiml.core.errors import Misconfigured, echo
+
+_SERVER_PORT = 6379
+_SENTINEL_PORT = 26379
+_PARAMETERS = {
+    "db",
+    "protocol",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "socket_timeout",
+    "ssl_ca_certs",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+}
+_SENTINEL_PARAMETERS = {"sentinel_username", "sentinel_password"}
+_EXAMPLES = {
+    "": "redis://host:6379/0",
+    "sentinel": "redis+sentinel://host:26379,host:26379/SERVICE/0",
+    "cluster": "redis+cluster://host:6379,host:6379",
+}
+
+
+class Kind(StrEnum):
+    """How many servers there are, and who says which one is meant."""
+
+    SERVER = ""
+    SENTINEL = "sentinel"
+    CLUSTER = "cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """Where to connect, and with what."""
+
+    kind: Kind
+    name: str
+    """The URL as messages may have it."""
+    hosts: tuple[tuple[str, int], ...]
+    """Of the Sentinels, or some of the Cluster; none for one server, whose options say where it is."""
+    service: str
+    """As the Sentinels know it."""
+    options: dict[str, Any] = field(repr=False)
+    """Of each connection, as redis-py has them."""
+    sentinel_options: dict[str, Any] = field(repr=False)
+    is_tls: bool
+
+
+def parse_redis_url(url: str) -> RedisAddress:
+    """The address in a URL.
+
+    Raises:
+        Misconfigured: it can't be used; the message says why, and holds no secret.
+    """
+    scheme = url.partition("://")[0]
+    transport, _, suffix = scheme.partition("+")
+    if not url.startswith(REDIS_SCHEMES):
+        raise Misconfigured(f"FIML_REDIS_URL must begin with {', '.join(REDIS_SCHEMES)}")
+    kind = Kind(suffix)
+    try:
+        parts = urlsplit(url)
+        _check_parameters(kind, parts.query)
+        account, at, location = parts.netloc.rpartition("@")
+        service, database = ("", "") if transport == "unix" else _service_and_database(kind, parts.path)
+        if kind is Kind.SERVER:
+            hosts, options = [], parse_url(url)
+        else:
+            hosts = _hosts(kind, location)
+            options = parse_url(f"{transport}://{account}{at}localhost/{database}?{parts.query}")
+    except ValueError:
+        # Its message may hold a piece of the password.
+        raise Misconfigured(
+            f"FIML_REDIS_URL is no URL; valid is {_EXAMPLES[kind]}, with reserved characters of a password "
+            "percent-encoded"
+        ) from None
+    given: dict[str, Any] = dict(options)
+    if kind is not Kind.SERVER:
+        given.pop("host")
+    if kind is Kind.CLUSTER and given.get("db"):
+        raise Misconfigured(f"FIML_REDIS_URL names database {given['db']}; a Cluster has no other than 0")
+    of_sentinels = {name: given.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    return RedisAddress(
+        kind=kind,
+        name=without_secrets(url),
+        hosts=tuple(hosts),
+        service=service,
+        options=given,
+        sentinel_options={name: value for name, value in of_sentinels.items() if value is not None},
+        is_tls=transport == "rediss",
+    )
+
+
+def _check_parameters(kind: Kind, query: str) -> None:
+    known = _PARAMETERS | (_SENTINEL_PARAMETERS if kind is Kind.SENTINEL else set())
+    if unknown := sorted(set(parse_qs(query)) - known):
+        raise Misconfigured(
+            f"FIML_REDIS_URL has the parameter {echo(unknown[0])}; known here are {', '.join(sorted(known))}"
+        )
+
+
+def _service_and_database(kind: Kind, path: str) -> tuple[str, str]:
+    names = [unquote(name) for name in path.split("/")[1:] if name]
+    service = names.pop(0) if kind is Kind.SENTINEL and names else ""
+    if kind is Kind.SENTINEL and not service:
+        raise Misconfigured(
+            f"FIML_REDIS_URL lacks the name under which the Sentinels know the master; valid is {_EXAMPLES[kind]}"
+        )
+    database = "/".join(names) or "0"
+    if not (database.isascii() and database.isdecimal()):
+        raise ValueError("the database is no number")
+    return service, database
+
+
+def _hosts(kind: Kind, location: str) -> list[tuple[str, int]]:
+    port = _SENTINEL_PORT if kind is Kind.SENTINEL else _SERVER_PORT
+    return [split_address(each if _has_port(each) else f"{each}:{port}") for each in location.split(",")]
+
+
+def _has_port(location: str) -> bool:
+    return ":" in location.rpartition("]")[2]
