@@ -15,7 +15,7 @@ REQUIREMENTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types format clean
+.PHONY: help demo test test-soak lint types format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ demo: .venv/.core ## try it: an analysis on sample data
 
 test: lint types ## lint, types and all tests; ARGS='-k name' goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+test-soak: .venv/.dev ## the tests that take their time: failovers, every deployment in full
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 lint: .venv/.dev ## style and the direction of imports
 	$(BIN)/ruff check .

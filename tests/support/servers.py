@@ -68,6 +68,10 @@ class ServerProcess(ABC):
     def url(self) -> str: ...
 
     @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, "the server isn't running"
         return self._process.pid
@@ -147,11 +151,15 @@ class ServerProcess(ABC):
 
 
 class ValkeyProcess(ServerProcess):
-    """A Valkey or Redis server; with `append_only` it has each acknowledged write after a `kill`, too."""
+    """A Valkey or Redis server; with `append_only` it has each acknowledged write after a `kill`, too.
 
-    def __init__(self, *, append_only: bool) -> None:
+    `options` are words of the command line, which count more.
+    """
+
+    def __init__(self, *, append_only: bool = False, options: Sequence[str] = ()) -> None:
         self._program = _valkey_program()
         self._append_only = append_only
+        self._options = options
         self._has_answered = False
         self.port = 0
         super().__init__()
@@ -167,7 +175,7 @@ class ValkeyProcess(ServerProcess):
     def _command(self) -> Sequence[str | Path]:
         durability = ["--appendonly", "yes", "--appendfsync", "always"] if self._append_only else ["--appendonly", "no"]
         address = ["--bind", "127.0.0.1", "--port", str(self.port)]
-        return [self._program, *address, "--dir", self._folder, "--save", "", *durability]
+        return [self._program, *address, "--dir", self._folder, "--save", "", *durability, *self._options]
 
     def _is_answering(self) -> bool:
         with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
@@ -175,6 +183,38 @@ class ValkeyProcess(ServerProcess):
         is_answering = answer.startswith(b"+PONG") and f"process_id:{self.pid}\r\n".encode() in answer
         self._has_answered |= is_answering
         return is_answering
+
+
+class SentinelProcess(ValkeyProcess):
+    """A Sentinel, which keeps what it finds out in its configuration; `configured` are lines of that."""
+
+    def __init__(self, configured: Sequence[str]) -> None:
+        self._configured = configured
+        super().__init__()
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if not self._has_answered:
+            lines = [f"port {self.port}", "bind 127.0.0.1", f"dir {self._folder}", *self._configured]
+            self._file.write_text("\n".join(lines))
+
+    def _command(self) -> Sequence[str | Path]:
+        return [self._program, self._file, "--sentinel"]
+
+    def _is_answering(self) -> bool:
+        # It has no QUIT: what it says ends with an error that it gives for it.
+        with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            connection.sendall(b"INFO server\r\nQUIT\r\n")
+            answer = b""
+            while b"-ERR" not in answer and (said := connection.recv(1 << 16)):
+                answer += said
+        is_answering = f"process_id:{self.pid}\r\n".encode() in answer
+        self._has_answered |= is_answering
+        return is_answering
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / "sentinel.conf"
 
 
 class PostgresProcess(ServerProcess):
@@ -245,8 +285,8 @@ class PostgresProcess(ServerProcess):
 
 
 @contextmanager
-def valkey_server(*, append_only: bool = False) -> Iterator[ValkeyProcess]:
-    with closing(ValkeyProcess(append_only=append_only)) as server:
+def valkey_server(*, append_only: bool = False, options: Sequence[str] = ()) -> Iterator[ValkeyProcess]:
+    with closing(ValkeyProcess(append_only=append_only, options=options)) as server:
         server.start()
         yield server
 

@@ -1,0 +1,174 @@
+"""Several Valkey servers that belong together: a Cluster, and a master with a replica behind Sentinels."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
+
+from tests.support.servers import PATIENCE_SECONDS, PORTS, SentinelProcess, ValkeyProcess, valkey_server
+
+SERVICE = "sessions"
+DOWN_AFTER_MS = 500
+
+
+@dataclass(frozen=True)
+class ValkeyCluster:
+    """Masters that share the slots, and for each a replica where there are some."""
+
+    masters: list[ValkeyProcess]
+    replicas: list[ValkeyProcess]
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.masters)
+
+    def empty(self) -> None:
+        """Remove every key."""
+        for server in self.masters:
+            _ask(server, "FLUSHALL")
+
+    def wait_until_whole(self) -> None:
+        """Return when every server that runs takes commands."""
+        running = [server for server in (*self.masters, *self.replicas) if server.is_running]
+        _wait(lambda: all(_is_whole(server, len(self.masters + self.replicas)) for server in running))
+
+    def move_slot(self, slot: int, source: ValkeyProcess, target: ValkeyProcess) -> None:
+        """Give a slot to another master, key by key, as tools do."""
+        self.begin_to_move(slot, source, target)
+        self.move_keys(slot, source, target)
+        self.have_moved(slot, target)
+
+    def begin_to_move(self, slot: int, source: ValkeyProcess, target: ValkeyProcess) -> None:
+        """Both know of it; the keys are where they were."""
+        _ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", _id_of(source))
+        _ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", _id_of(target))
+
+    def move_keys(self, slot: int, source: ValkeyProcess, target: ValkeyProcess, *, count: int = 1000) -> None:
+        """Send some of the keys over."""
+        if keys := _ask(source, "CLUSTER", "GETKEYSINSLOT", slot, count):
+            _ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+
+    def have_moved(self, slot: int, target: ValkeyProcess) -> None:
+        """Every master knows whose slot it is."""
+        for server in (target, *(master for master in self.masters if master is not target)):
+            _ask(server, "CLUSTER", "SETSLOT", slot, "NODE", _id_of(target))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A master and its replica, watched by Sentinels."""
+
+    servers: list[ValkeyProcess]
+    sentinels: list[SentinelProcess]
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://{hosts}/{SERVICE}/0"
+
+    @property
+    def master(self) -> ValkeyProcess:
+        """The server that the first Sentinel names."""
+        _, port = _ask(self.sentinels[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+        return next(server for server in self.servers if server.port == int(port))
+
+    def empty(self) -> None:
+        """Remove every key."""
+        _ask(self.master, "FLUSHALL")
+
+    def wait_until_replicated(self) -> None:
+        """Return when the master has its replica, and the Sentinels know each other."""
+        _wait(lambda: b"state=online" in _ask(self.master, "INFO", "replication"))
+        others = len(self.sentinels) - 1
+        _wait(lambda: all(f"sentinels={others + 1}".encode() in _ask(each, "INFO") for each in self.sentinels))
+
+
+@contextmanager
+def valkey_cluster(*, masters: int = 3, has_replicas: bool = False, append_only: bool = False) -> Iterator[ValkeyCluster]:
+    """A Cluster that takes commands."""
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(valkey_server(append_only=append_only, options=_cluster_options()))
+            for _ in range(masters * (1 + has_replicas))
+        ]
+        cluster = ValkeyCluster(started[:masters], started[masters:])
+        _introduce(cluster)
+        yield cluster
+
+
+@contextmanager
+def watched_valkeys(*, sentinels: int = 3, append_only: bool = False) -> Iterator[Watched]:
+    """A master with a replica, and Sentinels that agree on who is the master."""
+    with ExitStack() as stack:
+        master = stack.enter_context(valkey_server(append_only=append_only, options=["--repl-diskless-sync-delay", "0"]))
+        options = ["--replicaof", f"127.0.0.1 {master.port}", "--repl-diskless-sync-delay", "0"]
+        replica = stack.enter_context(valkey_server(append_only=append_only, options=options))
+        configured = [
+            f"sentinel monitor {SERVICE} 127.0.0.1 {master.port} {sentinels // 2 + 1}",
+            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
+            f"sentinel failover-timeout {SERVICE} 2000",
+        ]
+        started = []
+        for _ in range(sentinels):
+            sentinel = stack.enter_context(closing(SentinelProcess(configured)))
+            sentinel.start()
+            started.append(sentinel)
+        watched = Watched([master, replica], started)
+        watched.wait_until_replicated()
+        yield watched
+
+
+def _cluster_options() -> list[str]:
+    bus = ["--cluster-port", str(secrets.choice(PORTS))]
+    return ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0", *bus]
+
+
+def _introduce(cluster: ValkeyCluster) -> None:
+    masters = cluster.masters
+    bounds = [SLOTS * number // len(masters) for number in range(len(masters) + 1)]
+    for server, first, after in zip(masters, bounds, bounds[1:], strict=False):
+        _ask(server, "CLUSTER", "ADDSLOTSRANGE", first, after - 1)
+    for number, server in enumerate((*masters, *cluster.replicas)):
+        _ask(server, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        bus = _ask(server, "CONFIG", "GET", "cluster-port")[1].decode()
+        _ask(masters[0], "CLUSTER", "MEET", "127.0.0.1", server.port, bus)
+    cluster.wait_until_whole()
+    for master, replica in zip(masters, cluster.replicas, strict=False):
+        _wait(lambda replica=replica, master=master: _is_replica_of(replica, master))
+    if cluster.replicas:
+        _wait(lambda: all(b"state=online" in _ask(master, "INFO", "replication") for master in masters))
+
+
+def _is_replica_of(replica: ValkeyProcess, master: ValkeyProcess) -> bool:
+    try:
+        return bool(_ask(replica, "CLUSTER", "REPLICATE", _id_of(master)) == b"OK")
+    except redis.ResponseError:  # it doesn't know the master yet
+        return False
+
+
+def _is_whole(server: ValkeyProcess, size: int) -> bool:
+    told = _ask(server, "CLUSTER", "INFO")
+    return b"cluster_state:ok" in told and f"cluster_known_nodes:{size}".encode() in told
+
+
+def _id_of(server: ValkeyProcess) -> str:
+    return str(_ask(server, "CLUSTER", "MYID").decode())
+
+
+def _ask(server: ValkeyProcess, *command: str | int | bytes) -> Any:
+    with redis.Redis(port=server.port, protocol=2) as client:
+        client.response_callbacks.clear()
+        return client.execute_command(*command)
+
+
+def _wait(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise RuntimeError("the servers didn't find each other")
+        time.sleep(0.05)
