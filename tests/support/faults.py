@@ -1,4 +1,4 @@
-"""A PostgreSQL server that may be stopped, killed and frozen, reached over a proxy that may spoil the way to it."""
+"""An engine that may be stopped, killed and frozen, reached over a proxy that may spoil the way to it."""
 
 import asyncio
 import gc
@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 import asyncpg
 import psutil
 import pytest
+import redis
 from sqlalchemy import make_url
 
 from fiml.core.config import Settings
 from fiml.core.errors import Unavailable
 from tests.support.deployment import EMPTY, Deployment, execute
-from tests.support.proxy import Proxy, postgres_proxy
-from tests.support.servers import PostgresProcess, postgres_server
+from tests.support.proxy import Proxy, postgres_proxy, redis_proxy
+from tests.support.servers import PostgresProcess, ServerProcess, ValkeyProcess, postgres_server, valkey_server
 
 PASSWORD = "never-to-be-shown"  # noqa: S105  the server takes any
 # Far beyond the bounds that are promised: a call that isn't over by then never is, or waits for something else.
@@ -26,12 +27,16 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Archive:
-    """The archive of a server deployment, and the settings with which a store reaches it over the proxy."""
+class Engine:
+    """An engine of a server deployment, and the settings with which a store reaches it over the proxy."""
 
-    server: PostgresProcess
+    server: ServerProcess
     proxy: Proxy
     settings: Settings
+
+
+class Archive(Engine):
+    """The archive."""
 
     async def fetch(self, query: str, *arguments: object) -> object:
         """A value, asked for past the proxy."""
@@ -47,6 +52,22 @@ def postgres() -> Iterator[PostgresProcess]:
     """A server for faults, which keeps what it acknowledged; who ends it starts it again."""
     with postgres_server(durable=True) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyProcess]:
+    """A server for faults, which keeps what it acknowledged; who ends it starts it again."""
+    with valkey_server(append_only=True, password=PASSWORD) as server:
+        yield server
+
+
+@pytest.fixture
+async def live(valkey: ValkeyProcess, deployment: Deployment) -> AsyncIterator[Engine]:
+    """A Valkey with nothing in it, beside an empty archive."""
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    async with no_task_is_forgotten(), redis_proxy(valkey.url) as (proxy, url):
+        yield Engine(valkey, proxy, Settings(redis_url=url, database_url=deployment.database_url))
 
 
 @pytest.fixture
@@ -78,27 +99,27 @@ async def _has_tables(url: str) -> bool:
 
 
 @asynccontextmanager
-async def stopped(archive: Archive) -> AsyncIterator[None]:
-    archive.server.stop()
+async def stopped(engine: Engine) -> AsyncIterator[None]:
+    engine.server.stop()
     try:
         yield
     finally:
-        archive.server.start()
+        engine.server.start()
 
 
 @asynccontextmanager
-async def killed(archive: Archive) -> AsyncIterator[None]:
-    archive.server.kill()
+async def killed(engine: Engine) -> AsyncIterator[None]:
+    engine.server.kill()
     try:
         yield
     finally:
-        archive.server.start()
+        engine.server.start()
 
 
 @asynccontextmanager
-async def frozen(archive: Archive) -> AsyncIterator[None]:
+async def frozen(engine: Engine) -> AsyncIterator[None]:
     """All processes of the server stand still."""
-    with _suspended(psutil.Process(archive.server.pid)):
+    with _suspended(psutil.Process(engine.server.pid)):
         yield
 
 
@@ -117,45 +138,45 @@ def _suspended(server: psutil.Process) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def refused(archive: Archive) -> AsyncIterator[None]:
-    await archive.proxy.refuse()
+async def refused(engine: Engine) -> AsyncIterator[None]:
+    await engine.proxy.refuse()
     try:
         yield
     finally:
-        await archive.proxy.accept()
+        await engine.proxy.accept()
 
 
 @asynccontextmanager
-async def hanging(archive: Archive) -> AsyncIterator[None]:
+async def hanging(engine: Engine) -> AsyncIterator[None]:
     """The server does what it is asked, and no reply comes through."""
-    archive.proxy.hang()
+    engine.proxy.hang()
     try:
         yield
     finally:
-        archive.proxy.pass_on()
+        engine.proxy.pass_on()
 
 
 @asynccontextmanager
-async def slow(archive: Archive) -> AsyncIterator[None]:
+async def slow(engine: Engine) -> AsyncIterator[None]:
     """Each reply takes longer than a caller waits."""
-    archive.proxy.delay(3)
+    engine.proxy.delay(3)
     try:
         yield
     finally:
-        archive.proxy.pass_on()
+        engine.proxy.pass_on()
 
 
 @asynccontextmanager
-async def cut(archive: Archive) -> AsyncIterator[None]:
+async def cut(engine: Engine) -> AsyncIterator[None]:
     """Each connection ends in the middle of the first reply."""
-    archive.proxy.cut()
+    engine.proxy.cut()
     try:
         yield
     finally:
-        archive.proxy.pass_on()
+        engine.proxy.pass_on()
 
 
-FAULTS: dict[str, Callable[[Archive], AbstractAsyncContextManager[None]]] = {
+FAULTS: dict[str, Callable[[Engine], AbstractAsyncContextManager[None]]] = {
     fault.__name__: fault for fault in (stopped, killed, frozen, refused, hanging, slow, cut)
 }
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import redis
@@ -12,6 +13,8 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
 from tests.support.servers import PATIENCE_SECONDS, PORTS, SentinelProcess, ValkeyProcess, valkey_server
 
+MASTERS = 3
+SENTINELS = 3
 SERVICE = "sessions"
 DOWN_AFTER_MS = 500
 
@@ -84,12 +87,14 @@ class Watched:
     def wait_until_replicated(self) -> None:
         """Return when the master has its replica, and the Sentinels know each other."""
         _wait(lambda: b"state=online" in _ask(self.master, "INFO", "replication"))
-        others = len(self.sentinels) - 1
-        _wait(lambda: all(f"sentinels={others + 1}".encode() in _ask(each, "INFO") for each in self.sentinels))
+        known = f"sentinels={SENTINELS}".encode()
+        _wait(lambda: all(known in _ask(sentinel, "INFO") for sentinel in self.sentinels))
 
 
 @contextmanager
-def valkey_cluster(*, masters: int = 3, has_replicas: bool = False, append_only: bool = False) -> Iterator[ValkeyCluster]:
+def valkey_cluster(
+    *, masters: int = 3, has_replicas: bool = False, append_only: bool = False
+) -> Iterator[ValkeyCluster]:
     """A Cluster that takes commands."""
     with ExitStack() as stack:
         started = [
@@ -105,7 +110,9 @@ def valkey_cluster(*, masters: int = 3, has_replicas: bool = False, append_only:
 def watched_valkeys(*, sentinels: int = 3, append_only: bool = False) -> Iterator[Watched]:
     """A master with a replica, and Sentinels that agree on who is the master."""
     with ExitStack() as stack:
-        master = stack.enter_context(valkey_server(append_only=append_only, options=["--repl-diskless-sync-delay", "0"]))
+        master = stack.enter_context(
+            valkey_server(append_only=append_only, options=["--repl-diskless-sync-delay", "0"])
+        )
         options = ["--replicaof", f"127.0.0.1 {master.port}", "--repl-diskless-sync-delay", "0"]
         replica = stack.enter_context(valkey_server(append_only=append_only, options=options))
         configured = [
@@ -114,7 +121,7 @@ def watched_valkeys(*, sentinels: int = 3, append_only: bool = False) -> Iterato
             f"sentinel failover-timeout {SERVICE} 2000",
         ]
         started = []
-        for _ in range(sentinels):
+        for _ in range(SENTINELS):
             sentinel = stack.enter_context(closing(SentinelProcess(configured)))
             sentinel.start()
             started.append(sentinel)
@@ -139,7 +146,7 @@ def _introduce(cluster: ValkeyCluster) -> None:
         _ask(masters[0], "CLUSTER", "MEET", "127.0.0.1", server.port, bus)
     cluster.wait_until_whole()
     for master, replica in zip(masters, cluster.replicas, strict=False):
-        _wait(lambda replica=replica, master=master: _is_replica_of(replica, master))
+        _wait(partial(_is_replica_of, replica, master))
     if cluster.replicas:
         _wait(lambda: all(b"state=online" in _ask(master, "INFO", "replication") for master in masters))
 

@@ -156,8 +156,9 @@ class ValkeyProcess(ServerProcess):
     `options` are words of the command line, which count more.
     """
 
-    def __init__(self, *, append_only: bool = False, options: Sequence[str] = ()) -> None:
+    def __init__(self, *, append_only: bool = False, password: str = "", options: Sequence[str] = ()) -> None:
         self._program = _valkey_program()
+        self._password = password
         self._append_only = append_only
         self._options = options
         self._has_answered = False
@@ -166,7 +167,8 @@ class ValkeyProcess(ServerProcess):
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        account = f":{self._password}@" if self._password else ""
+        return f"redis://{account}127.0.0.1:{self.port}/0"
 
     def _prepare(self) -> None:
         if not self._has_answered:
@@ -175,12 +177,14 @@ class ValkeyProcess(ServerProcess):
     def _command(self) -> Sequence[str | Path]:
         durability = ["--appendonly", "yes", "--appendfsync", "always"] if self._append_only else ["--appendonly", "no"]
         address = ["--bind", "127.0.0.1", "--port", str(self.port)]
-        return [self._program, *address, "--dir", self._folder, "--save", "", *durability, *self._options]
+        access = ["--requirepass", self._password] if self._password else []
+        return [self._program, *address, "--dir", self._folder, "--save", "", *durability, *access, *self._options]
 
     def _is_answering(self) -> bool:
         with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-            answer = _exchange(connection, b"PING\r\nINFO server\r\nQUIT\r\n")
-        is_answering = answer.startswith(b"+PONG") and f"process_id:{self.pid}\r\n".encode() in answer
+            hello = f"AUTH {self._password}\r\n" if self._password else ""
+            answer = _exchange(connection, f"{hello}PING\r\nINFO server\r\nQUIT\r\n".encode())
+        is_answering = b"+PONG" in answer and f"process_id:{self.pid}\r\n".encode() in answer
         self._has_answered |= is_answering
         return is_answering
 
@@ -285,8 +289,10 @@ class PostgresProcess(ServerProcess):
 
 
 @contextmanager
-def valkey_server(*, append_only: bool = False, options: Sequence[str] = ()) -> Iterator[ValkeyProcess]:
-    with closing(ValkeyProcess(append_only=append_only, options=options)) as server:
+def valkey_server(
+    *, append_only: bool = False, password: str = "", options: Sequence[str] = ()
+) -> Iterator[ValkeyProcess]:
+    with closing(ValkeyProcess(append_only=append_only, password=password, options=options)) as server:
         server.start()
         yield server
 
