@@ -16,8 +16,9 @@ from fiml.db.redis_node import Node, connect
 from fiml.db.redis_url import RedisAddress
 
 LEARN_S = 0.5
-_MAX_REDIRECTIONS = 16
 _NEXT_TRY_S = 0.02
+# Less than the two seconds that a call has: what it is refused for is a better reason than that they are over.
+_MAX_TRIES = 80
 
 Host = tuple[str, int]
 
@@ -49,7 +50,7 @@ class Cluster:
         replies: list[Any] = [None] * len(commands)
         waiting = list(range(len(commands)))
         asked: dict[int, Host] = {}
-        for _ in range(_MAX_REDIRECTIONS):
+        for _ in range(_MAX_TRIES):
             await self._exchange(commands, waiting, asked, replies, is_confirmed=is_confirmed)
             waiting = [index for index in waiting if isinstance(replies[index], MovedError | AskError | TryAgainError)]
             if not waiting:
@@ -122,8 +123,8 @@ class Cluster:
                 self._masters[reply.slot_id], self._is_known = (reply.host, reply.port), False
             elif isinstance(reply, AskError):
                 asked[index] = (reply.host, reply.port)
-            else:
-                await asyncio.sleep(_NEXT_TRY_S)
+        if any(isinstance(replies[index], TryAgainError) for index in waiting):
+            await asyncio.sleep(_NEXT_TRY_S)
         return asked
 
     def _master(self, command: Command) -> Host:

@@ -38,7 +38,7 @@ class ValkeyCluster:
     def wait_until_whole(self) -> None:
         """Return when every server that runs takes commands."""
         running = [server for server in (*self.masters, *self.replicas) if server.is_running]
-        _wait(lambda: all(_is_whole(server, len(self.masters + self.replicas)) for server in running))
+        wait_for(lambda: all(_is_whole(server, len(self.masters + self.replicas)) for server in running))
 
     def move_slot(self, slot: int, source: ValkeyProcess, target: ValkeyProcess) -> None:
         """Give a slot to another master, key by key, as tools do."""
@@ -77,8 +77,8 @@ class Watched:
     @property
     def master(self) -> ValkeyProcess:
         """The server that the first Sentinel names."""
-        _, port = _ask(self.sentinels[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
-        return next(server for server in self.servers if server.port == int(port))
+        port = master_at(self.sentinels[0])
+        return next(server for server in self.servers if server.port == port)
 
     def empty(self) -> None:
         """Remove every key."""
@@ -86,9 +86,15 @@ class Watched:
 
     def wait_until_replicated(self) -> None:
         """Return when the master has its replica, and the Sentinels know each other."""
-        _wait(lambda: b"state=online" in _ask(self.master, "INFO", "replication"))
+        wait_for(lambda: b"state=online" in _ask(self.master, "INFO", "replication"))
         known = f"sentinels={SENTINELS}".encode()
-        _wait(lambda: all(known in _ask(sentinel, "INFO") for sentinel in self.sentinels))
+        wait_for(lambda: all(known in _ask(sentinel, "INFO") for sentinel in self.sentinels))
+
+
+def master_at(sentinel: SentinelProcess) -> int:
+    """The port of the master, as a Sentinel has it."""
+    _, port = _ask(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+    return int(port)
 
 
 @contextmanager
@@ -146,9 +152,9 @@ def _introduce(cluster: ValkeyCluster) -> None:
         _ask(masters[0], "CLUSTER", "MEET", "127.0.0.1", server.port, bus)
     cluster.wait_until_whole()
     for master, replica in zip(masters, cluster.replicas, strict=False):
-        _wait(partial(_is_replica_of, replica, master))
+        wait_for(partial(_is_replica_of, replica, master))
     if cluster.replicas:
-        _wait(lambda: all(b"state=online" in _ask(master, "INFO", "replication") for master in masters))
+        wait_for(lambda: all(b"state=online" in _ask(master, "INFO", "replication") for master in masters))
 
 
 def _is_replica_of(replica: ValkeyProcess, master: ValkeyProcess) -> bool:
@@ -173,7 +179,8 @@ def _ask(server: ValkeyProcess, *command: str | int | bytes) -> Any:
         return client.execute_command(*command)
 
 
-def _wait(is_so: Callable[[], bool]) -> None:
+def wait_for(is_so: Callable[[], bool]) -> None:
+    """Return when it is so; servers find each other in time, or not at all."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not is_so():
         if time.monotonic() > deadline:
