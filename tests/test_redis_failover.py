@@ -95,7 +95,8 @@ def _is_master(server: ValkeyProcess) -> bool:
 @contextmanager
 def watched_fleet() -> Iterator[Fleet]:
     with watched_valkeys() as watched:
-        yield Fleet(watched.url, *watched.servers, watched.sentinels)
+        master, replica = watched.servers
+        yield Fleet(watched.url, master, replica, watched.sentinels)
 
 
 @contextmanager
