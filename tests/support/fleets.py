@@ -2,10 +2,11 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -17,14 +18,16 @@ MASTERS = 3
 SENTINELS = 3
 SERVICE = "sessions"
 DOWN_AFTER_MS = 500
+NODE_TIMEOUT_MS = 1000
+AT_ONCE = ["--repl-diskless-sync-delay", "0"]
 
 
 @dataclass(frozen=True)
 class ValkeyCluster:
     """Masters that share the slots, and for each a replica where there are some."""
 
-    masters: list[ValkeyProcess]
-    replicas: list[ValkeyProcess]
+    masters: Sequence[ValkeyProcess]
+    replicas: Sequence[ValkeyProcess]
 
     @property
     def url(self) -> str:
@@ -38,7 +41,8 @@ class ValkeyCluster:
     def wait_until_whole(self) -> None:
         """Return when every server that runs takes commands."""
         running = [server for server in (*self.masters, *self.replicas) if server.is_running]
-        wait_for(lambda: all(_is_whole(server, len(self.masters + self.replicas)) for server in running))
+        size = len(self.masters) + len(self.replicas)
+        wait_for(lambda: all(_is_whole(server, size) for server in running))
 
     def move_slot(self, slot: int, source: ValkeyProcess, target: ValkeyProcess) -> None:
         """Give a slot to another master, key by key, as tools do."""
@@ -98,31 +102,27 @@ def master_at(sentinel: SentinelProcess) -> int:
 
 
 @contextmanager
-def valkey_cluster(
-    *, masters: int = 3, has_replicas: bool = False, append_only: bool = False
-) -> Iterator[ValkeyCluster]:
-    """A Cluster that takes commands."""
+def valkey_cluster(*, has_replicas: bool = False) -> Iterator[ValkeyCluster]:
+    """A Cluster of three masters that takes commands."""
     with ExitStack() as stack:
-        started = [
-            stack.enter_context(valkey_server(append_only=append_only, options=_cluster_options()))
-            for _ in range(masters * (1 + has_replicas))
-        ]
-        cluster = ValkeyCluster(started[:masters], started[masters:])
+        started = []
+        for _ in range(2 * MASTERS if has_replicas else MASTERS):
+            server = stack.enter_context(closing(ClusteredValkey(options=AT_ONCE)))
+            server.start()
+            started.append(server)
+        cluster = ValkeyCluster(started[:MASTERS], started[MASTERS:])
         _introduce(cluster)
         yield cluster
 
 
 @contextmanager
-def watched_valkeys(*, sentinels: int = 3, append_only: bool = False) -> Iterator[Watched]:
-    """A master with a replica, and Sentinels that agree on who is the master."""
+def watched_valkeys() -> Iterator[Watched]:
+    """A master with a replica, and three Sentinels, two of which decide who is the master."""
     with ExitStack() as stack:
-        master = stack.enter_context(
-            valkey_server(append_only=append_only, options=["--repl-diskless-sync-delay", "0"])
-        )
-        options = ["--replicaof", f"127.0.0.1 {master.port}", "--repl-diskless-sync-delay", "0"]
-        replica = stack.enter_context(valkey_server(append_only=append_only, options=options))
+        master = stack.enter_context(valkey_server(options=AT_ONCE))
+        replica = stack.enter_context(valkey_server(options=[*AT_ONCE, "--replicaof", f"127.0.0.1 {master.port}"]))
         configured = [
-            f"sentinel monitor {SERVICE} 127.0.0.1 {master.port} {sentinels // 2 + 1}",
+            f"sentinel monitor {SERVICE} 127.0.0.1 {master.port} 2",
             f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
             f"sentinel failover-timeout {SERVICE} 2000",
         ]
@@ -136,9 +136,17 @@ def watched_valkeys(*, sentinels: int = 3, append_only: bool = False) -> Iterato
         yield watched
 
 
-def _cluster_options() -> list[str]:
-    bus = ["--cluster-port", str(secrets.choice(PORTS))]
-    return ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0", *bus]
+class ClusteredValkey(ValkeyProcess):
+    """A server that talks with the others at a second port."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if not self._has_answered:
+            self._bus_port = secrets.choice(PORTS)
+
+    def _command(self) -> Sequence[str | Path]:
+        clustered = ["--cluster-enabled", "yes", "--cluster-port", str(self._bus_port)]
+        return [*super()._command(), *clustered, "--cluster-node-timeout", str(NODE_TIMEOUT_MS)]
 
 
 def _introduce(cluster: ValkeyCluster) -> None:
