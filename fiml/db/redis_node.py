@@ -126,9 +126,13 @@ def connect(address: RedisAddress, host: tuple[str, int] | None = None, *, repli
             options |= {"host": host[0], "port": host[1]}
         connection_class = options.pop("connection_class", Connection)
         pool = ConnectionPool(connection_class=_packing(connection_class), max_connections=MAX_CONNECTIONS, **options)
+        pool.make_connection()  # to no server, and only to see whether it takes the options
         return Node(address.name if host is None else f"{host[0]}:{host[1]}", pool, replicas=replicas)
-    except (TypeError, ValueError) as exc:
-        raise Misconfigured(f"FIML_REDIS_URL has a parameter that doesn't fit it ({type(exc).__name__})") from None
+    except (TypeError, ValueError, RedisError):
+        # Its message may hold a value.
+        raise Misconfigured(
+            "FIML_REDIS_URL has a parameter whose value can't be used; see docs/reference/settings.md"
+        ) from None
 
 
 def _behind_sentinels(address: RedisAddress, options: dict[str, Any], replicas: int) -> Node:
@@ -146,6 +150,7 @@ def _behind_sentinels(address: RedisAddress, options: dict[str, Any], replicas: 
         max_connections=MAX_CONNECTIONS,
         **options,
     )
+    pool.make_connection()  # as above
     return Node(address.name, pool, replicas=replicas, sentinel=sentinel)
 
 

@@ -12,18 +12,9 @@ from fiml.core.errors import Misconfigured, echo
 
 _SERVER_PORT = 6379
 _SENTINEL_PORT = 26379
-_PARAMETERS = {
-    "db",
-    "protocol",
-    "socket_connect_timeout",
-    "socket_keepalive",
-    "socket_timeout",
-    "ssl_ca_certs",
-    "ssl_cert_reqs",
-    "ssl_certfile",
-    "ssl_check_hostname",
-    "ssl_keyfile",
-}
+_PARAMETERS = {"db", "protocol", "socket_connect_timeout", "socket_timeout"}
+_TCP_PARAMETERS = {"socket_keepalive"}
+_TLS_PARAMETERS = {"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
 _SENTINEL_PARAMETERS = {"sentinel_username", "sentinel_password"}
 _EXAMPLES = {
     "": "redis://host:6379/0",
@@ -70,7 +61,7 @@ def parse_redis_url(url: str) -> RedisAddress:
     kind = Kind(suffix)
     try:
         parts = urlsplit(url)
-        _check_parameters(kind, parts.query)
+        _check_parameters(kind, transport, parts.query)
         account, at, location = parts.netloc.rpartition("@")
         service, database = ("", "") if transport == "unix" else _service_and_database(kind, parts.path)
         if kind is Kind.SERVER:
@@ -101,9 +92,16 @@ def parse_redis_url(url: str) -> RedisAddress:
     )
 
 
-def _check_parameters(kind: Kind, query: str) -> None:
-    known = _PARAMETERS | (_SENTINEL_PARAMETERS if kind is Kind.SENTINEL else set())
-    if unknown := sorted(set(parse_qs(query)) - known):
+def _check_parameters(kind: Kind, transport: str, query: str) -> None:
+    given = set(parse_qs(query))
+    known = set(_PARAMETERS)
+    known |= _TCP_PARAMETERS if transport != "unix" else set()
+    known |= _SENTINEL_PARAMETERS if kind is Kind.SENTINEL else set()
+    if transport == "rediss":
+        known |= _TLS_PARAMETERS
+    elif for_tls := sorted(given & _TLS_PARAMETERS):
+        raise Misconfigured(f"FIML_REDIS_URL has the parameter {for_tls[0]}, with which it begins with rediss")
+    if unknown := sorted(given - known):
         raise Misconfigured(
             f"FIML_REDIS_URL has the parameter {echo(unknown[0])}; known here are {', '.join(sorted(known))}"
         )

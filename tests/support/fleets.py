@@ -44,6 +44,15 @@ class ValkeyCluster:
         size = len(self.masters) + len(self.replicas)
         wait_for(lambda: all(_is_whole(server, size) for server in running))
 
+    def wait_until_reached_at(self, ports: Sequence[int]) -> None:
+        """Return when every master names these ports as those of the masters."""
+        wait_for(
+            lambda: all(
+                {master[1] for _, _, master, *_ in _ask(each, "CLUSTER", "SLOTS")} == set(ports)
+                for each in self.masters
+            )
+        )
+
     def move_slot(self, slot: int, source: ValkeyProcess, target: ValkeyProcess) -> None:
         """Give a slot to another master, key by key, as tools do."""
         self.begin_to_move(slot, source, target)
@@ -87,6 +96,11 @@ class Watched:
     def empty(self) -> None:
         """Remove every key."""
         _ask(self.master, "FLUSHALL")
+
+    def name_master(self, service: str, port: int) -> None:
+        """Let the Sentinels know the master at another port, under another name."""
+        for sentinel in self.sentinels:
+            _ask(sentinel, "SENTINEL", "MONITOR", service, "127.0.0.1", port, 2)
 
     def wait_until_replicated(self) -> None:
         """Return when the master has its replica, and the Sentinels know each other."""

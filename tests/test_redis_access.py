@@ -1,0 +1,250 @@
+"""How Redis is reached: by URLs of all kinds, with TLS, as a user who may do little, beside another installation."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from fiml.access.rates import Rate, SharedAllowances
+from fiml.cache.l1_cache import RedisL1Cache
+from fiml.core.config import Settings
+from fiml.core.errors import Misconfigured, Unavailable
+from fiml.db.health import redis_facts
+from fiml.db.redis_client import RedisClient
+from fiml.db.redis_url import Kind, parse_redis_url
+from fiml.sessions.backends.redis_keys import expiry_keys
+from fiml.sessions.models import SessionType
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock, make_query
+from fiml.testing.conformance.suite import existing, listing
+from tests.support.deployment import Deployment
+from tests.support.fleets import SERVICE, valkey_cluster, watched_valkeys
+from tests.support.servers import ValkeyProcess, valkey_server
+from tests.support.tls import Certificates, tls_before
+
+OWNER = "ann"
+PASSWORD = "never:to/be@shown"  # noqa: S105  nobody's
+ENCODED = "never%3Ato%2Fbe%40shown"
+# As docs/how-to/redis-cluster-and-sentinel.md has it.
+MAY = (
+    *("+ping", "+hello", "+client|setinfo", "+select", "+script|load", "+evalsha", "+wait"),
+    *("+zadd", "+zrem", "+zrange", "+zcard", "+zcount", "+zscore"),
+    *("+hset", "+hsetnx", "+hget", "+hmget", "+hgetall", "+hdel", "+hkeys", "+hexists", "+hincrby", "+hincrbyfloat"),
+    *("+rpush", "+lrange", "+sadd", "+sismember", "+smembers", "+exists", "+del", "+get", "+set", "+type"),
+)
+
+
+async def work_with(settings: Settings, clock: FrozenClock) -> None:
+    """What an installation does in Redis: sessions, sharing, search, the sweep, the cache and the rates."""
+    async with SessionStore(settings) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, tags=["t"], ttl_hours=1)
+        other = await store.create_session(["MSFT"], SessionType.EQUITY, user_id=OWNER)
+        await store.record_query(session.id, make_query("one"), context={"a": 1})
+        await store.extend_session(session.id, 1)
+        await store.share_session(session.id, "bob")
+        await store.unshare_session(session.id, "bob")
+        assert len(await store.search_sessions(OWNER, symbol="AAPL")) == 1
+        assert await store.archive_session(other.id)
+        await store.resume_session(other.id)
+        assert await store.delete_session(other.id)
+        clock.advance(hours=3)
+        assert (await store.sweep()).archived == 1
+        assert (await existing(store, session.id)).state.history.total_queries == 1
+        assert [summary.id for summary in await listing(store, OWNER)] == [session.id]
+    cache = RedisL1Cache(RedisClient.of(settings))
+    assert await cache.get("a") is None
+    await cache.aclose()
+    allowances = SharedAllowances(settings, Rate(per_minute=1, burst=1))
+    assert not await allowances.take(OWNER)
+    await allowances.aclose()
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[ValkeyProcess]:
+    with valkey_server() as server:
+        yield server
+
+
+@pytest.fixture
+def empty(valkey: ValkeyProcess) -> Iterator["redis.Redis"]:
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+        yield client
+
+
+async def test_two_installations_in_one_redis_do_not_see_each_other(
+    valkey: ValkeyProcess, empty: "redis.Redis", deployment: Deployment, clock: FrozenClock
+) -> None:
+    first, second = (
+        Settings(redis_url=valkey.url, database_url=deployment.database_url, redis_prefix=prefix)
+        for prefix in ("desk-1", "desk-2")
+    )
+    async with SessionStore(first) as one, SessionStore(second) as two:
+        session = await one.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
+        await two.create_session(["MSFT"], SessionType.EQUITY, user_id=OWNER)
+        clock.advance(hours=2)
+
+        assert [summary.id for summary in await listing(one, OWNER)] == [session.id]
+        assert await two.get_session(session.id) is None
+        assert (await two.sweep()).archived == 0
+
+    assert {key.partition(b":")[0] for key in empty.scan_iter("*", count=1000)} == {b"desk-1", b"desk-2"}
+
+
+async def test_a_user_who_may_only_touch_the_prefix_with_few_commands_can_do_everything(
+    valkey: ValkeyProcess, empty: "redis.Redis", deployment: Deployment, clock: FrozenClock
+) -> None:
+    empty.acl_setuser("fiml", reset=True, enabled=True, passwords=[f"+{PASSWORD}"], keys=["desk:*"], commands=MAY)
+    url = valkey.url.replace("//", f"//fiml:{ENCODED}@")
+    settings = Settings(redis_url=url, database_url=deployment.database_url, redis_prefix="desk")
+
+    await work_with(settings, clock)
+    facts = await redis_facts(settings, expiry_keys=expiry_keys())
+
+    assert facts.eviction_policy is None  # it isn't told
+    with pytest.raises(Unavailable, match="No permissions to access a key"):
+        async with SessionStore(settings.model_copy(update={"redis_prefix": "other"})) as store:
+            await store.create_session(["AAPL"], SessionType.EQUITY)
+
+
+async def test_a_wrong_password_is_misconfigured_and_is_not_shown(valkey: ValkeyProcess, empty: "redis.Redis") -> None:
+    client = RedisClient(valkey.url.replace("//", f"//fiml:{ENCODED}x@"))
+
+    with pytest.raises(Misconfigured, match="check FIML_REDIS_URL") as caught:
+        await client.open()
+    await client.close()
+
+    assert "never" not in str(caught.value)
+
+
+class TestTls:
+    @pytest.fixture
+    def certificates(self, tmp_path: Path) -> Certificates:
+        return Certificates(tmp_path)
+
+    async def test_a_server_behind_tls_is_reached(
+        self,
+        valkey: ValkeyProcess,
+        empty: "redis.Redis",
+        deployment: Deployment,
+        certificates: Certificates,
+        clock: FrozenClock,
+    ) -> None:
+        with tls_before(valkey.port, certificates) as port:
+            url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificates.file}"
+
+            await work_with(Settings(redis_url=url, database_url=deployment.database_url), clock)
+
+    async def test_a_cluster_behind_tls_is_reached(
+        self, deployment: Deployment, certificates: Certificates, clock: FrozenClock
+    ) -> None:
+        with valkey_cluster() as cluster, ExitStack() as stack:
+            ports = [stack.enter_context(tls_before(server.port, certificates)) for server in cluster.masters]
+            for server, port in zip(cluster.masters, ports, strict=True):
+                with redis.Redis(port=server.port) as client:
+                    client.config_set("cluster-announce-port", port)
+            cluster.wait_until_reached_at(ports)
+            url = f"rediss+cluster://127.0.0.1:{ports[0]}?ssl_ca_certs={certificates.file}"
+
+            await work_with(Settings(redis_url=url, database_url=deployment.database_url), clock)
+
+    async def test_sentinels_and_their_master_behind_tls_are_reached(
+        self, deployment: Deployment, certificates: Certificates, clock: FrozenClock
+    ) -> None:
+        with watched_valkeys() as watched, ExitStack() as stack:
+            # The Sentinels themselves come without TLS, at the same address.
+            master = stack.enter_context(tls_before(watched.master.port, certificates, takes_plain=True))
+            ports = [stack.enter_context(tls_before(each.port, certificates)) for each in watched.sentinels]
+            watched.name_master("elsewhere", master)
+            hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+            url = f"rediss+sentinel://{hosts}/elsewhere/0?ssl_ca_certs={certificates.file}"
+
+            await work_with(Settings(redis_url=url, database_url=deployment.database_url), clock)
+
+    async def test_a_certificate_of_nobody_known_is_refused(
+        self, valkey: ValkeyProcess, certificates: Certificates, tmp_path: Path
+    ) -> None:
+        (tmp_path / "other").mkdir()
+        other = Certificates(tmp_path / "other")
+        with tls_before(valkey.port, certificates) as port:
+            client = RedisClient(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={other.file}")
+            with pytest.raises(Unavailable, match="certificate verify failed"):
+                await client.open()
+            await client.close()
+
+    async def test_a_server_without_tls_is_unavailable(self, valkey: ValkeyProcess) -> None:
+        client = RedisClient(valkey.url.replace("redis://", "rediss://"))
+        with pytest.raises(Unavailable):
+            await client.open()
+        await client.close()
+
+
+class TestUrl:
+    @pytest.mark.parametrize(
+        ("url", "kind", "hosts", "service", "options"),
+        [
+            ("redis://h/2", Kind.SERVER, [], "", {"host": "h", "db": 2}),
+            ("redis+cluster://a,b:7000", Kind.CLUSTER, [("a", 6379), ("b", 7000)], "", {"db": 0}),
+            ("redis+cluster://[::1]:7000,[::2]", Kind.CLUSTER, [("::1", 7000), ("::2", 6379)], "", {"db": 0}),
+            (
+                f"redis+sentinel://u:{ENCODED}@a,b:7000/main/3",
+                Kind.SENTINEL,
+                [("a", 26379), ("b", 7000)],
+                "main",
+                {"username": "u", "password": PASSWORD, "db": 3},
+            ),
+            ("redis+sentinel://a/main?db=4", Kind.SENTINEL, [("a", 26379)], "main", {"db": 4}),
+        ],
+    )
+    def test_it_says_where_and_with_what(
+        self, url: str, kind: Kind, hosts: list[Any], service: str, options: dict[str, Any]
+    ) -> None:
+        address = parse_redis_url(url)
+
+        assert (address.kind, list(address.hosts), address.service) == (kind, hosts, service)
+        assert address.options == options
+        assert PASSWORD not in f"{address!r} {address.name}"
+
+    def test_sentinels_may_have_a_password_of_their_own(self) -> None:
+        address = parse_redis_url(f"redis+sentinel://:p@a/main?sentinel_password={ENCODED}&sentinel_username=s")
+
+        assert address.sentinel_options == {"username": "s", "password": PASSWORD}
+        assert address.options == {"password": "p", "db": 0}
+        assert PASSWORD not in f"{address!r} {address.name}"
+
+    @pytest.mark.parametrize(
+        ("url", "problem"),
+        [
+            ("localhost:6379", "must begin with redis://"),
+            ("redis+socket://h", "must begin with redis://"),
+            ("redis://h/sessions", "is no URL; valid is redis://host:6379/0"),
+            ("redis+cluster://", "is no URL; valid is redis\\+cluster://"),
+            ("redis+cluster://a:x", "is no URL"),
+            ("redis+cluster://a,,b", "is no URL"),
+            ("redis+cluster://a/1", "names database 1; a Cluster has no other than 0"),
+            ("redis+sentinel://a", "lacks the name under which the Sentinels know the master"),
+            ("redis+sentinel://a/main/x", "is no URL; valid is redis\\+sentinel://"),
+            ("redis+cluster://a?sentinel_password=p", "has the parameter 'sentinel_password'"),
+            ("redis://h?decode_responses=1", "has the parameter 'decode_responses'"),
+            ("redis://h?ssl_ca_certs=x", "has the parameter ssl_ca_certs, with which it begins with rediss"),
+            ("rediss+cluster://h?ssl_cert_reqs=x", "has a parameter whose value can't be used"),
+            ("rediss+sentinel://h/main?ssl_cert_reqs=x", "has a parameter whose value can't be used"),
+            ("redis://h?protocol=9", "has a parameter whose value can't be used"),
+        ],
+    )
+    def test_what_it_cannot_say_is_misconfigured(self, url: str, problem: str) -> None:
+        with pytest.raises(Misconfigured, match=problem) as caught:
+            RedisClient(url.replace("//", f"//u:{ENCODED}@"))
+
+        assert "never" not in str(caught.value)
+
+
+async def test_a_service_that_the_sentinels_do_not_know_is_unavailable() -> None:
+    with watched_valkeys() as watched:
+        client = RedisClient(watched.url.replace(f"/{SERVICE}/", "/nobody/"))
+        with pytest.raises(Unavailable, match="No master found for 'nobody'"):
+            await client.open()
+        await client.close()
