@@ -46,12 +46,11 @@ class ValkeyCluster:
 
     def wait_until_reached_at(self, ports: Sequence[int]) -> None:
         """Return when every master names these ports as those of the masters."""
-        wait_for(
-            lambda: all(
-                {master[1] for _, _, master, *_ in _ask(each, "CLUSTER", "SLOTS")} == set(ports)
-                for each in self.masters
-            )
-        )
+
+        def named(server: ValkeyProcess) -> set[int]:
+            return {master[1] for _, _, master, *_ in _ask(server, "CLUSTER", "SLOTS")}
+
+        wait_for(lambda: all(named(server) == set(ports) for server in self.masters))
 
     def move_slot(self, slot: int, source: ValkeyProcess, target: ValkeyProcess) -> None:
         """Give a slot to another master, key by key, as tools do."""
