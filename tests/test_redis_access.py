@@ -1,5 +1,6 @@
 """How Redis is reached: by URLs of all kinds, with TLS, as a user who may do little, beside another installation."""
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.support.fleets import SERVICE, valkey_cluster, watched_valkeys
 from tests.support.servers import ValkeyProcess, valkey_server
 from tests.support.tls import Certificates, tls_before
 
+ROOT = Path(__file__).parent.parent
 OWNER = "ann"
 PASSWORD = "never:to/be@shown"  # noqa: S105  nobody's
 ENCODED = "never%3Ato%2Fbe%40shown"
@@ -33,7 +35,8 @@ MAY = (
     *("+ping", "+hello", "+client|setinfo", "+select", "+script|load", "+evalsha", "+wait"),
     *("+zadd", "+zrem", "+zrange", "+zcard", "+zcount", "+zscore"),
     *("+hset", "+hsetnx", "+hget", "+hmget", "+hgetall", "+hdel", "+hkeys", "+hexists", "+hincrby", "+hincrbyfloat"),
-    *("+rpush", "+lrange", "+sadd", "+sismember", "+smembers", "+exists", "+del", "+get", "+set", "+type"),
+    *("+rpush", "+lrange", "+sadd", "+sismember", "+smembers"),
+    *("+exists", "+type", "+get", "+set", "+del", "+dump"),
 )
 
 
@@ -108,6 +111,14 @@ async def test_a_user_who_may_only_touch_the_prefix_with_few_commands_can_do_eve
     with pytest.raises(Unavailable, match="No permissions to access a key"):
         async with SessionStore(settings.model_copy(update={"redis_prefix": "other"})) as store:
             await store.create_session(["AAPL"], SessionType.EQUITY)
+
+
+def test_what_scripts_run_is_among_what_that_user_may() -> None:
+    scripts = [path.read_text() for path in (ROOT / "fiml").glob("*/lua/*.lua")]
+    called = {name.lower() for script in scripts for name in re.findall(r"redis\.p?call\('(\w+)'", script)}
+
+    assert len(called) > 20
+    assert {f"+{name}" for name in called} <= set(MAY)
 
 
 async def test_a_wrong_password_is_misconfigured_and_is_not_shown(valkey: ValkeyProcess, empty: "redis.Redis") -> None:

@@ -40,6 +40,7 @@ class Cluster:
         self._is_known = False
         self._learned_at: float | None = None
         self._learning = asyncio.Lock()
+        self._node(address.hosts[0])  # which says whether the options are any
 
     async def send(self, commands: Sequence[Command], *, is_confirmed: bool = False) -> list[Any]:
         """The replies in order, a `ResponseError` in the place of that of a refused command.

@@ -126,7 +126,7 @@ def connect(address: RedisAddress, host: tuple[str, int] | None = None, *, repli
             options |= {"host": host[0], "port": host[1]}
         connection_class = options.pop("connection_class", Connection)
         pool = ConnectionPool(connection_class=_packing(connection_class), max_connections=MAX_CONNECTIONS, **options)
-        pool.make_connection()  # to no server, and only to see whether it takes the options
+        _try_options(pool)
         return Node(address.name if host is None else f"{host[0]}:{host[1]}", pool, replicas=replicas)
     except (TypeError, ValueError, RedisError):
         # Its message may hold a value.
@@ -150,8 +150,13 @@ def _behind_sentinels(address: RedisAddress, options: dict[str, Any], replicas: 
         max_connections=MAX_CONNECTIONS,
         **options,
     )
-    pool.make_connection()  # as above
+    _try_options(pool)
     return Node(address.name, pool, replicas=replicas, sentinel=sentinel)
+
+
+def _try_options(pool: ConnectionPool) -> None:
+    """Make a connection that is never used: it raises where it doesn't take the options."""
+    pool.make_connection()  # type: ignore[no-untyped-call]  # as redis-py has it
 
 
 class _Packing:
