@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import redis
 from celery.schedules import crontab
 
 from fiml.core.clock import using
@@ -26,6 +27,7 @@ from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.worker import beat_schedule, make_app, run_worker
 from tests.support.deployment import Deployment
+from tests.support.fleets import watched_valkeys
 from tests.support.servers import postgres_server, valkey_server
 
 ROOT = Path(__file__).parent.parent
@@ -142,6 +144,24 @@ def test_a_task_that_the_broker_delivers_archives(deployment: Deployment, tmp_pa
     assert "beat: Starting" in log
 
 
+def test_a_worker_finds_its_broker_behind_sentinels_and_keeps_to_its_prefix(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    with watched_valkeys() as watched:
+        settings = Settings(redis_url=watched.url, database_url=deployment.database_url, redis_prefix="desk-1")
+        ids = asyncio.run(backlog(settings, 5))
+        app = make_app(settings)
+
+        with worker(settings, tmp_path, FIML_REDIS_PREFIX="desk-1"):
+            result = app.send_task("fiml.sessions.cleanup_expired_sessions").get(timeout=PATIENCE_S)
+        with redis.Redis.from_url(watched.master.url) as client:
+            prefixes = {key.partition(b":")[0] for key in client.scan_iter("*", count=1000)}
+
+    assert result["archived"] == 5
+    assert asyncio.run(archived(deployment.settings())) == ids
+    assert prefixes == {b"desk-1"}
+
+
 def test_a_worker_that_is_killed_in_the_middle_is_finished_by_the_next(deployment: Deployment, tmp_path: Path) -> None:
     settings = deployment.settings()
     ids = asyncio.run(backlog(settings, BACKLOG))
@@ -227,6 +247,15 @@ def test_the_broker_is_the_redis_of_the_sessions(url: str, broker: str) -> None:
 
 def test_another_broker_can_be_named() -> None:
     assert make_app(Settings(broker_url="redis://broker:6379/1")).conf.broker_url == "redis://broker:6379/1"
+
+
+def test_a_cluster_is_no_broker() -> None:
+    settings = Settings(redis_url="redis+cluster://localhost", database_url="postgresql://localhost/x")
+    with pytest.raises(Misconfigured, match="set FIML_BROKER_URL to a Redis that is none"):
+        run_worker(settings, concurrency=1, has_beat=False)
+
+    another = settings.model_copy(update={"broker_url": "redis://broker:6379/1"})
+    assert make_app(another).conf.broker_url == "redis://broker:6379/1"
 
 
 def test_a_worker_without_a_broker_says_what_to_set() -> None:

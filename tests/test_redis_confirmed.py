@@ -1,0 +1,67 @@
+"""Writes that replicas must have before they are acknowledged."""
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from fiml.core.config import Settings
+from fiml.core.errors import Misconfigured, Unavailable, Unconfirmed
+from fiml.sessions.models import SessionType
+from fiml.sessions.store import SessionStore
+from fiml.testing import make_query
+from fiml.testing.conformance.suite import existing
+from tests.support.deployment import Deployment
+from tests.support.fleets import Watched, watched_valkeys
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Watched]:
+    with watched_valkeys() as started:
+        yield started
+
+
+def confirming(watched: Watched, deployment: Deployment, replicas: int) -> Settings:
+    return Settings(redis_url=watched.url, database_url=deployment.database_url, redis_wait_replicas=replicas)
+
+
+async def test_a_write_is_on_the_replica_when_it_is_acknowledged(watched: Watched, deployment: Deployment) -> None:
+    replica = next(server for server in watched.servers if server is not watched.master)
+    async with SessionStore(confirming(watched, deployment, 1)) as store:
+        for _ in range(50):
+            session = await store.create_session(["AAPL"], SessionType.EQUITY)
+            with redis.Redis(port=replica.port) as client:
+                assert client.exists(f"fiml:{{{session.id.hex}}}:header")
+
+
+async def test_too_few_replicas_are_said_and_the_write_is_there(watched: Watched, deployment: Deployment) -> None:
+    query = make_query()
+    async with SessionStore(confirming(watched, deployment, 1)) as careful:
+        session = await careful.create_session(["AAPL"], SessionType.EQUITY)
+        async with SessionStore(confirming(watched, deployment, 2)) as store:
+            with pytest.raises(Unconfirmed, match=r"did what was asked, but 1 of 2 replicas") as caught:
+                await store.record_query(session.id, query)
+            found = await existing(store, session.id)  # to read takes nobody's confirmation
+        await careful.record_query(session.id, query)
+        again = await existing(careful, session.id)
+
+    assert caught.value.reached == 1
+    assert isinstance(caught.value, Unavailable)
+    assert [each.id for each in found.state.history.queries] == [query.id]
+    assert [each.id for each in again.state.history.queries] == [query.id]
+
+
+@pytest.mark.parametrize("value", ["-1", "11", "all"])
+def test_how_many_is_checked_at_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("FIML_REDIS_WAIT_REPLICAS", value)
+
+    with pytest.raises(Misconfigured, match="FIML_REDIS_WAIT_REPLICAS"):
+        Settings()
+
+
+@pytest.mark.parametrize("value", ["", "a:b", "{a}", "a" * 65, "a b"])
+def test_the_prefix_is_checked_at_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("FIML_REDIS_PREFIX", value)
+
+    with pytest.raises(Misconfigured, match="FIML_REDIS_PREFIX: must have 1 to 64"):
+        Settings()
