@@ -11,10 +11,12 @@ from redis.crc import key_slot
 
 from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, Unavailable
+from fiml.db.health import redis_facts
 from fiml.db.redis_client import RedisClient
+from fiml.sessions.backends.redis_keys import expiry_keys
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
-from fiml.testing import make_query
+from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import existing, listing
 from tests.support.deployment import Deployment
 from tests.support.faults import CALL_S, until_back
@@ -234,6 +236,23 @@ def stays_up_in_part(cluster: ValkeyCluster) -> Callable[[], None]:
                 client.config_set("cluster-require-full-coverage", "no")
 
     return stay_up
+
+
+async def test_the_masters_are_looked_at_as_one(settings: Settings, cluster: ValkeyCluster, clock: FrozenClock) -> None:
+    with redis.Redis(port=cluster.masters[1].port) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    async with SessionStore(settings) as store:
+        await made_sessions(store)
+        clock.advance(days=8)
+        figures = await store.figures()
+    facts = await redis_facts(settings, expiry_keys=expiry_keys())
+    with redis.Redis(port=cluster.masters[1].port) as client:
+        client.config_set("maxmemory-policy", "noeviction")
+
+    assert (figures.live, figures.waiting, figures.engines["redis"]) == (SESSIONS, SESSIONS, True)
+    assert figures.redis is not None
+    assert figures.redis.may_evict
+    assert (facts.masters, facts.eviction_policy, facts.most_waiting, facts.replicas) == (3, "allkeys-lru", SESSIONS, 0)
 
 
 async def test_a_server_that_is_no_cluster_is_said_to_be_none(deployment: Deployment) -> None:
