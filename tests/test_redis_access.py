@@ -117,6 +117,8 @@ def test_what_scripts_run_is_among_what_that_user_may() -> None:
     scripts = [path.read_text() for path in (ROOT / "fiml").glob("*/lua/*.lua")]
     called = {name.lower() for script in scripts for name in re.findall(r"redis\.p?call\('(\w+)'", script)}
 
+    page = (ROOT / "docs/how-to/redis-cluster-and-sentinel.md").read_text()
+    assert [name for name in MAY if f" {name}" not in page] == []
     assert len(called) > 20
     assert {f"+{name}" for name in called} <= set(MAY)
 

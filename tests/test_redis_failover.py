@@ -21,7 +21,7 @@ from fiml.testing import make_query
 from tests.support.deployment import Deployment
 from tests.support.faults import until_back
 from tests.support.fleets import master_at, valkey_cluster, wait_for, watched_valkeys
-from tests.support.servers import SentinelProcess, ValkeyProcess
+from tests.support.servers import SentinelProcess, ValkeyProcess, valkey_server
 
 WRITERS = 20
 BEFORE = 2000
@@ -150,3 +150,29 @@ async def test_writers_go_on_after_a_failover(
         sys.stdout.write(f"\n{fleet}, {replicas} confirming: {lost} of {told.count} lost, {dict(told.refusals)}\n")
     assert set(told.refusals) <= {Unavailable, Unconfirmed}
     assert lost < told.count
+
+
+@pytest.mark.soak
+async def test_a_process_that_is_killed_has_written_what_it_acknowledged(
+    deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `everysec` too: the file has it before the answer goes out. What the disk lacks is lost in a power cut."""
+    with valkey_server(options=["--appendonly", "yes", "--appendfsync", "everysec"]) as server:
+        settings = Settings(redis_url=server.url, database_url=deployment.database_url)
+        told = Told()
+        async with SessionStore(settings) as store, asyncio.timeout(FAILOVER_S), asyncio.TaskGroup() as group:
+            for _ in range(WRITERS):
+                told.acknowledged[(await store.create_session(["AAPL"], SessionType.EQUITY)).id] = []
+            writers = [group.create_task(write(store, session_id, told)) for session_id in told.acknowledged]
+            for _ in range(3):
+                await told.has_grown_to(told.count + BEFORE)
+                server.kill()
+                server.start()
+            for writer in writers:
+                writer.cancel()
+        async with SessionStore(settings) as store:
+            lost = await lost_of(store, told)
+
+    with capsys.disabled():
+        sys.stdout.write(f"\neverysec, killed 3 times: {lost} of {told.count} lost\n")
+    assert lost == 0
