@@ -100,7 +100,7 @@ async def test_two_installations_in_one_redis_do_not_see_each_other(
 async def test_a_user_who_may_only_touch_the_prefix_with_few_commands_can_do_everything(
     valkey: ValkeyProcess, empty: "redis.Redis", deployment: Deployment, clock: FrozenClock
 ) -> None:
-    empty.acl_setuser("fiml", reset=True, enabled=True, passwords=[f"+{PASSWORD}"], keys=["desk:*"], commands=MAY)
+    allow(empty, *MAY)
     url = valkey.url.replace("//", f"//fiml:{ENCODED}@")
     settings = Settings(redis_url=url, database_url=deployment.database_url, redis_prefix="desk")
 
@@ -111,6 +111,21 @@ async def test_a_user_who_may_only_touch_the_prefix_with_few_commands_can_do_eve
     with pytest.raises(Unavailable, match="No permissions to access a key"):
         async with SessionStore(settings.model_copy(update={"redis_prefix": "other"})) as store:
             await store.create_session(["AAPL"], SessionType.EQUITY)
+
+
+async def test_on_a_cluster_it_may_ask_where_a_slot_is_too(deployment: Deployment, clock: FrozenClock) -> None:
+    with valkey_cluster() as cluster:
+        for server in cluster.masters:
+            with redis.Redis(port=server.port) as client:
+                allow(client, *MAY, "+cluster|slots", "+asking")
+        url = cluster.url.replace("//", f"//fiml:{ENCODED}@")
+
+        await work_with(Settings(redis_url=url, database_url=deployment.database_url, redis_prefix="desk"), clock)
+
+
+def allow(client: "redis.Redis", *commands: str) -> None:
+    """Make an account for one prefix."""
+    client.acl_setuser("fiml", reset=True, enabled=True, passwords=[f"+{PASSWORD}"], keys=["desk:*"], commands=commands)
 
 
 def test_what_scripts_run_is_among_what_that_user_may() -> None:
