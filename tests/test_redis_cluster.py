@@ -202,6 +202,24 @@ async def test_a_master_that_lost_the_scripts_gets_them_again(settings: Settings
     assert [session.state.history.total_queries for session in found] == [2] * SESSIONS
 
 
+async def test_a_master_that_joins_gets_the_scripts_with_its_first_slot(
+    settings: Settings, cluster: ValkeyCluster
+) -> None:
+    async with SessionStore(settings) as store:
+        [session] = await made_sessions(store, 1)
+        slot, source = key_slot(session.id.hex.encode()), home_of(cluster, session.id)
+        with cluster.joined_by_another() as joined:
+            cluster.begin_to_move(slot, source, joined)
+            cluster.move_keys(slot, source, joined)
+            await store.record_query(session.id, make_query("asked for"))
+            cluster.have_moved(slot, joined)
+            await store.record_query(session.id, make_query("moved"))
+            cluster.move_slot(slot, joined, source)
+        found = await existing(store, session.id)
+
+    assert found.state.history.total_queries == 3
+
+
 async def test_while_a_master_is_away_the_sessions_of_the_others_work(
     settings: Settings, cluster: ValkeyCluster, stays_up_in_part: Callable[[], None]
 ) -> None:

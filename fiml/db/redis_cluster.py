@@ -37,6 +37,7 @@ class Cluster:
         self._replicas = replicas
         self._nodes: dict[Host, Node] = {}
         self._masters: list[Host | None] = [None] * SLOTS
+        self._asked: set[Host] = set()
         self._is_known = False
         self._learned_at: float | None = None
         self._learning = asyncio.Lock()
@@ -60,10 +61,9 @@ class Cluster:
         return replies
 
     async def send_to_all(self, commands: Sequence[Command]) -> list[list[Any]]:
-        """What each master replies to commands without a key."""
+        """What each master replies to commands without a key; those too that only get their first slot."""
         await self._learn()
-        masters = {host for host in self._masters if host is not None}
-        return await self._gathered([self._node(host).send(commands) for host in sorted(masters)])
+        return await self._gathered([self._node(host).send(commands) for host in sorted(self._all_masters())])
 
     async def suspect(self) -> None:
         """Somebody else may be the master by now: ask before the next call."""
@@ -124,6 +124,7 @@ class Cluster:
                 self._masters[reply.slot_id], self._is_known = (reply.host, reply.port), False
             elif isinstance(reply, AskError):
                 asked[index] = (reply.host, reply.port)
+                self._asked.add(asked[index])
         if any(isinstance(replies[index], TryAgainError) for index in waiting):
             await asyncio.sleep(_NEXT_TRY_S)
         return asked
@@ -134,6 +135,9 @@ class Cluster:
         if host is None:
             raise Unavailable(f"Redis at {self._address.name}", f"no master of the Cluster has slot {slot}")
         return host
+
+    def _all_masters(self) -> set[Host]:
+        return {host for host in self._masters if host is not None} | self._asked
 
     def _node(self, host: Host) -> Node:
         if host not in self._nodes:
@@ -146,7 +150,7 @@ class Cluster:
         async with self._learning:
             if not self._is_due():
                 return
-            hosts = {*self._nodes, *self._address.hosts}
+            hosts = self._all_masters() | set(self._address.hosts)
             for host in random.sample(sorted(hosts), len(hosts)):
                 if (ranges := await self._told(host)) is not None:
                     self._take(host, ranges)
@@ -179,4 +183,4 @@ class Cluster:
             # A server that doesn't know under which name it is reached leaves it out.
             host = (name.decode() if name else asked[0], int(port))
             masters[first : last + 1] = [host] * (last + 1 - first)
-        self._masters = masters
+        self._masters, self._asked = masters, set()

@@ -52,6 +52,19 @@ class ValkeyCluster:
 
         wait_for(lambda: all(named(server) == set(ports) for server in self.masters))
 
+    @contextmanager
+    def joined_by_another(self) -> Iterator[ValkeyProcess]:
+        """A master without a slot, which leaves again: give back what it got before."""
+        with closing(ClusteredValkey(options=AT_ONCE)) as server:
+            server.start()
+            _meet(self.masters[0], server)
+            size = len(self.masters) + 1
+            wait_for(lambda: all(_is_whole(each, size) for each in (*self.masters, server)))
+            yield server
+            name = _id_of(server)
+        for each in self.masters:
+            _ask(each, "CLUSTER", "FORGET", name)
+
     def move_slot(self, slot: int, source: ValkeyProcess, target: ValkeyProcess) -> None:
         """Give a slot to another master, key by key, as tools do."""
         self.begin_to_move(slot, source, target)
@@ -169,13 +182,17 @@ def _introduce(cluster: ValkeyCluster) -> None:
         _ask(server, "CLUSTER", "ADDSLOTSRANGE", first, after - 1)
     for number, server in enumerate((*masters, *cluster.replicas)):
         _ask(server, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-        bus = _ask(server, "CONFIG", "GET", "cluster-port")[1].decode()
-        _ask(masters[0], "CLUSTER", "MEET", "127.0.0.1", server.port, bus)
+        _meet(masters[0], server)
     cluster.wait_until_whole()
     for master, replica in zip(masters, cluster.replicas, strict=False):
         wait_for(partial(_is_replica_of, replica, master))
     if cluster.replicas:
         wait_for(lambda: all(b"state=online" in _ask(master, "INFO", "replication") for master in masters))
+
+
+def _meet(server: ValkeyProcess, other: ValkeyProcess) -> None:
+    bus_port = _ask(other, "CONFIG", "GET", "cluster-port")[1].decode()
+    _ask(server, "CLUSTER", "MEET", "127.0.0.1", other.port, bus_port)
 
 
 def _is_replica_of(replica: ValkeyProcess, master: ValkeyProcess) -> bool:
