@@ -9,7 +9,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, Unavailable, Unconfirmed
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
-from fiml.testing import make_query
+from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import existing
 from tests.support.deployment import Deployment
 from tests.support.fleets import Watched, watched_valkeys
@@ -49,6 +49,24 @@ async def test_too_few_replicas_are_said_and_the_write_is_there(watched: Watched
     assert isinstance(caught.value, Unavailable)
     assert [each.id for each in found.state.history.queries] == [query.id]
     assert [each.id for each in again.state.history.queries] == [query.id]
+
+
+async def test_what_is_at_rest_leaves_without_a_confirmation(
+    watched: Watched, deployment: Deployment, clock: FrozenClock
+) -> None:
+    """A failover could bring it back, which loses nothing; a deletion must stay one."""
+    async with SessionStore(confirming(watched, deployment, 1)) as store:
+        ended, expired, deleted = [
+            await store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1) for _ in range(3)
+        ]
+    async with SessionStore(confirming(watched, deployment, 2)) as store:
+        assert await store.archive_session(ended.id)
+        with pytest.raises(Unconfirmed):
+            await store.delete_session(deleted.id)
+        clock.advance(hours=2)
+        assert (await store.sweep()).archived >= 1
+        assert (await existing(store, expired.id)).is_archived
+        assert await store.get_session(deleted.id) is None
 
 
 @pytest.mark.parametrize("value", ["-1", "11", "all"])

@@ -106,26 +106,34 @@ class RedisClient:
         """As `run`, with the `ResponseError` of a command that the server refused in the place of its reply."""
         return await self._run(commands, is_confirmed=False)
 
-    async def write(self, *stages: Sequence[Command]) -> list[Any]:
-        """As `run`, for what must not get lost: each stage is done before the next one begins.
+    async def run_in_order(self, *stages: Sequence[Command]) -> list[Any]:
+        """As `run`; each stage is done before the next one begins.
 
         It is one round trip, and on a Cluster one for each stage that isn't empty.
+        """
+        return await self._run_stages(stages, is_confirmed=False)
+
+    async def write(self, *stages: Sequence[Command]) -> list[Any]:
+        """As `run_in_order`, for what must not get lost.
 
         Raises:
             Unconfirmed: it is done, and fewer replicas than there should be have it.
         """
-        if self._servers.keeps_order:
-            stages = ([command for stage in stages for command in stage],)
-        replies = []
-        for stage in stages:
-            if stage:
-                replies += self._none_refused(await self._run(stage, is_confirmed=True))
-        return replies
+        return await self._run_stages(stages, is_confirmed=True)
 
     async def ask_all(self, commands: Sequence[Command]) -> list[list[Any]]:
         """What each server replies to commands without a key; each master's, on a Cluster."""
         told = await self._within(self._servers.send_to_all(commands))
         return [self._none_refused(replies) for replies in told]
+
+    async def _run_stages(self, stages: Sequence[Sequence[Command]], *, is_confirmed: bool) -> list[Any]:
+        if self._servers.keeps_order:
+            stages = ([command for stage in stages for command in stage],)
+        replies = []
+        for stage in stages:
+            if stage:
+                replies += self._none_refused(await self._run(stage, is_confirmed=is_confirmed))
+        return replies
 
     async def _run(self, commands: Sequence[Command], *, is_confirmed: bool) -> list[Any]:
         if self._prefix:

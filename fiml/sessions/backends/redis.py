@@ -156,15 +156,18 @@ class RedisTier:
         return fields.decode_record(session_id, reply)
 
     async def remove(self, headers: Sequence[Header]) -> list[str]:
-        """Remove sessions at their versions: for each `removed`, `changed` or `absent`. Two round trips, or three."""
+        """Remove sessions at their versions: for each `removed`, `changed` or `absent`. Two round trips, or three.
+
+        They are at rest by then: what a failover brings back is a copy too many, so no replica is waited for.
+        """
         commands = [
             REMOVE([*keys.session_keys(header.id), keys.floor_key(header.id)], header.version, header.version, FLOOR_S)
             for header in headers
         ]
-        outcomes = [reply.decode() for reply in await self._client.write(commands)]
+        outcomes = [reply.decode() for reply in await self._client.run(commands)]
         gone = [place_of(header) for header, outcome in zip(headers, outcomes, strict=True) if outcome == "removed"]
         if gone:
-            await self._client.write(*leave(gone))
+            await self._client.run_in_order(*leave(gone))
         return outcomes
 
     async def remove_all_for_good(self, session_ids: Sequence[UUID]) -> None:
@@ -179,7 +182,7 @@ class RedisTier:
 
     async def forget(self, places: Sequence[Place]) -> None:
         """Take entries whose session is gone out of the indexes."""
-        await self._client.write(*leave(places))
+        await self._client.run_in_order(*leave(places))
 
     async def remove_for_good(self, session_id: UUID, found: Place | None) -> None:
         """Remove a session at any version, and let nothing bring it back."""

@@ -64,13 +64,13 @@ class RedisSweep:
 
     async def reindex(self, moves: Sequence[tuple[ExpiryEntry, datetime]]) -> None:
         """Let the sweeper look at entries again at other times, unless somebody else moved them."""
-        await self._client.write(
+        await self._client.run(
             [REINDEX([entry.place.expiry_key], entry.member, entry.score, to_micros(at)) for entry, at in moves]
         )
 
     async def drop(self, entries: Sequence[ExpiryEntry]) -> None:
         """Drop the entries of lives that have ended."""
-        await self._client.write(*leave(entry.place for entry in entries))
+        await self._client.run_in_order(*leave(entry.place for entry in entries))
 
     async def dump(self, session_id: UUID) -> Dump:
         """All that is stored of a session, read or not."""
@@ -80,7 +80,7 @@ class RedisSweep:
     async def take_out(self, session_id: UUID, dump: Dump) -> str:
         """Remove a session that was dumped: `removed`, `changed` where it was written to since, or `absent`."""
         command = TAKE_OUT([*keys.session_keys(session_id), keys.floor_key(session_id)], version_in(dump), FLOOR_S)
-        [outcome] = await self._client.write([command])
+        [outcome] = await self._client.run([command])
         return str(outcome.decode())
 
 
