@@ -8,6 +8,7 @@ from uuid import UUID
 
 import psutil
 import pytest
+import redis
 
 from fiml.core.errors import Unavailable
 from fiml.db.redis_node import MAX_CONNECTIONS
@@ -123,6 +124,19 @@ async def test_more_callers_than_connections_all_hear_in_time_and_leave_the_pool
     assert {each.id for each in before} == {each.id for each in after} == {session.id}
     assert {type(each) for each in refused} == {Unavailable}
     assert connections <= MAX_CONNECTIONS + 2  # and the one that listens, and one to look
+
+
+async def test_connections_that_the_server_closed_meanwhile_cost_nobody_a_call(live: Engine) -> None:
+    async with SessionStore(live.settings) as store:
+        sessions = [await made_session(store) for _ in range(SESSIONS)]
+        await at_once([store.get_session(session.id) for session in sessions])  # a connection each
+        with redis.Redis.from_url(live.server.url) as client:
+            assert client.client_kill_filter(_type="normal", skipme=True) >= SESSIONS
+        await asyncio.sleep(0.1)  # until that is heard
+
+        found = await at_once([store.get_session(session.id) for session in sessions])
+
+    assert [content(each) for each in found] == [content(session) for session in sessions]
 
 
 async def test_a_call_that_is_given_up_leaves_its_reply_to_nobody(live: Engine) -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import cache
 from typing import Any
 
 from hiredis import pack_command
@@ -23,19 +21,21 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from fiml.core.errors import Misconfigured, Unavailable, Unconfirmed
-from fiml.db.redis_commands import Argument, Command
+from fiml.db.redis_commands import Command
 from fiml.db.redis_url import Kind, RedisAddress
 
 MAX_CONNECTIONS = 64
 CONNECT_S = 2
-CLOSE_S = 0.2
 # Asked one after the other, within the time that a call has.
 SENTINEL_S = 0.5
 CONFIRM_MS = 1000
 
 
 class Node:
-    """A pool with a limit. Who calls sees to it that no wait is endless.
+    """Connections to one server, as many as are needed at once, up to a limit.
+
+    Who calls sees to it that no wait is endless. The connections are redis-py's; its pool and its client are left out,
+    since they take longer for a call than the server does.
 
     Raises:
         Unavailable: from every call, when the server is away.
@@ -44,11 +44,13 @@ class Node:
 
     def __init__(self, name: str, pool: ConnectionPool, *, replicas: int = 0, sentinel: Sentinel | None = None) -> None:
         self.name = name
+        self._pool = pool
         self._redis = Redis.from_pool(pool)
         self._replicas = replicas
         self._sentinel = sentinel
-        # redis-py's own pool that waits takes a lock and a timer for each call, also where nobody waits.
-        self._free = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._idle: list[Connection] = []
+        self._in_use: set[Connection] = set()
 
     async def send(self, commands: Sequence[Command], *, is_confirmed: bool = False) -> list[Any]:
         """The replies in order, a `ResponseError` in the place of that of a refused command: one round trip.
@@ -67,20 +69,20 @@ class Node:
 
     async def suspect(self) -> None:
         """The server may be another one by now: connect anew. Each idle connection would fail a call of its own."""
-        # A TLS connection says goodbye, to a server that may hear nothing.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_S):
-                await self._redis.connection_pool.disconnect(inuse_connections=False)
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose(close_connection_pool=True)
+        connections, self._idle = [*self._idle, *self._in_use], []
+        await asyncio.gather(*(connection.disconnect() for connection in connections))
         if self._sentinel is not None:
             await self._sentinel.aclose()
 
     async def _translated(self, commands: Sequence[Command]) -> list[Any]:
         try:
-            async with self._free:
+            async with self._places:
                 return await self._exchange(commands)
         except AuthenticationError as exc:
             raise Misconfigured(f"Redis at {self.name} refuses ({exc}); check FIML_REDIS_URL") from exc
@@ -91,16 +93,36 @@ class Node:
             raise Unavailable(f"Redis at {self.name}", f"it refused: {exc}") from exc
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        if len(commands) == 1:
-            return [await self._single(commands[0])]
-        pipeline = self._redis.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return await pipeline.execute(raise_on_error=False)
-
-    async def _single(self, command: Command) -> Any:
+        connection = await self._connected()
+        self._in_use.add(connection)
+        is_over = False
         try:
-            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]  # as redis-py has it
+            await connection.send_packed_command([_packed(command) for command in commands], check_health=False)
+            replies = [await self._reply(connection, str(command[0])) for command in commands]
+            is_over = True
+            return replies
+        finally:
+            self._in_use.discard(connection)
+            if is_over:
+                self._idle.append(connection)
+            else:
+                # A reply may be on its way, which the next call would take for its own.
+                await connection.disconnect(nowait=True)
+
+    async def _connected(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            # What can be read before anything was asked is the end, or left over.
+            if not await connection.can_read():
+                return connection
+            await connection.disconnect(nowait=True)
+        connection = _new_connection(self._pool)
+        await connection.connect()  # type: ignore[no-untyped-call]  # as redis-py has it
+        return connection
+
+    async def _reply(self, connection: Connection, name: str) -> Any:
+        try:
+            return await self._redis.parse_response(connection, name)
         except ResponseError as exc:
             return exc
 
@@ -125,8 +147,8 @@ def connect(address: RedisAddress, host: tuple[str, int] | None = None, *, repli
         if host is not None:
             options |= {"host": host[0], "port": host[1]}
         connection_class = options.pop("connection_class", Connection)
-        pool = ConnectionPool(connection_class=_packing(connection_class), max_connections=MAX_CONNECTIONS, **options)
-        _try_options(pool)
+        pool = ConnectionPool(connection_class=connection_class, **options)
+        _new_connection(pool)  # it says whether it takes the options
         return Node(address.name if host is None else f"{host[0]}:{host[1]}", pool, replicas=replicas)
     except (TypeError, ValueError, RedisError):
         # Its message may hold a value.
@@ -146,29 +168,20 @@ def _behind_sentinels(address: RedisAddress, options: dict[str, Any], replicas: 
     pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]  # as above
         address.service,
         sentinel,
-        connection_class=_packing(connection_class),
-        max_connections=MAX_CONNECTIONS,
+        connection_class=connection_class,
         **options,
     )
-    _try_options(pool)
+    _new_connection(pool)  # as above
     return Node(address.name, pool, replicas=replicas, sentinel=sentinel)
 
 
-def _try_options(pool: ConnectionPool) -> None:
-    """Make a connection that is never used: it raises where it doesn't take the options."""
-    pool.make_connection()  # type: ignore[no-untyped-call]  # as redis-py has it
+def _new_connection(pool: ConnectionPool) -> Connection:
+    return pool.make_connection()  # type: ignore[no-any-return, no-untyped-call]  # as redis-py has it
 
 
-class _Packing:
-    """A connection whose commands are written by hiredis; redis-py does it in Python, for three times a PING."""
-
-    def pack_command(self, *arguments: Argument) -> list[bytes]:
-        name, *others = arguments
-        # As redis-py has it, which knows the replies of some commands by a name of two words.
-        words: tuple[Any, ...] = (*str(name).split(), *others)
-        return [pack_command(words)]
-
-
-@cache
-def _packing(connection_class: type) -> Any:
-    return type(f"Packing{connection_class.__name__}", (_Packing, connection_class), {})
+def _packed(command: Command) -> bytes:
+    name, *others = command
+    # As redis-py has it, which knows the replies of some commands by a name of two words.
+    words: tuple[Any, ...] = (*str(name).split(), *others)
+    packed: bytes = pack_command(words)
+    return packed
