@@ -9,6 +9,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
+    MasterNotFoundError,
     Sentinel,
     SentinelConnectionPool,
     SentinelManagedConnection,
@@ -86,6 +87,9 @@ class Node:
                 return await self._exchange(commands)
         except AuthenticationError as exc:
             raise Misconfigured(f"Redis at {self.name} refuses ({exc}); check FIML_REDIS_URL") from exc
+        except MasterNotFoundError as exc:  # redis-py tells everything about each of its clients
+            await self.suspect()
+            raise Unavailable(f"Redis at {self.name}", "no Sentinel that answers names a master") from exc
         except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
             await self.suspect()
             raise Unavailable(f"Redis at {self.name}", str(exc) or type(exc).__name__) from exc
