@@ -277,7 +277,7 @@ async def test_a_service_that_the_sentinels_do_not_know_is_unavailable() -> None
             await client.open()
         await client.close()
 
+    name = watched.url.replace(f"/{SERVICE}/", "/nobody/")
     assert str(caught.value) == (
-        f"Redis at {watched.url.replace(f'/{SERVICE}/', '/nobody/')} is away (no Sentinel that answers names a master); "
-        "try again, or run `fiml doctor`"
+        f"Redis at {name} is away (no Sentinel that answers names a master); try again, or run `fiml doctor`"
     )
