@@ -1,5 +1,6 @@
 """How Redis is reached: by URLs of all kinds, with TLS, as a user who may do little, beside another installation."""
 
+import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -268,6 +269,21 @@ class TestUrl:
             RedisClient(url.replace("//", f"//u:{ENCODED}@"))
 
         assert "never" not in str(caught.value)
+
+
+async def test_all_sentinels_stay_known_when_many_connect_at_once() -> None:
+    with watched_valkeys() as watched:
+        client = RedisClient(watched.url)
+        for stopped in watched.sentinels:
+            stopped.stop()  # a different one each time is the first that answers
+            for _ in range(3):
+                await asyncio.gather(*(client.run([("SET", f"{n}", n)]) for n in range(30)))
+                await client.close()
+            stopped.start()
+        for stopped in watched.sentinels[1:]:
+            stopped.stop()
+        await client.run([("SET", "the last one", 1)])
+        await client.close()
 
 
 async def test_a_service_that_the_sentinels_do_not_know_is_unavailable() -> None:

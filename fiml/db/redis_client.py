@@ -121,6 +121,7 @@ class RedisClient:
         """
         return await self._run_stages(stages, is_confirmed=True)
 
+    @observed_call(Timed.ENGINE, "redis")
     async def ask_all(self, commands: Sequence[Command]) -> list[list[Any]]:
         """What each server replies to commands without a key; each master's, on a Cluster."""
         told = await self._within(self._servers.send_to_all(commands))

@@ -22,6 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from fiml.core.errors import Misconfigured, Unavailable, Unconfirmed
+from fiml.core.shared_look import SharedLook
 from fiml.db.redis_commands import Command
 from fiml.db.redis_url import Kind, RedisAddress
 
@@ -169,7 +170,7 @@ def _behind_sentinels(address: RedisAddress, options: dict[str, Any], replicas: 
     )
     connection_class = SentinelManagedSSLConnection if address.is_tls else SentinelManagedConnection
     options.pop("connection_class", None)
-    pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]  # as above
+    pool = _AskingPool(
         address.service,
         sentinel,
         connection_class=connection_class,
@@ -177,6 +178,20 @@ def _behind_sentinels(address: RedisAddress, options: dict[str, Any], replicas: 
     )
     _new_connection(pool)  # as above
     return Node(address.name, pool, replicas=replicas, sentinel=sentinel)
+
+
+class _AskingPool(SentinelConnectionPool):
+    """Asks the Sentinels once for all who connect at the same time.
+
+    redis-py sorts its list of them while they answer: asked by several at once it loses some, and knows others twice.
+    """
+
+    def __init__(self, service: str, sentinel: Sentinel, **options: Any) -> None:
+        super().__init__(service, sentinel, **options)  # type: ignore[no-untyped-call]  # as above
+        self._looking: SharedLook[tuple[str, int]] = SharedLook(super().get_master_address)
+
+    async def get_master_address(self) -> tuple[str, int]:
+        return await self._looking.result()
 
 
 def _new_connection(pool: ConnectionPool) -> Connection:
