@@ -1,13 +1,13 @@
 """Archiving: expired sessions from Valkey to PostgreSQL, beside a raw pipeline over the same keys and rows.
 
-The raw pipeline reads the same keys undecoded, COPYs rows that were prepared before into both tables, and removes the
-keys and index entries. COPY alone is the second baseline.
+The raw pipeline reads the same keys undecoded, COPYs rows that were prepared before into both tables, inserts the words
+that were found before, and removes the keys and index entries. COPY alone, of both tables, is the second baseline.
 """
 
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -18,8 +18,9 @@ from benchmarks.report import Facts
 from benchmarks.timing import OURS, Batch, Comparison, in_turn
 from fiml.core import clock
 from fiml.core.config import Settings
+from fiml.db.redis_commands import Command, with_prefix
 from fiml.sessions.backends import archive as archive_rows
-from fiml.sessions.backends import metrics
+from fiml.sessions.backends import metrics, words
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import Ended
 from fiml.sessions.backends.redis_index import leave, place_of
@@ -33,6 +34,10 @@ RAW = "raw pipeline"
 QUERIES = 5
 BATCH = 512
 TABLES = "sessions, session_search, session_metrics, rollup_marks"
+PUT_WORDS = """
+    INSERT INTO session_search (session_id, words)
+    SELECT id, array_to_tsvector(string_to_array(words, ' ')) FROM unnest($1::uuid[], $2::text[]) AS given(id, words)
+"""
 
 
 class Bench:
@@ -73,24 +78,20 @@ class Bench:
 
     async def raw(self, sessions: list[Session], records: list[SessionRecord]) -> float:
         rows, figures = self._rows(records)
+        found = [" ".join(sorted(words.read(record))) for record in records]
         elapsed_ms = clock.stopwatch()
         for start in range(0, len(sessions), BATCH):
-            some = sessions[start : start + BATCH]
-            pipeline = self._redis.pipeline(transaction=False)
-            for session in some:
-                header, entries, queries, _ = keys.session_keys(session.id)
-                pipeline.execute_command("HGETALL", header)
-                pipeline.execute_command("HGETALL", entries)
-                pipeline.execute_command("LRANGE", queries, 0, -1)
-            await pipeline.execute()
-            await self._copy(rows[start : start + BATCH], figures[start : start + BATCH])
-            pipeline = self._redis.pipeline(transaction=False)
-            for session in some:
-                pipeline.execute_command("DEL", *keys.session_keys(session.id))
-            for command in leave(place_of(record.header) for record in records[start : start + BATCH]):
-                pipeline.execute_command(*command)
-            await pipeline.execute()
+            some = slice(start, start + BATCH)
+            await self._run(command for session in sessions[some] for command in _reading(session))
+            await self._copy(rows[some], figures[some], found[some])
+            await self._run(with_prefix(command, "fiml:") for command in _leaving(records[some]))
         return elapsed_ms()
+
+    async def _run(self, commands: Iterable[Command]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        await pipeline.execute()
 
     async def copy(self, _sessions: list[Session], records: list[SessionRecord]) -> float:
         rows, figures = self._rows(records)
@@ -117,13 +118,28 @@ class Bench:
         rows = [archive_rows._session_row(record, ended) for record in records]
         return rows, [metrics.row_of(record.header, ended.at) for record in records]
 
-    async def _copy(self, rows: list[dict[str, Any]], figures: list[dict[str, Any]]) -> None:
+    async def _copy(self, rows: list[dict[str, Any]], figures: list[dict[str, Any]], found: Sequence[str] = ()) -> None:
         async with self._connection.transaction():
             for table, some in (("sessions", rows), ("session_metrics", figures)):
                 if some:
                     await self._connection.copy_records_to_table(
                         table, columns=list(some[0]), records=[tuple(row.values()) for row in some]
                     )
+            if found:
+                await self._connection.execute(PUT_WORDS, [row["id"] for row in rows], found)
+
+
+def _reading(session: Session) -> list[Command]:
+    header, entries, queries, _, trail = (f"fiml:{key}" for key in keys.session_keys(session.id))
+    return [("HGETALL", header), ("HGETALL", entries), ("LRANGE", queries, 0, -1), ("LRANGE", trail, 0, -1)]
+
+
+def _leaving(records: Sequence[SessionRecord]) -> Iterator[Command]:
+    for record in records:
+        for key in keys.session_keys(record.header.id):
+            yield ("DEL", key)
+    for stage in leave(place_of(record.header) for record in records):
+        yield from stage
 
 
 async def swept(plan: Plan) -> Comparison:
@@ -153,6 +169,7 @@ PEAK = """
 import asyncio, json
 from fiml.core import clock
 from fiml.core.config import Settings
+from fiml.db.redis_commands import Command, with_prefix
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
 
