@@ -41,6 +41,8 @@ def to_json(value: object, path: str, *, most_bytes: int = MAX_VALUE_BYTES) -> s
     Raises:
         InvalidInput: names the path of the part that is not JSON, or the limit that the whole exceeds.
     """
+    if (plain := _encode_plain(value, path)) is not None:
+        return _within(plain, path, most_bytes)
     encoder = _Encoder(path, most_bytes)
     encoder.encode(value, path, MAX_VALUE_DEPTH)
     return encoder.text()
@@ -56,28 +58,19 @@ class _Encoder:
         self._characters = 0
 
     def text(self) -> str:
-        text = "".join(self._parts)
-        self._refuse_over(len(text) if text.isascii() else len(text.encode()))
-        return text
+        return _within("".join(self._parts), self._path, self._most_bytes)
 
     def encode(self, value: object, path: str, depth_left: int) -> None:
-        match value:
-            case None | bool():
-                self._add(_LITERALS[value])
-            case str():
-                self._add(_encode_text(value, path))
-            case int():
-                self._add(_encode_integer(value, path))
-            case float():
-                self._add(_encode_float(value, path))
-            case dict() | list():
-                self._encode_nested(value, path, depth_left)
-            case _:
-                raise InvalidInput(
-                    shown_path(path),
-                    f"is a {type(value).__name__}",
-                    "stored values are JSON: None, bool, int, float, str, list, dict with string keys",
-                )
+        if (plain := _encode_plain(value, path)) is not None:
+            self._add(plain)
+        elif isinstance(value, dict | list):
+            self._encode_nested(value, path, depth_left)
+        else:
+            raise InvalidInput(
+                shown_path(path),
+                f"is a {type(value).__name__}",
+                "stored values are JSON: None, bool, int, float, str, list, dict with string keys",
+            )
 
     def _encode_nested(self, value: dict[object, object] | list[object], path: str, depth_left: int) -> None:
         if depth_left == 0:
@@ -111,15 +104,36 @@ class _Encoder:
     def _add(self, part: str) -> None:
         self._parts.append(part)
         self._characters += len(part)
-        self._refuse_over(self._characters)
+        if self._characters > self._most_bytes:
+            _refuse_size(self._path, self._most_bytes)
 
-    def _refuse_over(self, size: int) -> None:
-        if size > self._most_bytes:
-            raise InvalidInput(
-                shown_path(self._path),
-                f"is more than {self._most_bytes} bytes of JSON",
-                f"one stored value has at most {self._most_bytes // 1024} KiB",
-            )
+
+def _encode_plain(value: object, path: str) -> str | None:
+    """The JSON of what holds nothing else; `None` for what does, and for what is no JSON."""
+    match value:
+        case str():
+            return _encode_text(value, path)
+        case None | bool():
+            return _LITERALS[value]
+        case int():
+            return _encode_integer(value, path)
+        case float():
+            return _encode_float(value, path)
+    return None
+
+
+def _within(text: str, path: str, most_bytes: int) -> str:
+    if (len(text) if text.isascii() else len(text.encode())) > most_bytes:
+        _refuse_size(path, most_bytes)
+    return text
+
+
+def _refuse_size(path: str, most_bytes: int) -> NoReturn:
+    raise InvalidInput(
+        shown_path(path),
+        f"is more than {most_bytes} bytes of JSON",
+        f"one stored value has at most {most_bytes // 1024} KiB",
+    )
 
 
 def check_entries(where: str, entries: object) -> dict[str, str]:
