@@ -33,6 +33,7 @@ class SqliteFile:
 
     def __init__(self, path: Path, synchronous: Synchronous) -> None:
         self.path = path
+        self._synchronous = synchronous
         self._engine = sqlite_engine(path, synchronous)
         self._thread: ThreadPoolExecutor | None = None
         self._connection: Connection | None = None
@@ -60,6 +61,14 @@ class SqliteFile:
     async def write(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run a function in a transaction that writes; when it raises, nothing was written."""
         return await self._hop(lambda: self._in_transaction(function, "BEGIN IMMEDIATE"))
+
+    async def read_and_note(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
+        """As `write`, for a note that a power cut may take: it doesn't wait for the disk.
+
+        SQLite's log has the transactions in their order, and who waits for the disk waits for all that are before: what
+        was written so stays, and never depends on a note that may go.
+        """
+        return await self._hop(lambda: self._without_waiting(function))
 
     async def read(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run a function on one consistent view of the file."""
@@ -142,6 +151,16 @@ class SqliteFile:
                     connection.execute("ROLLBACK")
                 raise
             return result
+
+    def _without_waiting(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
+        if self._synchronous is not Synchronous.FULL:
+            return self._in_transaction(function, "BEGIN IMMEDIATE")
+        connection = driver(self._opened)
+        connection.execute(f"PRAGMA synchronous={Synchronous.NORMAL}")
+        try:
+            return self._in_transaction(function, "BEGIN IMMEDIATE")
+        finally:
+            connection.execute(f"PRAGMA synchronous={Synchronous.FULL}")
 
     def _in_sqlalchemy(self, function: Callable[[Connection], Result], begin: str = "BEGIN IMMEDIATE") -> Result:
         connection = self._opened.execution_options(**{SQLITE_BEGIN: begin})

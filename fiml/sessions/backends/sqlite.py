@@ -71,7 +71,7 @@ class SqliteBackend:
                 rows.touch(connection, header, now)
             return rows.select_record(connection, header, recent)
 
-        return await self._file.write(read)
+        return await self._file.read_and_note(read)
 
     async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
         return await self._file.transact(lambda connection: at_rest.fetch(connection, session_id, caller))
