@@ -4,7 +4,7 @@ import logging
 import ssl
 from datetime import time, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from celery import Celery
@@ -16,7 +16,11 @@ from fiml.core.errors import Misconfigured
 from fiml.core.tracing import tracing
 from fiml.metrics.exposing import exposing_worker
 
+if TYPE_CHECKING:  # redis-py, which another broker doesn't need
+    from fiml.db.redis_url import RedisAddress
+
 QUEUE = "fiml"
+_CERTIFICATE = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 
 
 def make_app(settings: Settings) -> Celery:
@@ -119,31 +123,38 @@ def _amqp(broker: str | None) -> dict[str, Any]:
 
 
 def _redis(broker: str, settings: Settings, visibility: dict[str, Any]) -> dict[str, Any]:
-    url, options = _as_celery_has_it(broker)
-    options["global_keyprefix"] = f"{settings.redis_prefix}:"
+    from fiml.db.redis_url import parse_redis_url  # noqa: PLC0415 - as above
+
+    address = parse_redis_url(broker)
+    url = _as_celery_has_it(broker, address)
+    options: dict[str, Any] = {"global_keyprefix": f"{settings.redis_prefix}:", **visibility}
+    if address.service:
+        options |= {"master_name": address.service, "sentinel_kwargs": address.sentinel_options}
     conf: dict[str, Any] = {
         "broker_url": url,
-        "broker_transport_options": options | visibility,
+        "broker_transport_options": options,
         "result_backend": url,
         "result_backend_transport_options": options,
     }
-    if broker.startswith("rediss"):
-        conf["broker_use_ssl"] = conf["redis_backend_use_ssl"] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    if address.is_tls:
+        tls = {name: value for name, value in address.options.items() if name.startswith("ssl_")}
+        tls["ssl_cert_reqs"] = _CERTIFICATE[str(tls.get("ssl_cert_reqs", "required"))]
+        conf |= {"broker_use_ssl": tls, "redis_backend_use_ssl": tls}
+        if address.service:
+            options["sentinel_kwargs"] = {**address.sentinel_options, "ssl": True, **tls}
     return conf
 
 
-def _as_celery_has_it(broker: str) -> tuple[str, dict[str, Any]]:
-    """Its URL, and the options of its transport."""
+def _as_celery_has_it(broker: str, address: "RedisAddress") -> str:
     scheme, _, rest = broker.partition("://")
     if scheme == "unix":
-        return f"redis+socket://{rest}", {}
-    if not scheme.endswith("+sentinel"):
-        return broker, {}
-    from fiml.db.redis_url import parse_redis_url  # noqa: PLC0415 - redis-py, which another broker doesn't need
-
-    address = parse_redis_url(broker)
-    names = (address.options.get("username"), address.options.get("password"))
+        return f"redis+socket://{rest}"
+    if not (address.is_tls or address.service):
+        return broker
+    # What stands behind the question mark it is told otherwise.
+    given = address.options
+    names = (given.get("username"), given.get("password"))
     account = ":".join(quote(name or "", safe="") for name in names) + "@" if any(names) else ""
-    database = address.options.get("db", 0)
-    url = ";".join(f"sentinel://{account}{host}:{port}/{database}" for host, port in address.hosts)
-    return url, {"master_name": address.service, "sentinel_kwargs": address.sentinel_options}
+    hosts = address.hosts or [(given.get("host", "localhost"), given.get("port", 6379))]
+    kind = "sentinel" if address.service else scheme
+    return ";".join(f"{kind}://{account}{host}:{port}/{given.get('db', 0)}" for host, port in hosts)

@@ -183,14 +183,7 @@ class TestTls:
     async def test_sentinels_and_their_master_behind_tls_are_reached(
         self, deployment: Deployment, certificates: Certificates, clock: FrozenClock
     ) -> None:
-        with watched_valkeys() as watched, ExitStack() as stack:
-            # The Sentinels themselves come without TLS, at the same address.
-            master = stack.enter_context(tls_before(watched.master.port, certificates, takes_plain=True))
-            ports = [stack.enter_context(tls_before(each.port, certificates)) for each in watched.sentinels]
-            watched.name_master("elsewhere", master)
-            hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-            url = f"rediss+sentinel://{hosts}/elsewhere/0?ssl_ca_certs={certificates.file}"
-
+        with watched_valkeys() as watched, watched.behind_tls(certificates) as url:
             await work_with(Settings(redis_url=url, database_url=deployment.database_url), clock)
 
     async def test_a_certificate_of_nobody_known_is_refused(

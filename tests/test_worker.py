@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ from fiml.worker import beat_schedule, make_app, run_worker
 from tests.support.deployment import Deployment
 from tests.support.fleets import watched_valkeys
 from tests.support.servers import postgres_server, valkey_server
+from tests.support.tls import Certificates, tls_before
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 60
 BACKLOG = 3000
+PASSWORD = "never/shown"  # noqa: S105  nobody's
 
 
 @pytest.fixture(autouse=True)
@@ -144,11 +146,13 @@ def test_a_task_that_the_broker_delivers_archives(deployment: Deployment, tmp_pa
     assert "beat: Starting" in log
 
 
+@pytest.mark.parametrize("has_tls", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_worker_finds_its_broker_behind_sentinels_and_keeps_to_its_prefix(
-    deployment: Deployment, tmp_path: Path
+    deployment: Deployment, tmp_path: Path, *, has_tls: bool
 ) -> None:
-    with watched_valkeys() as watched:
-        settings = Settings(redis_url=watched.url, database_url=deployment.database_url, redis_prefix="desk-1")
+    with watched_valkeys() as watched, ExitStack() as stack:
+        url = stack.enter_context(watched.behind_tls(Certificates(tmp_path))) if has_tls else watched.url
+        settings = Settings(redis_url=url, database_url=deployment.database_url, redis_prefix="desk-1")
         ids = asyncio.run(backlog(settings, 5))
         app = make_app(settings)
 
@@ -160,6 +164,21 @@ def test_a_worker_finds_its_broker_behind_sentinels_and_keeps_to_its_prefix(
     assert result["archived"] == 5
     assert asyncio.run(archived(deployment.settings())) == ids
     assert prefixes == {b"desk-1"}
+
+
+def test_a_worker_reaches_its_broker_with_tls(deployment: Deployment, tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    with valkey_server(password=PASSWORD) as valkey, tls_before(valkey.port, certificates) as port:
+        url = f"rediss://:never%2Fshown@127.0.0.1:{port}/1?ssl_ca_certs={certificates.file}"
+        settings = Settings(redis_url=url, database_url=deployment.database_url)
+        app = make_app(settings)
+
+        with worker(settings, tmp_path):
+            result = app.send_task("fiml.sessions.cleanup_expired_sessions").get(timeout=PATIENCE_S)
+        log = (tmp_path / "worker.log").read_text()
+
+    assert result["archived"] == 0
+    assert "never" not in log
 
 
 def test_a_worker_that_is_killed_in_the_middle_is_finished_by_the_next(deployment: Deployment, tmp_path: Path) -> None:
@@ -239,6 +258,8 @@ def test_the_task_of_a_change_of_keys_runs_in_the_process(monkeypatch: pytest.Mo
     [
         ("unix:///run/redis.sock", "redis+socket:///run/redis.sock"),
         ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("rediss://u:p%2F@h:1/2?ssl_cert_reqs=none", "rediss://u:p%2F@h:1/2"),
+        ("redis+sentinel://:p@a,b:1/main/3", "sentinel://:p@a:26379/3;sentinel://:p@b:1/3"),
     ],
 )
 def test_the_broker_is_the_redis_of_the_sessions(url: str, broker: str) -> None:

@@ -13,10 +13,12 @@ import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
 from tests.support.servers import PATIENCE_SECONDS, PORTS, SentinelProcess, ValkeyProcess, valkey_server
+from tests.support.tls import Certificates, tls_before
 
 MASTERS = 3
 SENTINELS = 3
 SERVICE = "sessions"
+TLS_SERVICE = "sessions-with-tls"
 DOWN_AFTER_MS = 500
 NODE_TIMEOUT_MS = 1000
 AT_ONCE = ["--repl-diskless-sync-delay", "0"]
@@ -109,10 +111,17 @@ class Watched:
         """Remove every key."""
         _ask(self.master, "FLUSHALL")
 
-    def name_master(self, service: str, port: int) -> None:
-        """Let the Sentinels know the master at another port, under another name."""
-        for sentinel in self.sentinels:
-            _ask(sentinel, "SENTINEL", "MONITOR", service, "127.0.0.1", port, 2)
+    @contextmanager
+    def behind_tls(self, certificates: Certificates) -> Iterator[str]:
+        """The URL at which the Sentinels, and under another name the master, are reached with TLS."""
+        with ExitStack() as stack:
+            # The Sentinels themselves come without TLS, at the same address.
+            master = stack.enter_context(tls_before(self.master.port, certificates, takes_plain=True))
+            ports = [stack.enter_context(tls_before(each.port, certificates)) for each in self.sentinels]
+            for sentinel in self.sentinels:
+                _ask(sentinel, "SENTINEL", "MONITOR", TLS_SERVICE, "127.0.0.1", master, 2)
+            hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+            yield f"rediss+sentinel://{hosts}/{TLS_SERVICE}/0?ssl_ca_certs={certificates.file}"
 
     def wait_until_replicated(self) -> None:
         """Return when the master has its replica, and the Sentinels know each other."""
