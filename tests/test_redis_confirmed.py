@@ -12,7 +12,7 @@ from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import existing
 from tests.support.deployment import Deployment
-from tests.support.fleets import Watched, watched_valkeys
+from tests.support.fleets import Watched, valkey_cluster, watched_valkeys
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,19 @@ async def test_too_few_replicas_are_said_and_the_write_is_there(watched: Watched
     assert isinstance(caught.value, Unavailable)
     assert [each.id for each in found.state.history.queries] == [query.id]
     assert [each.id for each in again.state.history.queries] == [query.id]
+
+
+async def test_what_is_unconfirmed_on_a_cluster_is_whole(deployment: Deployment) -> None:
+    """The indexes are written first, and somebody waits for their replicas too."""
+    with valkey_cluster() as cluster:
+        settings = Settings(redis_url=cluster.url, database_url=deployment.database_url, redis_wait_replicas=1)
+        async with SessionStore(settings) as store:
+            with pytest.raises(Unconfirmed, match="0 of 1 replicas"):
+                await store.create_session(["AAPL"], SessionType.EQUITY, user_id="ann")
+            [summary] = await store.list_user_sessions("ann")
+            found = await existing(store, summary.id)
+
+    assert found.assets == ["AAPL"]
 
 
 async def test_what_is_at_rest_leaves_without_a_confirmation(

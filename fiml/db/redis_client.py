@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 from redis.exceptions import MovedError, NoScriptError, ResponseError
 
 from fiml.core.config import Settings
-from fiml.core.errors import Misconfigured, Unavailable
+from fiml.core.errors import Misconfigured, Unavailable, Unconfirmed
 from fiml.core.observe import Timed, observed_call
 from fiml.db.redis_cluster import Cluster
 from fiml.db.redis_commands import Command, Script, with_prefix
@@ -25,7 +25,7 @@ class Servers(Protocol):
     keeps_order: bool
     """Whether what is sent at once is done in order, whatever its keys."""
 
-    async def send(self, commands: Sequence[Command], *, is_confirmed: bool = False) -> list[Any]: ...
+    async def send(self, commands: Sequence[Command], confirmed_by: list[int] | None = None) -> list[Any]: ...
 
     async def send_to_all(self, commands: Sequence[Command]) -> list[list[Any]]: ...
 
@@ -69,6 +69,7 @@ class RedisClient:
         self._name = address.name
         self._scripts = scripts
         self._prefix = prefix and f"{prefix}:"
+        self._replicas = replicas
         self.within_s = CALL_S
         is_cluster = address.kind is Kind.CLUSTER
         self._servers: Servers = (
@@ -104,14 +105,14 @@ class RedisClient:
 
     async def run_each(self, commands: Sequence[Command]) -> list[Any]:
         """As `run`, with the `ResponseError` of a command that the server refused in the place of its reply."""
-        return await self._run(commands, is_confirmed=False)
+        return await self._run(commands)
 
     async def run_in_order(self, *stages: Sequence[Command]) -> list[Any]:
         """As `run`; each stage is done before the next one begins.
 
         It is one round trip, and on a Cluster one for each stage that isn't empty.
         """
-        return await self._run_stages(stages, is_confirmed=False)
+        return await self._run_stages(stages)
 
     async def write(self, *stages: Sequence[Command]) -> list[Any]:
         """As `run_in_order`, for what must not get lost.
@@ -119,7 +120,13 @@ class RedisClient:
         Raises:
             Unconfirmed: it is done, and fewer replicas than there should be have it.
         """
-        return await self._run_stages(stages, is_confirmed=True)
+        if not self._replicas:
+            return await self._run_stages(stages)
+        confirmed_by: list[int] = []
+        replies = await self._run_stages(stages, confirmed_by)
+        if confirmed_by and min(confirmed_by) < self._replicas:
+            raise Unconfirmed(f"Redis at {self._name}", min(confirmed_by), self._replicas)
+        return replies
 
     @observed_call(Timed.ENGINE, "redis")
     async def ask_all(self, commands: Sequence[Command]) -> list[list[Any]]:
@@ -127,30 +134,32 @@ class RedisClient:
         told = await self._within(self._servers.send_to_all(commands))
         return [self._none_refused(replies) for replies in told]
 
-    async def _run_stages(self, stages: Sequence[Sequence[Command]], *, is_confirmed: bool) -> list[Any]:
+    async def _run_stages(
+        self, stages: Sequence[Sequence[Command]], confirmed_by: list[int] | None = None
+    ) -> list[Any]:
         if self._servers.keeps_order:
             stages = ([command for stage in stages for command in stage],)
         replies = []
         for stage in stages:
             if stage:
-                replies += self._none_refused(await self._run(stage, is_confirmed=is_confirmed))
+                replies += self._none_refused(await self._run(stage, confirmed_by))
         return replies
 
-    async def _run(self, commands: Sequence[Command], *, is_confirmed: bool) -> list[Any]:
+    async def _run(self, commands: Sequence[Command], confirmed_by: list[int] | None = None) -> list[Any]:
         if self._prefix:
             commands = [with_prefix(command, self._prefix) for command in commands]
-        replies = await self._send(commands, is_confirmed=is_confirmed)
+        replies = await self._send(commands, confirmed_by)
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
             await self.open()
-            again = await self._send([commands[index] for index in unknown], is_confirmed=is_confirmed)
+            again = await self._send([commands[index] for index in unknown], confirmed_by)
             for index, reply in zip(unknown, again, strict=True):
                 replies[index] = reply
         return replies
 
     @observed_call(Timed.ENGINE, "redis")
-    async def _send(self, commands: Sequence[Command], *, is_confirmed: bool = False) -> list[Any]:
-        return await self._within(self._servers.send(commands, is_confirmed=is_confirmed))
+    async def _send(self, commands: Sequence[Command], confirmed_by: list[int] | None = None) -> list[Any]:
+        return await self._within(self._servers.send(commands, confirmed_by))
 
     async def _within(self, call: Coroutine[Any, Any, list[Any]]) -> list[Any]:
         try:

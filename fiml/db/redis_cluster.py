@@ -43,17 +43,14 @@ class Cluster:
         self._learning = asyncio.Lock()
         self._node(address.hosts[0])  # which says whether the options are any
 
-    async def send(self, commands: Sequence[Command], *, is_confirmed: bool = False) -> list[Any]:
-        """The replies in order, a `ResponseError` in the place of that of a refused command.
-
-        Commands on one slot are done in order, others in any.
-        """
+    async def send(self, commands: Sequence[Command], confirmed_by: list[int] | None = None) -> list[Any]:
+        """As `Node.send`. Commands on one slot are done in order, others in any."""
         await self._learn()
         replies: list[Any] = [None] * len(commands)
         waiting = list(range(len(commands)))
         asked: dict[int, Host] = {}
         for _ in range(_MAX_TRIES):
-            await self._exchange(commands, waiting, asked, replies, is_confirmed=is_confirmed)
+            await self._exchange(commands, waiting, asked, replies, confirmed_by)
             waiting = [index for index in waiting if isinstance(replies[index], MovedError | AskError | TryAgainError)]
             if not waiting:
                 break
@@ -81,8 +78,7 @@ class Cluster:
         indexes: Sequence[int],
         asked: dict[int, Host],
         replies: list[Any],
-        *,
-        is_confirmed: bool,
+        confirmed_by: list[int] | None,
     ) -> None:
         of_hosts: dict[Host, list[int]] = defaultdict(list)
         for index in indexes:
@@ -92,7 +88,7 @@ class Cluster:
             sent: list[Command] = []
             for index in wanted:
                 sent += [("ASKING",), commands[index]] if index in asked else [commands[index]]
-            answers = await self._node(host).send(sent, is_confirmed=is_confirmed)
+            answers = await self._node(host).send(sent, confirmed_by)
             for index in reversed(wanted):
                 replies[index] = answers.pop()
                 if index in asked:

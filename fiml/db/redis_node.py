@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from fiml.core.errors import Misconfigured, Unavailable, Unconfirmed
+from fiml.core.errors import Misconfigured, Unavailable
 from fiml.core.shared_look import SharedLook
 from fiml.db.redis_commands import Command
 from fiml.db.redis_url import Kind, RedisAddress
@@ -54,19 +54,17 @@ class Node:
         self._idle: list[Connection] = []
         self._in_use: set[Connection] = set()
 
-    async def send(self, commands: Sequence[Command], *, is_confirmed: bool = False) -> list[Any]:
+    async def send(self, commands: Sequence[Command], confirmed_by: list[int] | None = None) -> list[Any]:
         """The replies in order, a `ResponseError` in the place of that of a refused command: one round trip.
 
-        Raises:
-            Unconfirmed: fewer replicas than there should be have it within a second.
+        Where it is asked for, how many replicas have what was written, after a second at most.
         """
-        if not is_confirmed or not self._replicas:
+        if confirmed_by is None:
             return await self._translated(commands)
         *replies, reached = await self._translated([*commands, ("WAIT", self._replicas, CONFIRM_MS)])
         if isinstance(reached, ResponseError):
             raise Unavailable(f"Redis at {self.name}", f"it refused to wait for replicas: {reached}") from reached
-        if reached < self._replicas:
-            raise Unconfirmed(f"Redis at {self.name}", reached, self._replicas)
+        confirmed_by.append(reached)
         return replies
 
     async def suspect(self) -> None:

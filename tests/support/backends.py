@@ -44,9 +44,9 @@ class WatchedClient(RedisClient):
 
     around: Around
 
-    async def _send(self, commands: Sequence[Command], *, is_confirmed: bool = False) -> list[Any]:
+    async def _send(self, commands: Sequence[Command], confirmed_by: list[int] | None = None) -> list[Any]:
         async def send() -> list[Any]:
-            return await super(WatchedClient, self)._send(commands, is_confirmed=is_confirmed)
+            return await super(WatchedClient, self)._send(commands, confirmed_by)
 
         return await self.around(send)
 
