@@ -9,13 +9,13 @@ from fiml.core.errors import InvalidInput
 from fiml.sessions import values
 from fiml.sessions.audit import Act
 from fiml.sessions.models import AnalysisHistory, QueryRecord, Session, SessionState, SessionType
+from fiml.sessions.queries import decode_queries
 from fiml.sessions.records import (
     MAPS,
     EncodedQuery,
     Entries,
     Header,
     Written,
-    decode_history,
     encode_query,
     history_json,
     longer_history,
@@ -133,7 +133,7 @@ def _check_fixed_fields(session: Session, before: Written) -> None:
 
 
 def _appended(queries: list[QueryRecord], history: str) -> list[QueryRecord]:
-    known = decode_history(history)
+    known = decode_queries(history)
     if queries[: len(known)] == known:
         return queries[len(known) :]
     by_id = {encode_query(query).id: query for query in queries}

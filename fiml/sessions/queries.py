@@ -1,9 +1,11 @@
 """A question of a session's history, what came back, and what questions add up to: plain values."""
 
-from dataclasses import dataclass, field
+import dataclasses
 from datetime import UTC, date, datetime
-from typing import Any, Self
+from typing import Any
 from uuid import UUID, uuid4
+
+import msgspec
 
 from fiml.core import clock
 from fiml.sessions.histogram import time_bucket
@@ -12,8 +14,7 @@ MARKET_MOMENT = date | datetime
 """When the market stood so: a day of which figures are, or a moment that the source tells."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueryRecord:
+class QueryRecord(msgspec.Struct, frozen=True):
     """One question and what came back. A fact: it never changes, and its `id` makes appending it twice harmless.
 
     `timestamp` is when it was asked; `execution_time_ms` is milliseconds, `None` where it wasn't measured. Where the
@@ -23,12 +24,12 @@ class QueryRecord:
     """
 
     query_type: str
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
     result_summary: str | None = None
     execution_time_ms: float | None = None
     cache_hit: bool = False
-    timestamp: datetime = field(default_factory=clock.now)
-    id: UUID = field(default_factory=uuid4)
+    timestamp: datetime = msgspec.field(default_factory=clock.now)
+    id: UUID = msgspec.field(default_factory=uuid4)
     provider: str | None = None
     as_of: date | None = None
     known_at: datetime | None = None
@@ -36,7 +37,7 @@ class QueryRecord:
     adjustment: str | None = None
     layer: str | None = None
     error: str | None = None
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float] = msgspec.field(default_factory=dict)
 
     @property
     def day(self) -> str:
@@ -88,28 +89,74 @@ class QueryRecord:
         }
         return {name: value for name, value in known.items() if value is not None}
 
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        as_of, known_at = record.get("as_of"), record.get("known_at")
-        # By position, in the order of the fields: a long history is read at a seventh less than by name.
-        return cls(
-            record["query_type"],
-            record["parameters"],
-            record["result_summary"],
-            record["execution_time_ms"],
-            record["cache_hit"],
-            datetime.fromisoformat(record["timestamp"]),
-            UUID(record["id"]),
-            record.get("provider"),
-            None if as_of is None else market_moment_from_iso(as_of),
-            None if known_at is None else datetime.fromisoformat(known_at),
-            record.get("currency"),
-            record.get("adjustment"),
-            record.get("layer"),
-            record.get("error"),
-            record.get("figures", {}),
-        )
+    @staticmethod
+    def from_dict(record: dict[str, Any]) -> "QueryRecord":
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: it is no query's record; says what is missing or of another type.
+        """
+        try:
+            return _restored(msgspec.convert(record, _Stored))
+        except msgspec.ValidationError as exc:
+            raise ValueError(str(exc)) from exc
+
+
+class _Stored(msgspec.Struct):
+    """A query as it stands in JSON. What every format has must be there; the default of nothing is the present."""
+
+    query_type: str
+    parameters: dict[str, Any]
+    result_summary: str | None
+    execution_time_ms: int | float | None
+    cache_hit: bool
+    timestamp: datetime
+    id: UUID
+    provider: str | None = None
+    as_of: str | None = None
+    known_at: datetime | None = None
+    currency: str | None = None
+    adjustment: str | None = None
+    layer: str | None = None
+    error: str | None = None
+    figures: dict[str, int | float] = {}
+
+
+_QUERIES = msgspec.json.Decoder(list[_Stored])
+
+
+def decode_queries(text: str) -> list[QueryRecord]:
+    """The queries of a JSON array.
+
+    Raises:
+        ValueError: it is none; says what is missing or of another type, and where.
+    """
+    try:
+        return [_restored(stored) for stored in _QUERIES.decode(text)]
+    except msgspec.DecodeError as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def _restored(stored: _Stored) -> QueryRecord:
+    as_of = None if stored.as_of is None else market_moment_from_iso(stored.as_of)
+    # By position, in the order of the fields: by name a long history takes longer.
+    return QueryRecord(
+        stored.query_type,
+        stored.parameters,
+        stored.result_summary,
+        stored.execution_time_ms,
+        stored.cache_hit,
+        stored.timestamp,
+        stored.id,
+        stored.provider,
+        as_of,
+        stored.known_at,
+        stored.currency,
+        stored.adjustment,
+        stored.layer,
+        stored.error,
+        stored.figures,
+    )
 
 
 def market_moment_to_iso(moment: date) -> str:
@@ -122,7 +169,7 @@ def market_moment_from_iso(text: str) -> date:
     return date.fromisoformat(text) if len(text) == len("2024-12-24") else datetime.fromisoformat(text)
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class QueryTotals:
     """What a session's queries add up to, kept as they come, so that the thousandth costs what the first did.
 
@@ -134,11 +181,11 @@ class QueryTotals:
     cache_hits: int = 0
     first_query_at: datetime | None = None
     last_query_at: datetime | None = None
-    query_types: dict[str, int] = field(default_factory=dict)
+    query_types: dict[str, int] = dataclasses.field(default_factory=dict)
     timed_queries: int = 0
     total_time_ms: float = 0.0
-    time_histogram: dict[int, int] = field(default_factory=dict)
-    queries_by_day: dict[str, int] = field(default_factory=dict)
+    time_histogram: dict[int, int] = dataclasses.field(default_factory=dict)
+    queries_by_day: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def cache_hit_rate(self) -> float:

@@ -19,6 +19,7 @@ from fiml.sessions.models import (
     SessionSummary,
     SessionType,
 )
+from fiml.sessions.queries import decode_queries
 from fiml.sessions.rights import Grants
 
 # A format's number is that of the release that brought it: major times 100 plus minor, so that a fiml which meets a
@@ -214,11 +215,6 @@ def history_json(texts: Iterable[str]) -> str:
     return "[" + ",".join(texts) + "]"
 
 
-def decode_history(history: str) -> list[QueryRecord]:
-    """The queries of a JSON array."""
-    return [QueryRecord.from_dict(query) for query in json.loads(history)]
-
-
 def header_of(session: Session) -> Header:
     """The header of a session, as the object stands."""
     return Header(
@@ -252,7 +248,7 @@ def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
         if not record.is_opened:
             _refuse_sealed(record)
         maps = {name: {key: json.loads(text) for key, text in record.entries.get(name, {}).items()} for name in MAPS}
-        queries = decode_history(record.history)
+        queries = decode_queries(record.history)
         session = _session(header, maps, queries, is_archived=record.is_archived)
         if record.is_archived and recent is not None:
             totals = session.state.history.totals
@@ -354,7 +350,7 @@ def counted(record: SessionRecord) -> SessionRecord:
         CorruptRecord: the history can't be decoded.
     """
     try:
-        totals = AnalysisHistory(decode_history(record.history)).totals
+        totals = AnalysisHistory(decode_queries(record.history)).totals
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise CorruptRecord(f"session {record.header.id}", f"{type(exc).__name__}: {exc}") from exc
     return replace(record, header=replace(record.header, totals=totals))

@@ -1,0 +1,87 @@
+"""A query's record: what it takes to be one, and that JSON brings it back as it was."""
+
+import json
+from datetime import UTC, date, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from fiml.sessions.models import QueryRecord
+from fiml.sessions.queries import decode_queries
+
+FULL = QueryRecord(
+    "price",
+    {"symbol": "AAPL", "n": 10**999, "nested": [{"x": None}, 1.5, True]},
+    "AAPL: close 175.43 USD",
+    12,
+    cache_hit=True,
+    timestamp=datetime(2024, 12, 24, 15, 30, 0, 1, tzinfo=UTC),
+    provider="yahoo",
+    as_of=datetime(2024, 12, 23, 21, 0, tzinfo=UTC),
+    known_at=datetime(2024, 12, 24, 15, 29, tzinfo=UTC),
+    currency="USD",
+    adjustment="splits",
+    layer="l1",
+    figures={"price": 175.43, "volume": 2**60 + 1},
+)
+NEEDED = ("id", "query_type", "parameters", "result_summary", "execution_time_ms", "cache_hit", "timestamp")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [FULL, QueryRecord("price"), QueryRecord("price", as_of=date(2024, 12, 23), error="not_found")],
+    ids=["full", "bare", "failed"],
+)
+def test_it_comes_back_as_it_was(query: QueryRecord) -> None:
+    document = json.loads(json.dumps(query.to_dict()))
+
+    [decoded] = decode_queries(json.dumps([document]))
+
+    assert decoded == query
+    assert QueryRecord.from_dict(document) == query
+    # 12 and 12.0 are equal, but not the same text, and what goes on living is written again.
+    assert json.dumps(decoded.to_dict()) == json.dumps(document)
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_what_is_missing_is_named_and_never_made_up(name: str) -> None:
+    document = FULL.to_dict()
+    del document[name]
+
+    for read in (lambda: decode_queries(json.dumps([document])), lambda: QueryRecord.from_dict(document)):
+        with pytest.raises(ValueError, match=f"missing required field `{name}`"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("id", "one"),
+        ("query_type", 1),
+        ("parameters", []),
+        ("execution_time_ms", "fast"),
+        ("cache_hit", 1),
+        ("timestamp", "yesterday"),
+        ("as_of", "2024-13-01"),
+        ("figures", {"price": "high"}),
+        ("figures", {"price": True}),
+    ],
+)
+def test_what_is_of_another_type_is_refused(name: str, value: object) -> None:
+    document: dict[str, Any] = FULL.to_dict() | {name: value}
+
+    for read in (lambda: decode_queries(json.dumps([document])), lambda: QueryRecord.from_dict(document)):
+        with pytest.raises(ValueError, match=r"."):
+            read()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "[{}", '[{"id": "\x01"}]'])
+def test_what_is_no_array_of_records_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        decode_queries(text)
+
+
+def test_it_never_changes() -> None:
+    with pytest.raises(AttributeError):
+        FULL.id = uuid4()  # type: ignore[misc]  # what is refused
