@@ -24,6 +24,7 @@ from benchmarks.report import RESULTS, Facts, Report, line, machine
 from benchmarks.space import space
 from benchmarks.timing import Comparison
 from fiml.core import clock
+from fiml.core.log import configure_logging
 
 Family = Callable[[Engines, Report], Awaitable[None]]
 
@@ -128,4 +129,5 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="some families")
     parser.add_argument("--into", type=Path, default=RESULTS, help="the folder to write to")
     given = parser.parse_args()
+    configure_logging()  # as a server has it: a line for each call would be measured too
     asyncio.run(run(QUICK if given.quick else FULL, given.only, given.into))
