@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import Any, NoReturn
 from uuid import UUID
 
+import msgspec
+
 from fiml.core import clock
 from fiml.core.errors import CorruptRecord, SessionFull
 
@@ -44,7 +46,7 @@ class Act:
     def opened(self) -> str:
         """Its JSON up to the version, which is known only where it is done."""
         entry = [clock.to_micros(self.at), self.by, self.did, self.detail]
-        return json.dumps(entry, ensure_ascii=False, separators=(",", ":"))[:-1] + ","
+        return msgspec.json.encode(entry).decode()[:-1] + ","
 
     def at_version(self, version: int) -> str:
         """Its JSON."""

@@ -31,6 +31,9 @@ class NamesChange:
     removed: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
 
+    def __bool__(self) -> bool:
+        return bool(self.removed or self.added)
+
     def apply(self, names: list[str]) -> list[str]:
         """The list after the change."""
         kept = [name for name in names if name not in self.removed]
@@ -54,13 +57,12 @@ class Change:
     @property
     def has_only_queries(self) -> bool:
         """Whether there is nothing but queries to append."""
-        names = (self.assets.removed, self.assets.added, self.tags.removed, self.tags.added)
-        return not (self.scalars or self.entries_set or self.entries_removed or any(names))
+        return not (self.scalars or self.entries_set or self.entries_removed or self.assets or self.tags)
 
     def act(self, caller: Caller, now: datetime) -> Act:
         """What the audit trail has of it: that queries were recorded, or which parts were updated."""
         parts = [*self.scalars, *{**self.entries_set, **self.entries_removed}]
-        parts += [name for name in ("assets", "tags") if getattr(self, name).added or getattr(self, name).removed]
+        parts += [name for name in ("assets", "tags") if getattr(self, name)]
         if not self.queries:
             return Act("update", caller.name, now, {"parts": parts})
         recorded: dict[str, Any] = {"queries": [query.id.hex for query in self.queries]}

@@ -1,12 +1,12 @@
 """Live sessions as rows of SQLite. The functions run in the caller's transaction."""
 
-import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from fiml.core.clock import from_micros, to_micros
@@ -302,8 +302,10 @@ def change_header(header: Header, change: Change, now: datetime) -> None:
     Raises:
         InvalidInput: there would be too many assets or tags, or no asset.
     """
-    header.assets = values.check_assets(change.assets.apply(header.assets))
-    header.tags = values.check_tags(change.tags.apply(header.tags))
+    if change.assets:
+        header.assets = values.check_assets(change.assets.apply(header.assets))
+    if change.tags:
+        header.tags = values.check_tags(change.tags.apply(header.tags))
     for name, value in change.scalars.items():
         setattr(header, name, value)
     header.last_accessed_at = max(header.last_accessed_at, now)
@@ -327,8 +329,8 @@ def _encode(header: Header) -> dict[str, Any]:
         "format": header.format,
         "type": header.type,
         "title": header.title,
-        "assets": json.dumps(header.assets),
-        "tags": json.dumps(header.tags),
+        "assets": _json(header.assets),
+        "tags": _json(header.tags),
         "expires_at": to_micros(header.expires_at),
         "last_accessed_at": to_micros(header.last_accessed_at),
         "version": header.version,
@@ -336,15 +338,19 @@ def _encode(header: Header) -> dict[str, Any]:
         "cache_hits": totals.cache_hits,
         "first_query_at": totals.first_query_at and to_micros(totals.first_query_at),
         "last_query_at": totals.last_query_at and to_micros(totals.last_query_at),
-        "query_types": json.dumps(totals.query_types),
+        "query_types": _json(totals.query_types),
         "timed_queries": totals.timed_queries,
         "total_time_ms": totals.total_time_ms,
         "maps_bytes": header.maps_bytes,
         "history_bytes": header.history_bytes,
-        "time_histogram": json.dumps(totals.time_histogram),
-        "queries_by_day": json.dumps(totals.queries_by_day),
-        "grants": json.dumps(header.grants),
+        "time_histogram": _json(totals.time_histogram),
+        "queries_by_day": _json(totals.queries_by_day),
+        "grants": _json(header.grants),
     }
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _decode_anothers(row: Sequence[Any]) -> Header | None:
@@ -364,8 +370,8 @@ def _decode(row: Sequence[Any]) -> Header:
             user_id=stored["user_id"],
             type=stored["type"],
             title=stored["title"],
-            assets=json.loads(stored["assets"]),
-            tags=json.loads(stored["tags"]),
+            assets=msgspec.json.decode(stored["assets"]),
+            tags=msgspec.json.decode(stored["tags"]),
             created_at=from_micros(stored["created_at"]),
             expires_at=from_micros(stored["expires_at"]),
             last_accessed_at=from_micros(stored["last_accessed_at"]),
@@ -375,18 +381,18 @@ def _decode(row: Sequence[Any]) -> Header:
                 cache_hits=stored["cache_hits"],
                 first_query_at=_moment(stored["first_query_at"]),
                 last_query_at=_moment(stored["last_query_at"]),
-                query_types=json.loads(stored["query_types"]),
+                query_types=msgspec.json.decode(stored["query_types"]),
                 timed_queries=stored["timed_queries"],
                 total_time_ms=stored["total_time_ms"],
-                time_histogram={int(bucket): n for bucket, n in json.loads(stored["time_histogram"]).items()},
-                queries_by_day=json.loads(stored["queries_by_day"]),
+                time_histogram={int(bucket): n for bucket, n in msgspec.json.decode(stored["time_histogram"]).items()},
+                queries_by_day=msgspec.json.decode(stored["queries_by_day"]),
             ),
             maps_bytes=stored["maps_bytes"],
             history_bytes=stored["history_bytes"],
             format=stored["format"],
             grants=decode_grants(f"live session {stored['id']}", stored["grants"]),
         )
-    except (ValueError, TypeError, AttributeError, OverflowError) as exc:
+    except (ValueError, TypeError, AttributeError, OverflowError, msgspec.DecodeError) as exc:
         raise CorruptRecord(f"live session {UUID(stored['id'])}", str(exc)) from exc
 
 
