@@ -25,6 +25,7 @@ from tests.support.servers import ValkeyProcess
 
 OWNER = "ann"
 SESSIONS = 30
+_ENDPOINT = "cluster-preferred-endpoint-type"
 
 
 @pytest.fixture(scope="module")
@@ -94,21 +95,56 @@ async def test_sessions_are_spread_over_the_masters(settings: Settings, cluster:
     assert homes == {server.port for server in cluster.masters}
 
 
+@pytest.fixture
+def elsewhere(cluster: ValkeyCluster) -> Iterator[str]:
+    """The URL of a Cluster that is reached at an address it doesn't know: it sends nobody further than to a port."""
+    for server in cluster.masters:
+        _configure(server, ("bind", "127.0.0.1 127.0.0.2"), (_ENDPOINT, "unknown-endpoint"))
+    yield cluster.url.replace("127.0.0.1", "127.0.0.2")
+    for server in cluster.masters:
+        _configure(server, ("bind", "127.0.0.1"), (_ENDPOINT, "ip"))
+
+
+def _configure(server: ValkeyProcess, *options: tuple[str, str]) -> None:
+    with redis.Redis(port=server.port) as client:
+        for name, value in options:
+            client.config_set(name, value)
+
+
+async def test_a_server_that_names_only_a_port_is_meant_where_it_was_reached(
+    settings: Settings, cluster: ValkeyCluster, elsewhere: str
+) -> None:
+    async with SessionStore(settings.model_copy(update={"redis_url": elsewhere})) as store:
+        await expect_to_go_on_while_a_slot_moves(store, cluster)
+
+        assert {address for server in cluster.masters for address in _addresses_of_scripts(server)} == {"127.0.0.2"}
+
+
+def _addresses_of_scripts(server: ValkeyProcess) -> list[str]:
+    """Where those came in who ran a script last."""
+    with redis.Redis(port=server.port) as client:
+        return [each["laddr"].partition(":")[0] for each in client.client_list() if each["cmd"] == "evalsha"]
+
+
 async def test_a_session_goes_on_while_its_slot_moves(settings: Settings, cluster: ValkeyCluster) -> None:
     async with SessionStore(settings) as store:
-        [session] = await made_sessions(store, 1)
-        slot, source = key_slot(session.id.hex.encode()), home_of(cluster, session.id)
-        target = next(server for server in cluster.masters if server is not source)
-        steps: list[Callable[[], None]] = [
-            partial(cluster.begin_to_move, slot, source, target),
-            partial(cluster.move_keys, slot, source, target),
-            partial(cluster.have_moved, slot, target),
-        ]
-        for step in steps:
-            step()
-            await store.record_query(session.id, make_query("moving"), context={"at": "home"})
-            assert [summary.id for summary in await listing(store, OWNER)] == [session.id]
-        found = await existing(store, session.id)
+        await expect_to_go_on_while_a_slot_moves(store, cluster)
+
+
+async def expect_to_go_on_while_a_slot_moves(store: SessionStore, cluster: ValkeyCluster) -> None:
+    [session] = await made_sessions(store, 1)
+    slot, source = key_slot(session.id.hex.encode()), home_of(cluster, session.id)
+    target = next(server for server in cluster.masters if server is not source)
+    steps: list[Callable[[], None]] = [
+        partial(cluster.begin_to_move, slot, source, target),
+        partial(cluster.move_keys, slot, source, target),
+        partial(cluster.have_moved, slot, target),
+    ]
+    for step in steps:
+        step()
+        await store.record_query(session.id, make_query("moving"), context={"at": "home"})
+        assert [summary.id for summary in await listing(store, OWNER)] == [session.id]
+    found = await existing(store, session.id)
 
     assert home_of(cluster, session.id) is target
     assert found.state.history.total_queries == 4

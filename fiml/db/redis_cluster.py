@@ -90,7 +90,11 @@ class Cluster:
                 sent += [("ASKING",), commands[index]] if index in asked else [commands[index]]
             answers = await self._node(host).send(sent, confirmed_by)
             for index in reversed(wanted):
-                replies[index] = answers.pop()
+                reply = replies[index] = answers.pop()
+                # redis-py's MovedError is an AskError. A server that doesn't know under which name it is reached
+                # says only a port.
+                if isinstance(reply, AskError) and not reply.host:
+                    reply.host = host[0]
                 if index in asked:
                     answers.pop()
 
@@ -176,7 +180,7 @@ class Cluster:
     def _take(self, asked: Host, ranges: Sequence[Any]) -> None:
         masters: list[Host | None] = [None] * SLOTS
         for first, last, (name, port, *_), *_ in ranges:
-            # A server that doesn't know under which name it is reached leaves it out.
+            # As with MOVED, the name may be left out.
             host = (name.decode() if name else asked[0], int(port))
             masters[first : last + 1] = [host] * (last + 1 - first)
         self._masters, self._asked = masters, set()
