@@ -24,7 +24,7 @@ demo: .venv/.core ## try it: an analysis on sample data
 	@FIML_MARKET_DATA=sample $(BIN)/fiml demo
 
 test: lint types ## lint, types and all tests; ARGS='-k name' goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-soak: .venv/.dev ## the tests that take their time: failovers, every deployment in full
 	$(BIN)/python -m pytest -m soak $(ARGS)
