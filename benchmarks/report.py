@@ -72,7 +72,7 @@ class Report:
 
 def machine(*, valkey: str, postgres: str) -> dict[str, str]:
     """What the figures were measured with; nothing that tells whose machine it was."""
-    packages = ("mcp", "redis", "hiredis", "asyncpg", "SQLAlchemy", "pydantic")
+    packages = ("mcp", "msgspec", "redis", "hiredis", "asyncpg", "SQLAlchemy", "pydantic")
     found = {
         "fiml": __version__,
         "cores": str(os.cpu_count()),
