@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fiml.cli import main
 from fiml.core.config import MarketData, Settings, Synchronous, without_secrets
 from fiml.core.errors import Misconfigured
 from fiml.sessions.store import SessionStore
@@ -139,6 +140,33 @@ def test_one_url_alone_is_refused_and_the_other_named(given: dict[str, str], mis
 )
 def test_both_urls_make_the_server_deployment(redis_url: str, database_url: str) -> None:
     assert not Settings(redis_url=redis_url, database_url=database_url).is_embedded
+
+
+KEY = "7ZkN3+w/0mQ2rV8uXyB1cD4eF5gH6iJ7kL8mN9oP0qQ="  # nobody's
+
+
+@pytest.mark.parametrize("value", [KEY, f"k1:{KEY}", f"*k1:{KEY}", KEY.replace("+", "-").replace("/", "_")])
+def test_a_key_in_the_place_of_its_file_is_refused_and_not_shown(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FIML_ENCRYPTION_KEYS", value)
+
+    with pytest.raises(Misconfigured, match="FIML_ENCRYPTION_KEYS: holds a key itself") as refused:
+        Settings()
+    for command in (["doctor"], ["keys", "new"], ["sessions", "list"]):
+        monkeypatch.setattr("sys.argv", ["fiml", *command])
+        with pytest.raises(SystemExit):
+            main()
+
+    shown = capsys.readouterr()
+    assert "holds a key itself" in shown.out
+    assert "holds a key itself" in shown.err
+    assert KEY[8:20] not in f"{refused.value} {shown.out} {shown.err}"
+
+
+@pytest.mark.parametrize("path", ["keys", "/run/secrets/keys", "~/.config/fiml/keys", "C:\\keys", "k1:short="])
+def test_a_path_is_no_key(path: str) -> None:
+    assert str(Settings(encryption_keys=path).encryption_keys).endswith(path.removeprefix("~"))
 
 
 def test_an_unknown_setting_is_refused() -> None:

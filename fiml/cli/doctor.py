@@ -19,7 +19,15 @@ import typer
 
 from fiml import __version__
 from fiml.core import clock
-from fiml.core.config import DATABASE_SCHEMES, REDIS_SCHEMES, MarketData, Settings, variable, without_secrets
+from fiml.core.config import (
+    DATABASE_SCHEMES,
+    REDIS_SCHEMES,
+    MarketData,
+    Settings,
+    is_a_key,
+    variable,
+    without_secrets,
+)
 from fiml.core.errors import FimlError, Misconfigured, Unavailable
 
 if TYPE_CHECKING:  # loaded by the command, not by every start of the command line
@@ -135,7 +143,7 @@ def _settings_as_far_as_possible() -> Settings:
         database_url=database_url if database_url.startswith(DATABASE_SCHEMES) else None,
         data_dir=Path(folder) if folder else None,
         market_data=MarketData(market) if market in set(MarketData) else MarketData.AUTO,
-        encryption_keys=Path(keys) if keys else None,
+        encryption_keys=Path(keys) if keys and not is_a_key(keys) else None,
     )
 
 

@@ -182,6 +182,14 @@ class Settings(BaseSettings):
             raise ValueError(f"must begin with {', '.join(BROKER_SCHEMES)}")
         return value
 
+    @field_validator("encryption_keys")
+    @classmethod
+    def _file_of_keys(cls, value: Path | None) -> Path | None:
+        if value is not None and is_a_key(str(value)):
+            # As the name of a file it would be told in errors.
+            raise ValueError("holds a key itself; put it into a file and name that one")
+        return value
+
     @field_validator("installation", "redis_prefix")
     @classmethod
     def _name(cls, value: str) -> str:
@@ -323,6 +331,11 @@ def without_secrets(url: str) -> str:
     # The last @ first: a password may hold any character, even one that it shouldn't.
     location = rest.rpartition("@")[2].partition("?")[0]
     return f"{scheme}://{location}"
+
+
+def is_a_key(text: str) -> bool:
+    """Whether a text is 32 bytes in BASE64, with or without a name before them, rather than a path."""
+    return re.fullmatch(r"(\*?[\w.-]+:)?[A-Za-z0-9+/_-]{43}=", text) is not None
 
 
 def _user_data_folder() -> Path:
