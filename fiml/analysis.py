@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4, uuid5
 
 import structlog
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from fiml.core import clock
 from fiml.core.errors import CorruptRecord, FimlError, InvalidInput, NotSupported, SessionFull, Unavailable, echo
+from fiml.core.model import Model
 from fiml.looks import Held, SinceLastLook, as_deep_as, held_in, holding, result_key, since
 from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer
 from fiml.market.service import MarketService
@@ -71,7 +72,7 @@ def _choice(field: str, value: object, choices: type[Choice]) -> Choice:
     raise InvalidInput(field, f"{echo(value)} is unknown", f"valid are {', '.join(choices)}")
 
 
-class Answer(BaseModel):
+class Answer(Model):
     """The market's answer, and what became of it in the session."""
 
     market: MarketAnswer

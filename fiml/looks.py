@@ -4,9 +4,10 @@ import json
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from fiml.core import clock
+from fiml.core.model import Model
 from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer
 from fiml.sessions.models import Session
 
@@ -15,7 +16,7 @@ _SECTIONS = ("quote", "technicals", "fundamentals")
 _NO_FIGURES = ("missing", "market_time")
 
 
-class FigureChange(BaseModel):
+class FigureChange(Model):
     """A figure that differs from the last look."""
 
     figure: str
@@ -23,7 +24,7 @@ class FigureChange(BaseModel):
     now: float | str | None
 
 
-class SinceLastLook(BaseModel):
+class SinceLastLook(Model):
     """What is different since the session last looked at the symbol."""
 
     looked_at: datetime
@@ -33,7 +34,7 @@ class SinceLastLook(BaseModel):
     summary: str
 
 
-class Held(BaseModel):
+class Held(Model):
     """What a session keeps of its last look at a symbol, as an intermediate result."""
 
     kind: AssetKind

@@ -9,6 +9,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fiml.core.model import Model
+
 
 class AssetKind(StrEnum):
     """What an instrument is."""
@@ -70,7 +72,7 @@ class Bars:
         return self.bars[-1].date
 
 
-class _Model(BaseModel):
+class _Model(Model):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 

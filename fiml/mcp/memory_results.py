@@ -4,12 +4,13 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from fiml.core.model import Model
 from fiml.mcp.results import Result, SessionLine
 
 
-class ContextLine(BaseModel):
+class ContextLine(Model):
     """One thing that a session knows."""
 
     id: str = Field(description="of the query or note; `<map>:<key>` of an entry")

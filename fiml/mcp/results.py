@@ -4,9 +4,10 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from fiml.analysis import Answer
+from fiml.core.model import Model
 from fiml.looks import SinceLastLook
 from fiml.sessions.models import QueryRecord, Session, SessionSummary
 
@@ -16,13 +17,13 @@ _MAX_SUMMARY_CHARACTERS = 200
 _MAX_PARAMETERS_CHARACTERS = 400
 
 
-class Result(BaseModel):
+class Result(Model):
     """An answer, told from a refusal by its status."""
 
     status: Literal["success"] = "success"
 
 
-class _About(BaseModel):
+class _About(Model):
     session_id: UUID
     user_id: str | None
     type: str
@@ -47,7 +48,7 @@ class CreatedSession(_About, Result):
     ttl_hours: int
 
 
-class QueryLine(BaseModel):
+class QueryLine(Model):
     """A query of a session's history, shortened."""
 
     id: UUID
@@ -132,21 +133,21 @@ class ExtendedSession(Result):
     time_remaining_hours: float
 
 
-class AssetCount(BaseModel):
+class AssetCount(Model):
     """In how many sessions an asset is."""
 
     symbol: str
     count: int
 
 
-class TagCount(BaseModel):
+class TagCount(Model):
     """In how many sessions a tag is."""
 
     tag: str
     count: int
 
 
-class DayCount(BaseModel):
+class DayCount(Model):
     """How many queries were asked on a day."""
 
     day: str

@@ -5,9 +5,10 @@ from typing import Literal
 from uuid import UUID
 
 from mcp.server.mcpserver.tools import Tool
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from fiml.core.errors import InvalidInput
+from fiml.core.model import Model
 from fiml.mcp import arguments as args
 from fiml.mcp.results import Result
 from fiml.mcp.tooling import make_tool, sessions_of
@@ -17,14 +18,14 @@ from fiml.sessions.values import parse_session_id
 from fiml.sessions.verbs import SessionVerbs
 
 
-class SharedWith(BaseModel):
+class SharedWith(Model):
     """A user whom it is shared with."""
 
     user_id: str
     role: Literal["viewer", "editor"]
 
 
-class OpenCode(BaseModel):
+class OpenCode(Model):
     """A code that can be redeemed."""
 
     id: str
