@@ -23,6 +23,7 @@ FULL = QueryRecord(
     currency="USD",
     adjustment="splits",
     layer="l1",
+    error="stale",
     figures={"price": 175.43, "volume": 2**60 + 1},
 )
 NEEDED = ("id", "query_type", "parameters", "result_summary", "execution_time_ms", "cache_hit", "timestamp")

@@ -45,7 +45,7 @@ async def test_too_few_replicas_are_said_and_the_write_is_there(watched: Watched
         await careful.record_query(session.id, query)
         again = await existing(careful, session.id)
 
-    assert caught.value.reached == 1
+    assert (caught.value.reached, caught.value.session_id) == (1, None)
     assert isinstance(caught.value, Unavailable)
     assert [each.id for each in found.state.history.queries] == [query.id]
     assert [each.id for each in again.state.history.queries] == [query.id]
@@ -56,12 +56,14 @@ async def test_what_is_unconfirmed_on_a_cluster_is_whole(deployment: Deployment)
     with valkey_cluster() as cluster:
         settings = Settings(redis_url=cluster.url, database_url=deployment.database_url, redis_wait_replicas=1)
         async with SessionStore(settings) as store:
-            with pytest.raises(Unconfirmed, match="0 of 1 replicas"):
+            with pytest.raises(Unconfirmed, match="0 of 1 replicas") as caught:
                 await store.create_session(["AAPL"], SessionType.EQUITY, user_id="ann")
             [summary] = await store.list_user_sessions("ann")
             found = await existing(store, summary.id)
 
     assert found.assets == ["AAPL"]
+    assert caught.value.session_id == found.id
+    assert f"read the new session {found.id} before" in str(caught.value)
 
 
 async def test_what_is_at_rest_leaves_without_a_confirmation(

@@ -216,16 +216,20 @@ class Unconfirmed(Unavailable):
 
     Attributes:
         reached: how many replicas have it.
+        session_id: the session that the call made, which nothing else tells; `None` of every other call.
     """
 
     code = "unconfirmed"
 
-    def __init__(self, what: str, reached: int, wanted: int) -> None:
+    def __init__(self, what: str, reached: int, wanted: int, *, session_id: UUID | None = None) -> None:
         super().__init__(what, "replicas")
         self.reached = reached
+        self.wanted = wanted
+        self.session_id = session_id
+        which = "the session" if session_id is None else f"the new session {session_id}"
         self.args = (
             f"{what} did what was asked, but {reached} of {wanted} replicas have it (FIML_REDIS_WAIT_REPLICAS), so a "
-            "failover may lose it; read the session before you try again, and run `fiml doctor`",
+            f"failover may lose it; read {which} before you try again, and run `fiml doctor`",
         )
 
 

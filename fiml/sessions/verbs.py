@@ -13,6 +13,7 @@ from fiml.core.errors import (
     SessionArchived,
     SessionExpired,
     SessionNotFound,
+    Unconfirmed,
     echo,
 )
 from fiml.sessions import values
@@ -68,6 +69,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
 
         Raises:
             InvalidInput: a value is over a limit; nothing was written.
+            Unconfirmed: it is there under the `session_id` that this has, but not on enough replicas.
         """
         hours = self._hours(ttl_hours, "ttl_hours")
         now = clock.now()
@@ -83,7 +85,10 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         )
         trail = trail_json([Act("create", self._caller.name, now).at_version(session.version)])
         record = SessionRecord(header_of(session), trail=trail)
-        await self._backend.create(record)
+        try:
+            await self._backend.create(record)
+        except Unconfirmed as exc:
+            raise Unconfirmed(exc.what, exc.reached, exc.wanted, session_id=session.id) from exc
         return to_session(record)
 
     async def get_session(self, session_id: SessionId, *, recent_queries: int | None = None) -> Session | None:
