@@ -143,6 +143,32 @@ def test_a_file_without_public_keys_is_refused_at_start(tmp_path: Path, content:
         IssuerKeys(str(file))
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"kty": "OKP", "crv": "X25519", "x": "AAAA"},
+        {"kty": "EC", "crv": "P-999", "x": "AAAA", "y": "AAAA", "use": "sig"},
+        {"kty": "RSA", "n": "AAAA", "e": "AQAB", "alg": "RSA-OAEP"},
+        {"kty": "RSA", "n": 5, "e": "AQAB"},
+        {"kty": "AKP", "alg": "ML-DSA-65", "pub": "AAAA"},
+        {"kty": "RSA", "n": "AAAA", "e": "AQAB", "kid": ["z"]},
+        "no key",
+    ],
+    ids=str,
+)
+async def test_a_key_that_cant_be_used_takes_no_other_with_it(tmp_path: Path, issuer: Issuer, other: Any) -> None:
+    file = tmp_path / "keys.json"
+    issuer.write_keys(file)
+    good = json.loads(file.read_text())["keys"]
+    file.write_text(json.dumps({"keys": [{"kid": "z"} | other if isinstance(other, dict) else other, *good]}))
+
+    keys = IssuerKeys(str(file))
+
+    assert await keys.key_of("r") is not None
+    with pytest.raises(LookupError):
+        await keys.key_of("z")
+
+
 async def test_signatures_of_other_pinned_algorithms_of_a_key_are_taken(tmp_path: Path, issuer: Issuer) -> None:
     signed = SignedTokens(
         Settings(

@@ -73,9 +73,11 @@ def bad_tokens(issuer: Issuer) -> dict[str, str]:
         "not yet valid": issuer.token(nbf=moment(minutes=10)),
         "no subject": issuer.token(sub=None),
         "an empty subject": issuer.token(sub=""),
+        "a blank subject": issuer.token(sub=" "),
         "a subject of control characters": issuer.token(sub="a\nb"),
         "a subject that is too long": issuer.token(sub="a" * 256),
         "too long a token": issuer.token(more="x" * 20_000),
+        "a header nested deep": issuer.nested(depth=5_000),
         "an unknown token of ours": "fiml_" + "a" * 43,
     }
 

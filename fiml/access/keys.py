@@ -106,18 +106,26 @@ def _read_file(location: str) -> dict[str | None, Any]:
 
 
 def _read(document: Any) -> dict[str | None, Any]:
-    """The public keys for signatures; shared secrets and keys for encryption are passed over.
+    """The public keys for signatures; shared secrets, keys for encryption and what we can't use are passed over.
+
+    Source: RFC 7517, section 5: keys that aren't understood are ignored.
 
     Raises:
         ValueError: there are none.
     """
     listed = document.get("keys") if isinstance(document, Mapping) else None
-    chosen = [each for each in listed or [] if isinstance(each, Mapping) and _is_for_signatures(each)]
-    keys = {each.get("kid"): jwt.PyJWK(dict(each)).key for each in chosen}
+    keys: dict[str | None, Any] = {}
+    for each in listed if isinstance(listed, list) else []:
+        if isinstance(each, Mapping) and _is_for_signatures(each):
+            try:
+                keys[each.get("kid")] = jwt.PyJWK(dict(each)).key
+            except (PyJWTError, ValueError, TypeError) as exc:
+                _log.warning("key_passed_over", key_id=each.get("kid"), problem=type(exc).__name__)
     if not keys:
         raise ValueError("no keys")
     return keys
 
 
 def _is_for_signatures(key: Mapping[str, Any]) -> bool:
-    return key.get("kty") in {"RSA", "EC", "OKP"} and key.get("use", "sig") == "sig" and "d" not in key
+    is_named = isinstance(key.get("kid"), str | None)
+    return is_named and key.get("kty") in {"RSA", "EC", "OKP"} and key.get("use", "sig") == "sig" and "d" not in key

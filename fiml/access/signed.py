@@ -13,7 +13,8 @@ from fiml.core.config import Settings
 
 MAX_TOKEN_CHARACTERS = 16_384
 _MAX_USER_CHARACTERS = 255
-_NOT_TO_BE_TRUSTED = (PyJWTError, ValueError, TypeError, LookupError)
+# PyJWT before 2.14 lets a header that is nested too deep for `json` through as RecursionError.
+_NOT_TO_BE_TRUSTED = (PyJWTError, ValueError, TypeError, LookupError, RecursionError)
 
 
 class SignedTokens:
@@ -79,11 +80,11 @@ class SignedTokens:
 def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:
     """Those that we know, of `scope` (with blanks) or `scp` (a list)."""
     given = claims.get("scope", claims.get("scp", ""))
-    return known_scopes(given.split() if isinstance(given, str) else given if isinstance(given, list) else [])
+    return known_scopes(given.split(" ") if isinstance(given, str) else given if isinstance(given, list) else [])
 
 
 def _is_user(subject: str) -> bool:
-    return 1 <= len(subject) <= _MAX_USER_CHARACTERS and subject.isprintable()
+    return bool(subject.strip()) and len(subject) <= _MAX_USER_CHARACTERS and subject.isprintable()
 
 
 def _number(value: object) -> float | None:

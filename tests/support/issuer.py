@@ -70,6 +70,11 @@ class Issuer:
     def unsigned(self) -> str:
         return jwt.encode(self.claims(), None, algorithm="none", headers={"kid": "r"})  # type: ignore[arg-type]
 
+    def nested(self, *, depth: int) -> str:
+        """With a header of lists in lists, which is read before the signature can be."""
+        header = b'{"alg": "RS256", "kid": "r", "x": ' + b"[" * depth + b"]" * depth + b"}"
+        return ".".join([_encoded(header), *self.token().split(".")[1:]])
+
     def confused(self) -> str:
         """Signed with the public key as if it were a shared secret."""
         secret = self.rsa_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
