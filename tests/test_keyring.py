@@ -129,6 +129,18 @@ def test_a_file_of_roots_may_be_readable_by_a_group(key_file: Path, monkeypatch:
         KeyFile(key_file).keyring()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes the files of others")
+@pytest.mark.parametrize(("owner", "mode"), [(65534, 0o600), (0, 0o640)])
+def test_a_file_that_root_changes_can_be_read_by_whom_it_was_for(key_file: Path, owner: int, mode: int) -> None:
+    os.chown(key_file, owner, 65533)
+    key_file.chmod(mode)
+
+    KeyFile(key_file).add()
+
+    found = key_file.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (owner, 65533, mode)
+
+
 def test_two_who_add_keys_lose_none(key_file: Path) -> None:
     unfinished = key_file.with_name("keys.new")
     unfinished.touch()

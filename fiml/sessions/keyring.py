@@ -179,6 +179,7 @@ class KeyFile:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in change(self._read() if self.exists() else []))
                 file.flush()
+                self._keep_owner(descriptor)
                 os.fsync(file.fileno())
             unfinished.replace(self.path)
             _sync_folder(self.path.parent)
@@ -186,6 +187,14 @@ class KeyFile:
             self._refuse_to_write(exc)
         finally:
             unfinished.unlink(missing_ok=True)
+
+    def _keep_owner(self, descriptor: int) -> None:
+        """A file that root changes for somebody else, or has for a group, stays theirs: their server reads it."""
+        if os.name != "nt" and os.geteuid() == 0 and self.exists():
+            found = self.path.stat()
+            os.fchown(descriptor, found.st_uid, found.st_gid)
+            if found.st_uid == 0:
+                os.fchmod(descriptor, found.st_mode & 0o640)
 
     def _make_folder(self) -> None:
         try:
