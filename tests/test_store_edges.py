@@ -156,6 +156,25 @@ async def test_a_session_that_cant_be_read_stops_no_sweep_and_can_be_deleted(
     assert await store.get_session(session.id) is None
 
 
+async def test_nobody_learns_of_another_s_session_that_it_cant_be_read(
+    store: SessionStore, session: Session, backend_settings: Settings
+) -> None:
+    await corrupt(backend_settings, session.id)
+    stranger = store.as_principal("eve")
+
+    for call in (
+        stranger.share_session(session.id, "bob"),
+        stranger.unshare_session(session.id, "bob"),
+        stranger.create_share_code(session.id),
+        stranger.redeem_share_code(session.id, "share_guess"),
+        stranger.get_audit_trail(session.id),
+        stranger.record_query(session.id, QueryRecord("price")),
+        stranger.extend_session(session.id, 1),
+    ):
+        with pytest.raises(SessionNotFound):
+            await call
+
+
 async def test_a_record_of_a_later_version_is_not_written_to(
     store: SessionStore, session: Session, backend_settings: Settings
 ) -> None:

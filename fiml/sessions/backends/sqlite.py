@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core.config import Synchronous
-from fiml.core.errors import SessionConflict, SessionExpired, Unavailable
+from fiml.core.errors import CorruptRecord, SessionConflict, SessionExpired, Unavailable
 from fiml.db.engines import async_sqlite_engine
 from fiml.db.sqlite_file import SqliteFile, driver
 from fiml.sessions.audit import Act, refuse_more_changes
@@ -166,7 +166,12 @@ class SqliteBackend:
 
     async def share(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
         def share(connection: Connection) -> Grants | None:
-            live = rows.select_header(driver(connection), session_id)
+            try:
+                live = rows.select_header(driver(connection), session_id)
+            except CorruptRecord:
+                if rows.select_version(driver(connection), session_id, rules.caller) is None:
+                    return None  # nobody learns of another's session that it is there
+                raise
             if live is None:
                 ended = archived_grants.find(connection, session_id, change, rules.caller)
                 return None if ended is None else archived_grants.share(connection, ended, change, rules)
