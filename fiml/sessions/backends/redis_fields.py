@@ -9,18 +9,24 @@ from uuid import UUID
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord
 from fiml.db.redis_commands import Argument
-from fiml.sessions.audit import trail_entries, trail_json
+from fiml.sessions.audit import trail_entries
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
 from fiml.sessions.histogram import time_bucket
 from fiml.sessions.models import QueryTotals
-from fiml.sessions.records import MAPS, EncodedQuery, Entries, Header, SessionRecord, history_json
-from fiml.sessions.rights import GRANT_LETTERS
+from fiml.sessions.records import MAPS, EncodedQuery, Entries, Header, SessionRecord
+from fiml.sessions.rights import GRANT_LETTERS, Grants
 
 POSITION_CHARACTERS = 48
 _LATEST_MICROS = (1 << 63) - 1
 _MAP_LETTERS = {name: name[0] for name in MAPS}
 _MAPS_BY_LETTER = {letter: name for name, letter in _MAP_LETTERS.items()}
+_PLAIN = frozenset(
+    b"user type title created expires accessed version total hits first last timed time_ms maps_bytes history_bytes"
+    b" life format order".split()
+)
+_COUNTED = (b"a:", b"t:", b"n:", b"b:", b"d:")
+_GRANTED = frozenset(f"{letter}:".encode() for letter in GRANT_LETTERS)
 
 
 def position(created_at: datetime, session_id: UUID) -> str:
@@ -131,8 +137,7 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
         for field, text in zip(entries[::2], entries[1::2], strict=True):
             letter, _, key = field.decode().partition(":")
             maps.setdefault(_MAPS_BY_LETTER[letter], {})[key] = text.decode()
-        history = history_json(body.decode() for body in queries)
-        entered = trail_json(entry.decode() for entry in trail)
+        history, entered = (f"[{b','.join(texts).decode()}]" for texts in (queries, trail))
     except (KeyError, UnicodeDecodeError) as exc:
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
     return SessionRecord(decode_header(session_id, header), maps, history, trail=entered)
@@ -140,26 +145,26 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
 
 def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> Header:
     """A header from what HGETALL gives: a dict, or in a script's reply one flat list."""
-    raw = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
     try:
-        stored, counts = _split(raw)
+        stored = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+        counts, grants = _named(stored)
         return Header(
             id=session_id,
-            user_id=stored.get("user"),
-            type=stored["type"],
-            title=stored.get("title"),
-            assets=_in_order(counts["a"]),
-            tags=_in_order(counts["t"]),
-            created_at=decode_moment(stored["created"]),
-            expires_at=decode_moment(stored["expires"]),
-            last_accessed_at=decode_moment(stored["accessed"]),
-            version=int(stored["version"]),
+            user_id=_text(stored.get(b"user")),
+            type=stored[b"type"].decode(),
+            title=_text(stored.get(b"title")),
+            assets=_in_order(counts[b"a:"]),
+            tags=_in_order(counts[b"t:"]),
+            created_at=decode_moment(stored[b"created"]),
+            expires_at=decode_moment(stored[b"expires"]),
+            last_accessed_at=decode_moment(stored[b"accessed"]),
+            version=int(stored[b"version"]),
             totals=_totals(stored, counts),
-            maps_bytes=int(stored["maps_bytes"]),
-            history_bytes=int(stored["history_bytes"]),
-            life=int(stored["life"]),
-            format=int(stored["format"]),
-            grants={f"{letter}:{name}": value for letter in GRANT_LETTERS for name, value in counts[letter].items()},
+            maps_bytes=int(stored[b"maps_bytes"]),
+            history_bytes=int(stored[b"history_bytes"]),
+            life=int(stored[b"life"]),
+            format=int(stored[b"format"]),
+            grants=grants,
         )
     except (KeyError, ValueError, OverflowError) as exc:
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
@@ -174,31 +179,36 @@ def _micros(moment: datetime | None) -> int | None:
     return None if moment is None else to_micros(moment)
 
 
-def _totals(stored: dict[str, str], counts: dict[str, dict[str, int]]) -> QueryTotals:
+def _totals(stored: dict[bytes, bytes], counts: dict[bytes, dict[str, int]]) -> QueryTotals:
+    first, last = stored.get(b"first"), stored.get(b"last")
     return QueryTotals(
-        total_queries=int(stored["total"]),
-        cache_hits=int(stored["hits"]),
-        first_query_at=decode_moment(stored["first"]) if "first" in stored else None,
-        last_query_at=decode_moment(stored["last"]) if "last" in stored else None,
-        query_types=counts["n"],
-        timed_queries=int(stored["timed"]),
-        total_time_ms=float(stored["time_ms"]),
-        time_histogram={int(bucket): count for bucket, count in counts["b"].items()},
-        queries_by_day=counts["d"],
+        total_queries=int(stored[b"total"]),
+        cache_hits=int(stored[b"hits"]),
+        first_query_at=None if first is None else decode_moment(first),
+        last_query_at=None if last is None else decode_moment(last),
+        query_types=counts[b"n:"],
+        timed_queries=int(stored[b"timed"]),
+        total_time_ms=float(stored[b"time_ms"]),
+        time_histogram={int(bucket): count for bucket, count in counts[b"b:"].items()},
+        queries_by_day=counts[b"d:"],
     )
 
 
-def _split(raw: Iterable[tuple[bytes, bytes]]) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
-    """The plain fields of a header, and those with a letter and a colon before their name by that letter."""
-    stored: dict[str, str] = {}
-    counts: dict[str, dict[str, int]] = {letter: {} for letter in "atnbd" + GRANT_LETTERS}
-    for field, value in raw:
-        name = field.decode()
-        if name[1:2] == ":" and name[0] in counts:
-            counts[name[0]][name[2:]] = int(value)
-        else:
-            stored[name] = value.decode()
-    return stored, counts
+def _named(stored: dict[bytes, bytes]) -> tuple[dict[bytes, dict[str, int]], Grants]:
+    """The fields of a header that have a letter and a colon before their name, by these; the grants as they stand."""
+    counts: dict[bytes, dict[str, int]] = {letter: {} for letter in _COUNTED}
+    grants: Grants = {}
+    for field in [field for field in stored if field not in _PLAIN]:
+        letter = field[:2]
+        if letter in counts:
+            counts[letter][field[2:].decode()] = int(stored[field])
+        elif letter in _GRANTED:
+            grants[field.decode()] = int(stored[field])
+    return counts, grants
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
 
 
 def _in_order(names: dict[str, int]) -> list[str]:
