@@ -89,7 +89,8 @@ class SqliteBackend:
                 return header
             rows.change_entries(connection, header, change)
             rows.change_header(header, change, rules.now)
-            rows.update_header(connection, header)
+            is_counted = not (change.scalars or change.assets or change.tags)
+            rows.update_header(connection, header, only_counted=is_counted)
             rows.enter(connection, header, change.act(rules.caller, rules.now))
             return header
 

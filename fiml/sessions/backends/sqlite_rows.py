@@ -31,12 +31,9 @@ from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, demand, 
 _log = structlog.get_logger()
 _OF_PAGE = ("user_id", "type", "tag", "asset", "limit")
 _FIXED = ("id", "user_id", "created_at")
-_CHANGING = (
-    "type",
-    "title",
-    "assets",
-    "tags",
-    "expires_at",
+# Apart from the rest, since what every tracked query changes stands in no index.
+_NAMED = ("type", "title", "assets", "tags", "expires_at", "grants")
+_COUNTED = (
     "last_accessed_at",
     "version",
     "total_queries",
@@ -51,15 +48,18 @@ _CHANGING = (
     "time_histogram",
     "queries_by_day",
     "format",
-    "grants",
 )
+_COLUMNS = _FIXED + _NAMED + _COUNTED
 # S608: built from the constants above, not from input.
-_SELECT = f"SELECT {', '.join(_FIXED + _CHANGING)} FROM active_sessions"  # noqa: S608
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM active_sessions"  # noqa: S608
 _INSERT = (
-    f"INSERT INTO active_sessions ({', '.join(_FIXED + _CHANGING)})"  # noqa: S608
-    f" VALUES ({', '.join(':' + name for name in _FIXED + _CHANGING)})"
+    f"INSERT INTO active_sessions ({', '.join(_COLUMNS)})"  # noqa: S608
+    f" VALUES ({', '.join(':' + name for name in _COLUMNS)})"
 )
-_UPDATE = f"UPDATE active_sessions SET {', '.join(f'{name} = :{name}' for name in _CHANGING)} WHERE id = :id"  # noqa: S608
+_UPDATE, _UPDATE_COUNTED = (
+    f"UPDATE active_sessions SET {', '.join(f'{name} = :{name}' for name in names)} WHERE id = :id"  # noqa: S608
+    for names in (_NAMED + _COUNTED, _COUNTED)
+)
 _SET_ENTRY = (
     "INSERT INTO active_entries (session_id, map, key, value) VALUES (?, ?, ?, ?)"
     " ON CONFLICT (session_id, map, key) DO UPDATE SET value = excluded.value"
@@ -212,9 +212,9 @@ def insert(connection: sqlite3.Connection, record: SessionRecord, queries: Itera
     connection.executemany(_APPEND_QUERY, [(header.id.hex, query.id.hex, query.text) for query in queries])
 
 
-def update_header(connection: sqlite3.Connection, header: Header) -> None:
-    """Write what changes in a header."""
-    connection.execute(_UPDATE, _encode(header))
+def update_header(connection: sqlite3.Connection, header: Header, *, only_counted: bool = False) -> None:
+    """Write what changes in a header: all of it, or only times, version, sizes and totals."""
+    connection.execute(_UPDATE_COUNTED if only_counted else _UPDATE, _encode(header))
 
 
 def new_version(connection: sqlite3.Connection, header: Header, now: datetime) -> None:
@@ -363,7 +363,7 @@ def _decode_anothers(row: Sequence[Any]) -> Header | None:
 
 
 def _decode(row: Sequence[Any]) -> Header:
-    stored = dict(zip(_FIXED + _CHANGING, row, strict=True))
+    stored = dict(zip(_COLUMNS, row, strict=True))
     try:
         return Header(
             id=UUID(stored["id"]),
