@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Coroutine, Sequence
 from copy import copy
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 from redis.exceptions import MovedError, NoScriptError, ResponseError
 
@@ -171,10 +171,13 @@ class RedisClient:
 
     def _none_refused(self, replies: list[Any]) -> list[Any]:
         for reply in replies:
-            if isinstance(reply, MovedError) and self._servers.keeps_order:
-                raise Misconfigured(
-                    f"Redis at {self._name} is part of a Cluster; begin FIML_REDIS_URL with redis+cluster://"
-                )
             if isinstance(reply, ResponseError):
-                raise Unavailable(f"Redis at {self._name}", f"it refused: {reply}") from reply
+                self._refuse(reply)
         return replies
+
+    def _refuse(self, reply: ResponseError) -> NoReturn:
+        if isinstance(reply, MovedError) and self._servers.keeps_order:
+            raise Misconfigured(
+                f"Redis at {self._name} is part of a Cluster; begin FIML_REDIS_URL with redis+cluster://"
+            )
+        raise Unavailable(f"Redis at {self._name}", f"it refused: {reply}") from reply

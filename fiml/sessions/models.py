@@ -42,9 +42,10 @@ class SessionType(StrEnum):
         Raises:
             InvalidInput: there is none.
         """
-        if isinstance(value, str) and value in cls.__members__.values():
+        try:
             return cls(value)
-        raise InvalidInput("session type", f"{echo(value)} is unknown", f"valid are {', '.join(cls)}")
+        except ValueError:
+            raise InvalidInput("session type", f"{echo(value)} is unknown", f"valid are {', '.join(cls)}") from None
 
 
 class AnalysisHistory:

@@ -1,8 +1,9 @@
 """How a session is written into the fields of Redis hashes, and read back."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -101,19 +102,18 @@ def encode_header(header: Header) -> list[tuple[str, Argument]]:
 
 def encode_change(change: Change) -> list[Argument]:
     """The groups of `write.lua`."""
-    removed = [f"a:{name}" for name in change.assets.removed] + [f"t:{name}" for name in change.tags.removed]
-    added = [f"a:{name}" for name in change.assets.added] + [f"t:{name}" for name in change.tags.added]
-    gone = [_entry_field(name, key) for name, keys in change.entries_removed.items() for key in keys]
     entries = [
         (_entry_field(name, key), text) for name, texts in change.entries_set.items() for key, text in texts.items()
     ]
+    gone = [_entry_field(name, key) for name, keys in change.entries_removed.items() for key in keys]
+    names = (("a:", change.assets), ("t:", change.tags))
     return [
         *_group(_encode_scalars(change.scalars)),
-        *_group((name,) for name in removed),
-        *_group((name,) for name in added),
-        *_group((field,) for field in gone),
+        *_listed([letter + name for letter, each in names for name in each.removed]),
+        *_listed([letter + name for letter, each in names for name in each.added]),
+        *_listed(gone),
         *_group(entries),
-        *_group(_encode_query(query) for query in change.queries),
+        *_group([_encode_query(query) for query in change.queries]),
     ]
 
 
@@ -124,7 +124,7 @@ def encode_texts(before: Entries, texts: Texts) -> list[Argument]:
         for name, each in texts.entries.items()
         for key, text in each.items()
     ]
-    return [*_group(entries), *_group((text,) for _, text in texts.queries)]
+    return [*_group(entries), *_listed([text for _, text in texts.queries])]
 
 
 def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | None:
@@ -134,11 +134,11 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
     header, entries, queries, trail = reply
     maps: Entries = {}
     try:
-        for field, text in zip(entries[::2], entries[1::2], strict=True):
+        for field, text in _pairs(entries).items():
             letter, _, key = field.decode().partition(":")
             maps.setdefault(_MAPS_BY_LETTER[letter], {})[key] = text.decode()
         history, entered = (f"[{b','.join(texts).decode()}]" for texts in (queries, trail))
-    except (KeyError, UnicodeDecodeError) as exc:
+    except (KeyError, ValueError) as exc:
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
     return SessionRecord(decode_header(session_id, header), maps, history, trail=entered)
 
@@ -146,7 +146,7 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
 def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> Header:
     """A header from what HGETALL gives: a dict, or in a script's reply one flat list."""
     try:
-        stored = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+        stored = reply if isinstance(reply, dict) else _pairs(reply)
         counts, grants = _named(stored)
         return Header(
             id=session_id,
@@ -199,12 +199,17 @@ def _named(stored: dict[bytes, bytes]) -> tuple[dict[bytes, dict[str, int]], Gra
     counts: dict[bytes, dict[str, int]] = {letter: {} for letter in _COUNTED}
     grants: Grants = {}
     for field in [field for field in stored if field not in _PLAIN]:
-        letter = field[:2]
-        if letter in counts:
-            counts[letter][field[2:].decode()] = int(stored[field])
-        elif letter in _GRANTED:
+        counted = counts.get(field[:2])
+        if counted is not None:
+            counted[field[2:].decode()] = int(stored[field])
+        elif field[:2] in _GRANTED:
             grants[field.decode()] = int(stored[field])
     return counts, grants
+
+
+def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
+    members = iter(flat)
+    return dict(zip(members, members, strict=True))
 
 
 def _text(value: bytes | None) -> str | None:
@@ -247,6 +252,9 @@ def _entry_field(name: str, key: str) -> str:
     return f"{_MAP_LETTERS[name]}:{key}"
 
 
-def _group(items: Iterable[tuple[Argument, ...]]) -> list[Argument]:
-    listed = list(items)
-    return [len(listed), *(argument for item in listed for argument in item)]
+def _group(items: Sequence[tuple[Argument, ...]]) -> list[Argument]:
+    return [len(items), *chain.from_iterable(items)]
+
+
+def _listed(items: Sequence[Argument]) -> list[Argument]:
+    return [len(items), *items]
