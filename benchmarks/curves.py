@@ -1,4 +1,4 @@
-"""How the cost goes with users, concurrent writers and replicas."""
+"""How the cost goes with the history, users, concurrent writers and replicas."""
 
 import asyncio
 import itertools
@@ -6,6 +6,7 @@ import statistics
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import islice
 from pathlib import Path
 from uuid import UUID
 
@@ -14,8 +15,9 @@ from mcp.client.streamable_http import streamable_http_client
 
 from benchmarks.engines import Engines, looked_up
 from benchmarks.live import add_sessions
+from benchmarks.raw import RawSession
 from benchmarks.report import Facts
-from benchmarks.timing import calls_of, figure_of
+from benchmarks.timing import Batch, Call, calls_of, figure_of, in_turn
 from fiml.core import clock
 from tests.support.http_server import http_server
 
@@ -25,7 +27,33 @@ SESSIONS_IN_ALL = 2000
 
 async def curves(engines: Engines) -> list[Facts]:
     """The curves, each as rows to plot."""
-    return [await users(engines), await writers(engines), await replicas(engines)]
+    return [await histories(engines), await users(engines), await writers(engines), await replicas(engines)]
+
+
+async def histories(engines: Engines) -> Facts:
+    """Short calls against the history: all of them in turn with all lengths, so that nothing else differs."""
+    ways: dict[str, Batch] = {}
+    for history in engines.plan.histories:
+        ways |= await _short_calls(engines, history)
+    measured = await in_turn(ways, rounds=engines.plan.rounds, calls=engines.plan.calls)
+    medians = iter(figure_of([ms for each in rounds for ms in each]).median for rounds in measured.values())
+    return Facts(
+        "Short calls, by the history",
+        ["queries in the history", "track, ms", "raw script, ms", "header and last 5, ms", "one PING, ms"],
+        [[float(history), *islice(medians, 4)] for history in engines.plan.histories],
+        note=f"The history at the begin: each of {engines.plan.rounds} rounds adds {engines.plan.calls + 1} queries.",
+    )
+
+
+async def _short_calls(engines: Engines, history: int) -> dict[str, Batch]:
+    session, bare = await engines.session(history), await RawSession(engines.redis).fill(history)
+    calls: list[Call] = [
+        lambda: engines.store.record_query(session.id, looked_up(0)),
+        bare.track,
+        lambda: engines.store.get_session(session.id, recent_queries=5),
+        engines.redis.ping,
+    ]
+    return {f"{number} with {history}": calls_of(call) for number, call in enumerate(calls)}
 
 
 async def users(engines: Engines) -> Facts:

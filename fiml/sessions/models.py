@@ -36,7 +36,7 @@ class SessionType(StrEnum):
     MACRO = "macro"
 
     @classmethod
-    def parse(cls, value: object) -> Self:
+    def parse(cls, value: Any) -> Self:
         """The type of this name.
 
         Raises:
