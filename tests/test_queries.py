@@ -1,5 +1,6 @@
 """A query's record: what it takes to be one, and that JSON brings it back as it was."""
 
+import gc
 import json
 from datetime import UTC, date, datetime
 from typing import Any
@@ -81,6 +82,12 @@ def test_what_is_of_another_type_is_refused(name: str, value: object) -> None:
 def test_what_is_no_array_of_records_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode_queries(text)
+
+
+def test_the_garbage_collector_has_no_work_with_a_long_history() -> None:
+    history = decode_queries(json.dumps([FULL.to_dict()] * 10))
+
+    assert not any(gc.is_tracked(query) for query in history)
 
 
 def test_it_never_changes() -> None:

@@ -175,6 +175,17 @@ async def test_sqlite_runs_as_many_statements_whatever_the_history(embedded: Ses
     assert counts[0] == counts[1] <= 10
 
 
+async def test_sqlite_leaves_the_indexes_alone_when_a_query_is_tracked(embedded: SessionStore) -> None:
+    """Each index that is written to is a page more on the disk."""
+    session = await a_session(embedded)
+
+    heard = await statements(embedded, VERBS["track"](embedded, session))
+
+    [update] = {text for text in heard if text.startswith("UPDATE active_sessions")}  # with its triggers
+    assert "version = " in update
+    assert not [name for name in ("user_id", "created_at", "expires_at", "grants") if f"{name} = " in update]
+
+
 async def statements(store: SessionStore, call: Awaitable[object]) -> list[str]:
     """The SQL that a call runs on the store's connection."""
     backend = store._opened
