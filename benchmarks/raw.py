@@ -7,7 +7,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from benchmarks.engines import looked_up
-from fiml.sessions.records import encode_query
+from fiml.sessions.query_json import encode_query
 
 TRACK = """
 redis.call('RPUSH', KEYS[1], ARGV[1])

@@ -10,17 +10,8 @@ from fiml.sessions import values
 from fiml.sessions.audit import Act
 from fiml.sessions.models import AnalysisHistory, QueryRecord, Session, SessionState, SessionType
 from fiml.sessions.queries import decode_queries
-from fiml.sessions.records import (
-    MAPS,
-    EncodedQuery,
-    Entries,
-    Header,
-    Written,
-    encode_query,
-    history_json,
-    longer_history,
-    written_of,
-)
+from fiml.sessions.query_json import EncodedQuery, encode_query, history_json, longer_history
+from fiml.sessions.records import MAPS, Entries, Header, Written, written_of
 from fiml.sessions.rights import Caller
 
 

@@ -16,7 +16,8 @@ from fiml.core.errors import CorruptRecord, MissingKey, NotEncrypted, echo
 from fiml.sessions import sealed
 from fiml.sessions.keyring import Key, KeyFile, Keyring
 from fiml.sessions.queries import QueryRecord
-from fiml.sessions.records import EncodedQuery, Entries, SessionRecord, history_json, query_text
+from fiml.sessions.query_json import EncodedQuery, history_json, query_text
+from fiml.sessions.records import Entries, SessionRecord
 
 _KEYS_REMEMBERED = 4096
 _SECRET_MEMBERS = ("parameters", "result_summary", "figures")

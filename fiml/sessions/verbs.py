@@ -24,7 +24,8 @@ from fiml.sessions.changes import Change, baseline_of, change_of, settle
 from fiml.sessions.listing import Cursor, SummaryPage, decode_cursor, encode_cursor
 from fiml.sessions.memory import MemoryVerbs
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
-from fiml.sessions.records import Header, SessionRecord, encode_query, header_of, to_session, to_summary
+from fiml.sessions.query_json import encode_query
+from fiml.sessions.records import Header, SessionRecord, header_of, to_session, to_summary
 from fiml.sessions.rights import Caller
 from fiml.sessions.sharing import SharingVerbs
 from fiml.sessions.smart_ttl import live_on

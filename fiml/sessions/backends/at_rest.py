@@ -14,7 +14,8 @@ from fiml.sessions.audit import Act, longer_trail
 from fiml.sessions.backends import archive, holds, quarantine
 from fiml.sessions.backends.base import Ended
 from fiml.sessions.backends.dumps import Dump
-from fiml.sessions.records import EncodedQuery, SessionRecord
+from fiml.sessions.query_json import EncodedQuery
+from fiml.sessions.records import SessionRecord
 from fiml.sessions.rights import Caller, Right, demand, right_of
 
 _UNKNOWN_VERSION = 0

@@ -25,7 +25,8 @@ from fiml.sessions.backends.base import PageQuery, WriteRules
 from fiml.sessions.backends.redis_index import Place, enter, enter_expiry, leave, place_of
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
-from fiml.sessions.records import FORMAT, EncodedQuery, Header, SessionRecord, check_format
+from fiml.sessions.query_json import EncodedQuery
+from fiml.sessions.records import FORMAT, Header, SessionRecord, check_format
 from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_of
 
 FLOOR_S = 3600

@@ -15,7 +15,8 @@ from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
 from fiml.sessions.histogram import time_bucket
 from fiml.sessions.models import QueryTotals
-from fiml.sessions.records import MAPS, EncodedQuery, Entries, Header, SessionRecord
+from fiml.sessions.query_json import EncodedQuery
+from fiml.sessions.records import MAPS, Entries, Header, SessionRecord
 from fiml.sessions.rights import GRANT_LETTERS, Grants
 
 POSITION_CHARACTERS = 48

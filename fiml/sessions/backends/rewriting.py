@@ -11,7 +11,8 @@ from fiml.db.sqlite_file import driver
 from fiml.db.tables import sessions
 from fiml.sessions.backends import archive, sqlite_rows, sqlite_words, words
 from fiml.sessions.backends.keeping import Transact
-from fiml.sessions.records import MAPS, Entries, SessionRecord, history_json
+from fiml.sessions.query_json import history_json
+from fiml.sessions.records import MAPS, Entries, SessionRecord
 
 AT_ONCE = 500
 

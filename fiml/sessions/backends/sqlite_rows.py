@@ -17,15 +17,8 @@ from fiml.sessions.backends import sqlite_words
 from fiml.sessions.backends.base import PageQuery, newest_first
 from fiml.sessions.changes import Change
 from fiml.sessions.models import QueryTotals
-from fiml.sessions.records import (
-    EncodedQuery,
-    Entries,
-    Header,
-    SessionRecord,
-    entry_size,
-    format_when_written,
-    history_json,
-)
+from fiml.sessions.query_json import EncodedQuery, history_json
+from fiml.sessions.records import Entries, Header, SessionRecord, entry_size, format_when_written
 from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, demand, right_in, right_of
 
 _log = structlog.get_logger()

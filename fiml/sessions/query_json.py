@@ -1,0 +1,130 @@
+"""Queries on their way to an engine: checked, as JSON that travels as text, one by one or as a history."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+from uuid import UUID
+
+from fiml.core import clock
+from fiml.core.errors import InvalidInput, echo
+from fiml.sessions import sealed, values
+from fiml.sessions.queries import QueryRecord
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQuery:
+    """A query on its way to an engine: its JSON, and what the totals need of it."""
+
+    query: QueryRecord
+    text: str
+
+    @property
+    def id(self) -> UUID:
+        return self.query.id
+
+    @property
+    def size(self) -> int:
+        """Bytes of the JSON."""
+        return len(self.text.encode())
+
+
+def encode_query(query: QueryRecord) -> EncodedQuery:
+    """Check a query and write its JSON.
+
+    Raises:
+        InvalidInput: names the part that is not storable.
+    """
+    if not isinstance(query, QueryRecord):
+        raise InvalidInput("query", f"is a {type(query).__name__}", "give a QueryRecord")
+    if not isinstance(query.id, UUID):
+        raise InvalidInput("query.id", f"is a {type(query.id).__name__}", "leave it out, or give a UUID")
+    values.check_text(query.query_type, "query_type", max_characters=values.MAX_NAME_CHARACTERS)
+    if not isinstance(query.parameters, dict):
+        raise InvalidInput("query.parameters", f"is a {type(query.parameters).__name__}", "give a dict")
+    if sealed.text_in(query.parameters) is not None:
+        values.refuse_sealed(f"query.parameters.{sealed.MEMBER}")
+    if query.result_summary is not None and not isinstance(query.result_summary, str):
+        raise InvalidInput("query.result_summary", f"is a {type(query.result_summary).__name__}", "give text or None")
+    if not isinstance(query.cache_hit, bool):
+        raise InvalidInput("query.cache_hit", f"is {echo(query.cache_hit)}", "give True or False")
+    _check_duration(query.execution_time_ms)
+    values.check_moment(query.timestamp, "query.timestamp")
+    _check_origin(query)
+    return EncodedQuery(
+        query,
+        query_text(
+            query,
+            parameters=values.to_json(query.parameters, "query.parameters"),
+            result_summary=values.to_json(query.result_summary, "query.result_summary"),
+            origin=query.origin(),
+        ),
+    )
+
+
+def query_text(query: QueryRecord, *, parameters: str, result_summary: str, origin: dict[str, Any]) -> str:
+    """The JSON of a query that was checked, with these texts in their places."""
+    further = "".join(f',"{name}":{values.to_json(value, f"query.{name}")}' for name, value in origin.items())
+    moment = clock.to_iso(query.timestamp)
+    return (
+        f'{{"id":"{query.id}","query_type":{values.to_json(query.query_type, "query.query_type")}'
+        f',"parameters":{parameters},"result_summary":{result_summary}'
+        f',"execution_time_ms":{values.to_json(query.execution_time_ms, "query.execution_time_ms")}'
+        f',"cache_hit":{"true" if query.cache_hit else "false"},"timestamp":"{moment}"{further}}}'
+    )
+
+
+def encode_again(query: QueryRecord) -> EncodedQuery:
+    """A query that was stored, encrypted or not."""
+    text = sealed.text_in(query.parameters)
+    if text is None:
+        return encode_query(query)
+    parameters = sealed.sealed_parameters(text)
+    return EncodedQuery(query, query_text(query, parameters=parameters, result_summary="null", origin=query.origin()))
+
+
+def _check_origin(query: QueryRecord) -> None:
+    """Refuse what can't be stored of where the answer came from."""
+    for name in ("provider", "currency", "adjustment", "layer", "error"):
+        if (text := getattr(query, name)) is not None:
+            values.check_text(text, f"query.{name}", max_characters=values.MAX_NAME_CHARACTERS)
+    if query.as_of is not None and not isinstance(query.as_of, date):
+        raise InvalidInput("query.as_of", f"is a {type(query.as_of).__name__}", "give a date or an aware datetime")
+    for name in ("as_of", "known_at"):
+        if isinstance(moment := getattr(query, name), datetime) or (name == "known_at" and moment is not None):
+            values.check_moment(moment, f"query.{name}")
+    _check_figures(query.figures)
+
+
+def _check_figures(figures: object) -> None:
+    if not isinstance(figures, dict):
+        raise InvalidInput("query.figures", f"is a {type(figures).__name__}", "give a dict of numbers")
+    for name, value in figures.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidInput(f"query.figures[{echo(name)}]", f"is {echo(value)}", "give a number")
+        try:
+            float(value)
+        except OverflowError:
+            raise InvalidInput(f"query.figures[{echo(name)}]", "is too large", "give a number up to 1.7e308") from None
+
+
+def _check_duration(duration_ms: object) -> None:
+    if duration_ms is None:
+        return
+    if isinstance(duration_ms, bool) or not isinstance(duration_ms, int | float):
+        raise InvalidInput("query.execution_time_ms", f"is {echo(duration_ms)}", "give milliseconds or None")
+    if not 0 <= duration_ms <= values.MAX_DURATION_MS:
+        raise InvalidInput(
+            "query.execution_time_ms", f"is {echo(duration_ms)}", f"give a number from 0 to {values.MAX_DURATION_MS}"
+        )
+
+
+def longer_history(history: str, queries: Sequence[EncodedQuery]) -> str:
+    """The JSON array of a history with more queries at its end."""
+    parts = [history[1:-1]] if len(history) > len("[]") else []
+    return history_json([*parts, *(query.text for query in queries)])
+
+
+def history_json(texts: Iterable[str]) -> str:
+    """The JSON array of a history."""
+    return "[" + ",".join(texts) + "]"
