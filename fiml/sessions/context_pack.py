@@ -8,13 +8,13 @@ no room with all its figures is shown with fewer.
 """
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from fiml.core import clock
@@ -32,6 +32,7 @@ _BRIEF_CHARACTERS = 200
 _NOTES_SHARE = 0.4
 _ENTRIES_SHARE = 0.2
 _SHORTEST_LINE = len('{"id":"","text":""},')
+_SHORTEST_RECORD = _SHORTEST_LINE + len("01234567-89ab-cdef-0123-456789abcdef2024-12-24T15:30:00Z p: ")
 _ANSWER_PREFIX = "answer:"
 _KEY_FIGURES = ("price", "pe_ratio", "market_cap", "rsi_14")
 
@@ -77,29 +78,33 @@ class ContextPack:
         }
 
 
-Makers = tuple[Callable[[], ContextLine], ...]
-"""The forms of a line, the longest first."""
+class Offer(NamedTuple):
+    """A line that may be taken: makes its forms, the longest first; bytes that the shortest of them takes at least."""
+
+    forms: Callable[[], Iterable[ContextLine]]
+    at_least: int = _SHORTEST_LINE
 
 
 class _Room:
-    """Lines as far as the bytes reach. A line is made when it is its turn: most have no room."""
+    """Lines as far as the bytes reach. A line is made when it is its turn and may fit: most have no room."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.lines: list[ContextLine] = []
 
-    def take(self, lines: Sequence[Makers], *, share: float = 1.0) -> list[Makers]:
+    def take(self, offers: Sequence[Offer], *, share: float = 1.0) -> list[Offer]:
         """Take the lines that fit into this share of the room; those that didn't."""
         left = self.size * share
-        rest: list[Makers] = []
-        for place, makers in enumerate(lines):
+        rest: list[Offer] = []
+        for place, offer in enumerate(offers):
             room = min(left, self.size)
             if room < _SHORTEST_LINE:
-                return [*rest, *lines[place:]]
-            forms = ((line, _size(line.to_dict()) + 1) for line in (make() for make in makers))
-            line, cost = next(((line, cost) for line, cost in forms if cost <= room), (None, 0))
+                return [*rest, *offers[place:]]
+            forms = offer.forms() if offer.at_least <= room else ()
+            sized = ((line, _size(line.to_dict()) + 1) for line in forms)
+            line, cost = next(((line, cost) for line, cost in sized if cost <= room), (None, 0))
             if line is None:
-                rest.append(makers)
+                rest.append(offer)
                 continue
             self.lines.append(line)
             self.size -= cost
@@ -141,29 +146,28 @@ def _pack(session: Session, max_tokens: int, lines: list[ContextLine], left_out:
     )
 
 
-def _asset_lines(session: Session) -> list[Makers]:
+def _asset_lines(session: Session) -> list[Offer]:
     listed = ", ".join(session.assets)
-    return [
-        tuple(partial(ContextLine, "assets", _cut(listed, most)) for most in (_MAX_TEXT_CHARACTERS, _BRIEF_CHARACTERS))
-    ]
+    lengths = (_MAX_TEXT_CHARACTERS, _BRIEF_CHARACTERS)
+    return [Offer(lambda: (ContextLine("assets", _cut(listed, most)) for most in lengths))]
 
 
-def _note_lines(notes: Sequence[Note], queries: Sequence[QueryRecord]) -> list[Makers]:
+def _note_lines(notes: Sequence[Note], queries: Sequence[QueryRecord]) -> list[Offer]:
     cited = Counter(chain.from_iterable(note.cites for note in notes))
     known = {query.id for query in queries} | {note.id for note in notes}
     newest_first = list(reversed(notes))
     ranked = sorted(range(len(newest_first)), key=lambda age: (age / (1 + cited[newest_first[age].id]), age))
-    return [(partial(_note_line, newest_first[age], known),) for age in ranked]
+    return [Offer(partial(_note_forms, newest_first[age], known)) for age in ranked]
 
 
-def _note_line(note: Note, known: set[Any]) -> ContextLine:
+def _note_forms(note: Note, known: set[Any]) -> Iterator[ContextLine]:
     cites = f" [cites {', '.join(str(cited) for cited in note.cites if cited in known)}]" if note.cites else ""
-    return ContextLine(
+    yield ContextLine(
         str(note.id), f"{_second(note.written_at)} {note.kind}: {_cut(note.text, _MAX_TEXT_CHARACTERS)}{cites}"
     )
 
 
-def _entry_lines(session: Session) -> list[Makers]:
+def _entry_lines(session: Session) -> list[Offer]:
     state = session.state
     maps = {
         "preferences": state.preferences,
@@ -173,17 +177,17 @@ def _entry_lines(session: Session) -> list[Makers]:
         },
     }
     return [
-        (partial(_entry_line, f"{name}:{key}", value),)
+        Offer(partial(_entry_forms, f"{name}:{key}", value))
         for name, entries in maps.items()
         for key, value in sorted(entries.items())
     ]
 
 
-def _entry_line(entry_id: str, value: Any) -> ContextLine:
-    return ContextLine(_cut(entry_id, _MAX_VALUE_CHARACTERS), _cut(_json(value), _MAX_VALUE_CHARACTERS))
+def _entry_forms(entry_id: str, value: Any) -> Iterator[ContextLine]:
+    yield ContextLine(_cut(entry_id, _MAX_VALUE_CHARACTERS), _cut(_json(value), _MAX_VALUE_CHARACTERS))
 
 
-def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list[Makers]:
+def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list[Offer]:
     cited = Counter(chain.from_iterable(note.cites for note in notes))
     kept: list[QueryRecord] = []
     references: Counter[int] = Counter()
@@ -197,28 +201,35 @@ def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list
         references[place] += cited[query.id]
     ranked = sorted(range(len(kept)), key=lambda age: (age / (1 + references[age]), age))
     newest = _newest_by_symbol(kept)
-    return [_record_forms(kept[age], is_newest=kept[age].id in newest) for age in ranked]
+    return [_record_offer(kept[age], is_newest=kept[age].id in newest) for age in ranked]
 
 
 def _sameness(query: QueryRecord, cited: Container[UUID]) -> tuple[Any, ...]:
     """Records alike in this say the same; one without figures, or that is cited, is alike to none."""
-    if not query.figures or query.subject is None or query.id in cited:
+    subject = query.subject
+    if not query.figures or subject is None or query.id in cited:
         return (query.id,)
-    return (query.subject, query.provider, query.as_of, tuple(query.figures.items()))
+    return (subject, query.provider, query.as_of, tuple(query.figures.items()))
 
 
 def _newest_by_symbol(newest_first: Iterable[QueryRecord]) -> set[Any]:
-    found: defaultdict[str, Any] = defaultdict(lambda: None)
+    found: dict[str | None, UUID] = {}
     for query in newest_first:
-        if query.subject is not None and query.figures and found[query.subject] is None:
-            found[query.subject] = query.id
+        if query.figures:
+            found.setdefault(query.subject, query.id)
+    found.pop(None, None)
     return set(found.values())
 
 
-def _record_forms(query: QueryRecord, *, is_newest: bool) -> Makers:
+def _record_offer(query: QueryRecord, *, is_newest: bool) -> Offer:
+    said = 0 if query.result_summary is None else min(len(query.result_summary), _MAX_TEXT_CHARACTERS)
+    return Offer(partial(_record_forms, query, is_newest=is_newest), _SHORTEST_RECORD + said)
+
+
+def _record_forms(query: QueryRecord, *, is_newest: bool) -> Iterator[ContextLine]:
     """With all figures where it is the newest of its subject, with a few, and with none."""
-    shown = (query.figures, _KEY_FIGURES, ()) if is_newest else (_KEY_FIGURES, ())
-    return tuple(partial(_record_line, query, figures) for figures in shown)
+    for shown in (query.figures, _KEY_FIGURES, ()) if is_newest else (_KEY_FIGURES, ()):
+        yield _record_line(query, shown)
 
 
 def _record_line(query: QueryRecord, shown: Container[str]) -> ContextLine:
