@@ -1,9 +1,10 @@
 """The second cache: a table of the database, which outlives the process and is shared by all of them."""
 
 from datetime import datetime
+from typing import Any
 
 import structlog
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import ColumnElement, Connection, delete, select
 
 from fiml.cache.entries import CacheEntry, Layer
 from fiml.core import clock
@@ -49,9 +50,7 @@ class L2Cache:
         def write(connection: Connection) -> None:
             if is_purge_due:
                 _purge(connection, now)
-            upsert(
-                connection, market_cache, [row], key="key", where=lambda new: new.known_at >= market_cache.c.known_at
-            )
+            upsert(connection, market_cache, [row], key="key", where=_is_newer)
 
         await self._database.transact(write)
 
@@ -64,6 +63,10 @@ class L2Cache:
 
 
 _COLUMNS = ("value", "known_at", "fresh_until", "keep_until")
+
+
+def _is_newer(new: Any) -> ColumnElement[bool]:
+    return new.known_at >= market_cache.c.known_at  # type: ignore[no-any-return]  # a comparison of columns
 
 
 def _purge(connection: Connection, before: datetime) -> int:

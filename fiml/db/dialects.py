@@ -1,6 +1,7 @@
 """What PostgreSQL and SQLite say differently: inserting many rows, and looking into JSON."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, bindparam, func, select
@@ -10,7 +11,7 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 
 def insert_into(connection: Connection, table: Table) -> Any:
     """The dialect's own INSERT, which knows ON CONFLICT."""
-    return postgresql.insert(table) if is_postgresql(connection) else sqlite.insert(table)
+    return _insert(table, for_postgresql=is_postgresql(connection))
 
 
 def upsert(
@@ -23,24 +24,37 @@ def upsert(
 ) -> None:
     """Insert rows that all have the same columns, and replace those of the same `key` where `where` says so.
 
-    `where` is given the columns of the new row.
+    `where` is given the columns of the new row. It is a function of a module: a statement is built once for each.
     """
-    statement = insert_into(connection, table)
-    names = list(rows[0])
-    given: Any = rows
-    if is_postgresql(connection):
+    names = tuple(rows[0])
+    for_postgresql = is_postgresql(connection)
+    given: Any = {name: [row[name] for row in rows] for name in names} if for_postgresql else rows
+    connection.execute(_upsert(table, names, key, where, for_postgresql=for_postgresql), given)
+
+
+@lru_cache(maxsize=32)
+def _upsert(
+    table: Table,
+    names: tuple[str, ...],
+    key: str,
+    where: Callable[[Any], ColumnElement[bool]] | None,
+    *,
+    for_postgresql: bool,
+) -> Any:
+    statement = _insert(table, for_postgresql=for_postgresql)
+    if for_postgresql:
         # A column an array: one message to the server, whatever the number of rows.
         arrays = [bindparam(name, type_=postgresql.ARRAY(table.c[name].type)) for name in names]
         source = func.unnest(*arrays).table_valued(*names, name="given").render_derived()
         statement = statement.from_select(names, select(*source.c))
-        given = {name: [row[name] for row in rows] for name in names}
     new_values = {name: statement.excluded[name] for name in names if name != key}
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=[key], set_=new_values, where=None if where is None else where(statement.excluded)
-        ),
-        given,
+    return statement.on_conflict_do_update(
+        index_elements=[key], set_=new_values, where=None if where is None else where(statement.excluded)
     )
+
+
+def _insert(table: Table, *, for_postgresql: bool) -> Any:
+    return postgresql.insert(table) if for_postgresql else sqlite.insert(table)
 
 
 def json_elements(connection: Connection, column: ColumnElement[Any]) -> TableValuedAlias:

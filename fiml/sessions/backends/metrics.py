@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, and_, delete, exists, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select
 
 from fiml.db.dialects import upsert
 from fiml.db.tables import rollup_marks, session_holds, session_metrics, session_rollups
@@ -47,16 +47,16 @@ def is_abandoned(header: Header, at: datetime) -> bool:
 def put(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Write metrics, each over an older version only, and mark their days."""
     if rows:
-        old = session_metrics.c
-
-        def is_newer(new: Any) -> Any:
-            # Ending raises no version: figures of the end replace those taken while the session lived.
-            has_ended = and_(old.version == new.version, old.ended_at.is_(None), new.ended_at.is_not(None))
-            knows_more = and_(old.version == new.version, old.format < new.format)
-            return or_(old.version < new.version, has_ended, knows_more)
-
-        upsert(connection, session_metrics, rows, key="session_id", where=is_newer)
+        upsert(connection, session_metrics, rows, key="session_id", where=_is_newer)
         mark(connection, (day_of(row["created_at"]) for row in rows))
+
+
+def _is_newer(new: Any) -> ColumnElement[bool]:
+    old = session_metrics.c
+    # Ending raises no version: figures of the end replace those taken while the session lived.
+    has_ended = and_(old.version == new.version, old.ended_at.is_(None), new.ended_at.is_not(None))
+    knows_more = and_(old.version == new.version, old.format < new.format)
+    return or_(old.version < new.version, has_ended, knows_more)
 
 
 def remove(connection: Connection, session_ids: Sequence[UUID]) -> int:
