@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions.records import Header, SessionRecord
 from fiml.sessions.sealed import PREFIX
@@ -37,6 +39,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 _CONDITION = re.compile(r"([^\s<>=]+)\s*(<=|>=|<|>|=)\s*([^\s<>=]+)")
 _FIGURE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}(?::[A-Z0-9.^=/-]{1,32})?")
 _WORD = re.compile(r"[^\W_]+")
+_BLANKED = "".join(letter if letter.isalnum() else " " for letter in map(chr, range(128)))
 _WANTED = re.compile(r"[^\W_]+\*?")
 _ANSWER_PREFIX = "answer:"
 
@@ -146,15 +149,21 @@ def words_of(record: SessionRecord) -> set[str]:
         ValueError: it holds no JSON.
     """
     header = record.header
-    texts = [header.title or "", header.type, *header.assets, *header.tags]
-    for entries in record.entries.values():
-        for key, text in entries.items():
-            # The market's last answers are left out: their records say the same.
-            texts += [] if key.startswith(_ANSWER_PREFIX) else [key, *_texts(json.loads(text))]
-    for query in json.loads(record.history):
-        if isinstance(query, dict):
-            texts += _texts([query.get("query_type"), query.get("parameters"), query.get("result_summary")])
-    return _within_limit(_words(texts), first=_words([header.title or "", *header.assets, *header.tags]))
+    first = _words([header.title or "", *header.assets, *header.tags])
+    words = first | _words([header.type])
+    try:
+        for entries in record.entries.values():
+            for key, text in entries.items():
+                # The market's last answers are left out: their records say the same.
+                if not key.startswith(_ANSWER_PREFIX):
+                    words |= _words([key, *_texts(msgspec.json.decode(text))])
+        for query in msgspec.json.decode(record.history):
+            if isinstance(query, dict):
+                said = [query.get("query_type"), query.get("parameters"), query.get("result_summary")]
+                words |= _words(_texts(said))
+    except msgspec.DecodeError as exc:
+        raise ValueError(str(exc)) from exc
+    return _within_limit(words, first=first)
 
 
 def _within_limit(words: set[str], *, first: set[str]) -> set[str]:
@@ -172,7 +181,10 @@ def _within_limit(words: set[str], *, first: set[str]) -> set[str]:
 
 
 def _words(texts: Iterable[str]) -> set[str]:
-    return {word[:MAX_WORD_CHARACTERS] for text in texts for word in _WORD.findall(_folded(text))}
+    folded = _folded("\n".join(texts))
+    # In ASCII a word is what stands between blanks, once the rest is blank: several times faster than the pattern.
+    found = folded.translate(_BLANKED).split() if folded.isascii() else _WORD.findall(folded)
+    return {word[:MAX_WORD_CHARACTERS] for word in set(found)}
 
 
 def _cut(wanted: str) -> str:

@@ -63,11 +63,19 @@ class Put:
         return session_id not in self.buried and session_id not in self.busy
 
 
-def put(connection: Connection, records: Sequence[SessionRecord], ended: Ended, *, is_patient: bool = False) -> Put:
+def put(
+    connection: Connection,
+    records: Sequence[SessionRecord],
+    ended: Ended,
+    *,
+    texts: Mapping[UUID, str] | None = None,
+    is_patient: bool = False,
+) -> Put:
     """Copy sessions and their metrics into the archive, over older versions only.
 
     One transaction with what surrounds it: a session's row and its metrics come together or not at all. Sessions that
-    somebody else archives or deletes right now are left to them; one alone waits where it `is_patient`.
+    somebody else archives or deletes right now are left to them; one alone waits where it `is_patient`. `texts` are the
+    words of sessions that were read before.
     """
     ids = [record.header.id for record in records]
     busy = set() if is_patient else try_lock(connection, ids)
@@ -81,7 +89,7 @@ def put(connection: Connection, records: Sequence[SessionRecord], ended: Ended, 
         upsert(connection, sessions, rows, key="id", where=_is_newer)
         if ended.write_metrics:
             metrics.put(connection, [metrics.row_of(record.header, ended.at) for record in chosen])
-        words.put(connection, chosen)
+        words.put(connection, chosen, texts)
     return put_here
 
 

@@ -1,6 +1,6 @@
 """The sweep of the server deployment: expired sessions go from Redis to PostgreSQL, and the indexes are cleared up."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime
 from secrets import SystemRandom
 from uuid import UUID
@@ -9,7 +9,7 @@ import structlog
 
 from fiml.core.errors import CorruptRecord, RecordRefused
 from fiml.db.postgres import PostgresDatabase
-from fiml.sessions.backends import archive, quarantine
+from fiml.sessions.backends import archive, quarantine, words
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import Ended, SweepReport
 from fiml.sessions.backends.redis import RedisTier
@@ -85,22 +85,26 @@ class Sweep:
                 await self._set_aside(entry, record.problem, report)
             elif record is not None and record.header.expires_at <= self._ended.at:
                 records.append(record)
-        async for record, problem in self._put(records, report):
+        async for record, problem in self._put(records, await words.read_apart(records), report):
             await self._set_aside(places[record.header.id], problem, report)
 
-    async def _put(self, records: list[SessionRecord], report: SweepReport) -> AsyncIterator[tuple[SessionRecord, str]]:
+    async def _put(
+        self, records: list[SessionRecord], texts: Mapping[UUID, str], report: SweepReport
+    ) -> AsyncIterator[tuple[SessionRecord, str]]:
         """Archive sessions; those that the database takes neither with others nor alone, and its words."""
         if not records:
             return
         try:
-            put = await self._database.maintain(lambda connection: archive.put(connection, records, self._ended))
+            put = await self._database.maintain(
+                lambda connection: archive.put(connection, records, self._ended, texts=texts)
+            )
         except RecordRefused as exc:
             if len(records) == 1:
                 yield records[0], exc.problem
                 return
             middle = len(records) // 2
             for half in (records[:middle], records[middle:]):
-                async for refused in self._put(half, report):
+                async for refused in self._put(half, texts, report):
                     yield refused
             return
         for record in records:

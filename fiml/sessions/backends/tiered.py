@@ -27,6 +27,7 @@ from fiml.sessions.backends import (
     redis_sweep,
     retention,
     rewriting,
+    words,
 )
 from fiml.sessions.backends.base import (
     Ended,
@@ -52,6 +53,8 @@ from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, Sh
 
 SCRIPTS = (*redis.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
 _TRIES = 10
+# PostgreSQL takes in some 30 MiB of JSON a second: what is longer may take more than the two seconds of a call.
+_LONG_BYTES = 16 * 1024 * 1024
 EVERYBODYS = PageQuery(limit=rewriting.AT_ONCE)
 
 _log = structlog.get_logger()
@@ -393,9 +396,14 @@ class TieredBackend:
     async def _move(self, record: SessionRecord, ended: Ended) -> str:
         """Archive first, then remove: a crash leaves a copy too many, never one too few."""
         session_id = record.header.id
+        texts = await words.read_apart([record])
+        transact = self._database.transact
+        if record.header.history_bytes > _LONG_BYTES:
+            await self._look_at_archive()
+            transact = self._database.maintain
         try:
-            put = await self._database.transact(
-                lambda connection: archive.put(connection, [record], ended, is_patient=True)
+            put = await transact(
+                lambda connection: archive.put(connection, [record], ended, texts=texts, is_patient=True)
             )
         except RecordRefused as exc:
             raise RecordRefused(f"session {session_id}", exc.problem) from exc

@@ -3,8 +3,10 @@
 The functions run in the caller's transaction. Rows go with their session: by a foreign key, and by triggers.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +19,7 @@ from fiml.sessions.backends.sqlite_words import HAVE, match, query_clause
 from fiml.sessions.records import SessionRecord
 from fiml.sessions.searching import Condition, Wanted, words_of
 
+_MUCH_BYTES = 256 * 1024
 _PUT = text(
     "INSERT INTO session_search (session_id, words)"
     " SELECT s.id, array_to_tsvector(string_to_array(given.words, ' '))"
@@ -34,15 +37,39 @@ _PUT_NONE = text(
 )
 
 
-def put(connection: Connection, records: Sequence[SessionRecord]) -> None:
+async def read_apart(records: Sequence[SessionRecord]) -> dict[UUID, str]:
+    """What `put` stores of sessions, by their ids; in a thread where it is much, so that others' calls go on.
+
+    One that holds no JSON is left out: the database refuses it.
+    """
+    size = sum(record.header.history_bytes + record.header.maps_bytes for record in records)
+    return _read_all(records) if size < _MUCH_BYTES else await asyncio.to_thread(_read_all, records)
+
+
+def _read_all(records: Sequence[SessionRecord]) -> dict[UUID, str]:
+    texts: dict[UUID, str] = {}
+    for record in records:
+        with suppress(CorruptRecord):
+            texts[record.header.id] = _stored(record)
+    return texts
+
+
+def _stored(record: SessionRecord) -> str:
+    return " ".join(sorted(read(record)))
+
+
+def put(connection: Connection, records: Sequence[SessionRecord], texts: Mapping[UUID, str] | None = None) -> None:
     """Let a search find sessions that were just archived. On SQLite the next search sees to that.
+
+    `texts` are those that were read before.
 
     Raises:
         CorruptRecord: one of them holds no JSON.
     """
     if is_postgresql(connection):
         headers = [record.header for record in records]
-        found = [" ".join(sorted(read(record))) for record in records]
+        known = texts or {}
+        found = [known[record.header.id] if record.header.id in known else _stored(record) for record in records]
         ids, versions = [header.id for header in headers], [header.version for header in headers]
         connection.execute(_PUT, {"ids": ids, "versions": versions, "words": found})
 

@@ -1,0 +1,56 @@
+"""Sessions near the limit of 128 MiB go through their whole life."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from fiml.core.config import Settings
+from fiml.sessions.models import Session, SessionType
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock, make_query
+from fiml.testing.conformance.suite import existing
+
+pytestmark = pytest.mark.soak
+
+QUERIES = 480
+# Short words are the most work to index.
+LONG_TEXT = "ab cd " * 42_000
+
+
+@pytest.fixture
+async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
+    async with SessionStore(backend_settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def session(store: SessionStore) -> Session:
+    """Of 115 MiB."""
+    made = await store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
+    for _ in range(QUERIES):
+        await store.record_query(made.id, make_query(parameters={"text": LONG_TEXT}))
+    return await existing(store, made.id)
+
+
+async def test_a_session_near_the_limit_is_archived_by_call_read_and_resumed(
+    store: SessionStore, session: Session
+) -> None:
+    queries = session.state.history.queries
+
+    assert await store.archive_session(session.id)
+    ended = await existing(store, session.id)
+    assert ended.is_archived
+    assert ended.state.history.queries == queries
+    resumed = await store.resume_session(session.id)
+    assert not resumed.is_archived
+    assert resumed.state.history.queries == queries
+
+
+async def test_a_session_near_the_limit_is_swept_and_found(
+    store: SessionStore, session: Session, clock: FrozenClock
+) -> None:
+    clock.advance(hours=2)
+
+    assert await store.cleanup_expired_sessions() == 1
+    [found] = await store.search_sessions(None, "cd")
+    assert (found.id, found.is_archived, found.total_queries) == (session.id, True, QUERIES)
