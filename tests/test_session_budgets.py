@@ -94,6 +94,17 @@ async def test_a_verb_takes_its_round_trips_whatever_the_history(wires: Wires, v
     assert commands[0] == commands[1] or verb.startswith("page")
 
 
+async def test_an_archived_session_is_read_in_three_round_trips(wires: Wires) -> None:
+    """A look among the live ones; whether the connection is still good; the row."""
+    session = await a_session(wires.store, queries=3)
+    await wires.store.archive_session(session.id)
+    await wires.store.get_session(session.id)  # PostgreSQL prepares its statements once
+
+    await wires.listen(wires.store.get_session(session.id))
+
+    assert (wires.redis.round_trips, wires.postgres.round_trips) == (1, 2)
+
+
 @pytest.mark.parametrize("user_id", [OWNER, None])
 async def test_a_page_costs_the_same_with_10_and_with_2000_sessions(wires: Wires, user_id: str | None) -> None:
     heard = []

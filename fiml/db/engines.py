@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.dialects import registry
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -23,6 +24,8 @@ POOL_TIMEOUT_S = 2
 _ADDRESS = ("host", "port")
 _PARAMETERS = ("sslmode", "connect_timeout", "application_name")
 
+registry.register("postgresql.fiml", "fiml.db.asyncpg_dialect", "AsyncpgDialect")
+
 
 def _as_text(value: str) -> str:
     return value
@@ -38,7 +41,7 @@ def postgres_engine(database_url: str) -> AsyncEngine:
     url = _parse(database_url)
     try:
         return create_async_engine(
-            url.set(drivername="postgresql+asyncpg", query={k: v for k, v in url.query.items() if k in _ADDRESS}),
+            url.set(drivername="postgresql+fiml", query={k: v for k, v in url.query.items() if k in _ADDRESS}),
             json_serializer=_as_text,
             json_deserializer=_as_text,
             pool_size=MAX_CONNECTIONS,

@@ -43,6 +43,7 @@ class PostgresDatabase:
     def __init__(self, database_url: str) -> None:
         self._name = without_secrets(database_url)
         self.engine = postgres_engine(database_url)
+        self._autocommitting = self.engine.execution_options(isolation_level="AUTOCOMMIT")  # over the same pool
         self._is_prepared = False
         self._preparing: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -72,18 +73,21 @@ class PostgresDatabase:
         """As `transact`, for what takes longer: a minute at most."""
         return await self._transact(function, MAINTENANCE_S)
 
+    @observed_call(Timed.ENGINE, "postgresql")
     async def view(self, function: Callable[[Connection], Result]) -> Result:
-        """Run a function that only reads."""
-        return await self.transact(function)
+        """Run a function that only reads, each statement for itself, without trips to begin and end. As `transact`."""
+        return await self._transact(function, CALL_S, autocommit=True)
 
     async def upgrade(self) -> None:
         """Bring the schema up to date, however long that takes."""
         await self._in_time(self._run(schema.upgrade), None)
 
-    async def _transact(self, function: Callable[[Connection], Result], within_s: float) -> Result:
+    async def _transact(
+        self, function: Callable[[Connection], Result], within_s: float, *, autocommit: bool = False
+    ) -> Result:
         if not self._is_prepared:
             await self._prepare()
-        return await self._in_time(self._run(function), within_s)
+        return await self._in_time(self._run(function, autocommit=autocommit), within_s)
 
     async def _prepare(self) -> None:
         # All who come wait for one look: a server that stands still holds nobody up twice.
@@ -102,9 +106,10 @@ class PostgresDatabase:
             schema.check(found)
         self._is_prepared = True
 
-    async def _run(self, function: Callable[[Connection], Result]) -> Result:
+    async def _run(self, function: Callable[[Connection], Result], *, autocommit: bool = False) -> Result:
+        engine = self._autocommitting if autocommit else self.engine
         with translated(f"PostgreSQL at {self._name}"):
-            async with self.engine.begin() as connection:
+            async with engine.begin() as connection:
                 return await connection.run_sync(function)
 
     async def _in_time(self, work: Coroutine[Any, Any, Result], within_s: float | None) -> Result:

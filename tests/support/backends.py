@@ -56,9 +56,11 @@ class WatchedDatabase(PostgresDatabase):
 
     around: Around
 
-    async def _transact(self, function: Callable[[Connection], Result], within_s: float) -> Result:
+    async def _transact(
+        self, function: Callable[[Connection], Result], within_s: float, *, autocommit: bool = False
+    ) -> Result:
         async def transact() -> Result:
-            return await super(WatchedDatabase, self)._transact(function, within_s)
+            return await super(WatchedDatabase, self)._transact(function, within_s, autocommit=autocommit)
 
         return await self.around(transact)
 

@@ -102,7 +102,7 @@ class TieredBackend:
         return await self._live.read(session_id, now=now, caller=caller, recent=recent)
 
     async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
-        record = await self._database.transact(lambda connection: at_rest.fetch(connection, session_id, caller))
+        record = await self._database.view(lambda connection: at_rest.fetch(connection, session_id, caller))
         if record is None:
             return None
         right = right_of(record.header.user_id, record.header.grants, caller)
@@ -232,7 +232,7 @@ class TieredBackend:
         if not query.include_archived:
             return Page([(header, False) for header in live])
         try:
-            ended = await self._database.transact(lambda connection: archive.page(connection, query))
+            ended = await self._database.view(lambda connection: archive.page(connection, query))
         except Unavailable:
             return Page([(header, False) for header in live], is_partial=True)
         ended = await self._without_copies(ended, query)
@@ -293,7 +293,7 @@ class TieredBackend:
         A resume may be under way that has read the row: the fence lets nothing as old become live, and what has
         become live before it is changed as well.
         """
-        ended = await self._database.transact(
+        ended = await self._database.view(
             lambda connection: archived_grants.find(connection, session_id, change, rules.caller)
         )
         if ended is None or await self._live.are_live([session_id]):
@@ -315,7 +315,7 @@ class TieredBackend:
         return right is not None and right < Right.OWN and bool(await self._live.are_live([session_id]))
 
     async def _find_at_rest(self, session_id: UUID, caller: Caller, needs: Right) -> int | None:
-        found = await self._database.transact(lambda connection: at_rest.find(connection, session_id, caller))
+        found = await self._database.view(lambda connection: at_rest.find(connection, session_id, caller))
         if found is None or await self._is_overruled(session_id, found[1]):
             return None
         demand(session_id, found[1], needs)
@@ -343,7 +343,7 @@ class TieredBackend:
 
     async def given_ids(self, user_id: str) -> set[UUID]:
         live = await self._sharing.given_ids(user_id)
-        return live | await self._database.transact(lambda connection: archived_grants.given_ids(connection, user_id))
+        return live | await self._database.view(lambda connection: archived_grants.given_ids(connection, user_id))
 
     async def exists(self, session_id: UUID, *, needs: Right = Right.OWN, caller: Caller = ANYBODY) -> bool:
         for look in range(3):
@@ -364,7 +364,7 @@ class TieredBackend:
 
     async def ids_of(self, user_id: str) -> set[UUID]:
         live = {place.session_id for place in await self._live.members_of(user_id)}
-        return live | await self._database.transact(lambda connection: at_rest.ids_of(connection, user_id))
+        return live | await self._database.view(lambda connection: at_rest.ids_of(connection, user_id))
 
     async def erase_traces(self, user_id: str, held: Collection[UUID]) -> list[str]:
         # An index may hold entries whose session is gone.
