@@ -92,6 +92,24 @@ async def test_a_job_in_hand_is_left_until_its_holder_is_given_up(store: Session
     assert await claim("one")
 
 
+async def test_a_job_is_left_to_one_whose_clock_is_ahead(store: SessionStore, clock: FrozenClock) -> None:
+    """As for one who read the time first, and then waited for its turn."""
+
+    async def claim(holder: str) -> bool:
+        return await store.keeping.claim_job(
+            "job", holder=holder, now=clock.now(), done_before=clock.now(), hold_for=maintenance.HOLD_FOR
+        )
+
+    assert await claim("ahead")
+    clock.advance(seconds=-1)
+    assert not await claim("behind")
+    await store.keeping.finish_job("job", now=clock.now() + timedelta(seconds=1), result={})
+    assert not await claim("behind")
+    clock.advance(seconds=2)
+
+    assert await claim("behind")
+
+
 async def test_a_job_that_fails_is_left_to_the_next_who_looks(
     store: SessionStore, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,9 +19,11 @@ def claim(
     """Take a job that was last done before a moment and that nobody has in hand."""
     connection.execute(insert_into(connection, maintenance_jobs).values(name=name).on_conflict_do_nothing())
     until = now + hold_for
-    # Times in the future come from a clock that has jumped back since.
-    is_due = or_(_columns.finished_at.is_(None), _columns.finished_at < done_before, _columns.finished_at > now)
-    is_free = or_(_columns.held_until.is_(None), _columns.held_until <= now, _columns.held_until > until)
+    # Times far in the future come from a clock that has jumped back since; those just ahead from another's clock, or
+    # from one who was faster while we waited for our turn.
+    is_ahead, is_held_ahead = _columns.finished_at > until, _columns.held_until > until + hold_for
+    is_due = or_(_columns.finished_at.is_(None), _columns.finished_at < done_before, is_ahead)
+    is_free = or_(_columns.held_until.is_(None), _columns.held_until <= now, is_held_ahead)
     taken = update(maintenance_jobs).where(and_(_columns.name == name, is_due, is_free))
     return connection.execute(taken.values(holder=holder, held_until=until)).rowcount == 1
 
