@@ -1,6 +1,5 @@
 """A Redis or Valkey client that sends scripts and commands in pipelines: one call, one round trip."""
 
-import asyncio
 from collections.abc import Coroutine, Sequence
 from copy import copy
 from typing import Any, NoReturn, Protocol, Self
@@ -8,6 +7,7 @@ from typing import Any, NoReturn, Protocol, Self
 from redis.exceptions import MovedError, NoScriptError, ResponseError
 
 from fiml.core.config import Settings
+from fiml.core.deadlines import Deadlines
 from fiml.core.errors import Misconfigured, Unavailable, Unconfirmed
 from fiml.core.observe import Timed, observed_call
 from fiml.db.redis_cluster import Cluster
@@ -71,6 +71,7 @@ class RedisClient:
         self._prefix = prefix and f"{prefix}:"
         self._replicas = replicas
         self.within_s = CALL_S
+        self._deadlines = Deadlines()
         is_cluster = address.kind is Kind.CLUSTER
         self._servers: Servers = (
             Cluster(address, replicas=replicas) if is_cluster else _One(connect(address, replicas=replicas))
@@ -163,8 +164,7 @@ class RedisClient:
 
     async def _within(self, call: Coroutine[Any, Any, list[Any]]) -> list[Any]:
         try:
-            async with asyncio.timeout(self.within_s):
-                return await call
+            return await self._deadlines.within(self.within_s, call)
         except TimeoutError as exc:
             await self._servers.suspect()
             raise Unavailable(f"Redis at {self._name}", f"no answer within {self.within_s:.0f} seconds") from exc
