@@ -8,7 +8,7 @@ from importlib.resources import files
 Argument = str | bytes | int | float
 Command = tuple[Argument, ...]
 
-_RUN = "EVALSHA"
+SCRIPT_COMMAND = "EVALSHA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class Script:
 
     def __call__(self, keys: Sequence[str], *arguments: Argument) -> Command:
         """The command that runs the script."""
-        return (_RUN, self.digest, len(keys), *keys, *arguments)
+        return (SCRIPT_COMMAND, self.digest, len(keys), *keys, *arguments)
 
 
 def with_prefix(command: Command, prefix: str) -> Command:
     """A command with its keys under a prefix: those that a script declares, else the one behind the name."""
-    if command[0] != _RUN:
+    if command[0] != SCRIPT_COMMAND:
         name, key, *arguments = command
         return (name, prefix + str(key), *arguments)
     end = 3 + int(command[2])
@@ -40,4 +40,4 @@ def with_prefix(command: Command, prefix: str) -> Command:
 
 def key_of(command: Command) -> str:
     """The key that says where a command belongs; all keys of a script share their slot."""
-    return str(command[3] if command[0] == _RUN else command[1])
+    return str(command[3] if command[0] == SCRIPT_COMMAND else command[1])

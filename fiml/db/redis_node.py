@@ -23,7 +23,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from fiml.core.errors import Misconfigured, Unavailable
 from fiml.core.shared_look import SharedLook
-from fiml.db.redis_commands import Command
+from fiml.db.redis_commands import SCRIPT_COMMAND, Command
 from fiml.db.redis_url import Kind, RedisAddress
 
 MAX_CONNECTIONS = 64
@@ -125,6 +125,8 @@ class Node:
 
     async def _reply(self, connection: Connection, name: str) -> Any:
         try:
+            if name == SCRIPT_COMMAND:  # its reply has no form of its own that redis-py would know
+                return await connection.read_response()
             return await self._redis.parse_response(connection, name)
         except ResponseError as exc:
             return exc
