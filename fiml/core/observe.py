@@ -65,7 +65,8 @@ class Meter(Protocol):
 
 
 _meter: Meter | None = None
-_is_in_operation: ContextVar[bool] = ContextVar("fiml_is_in_operation", default=False)
+_operation_is_watched: ContextVar[bool | None] = ContextVar("fiml_operation_is_watched", default=None)
+"""Within an operation, whether anybody watches it: its engines needn't ask again."""
 
 
 def measure_with(meter: Meter | None) -> None:
@@ -119,7 +120,8 @@ def observed_call(
     ) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
         @functools.wraps(method)
         async def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-            if _meter is None and not is_traced():
+            is_watched = _operation_is_watched.get()
+            if not (_is_watched() if is_watched is None else is_watched):
                 return await method(*args, **kwargs)
             with observed(kind, name):
                 return await method(*args, **kwargs)
@@ -147,16 +149,23 @@ def _operation(
 ) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
     @functools.wraps(method)
     async def verb(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        if (_meter is None and not is_traced()) or _is_in_operation.get():
+        if _operation_is_watched.get() is not None:
             return await method(*args, **kwargs)
-        token = _is_in_operation.set(True)
+        is_watched = _is_watched()
+        token = _operation_is_watched.set(is_watched)
         try:
+            if not is_watched:
+                return await method(*args, **kwargs)
             with observed(Timed.OPERATION, name):
                 return await method(*args, **kwargs)
         finally:
-            _is_in_operation.reset(token)
+            _operation_is_watched.reset(token)
 
     return verb
+
+
+def _is_watched() -> bool:
+    return _meter is not None or is_traced()
 
 
 def is_traced() -> bool:
