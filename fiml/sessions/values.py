@@ -293,6 +293,8 @@ def check_moment(value: object, field: str) -> datetime:
     """An aware time, in UTC."""
     if not isinstance(value, datetime):
         raise InvalidInput(field, f"is a {type(value).__name__}", "give an aware datetime")
+    if value.tzinfo is UTC:
+        return value
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidInput(field, "has no time zone", "give an aware datetime, such as datetime.now(UTC)")
     try:
