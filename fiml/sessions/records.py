@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from fiml.core import clock
 from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, SchemaTooNew, echo
 from fiml.sessions import sealed
@@ -129,13 +131,14 @@ def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
     try:
         if not record.is_opened:
             _refuse_sealed(record)
-        maps = {name: {key: json.loads(text) for key, text in record.entries.get(name, {}).items()} for name in MAPS}
+        entries = record.entries
+        maps = {name: {key: msgspec.json.decode(text) for key, text in entries.get(name, {}).items()} for name in MAPS}
         queries = decode_queries(record.history)
         session = _session(header, maps, queries, is_archived=record.is_archived)
         if record.is_archived and recent is not None:
             totals = session.state.history.totals
             session.state.history = AnalysisHistory.stored(queries[len(queries) - min(recent, len(queries)) :], totals)
-    except (ValueError, KeyError, TypeError, AttributeError, InvalidInput) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, InvalidInput, msgspec.DecodeError) as exc:
         raise CorruptRecord(f"session {header.id}", f"{type(exc).__name__}: {exc}") from exc
     session._written = written_of(session, record.entries, record.history)  # noqa: SLF001 - it carries this for us
     return session
