@@ -36,6 +36,16 @@ def test_json_decodes_to_the_equal_value(value: Any) -> None:
     assert json.dumps(again) == json.dumps(value)
 
 
+@given(value=st.dictionaries(TEXTS, st.none() | st.booleans() | st.integers() | FLOATS | TEXTS, max_size=4))
+@example(value={"n": 1e16, "m": -1e16, "o": 9.999999999999998e15, "p": 1e-4, "q": 9.9e-5, "r": -0.0})
+@example(value={"n": 2**63, "m": -(2**63) - 1, "o": 10**16, "p": 1 - 10**16, "q": True})
+@example(value={'"\\/\b\f\n\r\t\x01\x1f\x7f\u2028\U0001f4c8': "\x1b"})
+def test_a_dict_of_plain_values_is_written_as_its_parts_are(value: dict[str, Any]) -> None:
+    parts = (f"{values.to_json(key, 'key')}:{values.to_json(item, 'item')}" for key, item in value.items())
+
+    assert values.to_json(value, "value") == "{" + ",".join(parts) + "}"
+
+
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
 @example(value=1e23)
 @example(value=5e-324)

@@ -16,7 +16,7 @@ from fiml.core.errors import CorruptRecord, MissingKey, NotEncrypted, echo
 from fiml.sessions import sealed
 from fiml.sessions.keyring import Key, KeyFile, Keyring
 from fiml.sessions.queries import QueryRecord
-from fiml.sessions.query_json import EncodedQuery, history_json, query_text
+from fiml.sessions.query_json import EncodedQuery, encode_sealed, history_json
 from fiml.sessions.records import Entries, SessionRecord
 
 _KEYS_REMEMBERED = 4096
@@ -96,12 +96,9 @@ class SessionCipher:
     def seal_query(self, query: QueryRecord) -> EncodedQuery:
         """A query whose parameters, summary and figures are encrypted."""
         secret: dict[str, Any] = {"parameters": query.parameters, "result_summary": query.result_summary}
-        origin = query.origin()
         if query.figures:
-            secret["figures"] = origin.pop("figures")
-        members = _to_json(secret)[1:-1]
-        parameters = sealed.sealed_parameters(self._seal((_QUERY, str(query.id)), members))
-        return EncodedQuery(query, query_text(query, parameters=parameters, result_summary="null", origin=origin))
+            secret["figures"] = query.figures
+        return encode_sealed(query, self._seal((_QUERY, str(query.id)), _to_json(secret)[1:-1]))
 
     def open(self, record: SessionRecord) -> SessionRecord:
         """The session with its values decrypted.

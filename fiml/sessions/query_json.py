@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
-from typing import Any
+from datetime import UTC, date, datetime
 from uuid import UUID
 
-from fiml.core import clock
+import msgspec
+
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions import sealed, values
-from fiml.sessions.queries import QueryRecord
+from fiml.sessions.queries import QueryRecord, market_moment_to_iso
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +51,71 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
     _check_duration(query.execution_time_ms)
     values.check_moment(query.timestamp, "query.timestamp")
     _check_origin(query)
-    return EncodedQuery(
+    text = query_text(
         query,
-        query_text(
-            query,
-            parameters=values.to_json(query.parameters, "query.parameters"),
-            result_summary=values.to_json(query.result_summary, "query.result_summary"),
-            origin=query.origin(),
-        ),
+        parameters=values.to_json(query.parameters, "query.parameters"),
+        result_summary=values.to_json(query.result_summary, "query.result_summary"),
+        figures=values.to_json(query.figures, "query.figures") if query.figures else None,
     )
+    return EncodedQuery(query, text)
 
 
-def query_text(query: QueryRecord, *, parameters: str, result_summary: str, origin: dict[str, Any]) -> str:
+class _Written(msgspec.Struct, gc=False, omit_defaults=True):
+    """A query as it is written, with what is JSON already."""
+
+    id: UUID
+    query_type: str
+    parameters: msgspec.Raw
+    result_summary: msgspec.Raw
+    execution_time_ms: msgspec.Raw
+    cache_hit: bool
+    timestamp: datetime
+    provider: str | None = None
+    as_of: date | None = None
+    known_at: datetime | None = None
+    currency: str | None = None
+    adjustment: str | None = None
+    layer: str | None = None
+    error: str | None = None
+    figures: msgspec.Raw | None = None
+
+
+def _as_base(value: object) -> str:
+    """What is of a subclass, which msgspec doesn't know."""
+    if isinstance(value, date):
+        return market_moment_to_iso(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise TypeError(f"{type(value).__name__} is no part of a query")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_as_base)
+
+
+def query_text(query: QueryRecord, *, parameters: str, result_summary: str, figures: str | None) -> str:
     """The JSON of a query that was checked, with these texts in their places."""
-    further = "".join(f',"{name}":{values.to_json(value, f"query.{name}")}' for name, value in origin.items())
-    moment = clock.to_iso(query.timestamp)
-    return (
-        f'{{"id":"{query.id}","query_type":{values.to_json(query.query_type, "query.query_type")}'
-        f',"parameters":{parameters},"result_summary":{result_summary}'
-        f',"execution_time_ms":{values.to_json(query.execution_time_ms, "query.execution_time_ms")}'
-        f',"cache_hit":{"true" if query.cache_hit else "false"},"timestamp":"{moment}"{further}}}'
+    written = _Written(
+        query.id,
+        query.query_type,
+        msgspec.Raw(parameters),
+        msgspec.Raw(result_summary),
+        msgspec.Raw(values.to_json(query.execution_time_ms, "query.execution_time_ms")),
+        query.cache_hit,
+        _in_utc(query.timestamp),
+        query.provider,
+        _in_utc(query.as_of) if isinstance(query.as_of, datetime) else query.as_of,
+        None if query.known_at is None else _in_utc(query.known_at),
+        query.currency,
+        query.adjustment,
+        query.layer,
+        query.error,
+        None if figures is None else msgspec.Raw(figures),
     )
+    return _ENCODER.encode(written).decode()
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
 
 def encode_again(query: QueryRecord) -> EncodedQuery:
@@ -79,8 +123,13 @@ def encode_again(query: QueryRecord) -> EncodedQuery:
     text = sealed.text_in(query.parameters)
     if text is None:
         return encode_query(query)
+    return encode_sealed(query, text)
+
+
+def encode_sealed(query: QueryRecord, text: str) -> EncodedQuery:
+    """A query whose parameters, summary and figures are encrypted as one value."""
     parameters = sealed.sealed_parameters(text)
-    return EncodedQuery(query, query_text(query, parameters=parameters, result_summary="null", origin=query.origin()))
+    return EncodedQuery(query, query_text(query, parameters=parameters, result_summary="null", figures=None))
 
 
 def _check_origin(query: QueryRecord) -> None:

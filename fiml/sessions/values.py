@@ -8,6 +8,8 @@ from json.encoder import encode_basestring
 from typing import Any, NoReturn
 from uuid import UUID
 
+import msgspec
+
 from fiml.core.errors import InvalidInput, InvalidSessionId, echo
 from fiml.sessions import sealed
 
@@ -28,6 +30,8 @@ MAX_INTEGER_DIGITS = 1000
 STORED_VALUE_BYTES = 2 * 1024 * 1024
 # 32 years: no session's times add up to an infinity.
 MAX_DURATION_MS = 10**12
+# Between these floats are written without an exponent everywhere, and integers have no more than 64 bits.
+_LEAST_WITHOUT_EXPONENT, _LEAST_WITH_EXPONENT = 1e-4, 1e16
 _MAX_INTEGER_BITS = int(MAX_INTEGER_DIGITS * math.log2(10))
 
 _LITERALS = {None: "null", True: "true", False: "false"}
@@ -41,8 +45,8 @@ def to_json(value: object, path: str, *, most_bytes: int = MAX_VALUE_BYTES) -> s
     Raises:
         InvalidInput: names the path of the part that is not JSON, or the limit that the whole exceeds.
     """
-    if (plain := _encode_plain(value, path)) is not None:
-        return _within(plain, path, most_bytes)
+    if (text := _encode_plain(value, path)) is not None or (text := _encode_flat(value)) is not None:
+        return _within(text, path, most_bytes)
     encoder = _Encoder(path, most_bytes)
     encoder.encode(value, path, MAX_VALUE_DEPTH)
     return encoder.text()
@@ -120,6 +124,28 @@ def _encode_plain(value: object, path: str) -> str | None:
         case float():
             return _encode_float(value, path)
     return None
+
+
+def _encode_flat(value: object) -> str | None:
+    """The JSON of a dict of nothing but ordinary values, at once; `None` where the parts have to be looked at."""
+    if type(value) is not dict:
+        return None
+    for key, item in value.items():
+        kind = type(item)
+        if kind is float:
+            is_ordinary = _LEAST_WITHOUT_EXPONENT <= abs(item) < _LEAST_WITH_EXPONENT or item == 0
+        elif kind is str:
+            is_ordinary = "\0" not in item
+        elif kind is int:
+            is_ordinary = abs(item) < _LEAST_WITH_EXPONENT
+        else:
+            is_ordinary = kind is bool or item is None
+        if not is_ordinary or type(key) is not str or "\0" in key:
+            return None
+    try:
+        return msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:
+        return None
 
 
 def _within(text: str, path: str, most_bytes: int) -> str:
