@@ -233,6 +233,25 @@ async def test_a_key_that_is_missing_is_named(store: SessionStore, embedded: Set
             await other.get_session(session.id)
 
 
+async def test_a_query_is_recorded_where_the_session_is_beyond_extending(
+    embedded: Settings, key_file: Path, tmp_path: Path, clock: FrozenClock
+) -> None:
+    KeyFile(tmp_path / "others").add("k2")
+    async with SessionStore(with_keys(embedded, key_file, session_smart_ttl=True)) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=24)
+        clock.advance(hours=23)
+        await store.record_query(session.id, make_query())
+        extended = await existing(store, session.id)
+    clock.advance(hours=11)
+
+    async with SessionStore(with_keys(embedded, tmp_path / "others", session_smart_ttl=True)) as other:
+        totals = await other.record_query(session.id, make_query())
+        [found] = await other.list_user_sessions(None)
+
+    assert totals.total_queries == 2
+    assert found.expires_at == extended.expires_at > session.expires_at
+
+
 async def test_what_stands_in_clear_is_an_error_that_names_the_way_out(
     plain_settings: Settings, settings: Settings, clock: FrozenClock
 ) -> None:

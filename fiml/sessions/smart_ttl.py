@@ -13,7 +13,7 @@ import structlog
 
 from fiml.core import clock
 from fiml.core.config import Settings
-from fiml.core.errors import InvalidInput, NotPermitted, SessionConflict, SessionExpired, SessionFull, Unavailable
+from fiml.core.errors import CorruptRecord, FimlError, NotPermitted, SessionConflict, SessionExpired
 from fiml.sessions.backends.base import Backend, WriteRules
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header
@@ -34,7 +34,7 @@ def later_expiry(expires_at: datetime, now: datetime, *, default_ttl_hours: int)
 async def live_on(backend: Backend, settings: Settings, session_id: UUID, header: Header, *, caller: Caller) -> Header:
     """Extend a session that was just written to, if it is near its end; its header as it is then.
 
-    What it was written for is done: a failure here is logged, and the session lives as long as it would have.
+    What it was written for is done: whatever fails here is logged, and the session lives as long as it would have.
     """
     now = clock.now()
     expires_at = later_expiry(header.expires_at, now, default_ttl_hours=settings.session_default_ttl_hours)
@@ -44,7 +44,7 @@ async def live_on(backend: Backend, settings: Settings, session_id: UUID, header
         return await _extend(backend, settings, session_id, header, expires_at, caller) or header
     except (SessionConflict, SessionExpired, NotPermitted):
         return header  # somebody else wrote to it in between, and extends it, has ended it, or has taken it back
-    except (Unavailable, InvalidInput, SessionFull) as exc:
+    except FimlError as exc:
         _log.warning("session_not_extended", session_id=str(session_id), problem=str(exc))
         return header
 
@@ -58,7 +58,7 @@ async def _extend(
         return None
     stored = record.entries.get("metadata", {}).get(METADATA_KEY)
     said = {
-        "extensions": _extensions(stored) + 1,
+        "extensions": _extensions(session_id, stored) + 1,
         "at": clock.to_iso(now),
         "from": clock.to_iso(header.expires_at),
         "to": clock.to_iso(expires_at),
@@ -77,7 +77,10 @@ async def _extend(
     return await backend.write(session_id, change, rules)
 
 
-def _extensions(stored: str | None) -> int:
-    found = None if stored is None else json.loads(stored)
+def _extensions(session_id: UUID, stored: str | None) -> int:
+    try:
+        found = None if stored is None else json.loads(stored)
+    except ValueError as exc:
+        raise CorruptRecord(f"session {session_id}", f"{METADATA_KEY} is no JSON: {exc}") from exc
     count = found.get("extensions") if isinstance(found, dict) else None
     return count if isinstance(count, int) else 0
