@@ -1,14 +1,12 @@
 """Live sessions in Redis, ended ones in PostgreSQL: the order of the steps is what keeps them."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Collection
+from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import partial
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core.errors import RecordRefused, SessionConflict, Unavailable
@@ -20,7 +18,6 @@ from fiml.sessions.backends import (
     archived_grants,
     at_rest,
     figures,
-    indexing,
     redis,
     redis_fields,
     redis_sharing,
@@ -38,15 +35,13 @@ from fiml.sessions.backends.base import (
     StoreFigures,
     SweepReport,
     WriteRules,
-    merge_pages,
-    rows_down_to,
 )
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.backends.redis import Location
 from fiml.sessions.backends.redis_index import place_of
-from fiml.sessions.backends.redis_search import RedisSearch
 from fiml.sessions.backends.redis_sharing import RedisSharing
 from fiml.sessions.backends.sweep import Sweep
+from fiml.sessions.backends.tiered_looks import TieredLooks
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, with_all_totals
 from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, demand, right_of
@@ -68,7 +63,7 @@ class TieredBackend:
         self._live = redis.RedisTier(client)
         self._live_for_maintenance = redis.RedisTier(client.patient())
         self._sweeping = redis_sweep.RedisSweep(client.patient())
-        self._searching = RedisSearch(client, self._live)
+        self._looks = TieredLooks(client, self._live, database)
         self._sharing = RedisSharing(client, self._live)
         self._database = database
         self.keeping = Keeping(database.transact, database.maintain)
@@ -214,65 +209,13 @@ class TieredBackend:
         raise Unavailable(f"session {session_id}", "it is archived and resumed without a pause")
 
     async def away(self) -> list[Part]:
-        parts: list[Part] = []
-        looks: list[tuple[Part, Awaitable[object]]] = [
-            ("live", self._client.ask_all([("PING",)])),
-            ("archive", self._look_at_archive()),
-        ]
-        outcomes = await asyncio.gather(*(look for _, look in looks), return_exceptions=True)
-        for (part, _), outcome in zip(looks, outcomes, strict=True):
-            if isinstance(outcome, Unavailable):
-                parts.append(part)
-            elif isinstance(outcome, BaseException):
-                raise outcome
-        return parts
+        return await self._looks.away()
 
     async def page(self, query: PageQuery) -> Page:
-        live = await self._live.page(query)
-        if not query.include_archived:
-            return Page([(header, False) for header in live])
-        try:
-            ended = await self._database.view(lambda connection: archive.page(connection, query))
-        except Unavailable:
-            return Page([(header, False) for header in live], is_partial=True)
-        ended = await self._without_copies(ended, query)
-        # One that was resumed between the two looks shows in a third.
-        seen = {header.id for header in live}
-        live += [header for header in await self._live.page(query) if header.id not in seen]
-        return Page(merge_pages(live, ended, query.limit))
+        return await self._looks.page(query)
 
     async def search(self, query: PageQuery) -> Found:
-        if not query.include_archived:
-            return await self._searching.search(query)
-        # An archive that stands still is found out soon; what is to be indexed may take longer. Not between the looks,
-        # which are to follow each other closely.
-        is_archive_there = await self._is_archive_there()
-        found = await self._searching.search(query)
-        if not is_archive_there:
-            found.is_partial = True
-            return found
-        try:
-            ended, found.not_indexed = await self._database.maintain(partial(_search_ended, query=query))
-        except Unavailable:
-            found.is_partial = True
-            return found
-        ended = await self._without_copies(ended, query)
-        # One that was resumed between the two looks shows in a third.
-        found = await self._searching.search_again(query, found)
-        found.rows = merge_pages([header for header, _ in found.rows], ended, query.limit)
-        if found.searched_to is not None:
-            found.rows = rows_down_to(found.rows, found.searched_to)
-        return found
-
-    async def _look_at_archive(self) -> None:
-        await self._database.view(lambda connection: connection.execute(select(1)).one())
-
-    async def _is_archive_there(self) -> bool:
-        try:
-            await self._look_at_archive()
-        except Unavailable:
-            return False
-        return True
+        return await self._looks.search(query)
 
     async def share(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
         for _ in range(_TRIES):
@@ -320,12 +263,6 @@ class TieredBackend:
             return None
         demand(session_id, found[1], needs)
         return found[0]
-
-    async def _without_copies(self, ended: list[Header], query: PageQuery) -> list[Header]:
-        """Without those that were given to the caller and have become live: the live listing has what it may see."""
-        given = [] if query.given_to is None else [each.id for each in ended if each.user_id != query.given_to]
-        live = await self._live.are_live(given)
-        return [header for header in ended if header.id not in live]
 
     async def owners_view(self, session_id: UUID, *, caller: Caller = ANYBODY) -> tuple[Grants, str] | None:
         for look in range(3):
@@ -399,7 +336,7 @@ class TieredBackend:
         texts = await words.read_apart([record])
         transact = self._database.transact
         if record.header.history_bytes > _LONG_BYTES:
-            await self._look_at_archive()
+            await self._looks.look_at_archive()
             transact = self._database.maintain
         try:
             put = await transact(
@@ -425,11 +362,6 @@ class TieredBackend:
                 session_id, until=record.header.expires_at, now=record.header.last_accessed_at, caller=caller
             )
         return record
-
-
-def _search_ended(connection: Connection, query: PageQuery) -> tuple[list[Header], bool]:
-    is_more = indexing.index_archived(connection)
-    return archive.page(connection, query), is_more
 
 
 def _take_away(connection: Connection, session_id: UUID, version: int) -> bool:

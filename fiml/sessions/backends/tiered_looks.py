@@ -1,0 +1,102 @@
+"""Listings, searches and health over both tiers: live sessions in Redis, ended ones in PostgreSQL."""
+
+import asyncio
+from collections.abc import Awaitable
+from functools import partial
+
+from sqlalchemy import Connection, select
+
+from fiml.core.errors import Unavailable
+from fiml.db.postgres import PostgresDatabase
+from fiml.db.redis_client import RedisClient
+from fiml.sessions.backends import archive, indexing
+from fiml.sessions.backends.base import Found, Page, PageQuery, Part, merge_pages, rows_down_to
+from fiml.sessions.backends.redis import RedisTier
+from fiml.sessions.backends.redis_search import RedisSearch
+from fiml.sessions.records import Header
+
+
+class TieredLooks:
+    """Looks at the live sessions first and at the ended ones second, since they move that way, and once more."""
+
+    def __init__(self, client: RedisClient, live: RedisTier, database: PostgresDatabase) -> None:
+        self._client = client
+        self._live = live
+        self._searching = RedisSearch(client, live)
+        self._database = database
+
+    async def away(self) -> list[Part]:
+        """As `Backend.away`."""
+        parts: list[Part] = []
+        looks: list[tuple[Part, Awaitable[object]]] = [
+            ("live", self._client.ask_all([("PING",)])),
+            ("archive", self.look_at_archive()),
+        ]
+        outcomes = await asyncio.gather(*(look for _, look in looks), return_exceptions=True)
+        for (part, _), outcome in zip(looks, outcomes, strict=True):
+            if isinstance(outcome, Unavailable):
+                parts.append(part)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+        return parts
+
+    async def page(self, query: PageQuery) -> Page:
+        """As `Backend.page`."""
+        live = await self._live.page(query)
+        if not query.include_archived:
+            return Page([(header, False) for header in live])
+        try:
+            ended = await self._database.view(lambda connection: archive.page(connection, query))
+        except Unavailable:
+            return Page([(header, False) for header in live], is_partial=True)
+        ended = await self._without_copies(ended, query)
+        # One that was resumed between the two looks shows in a third.
+        seen = {header.id for header in live}
+        live += [header for header in await self._live.page(query) if header.id not in seen]
+        return Page(merge_pages(live, ended, query.limit))
+
+    async def search(self, query: PageQuery) -> Found:
+        """As `Backend.search`."""
+        if not query.include_archived:
+            return await self._searching.search(query)
+        # An archive that stands still is found out soon; what is to be indexed may take longer. Not between the looks,
+        # which are to follow each other closely.
+        is_archive_there = await self._is_archive_there()
+        found = await self._searching.search(query)
+        if not is_archive_there:
+            found.is_partial = True
+            return found
+        try:
+            ended, found.not_indexed = await self._database.maintain(partial(_search_ended, query=query))
+        except Unavailable:
+            found.is_partial = True
+            return found
+        ended = await self._without_copies(ended, query)
+        # One that was resumed between the two looks shows in a third.
+        found = await self._searching.search_again(query, found)
+        found.rows = merge_pages([header for header, _ in found.rows], ended, query.limit)
+        if found.searched_to is not None:
+            found.rows = rows_down_to(found.rows, found.searched_to)
+        return found
+
+    async def look_at_archive(self) -> None:
+        """See whether PostgreSQL answers within two seconds; raises `Unavailable`."""
+        await self._database.view(lambda connection: connection.execute(select(1)).one())
+
+    async def _is_archive_there(self) -> bool:
+        try:
+            await self.look_at_archive()
+        except Unavailable:
+            return False
+        return True
+
+    async def _without_copies(self, ended: list[Header], query: PageQuery) -> list[Header]:
+        """Without those that were given to the caller and have become live: the live listing has what it may see."""
+        given = [] if query.given_to is None else [each.id for each in ended if each.user_id != query.given_to]
+        live = await self._live.are_live(given)
+        return [header for header in ended if header.id not in live]
+
+
+def _search_ended(connection: Connection, query: PageQuery) -> tuple[list[Header], bool]:
+    is_more = indexing.index_archived(connection)
+    return archive.page(connection, query), is_more
