@@ -5,6 +5,7 @@ python benchmarks/bare_server.py 127.0.0.1 8123
 """
 
 import sys
+from collections.abc import Awaitable, Callable
 
 from mcp.server import MCPServer
 from pydantic import BaseModel
@@ -32,13 +33,18 @@ class Info(BaseModel):
     recent_queries: list[dict[str, str]] = []
 
 
-def build() -> MCPServer[None]:
-    """The server."""
+async def nothing(_session_id: str) -> None:
+    """What is behind the tool, by default."""
+
+
+def build(behind: Callable[[str], Awaitable[object]] = nothing) -> MCPServer[None]:
+    """The server, whose tool waits for what is behind it."""
     server = MCPServer[None]("bare")
 
     @server.tool(name="get-session-info")
     async def info(sessionId: str) -> Info:  # noqa: N803 - as the protocol has it
         """How a session stands."""
+        await behind(sessionId)
         return Info(session_id=sessionId)
 
     return server

@@ -9,6 +9,7 @@ import tempfile
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from mcp.client import Client
@@ -19,11 +20,13 @@ from benchmarks import bare_server
 from benchmarks.engines import Engines
 from benchmarks.timing import OURS, Batch, Comparison, calls_of, in_turn
 from fiml.core import clock
+from fiml.mcp.results import RECENT_QUERIES
 from fiml.mcp.server import build_server
 from fiml.runtime import open_runtime
 from tests.support.http_server import http_server
 
 BARE = "bare tool"
+BARE_READ = "bare tool around the same read"
 BARE_START = "bare server"
 TOOL = "get-session-info"
 BARE_FILE = Path(bare_server.__file__)
@@ -59,7 +62,10 @@ async def in_memory(engines: Engines, folder: Path) -> Comparison:
         runtime = await stack.enter_async_context(open_runtime(engines.settings))
         ours = await stack.enter_async_context(Client(build_server(runtime)))
         bare = await stack.enter_async_context(Client(bare_server.build()))
-        return await compared(engines, "MCP call in memory, over Valkey and PostgreSQL", ours, bare)
+        read = partial(engines.store.get_session, recent_queries=RECENT_QUERIES)
+        reading = await stack.enter_async_context(Client(bare_server.build(read)))
+        others = {BARE: bare, BARE_READ: reading}
+        return await compared(engines, "MCP call in memory, over Valkey and PostgreSQL", ours, others)
 
 
 async def on_stdio(engines: Engines, folder: Path) -> Comparison:
@@ -68,7 +74,7 @@ async def on_stdio(engines: Engines, folder: Path) -> Comparison:
     bare = StdioServerParameters(command=sys.executable, args=[str(BARE_FILE)], env=variables)
     with (folder / "stdio.log").open("a") as log:
         async with Client(stdio_client(ours, errlog=log)) as one, Client(stdio_client(bare, errlog=log)) as other:
-            return await compared(engines, "MCP call on stdio, over the embedded file", one, other)
+            return await compared(engines, "MCP call on stdio, over the embedded file", one, {BARE: other})
 
 
 async def on_http(engines: Engines, folder: Path, *, over: str = "the embedded file") -> Comparison:
@@ -78,17 +84,18 @@ async def on_http(engines: Engines, folder: Path, *, over: str = "the embedded f
         url = await stack.enter_async_context(_bare_http())
         ours = await stack.enter_async_context(Client(streamable_http_client(f"{server.url}/mcp")))
         bare = await stack.enter_async_context(Client(streamable_http_client(f"{url}/mcp")))
-        return await compared(engines, f"MCP call on HTTP, over {over}", ours, bare)
+        return await compared(engines, f"MCP call on HTTP, over {over}", ours, {BARE: bare})
 
 
-async def compared(engines: Engines, operation: str, ours: Client, bare: Client) -> Comparison:
-    """`get-session-info` of a session without queries, and the bare tool of its shape."""
+async def compared(engines: Engines, operation: str, ours: Client, others: dict[str, Client]) -> Comparison:
+    """`get-session-info` of a session without queries, and bare tools of its shape."""
     made = await ours.call_tool("create-analysis-session", {"assets": ["AAPL", "MSFT"], "sessionType": "equity"})
     assert made.structured_content is not None
     session_id = str(made.structured_content["session_id"])
-    ways = {OURS: _calls(ours, session_id), BARE: _calls(bare, session_id)}
+    ways = {name: _calls(client, session_id) for name, client in {OURS: ours, **others}.items()}
     measured = await in_turn(ways, rounds=engines.plan.rounds, calls=engines.plan.calls)
-    return Comparison(operation, measured, BARE, 1.5)
+    note = "the read alone is what any tool over the store takes" if BARE_READ in others else ""
+    return Comparison(operation, measured, BARE, 1.5, note)
 
 
 def _calls(client: Client, session_id: str) -> Batch:
