@@ -1,13 +1,18 @@
 """A session in use near its end lives on, where the setting says so."""
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
+from fiml.core.config import Settings
 from fiml.core.errors import SessionExpired
 from fiml.sessions.models import QueryRecord
 from fiml.sessions.smart_ttl import METADATA_KEY
+from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
 from fiml.testing.conformance.suite import OpenStore, existing
 
@@ -116,3 +121,20 @@ async def test_the_object_that_was_written_knows_its_new_version_and_expiry(
 
     assert merged.state.context == {"a": 1, "b": 2}
     assert session.expires_at == merged.expires_at == session.created_at + timedelta(hours=23 + 12)
+
+
+async def test_a_query_is_recorded_where_what_the_metadata_say_is_damaged(tmp_path: Path, clock: FrozenClock) -> None:
+    async with SessionStore(Settings(data_dir=tmp_path, session_smart_ttl=True)) as store:
+        session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
+        clock.advance(hours=23)
+        await store.record_query(session.id, QueryRecord("price"))
+        with closing(sqlite3.connect(tmp_path / "fiml.db")) as connection:
+            connection.execute("UPDATE active_entries SET value = '{' WHERE key = ?", [METADATA_KEY])
+            connection.commit()
+        clock.advance(hours=11)
+
+        totals = await store.record_query(session.id, QueryRecord("price"))
+        [found] = await store.list_user_sessions(None)
+
+    assert totals.total_queries == 2
+    assert found.expires_at == session.created_at + timedelta(hours=23 + 12)

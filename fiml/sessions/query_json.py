@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from uuid import UUID
 
 import msgspec
 
+from fiml.core import clock
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions import sealed, values
-from fiml.sessions.queries import QueryRecord, market_moment_to_iso
+from fiml.sessions.queries import QueryRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,62 +61,27 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
     return EncodedQuery(query, text)
 
 
-class _Written(msgspec.Struct, gc=False, omit_defaults=True):
-    """A query as it is written, with what is JSON already."""
-
-    id: UUID
-    query_type: str
-    parameters: msgspec.Raw
-    result_summary: msgspec.Raw
-    execution_time_ms: msgspec.Raw
-    cache_hit: bool
-    timestamp: datetime
-    provider: str | None = None
-    as_of: date | None = None
-    known_at: datetime | None = None
-    currency: str | None = None
-    adjustment: str | None = None
-    layer: str | None = None
-    error: str | None = None
-    figures: msgspec.Raw | None = None
-
-
-def _as_base(value: object) -> str:
-    """What is of a subclass, which msgspec doesn't know."""
-    if isinstance(value, date):
-        return market_moment_to_iso(value)
-    if isinstance(value, str):
-        return str.__str__(value)
-    raise TypeError(f"{type(value).__name__} is no part of a query")
-
-
-_ENCODER = msgspec.json.Encoder(enc_hook=_as_base)
+# What was checked to be text may be of a subclass, which msgspec doesn't know.
+_ENCODER = msgspec.json.Encoder(enc_hook=str.__str__)
 
 
 def query_text(query: QueryRecord, *, parameters: str, result_summary: str, figures: str | None) -> str:
     """The JSON of a query that was checked, with these texts in their places."""
-    written = _Written(
-        query.id,
-        query.query_type,
-        msgspec.Raw(parameters),
-        msgspec.Raw(result_summary),
-        msgspec.Raw(values.to_json(query.execution_time_ms, "query.execution_time_ms")),
-        query.cache_hit,
-        _in_utc(query.timestamp),
-        query.provider,
-        _in_utc(query.as_of) if isinstance(query.as_of, datetime) else query.as_of,
-        None if query.known_at is None else _in_utc(query.known_at),
-        query.currency,
-        query.adjustment,
-        query.layer,
-        query.error,
-        None if figures is None else msgspec.Raw(figures),
-    )
-    return _ENCODER.encode(written).decode()
-
-
-def _in_utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    duration = values.to_json(query.execution_time_ms, "query.execution_time_ms")
+    members = {
+        "id": query.id,
+        "query_type": query.query_type,
+        "parameters": msgspec.Raw(parameters),
+        "result_summary": msgspec.Raw(result_summary),
+        "execution_time_ms": msgspec.Raw(duration),
+        "cache_hit": query.cache_hit,
+        "timestamp": clock.to_iso(query.timestamp),
+        **query.origin(),
+    }
+    members.pop("figures", None)
+    if figures is not None:
+        members["figures"] = msgspec.Raw(figures)
+    return _ENCODER.encode(members).decode()
 
 
 def encode_again(query: QueryRecord) -> EncodedQuery:
