@@ -1,10 +1,14 @@
-"""What waits for the disk in the embedded file, and what doesn't."""
+"""What waits for the disk in the embedded file, and what doesn't; what becomes of a call that is given up."""
 
+import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from fiml.core.config import Synchronous
 from fiml.db.sqlite_file import SqliteFile
@@ -24,23 +28,106 @@ def level(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA synchronous").fetchone()[0])
 
 
-def refuse(connection: sqlite3.Connection) -> None:
+def enter(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT INTO active_trail (session_id, entry) VALUES ('0', '[]')")
-    raise ValueError("on purpose")
+
+
+def rows_of_the_trail(connection: sqlite3.Connection) -> list[object]:
+    return connection.execute("SELECT * FROM active_trail").fetchall()
+
+
+def refuse(connection: sqlite3.Connection) -> None:
+    enter(connection)
+    connection.execute("INSERT INTO active_trail (session_id, entry) VALUES (NULL, NULL)")
 
 
 async def test_a_note_does_not_wait_for_the_disk_and_a_write_does(
     file: SqliteFile, request: pytest.FixtureRequest
 ) -> None:
     full = LEVELS[request.node.callspec.params["file"]]
+    noted: list[int] = []
 
-    assert await file.read_and_note(level) == min(full, LEVELS[Synchronous.NORMAL])
+    await file.read_and_note(level, lambda connection: noted.append(level(connection)), about=1)
+    assert await file.read(level) == full
+    assert noted == [min(full, LEVELS[Synchronous.NORMAL])]
     assert await file.write(level) == full
 
 
-async def test_a_note_that_fails_leaves_nothing_behind(file: SqliteFile, request: pytest.FixtureRequest) -> None:
-    with pytest.raises(ValueError, match="on purpose"):
-        await file.read_and_note(refuse)
+async def test_of_several_notes_about_one_thing_the_last_is_written(file: SqliteFile) -> None:
+    noted: list[str] = []
+    for about, name in ((1, "first"), (2, "of another"), (1, "second")):
+        await file.read_and_note(level, lambda _, name=name: noted.append(name), about=about)  # type: ignore[misc]
+    await file.read(level)
+    assert noted == ["second", "of another"]
 
-    assert await file.write(level) == LEVELS[request.node.callspec.params["file"]]
-    assert await file.read(lambda connection: connection.execute("SELECT * FROM active_trail").fetchall()) == []
+
+async def test_nothing_is_noted_of_what_was_not_found(file: SqliteFile) -> None:
+    noted: list[int] = []
+    await file.read_and_note(lambda _: None, lambda _: noted.append(1), about=1)
+    await file.read(level)
+    assert noted == []
+
+
+async def test_a_note_that_the_file_refuses_is_told_of_and_no_reader_hears_of_it(file: SqliteFile) -> None:
+    await file.read_and_note(level, refuse, about=1)
+    with capture_logs() as logs:
+        assert await file.read(rows_of_the_trail) == []
+        assert await file.read(rows_of_the_trail) == []
+    assert [(line["event"], line["count"]) for line in logs] == [("notes_lost", 1)]
+
+
+async def test_a_note_that_can_not_be_written_is_kept_and_told_of_at_the_end(file: SqliteFile) -> None:
+    with closing(sqlite3.connect(file.path, isolation_level=None)) as other, capture_logs() as logs:
+        other.execute("BEGIN IMMEDIATE")
+        await file.read_and_note(level, enter, about=1)
+        for _ in range(2):
+            assert await file.read(rows_of_the_trail) == []
+        assert logs == []
+        await file.close()
+    assert [(line["event"], line["count"]) for line in logs] == [("notes_lost", 1)]
+
+
+async def test_a_call_that_was_given_up_while_it_waited_is_not_made(file: SqliteFile) -> None:
+    is_begun, goes_on = threading.Event(), threading.Event()
+
+    def hold_up(_connection: sqlite3.Connection) -> None:
+        is_begun.set()
+        goes_on.wait(10)
+
+    held_up = asyncio.create_task(file.write(hold_up))
+    given_up = asyncio.create_task(file.write(enter))
+    made = asyncio.create_task(file.write(enter))
+    await asyncio.to_thread(is_begun.wait, 10)
+    given_up.cancel()
+    goes_on.set()
+    await asyncio.gather(held_up, made)
+    assert len(await file.read(rows_of_the_trail)) == 1
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+
+
+async def test_a_call_that_was_given_up_while_it_was_made_is_made(file: SqliteFile) -> None:
+    is_begun, goes_on = threading.Event(), threading.Event()
+
+    def enter_slowly(connection: sqlite3.Connection) -> None:
+        is_begun.set()
+        goes_on.wait(10)
+        enter(connection)
+
+    call = asyncio.create_task(file.write(enter_slowly))
+    await asyncio.to_thread(is_begun.wait, 10)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    goes_on.set()
+    assert len(await file.read(rows_of_the_trail)) == 1
+
+
+async def test_a_write_that_fails_leaves_nothing_behind(file: SqliteFile) -> None:
+    def fail(connection: sqlite3.Connection) -> None:
+        enter(connection)
+        raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        await file.write(fail)
+    assert await file.read(rows_of_the_trail) == []

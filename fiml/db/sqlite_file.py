@@ -2,26 +2,32 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
 
+import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from fiml.core.config import Synchronous
-from fiml.core.errors import CorruptRecord, Misconfigured, RecordRefused, Unavailable
+from fiml.core.errors import CorruptRecord, FimlError, Misconfigured, RecordRefused, Unavailable
 from fiml.core.observe import Timed, observed_call
 from fiml.db import kept_copies, schema
-from fiml.db.engines import SQLITE_BEGIN, sqlite_engine
+from fiml.db.engines import BUSY_TIMEOUT_S, SQLITE_BEGIN, sqlite_engine
 
 Result = TypeVar("Result")
+Note = Callable[[sqlite3.Connection], object]
 
 # What was sent is at fault, and will be at any time.
 _REFUSAL = ("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")
+
+_NOTES_WITHIN_S = 0.1
+
+_log = structlog.get_logger()
 
 
 class SqliteFile:
@@ -37,6 +43,8 @@ class SqliteFile:
         self._engine = sqlite_engine(path, synchronous)
         self._thread: ThreadPoolExecutor | None = None
         self._connection: Connection | None = None
+        self._notes: dict[Hashable, Note] = {}  # the thread's
+        self._noting: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """Open the file, created with its folder and schema where it is missing.
@@ -53,6 +61,9 @@ class SqliteFile:
 
     async def close(self) -> None:
         """Close the file after the calls under way. Closing twice is harmless."""
+        if self._noting is not None:
+            self._noting.cancel()
+            self._noting = None
         if self._thread is not None:
             await self._hop(self._close)
             self._thread.shutdown()
@@ -62,17 +73,43 @@ class SqliteFile:
         """Run a function in a transaction that writes; when it raises, nothing was written."""
         return await self._hop(lambda: self._in_transaction(function, "BEGIN IMMEDIATE"))
 
-    async def read_and_note(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
-        """As `write`, for a note that a power cut may take: it doesn't wait for the disk.
+    async def read_and_note(
+        self, function: Callable[[sqlite3.Connection], Result | None], note: Note, *, about: Hashable
+    ) -> Result | None:
+        """As `read`; where that finds something, `note` writes about it when the answer is long on its way.
+
+        So reading writes nothing, and waits neither for the disk nor for another process that writes. The notes of a
+        tenth of a second are written together, the last about each thing, and before that as soon as anything but
+        reading and writing of single sessions is done with this file. A note that can't be written is kept for the
+        next time. A crash may take it.
 
         SQLite's log has the transactions in their order, and who waits for the disk waits for all that are before: what
-        was written so stays, and never depends on a note that may go.
+        is written for good never depends on a note that may go.
         """
-        return await self._hop(lambda: self._without_waiting(function))
+
+        def read() -> Result | None:
+            result = self._in_transaction(function, "BEGIN")
+            if result is not None:
+                self._notes[about] = note
+            return result
+
+        result = await self._hop(read)
+        if self._noting is None:
+            self._noting = asyncio.get_running_loop().call_later(_NOTES_WITHIN_S, self._note)
+        return result
 
     async def read(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
-        """Run a function on one consistent view of the file."""
-        return await self._hop(lambda: self._in_transaction(function, "BEGIN"))
+        """Run a function on one consistent view of the file; it waits for nobody who writes."""
+
+        def read() -> Result:
+            self._write_notes()
+            return self._in_transaction(function, "BEGIN")
+
+        return await self._hop(read)
+
+    async def view(self, function: Callable[[Connection], Result]) -> Result:
+        """As `read`, in a transaction of SQLAlchemy's."""
+        return await self._hop(lambda: self._in_sqlalchemy(function, "BEGIN"))
 
     async def transact(self, function: Callable[[Connection], Result]) -> Result:
         """Run a function in a transaction of SQLAlchemy's; `driver` gives the driver's connection in it."""
@@ -81,10 +118,6 @@ class SqliteFile:
     async def maintain(self, function: Callable[[Connection], Result]) -> Result:
         """As `transact`: a file is never away."""
         return await self.transact(function)
-
-    async def view(self, function: Callable[[Connection], Result]) -> Result:
-        """Run a function that only reads, as `transact`; it waits for nobody who writes."""
-        return await self._hop(lambda: self._in_sqlalchemy(function, "BEGIN"))
 
     async def erase_traces(self, user_id: str, held: Collection[UUID]) -> list[str]:
         """Leave nothing of deleted rows in the file, and nothing of a user in its kept copies; which had something."""
@@ -119,6 +152,9 @@ class SqliteFile:
             raise Misconfigured(f"the folder {self.path.parent} can't be made ({exc}); set FIML_DATA_DIR") from exc
         with translated(self.path):
             self._connection = self._engine.connect()
+            # Most often there is nothing to do, and so nobody to wait for.
+            if self._in_sqlalchemy(schema.revision, "BEGIN") == schema.REVISIONS[-1]:
+                return
             # Its own transaction holds the lock of those who write: nothing comes between the copy and the upgrade.
             with self._connection.begin():
                 found = schema.revision(self._connection)
@@ -135,6 +171,9 @@ class SqliteFile:
 
     def _close(self) -> None:
         if self._connection is not None:
+            self._write_notes()
+            if self._notes:
+                self._lose_notes("the file can't be written")
             self._connection.close()
             self._connection = None
         self._engine.dispose()
@@ -152,17 +191,39 @@ class SqliteFile:
                 raise
             return result
 
-    def _without_waiting(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
-        if self._synchronous is not Synchronous.FULL:
-            return self._in_transaction(function, "BEGIN IMMEDIATE")
-        connection = driver(self._opened)
-        connection.execute(f"PRAGMA synchronous={Synchronous.NORMAL}")
+    def _note(self) -> None:
+        self._noting = None
+        if self._thread is not None:
+            # A failure that is none of fiml's is logged.
+            self._thread.submit(self._write_notes).add_done_callback(lambda done: done.result())
+
+    def _write_notes(self) -> None:
+        if not self._notes or self._connection is None:
+            return
+        connection = driver(self._connection)
+        connection.execute("PRAGMA busy_timeout=0")
+        if self._synchronous is Synchronous.FULL:
+            connection.execute(f"PRAGMA synchronous={Synchronous.NORMAL}")
         try:
-            return self._in_transaction(function, "BEGIN IMMEDIATE")
+            self._in_transaction(self._write_all_notes, "BEGIN IMMEDIATE")
+        except Unavailable:
+            return  # the file is in use, or the disk is full
+        except FimlError as exc:
+            self._lose_notes(str(exc))
         finally:
-            connection.execute(f"PRAGMA synchronous={Synchronous.FULL}")
+            connection.execute(f"PRAGMA synchronous={self._synchronous}")
+            connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
+        self._notes.clear()
+
+    def _lose_notes(self, problem: str) -> None:
+        _log.warning("notes_lost", file=str(self.path), count=len(self._notes), problem=problem)
+
+    def _write_all_notes(self, connection: sqlite3.Connection) -> None:
+        for note in self._notes.values():
+            note(connection)
 
     def _in_sqlalchemy(self, function: Callable[[Connection], Result], begin: str = "BEGIN IMMEDIATE") -> Result:
+        self._write_notes()
         connection = self._opened.execution_options(**{SQLITE_BEGIN: begin})
         with translated(self.path), connection.begin():
             return function(connection)

@@ -13,6 +13,11 @@ from fiml.sessions.backends import archive, sqlite_rows, sqlite_words, words
 AT_ONCE = 500
 
 
+def is_behind(connection: Connection) -> bool:
+    """Whether a search would miss what changed."""
+    return connection.scalar(select(search_pending.c.session_id).limit(1)) is not None
+
+
 def index_archived(connection: Connection) -> bool:
     """Let a search on PostgreSQL find some more of the sessions that an older version archived; whether more are left.
 

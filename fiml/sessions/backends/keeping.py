@@ -28,8 +28,9 @@ class Keeping:
         Unavailable: from every method, when the database is away.
     """
 
-    def __init__(self, transact: Transact, maintain: Transact) -> None:
+    def __init__(self, *, transact: Transact, view: Transact, maintain: Transact) -> None:
         self._transact = transact
+        self._view = view
         self._maintain = maintain
 
     async def hold(self, session_id: UUID, *, reason: str, now: datetime) -> bool:
@@ -42,15 +43,13 @@ class Keeping:
 
     async def hold_reason(self, session_id: UUID) -> str | None:
         """Why a session is held; `None` where it isn't."""
-        return await self._transact(lambda connection: holds.reason_of(connection, session_id))
+        return await self._view(lambda connection: holds.reason_of(connection, session_id))
 
     async def quarantined(
         self, *, limit: int, owner: str | None, after: QuarantinedSession | None
     ) -> list[QuarantinedSession]:
         """A page of the sessions in quarantine, the longest there first."""
-        return await self._transact(
-            lambda connection: quarantine.page(connection, limit=limit, owner=owner, after=after)
-        )
+        return await self._view(lambda connection: quarantine.page(connection, limit=limit, owner=owner, after=after))
 
     async def dump(self, session_id: UUID, *, owner: str | None) -> tuple[QuarantinedSession, Dump] | None:
         """A session in quarantine, with its bytes."""
@@ -60,7 +59,7 @@ class Keeping:
             dump = quarantine.fetch_dump(connection, session_id)
             return None if found is None or dump is None else (found, dump)
 
-        return await self._transact(fetch)
+        return await self._view(fetch)
 
     async def delete_old(
         self, before: datetime, *, at_most: int, after: Position | None

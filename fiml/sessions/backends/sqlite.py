@@ -47,7 +47,7 @@ class SqliteBackend:
     def __init__(self, file: SqliteFile, synchronous: Synchronous) -> None:
         self._file = file
         self._engine = async_sqlite_engine(file.path, synchronous)
-        self.keeping = Keeping(file.transact, file.maintain)
+        self.keeping = Keeping(transact=file.transact, view=file.view, maintain=file.maintain)
         self.session_maker = async_sessionmaker[AsyncSession](self._engine)
 
     async def open(self) -> None:
@@ -68,13 +68,16 @@ class SqliteBackend:
             if header is None:
                 return None
             if now < header.expires_at:
-                rows.touch(connection, header, now)
+                header.last_accessed_at = max(header.last_accessed_at, now)
             return rows.select_record(connection, header, recent)
 
-        return await self._file.read_and_note(read)
+        def note(connection: sqlite3.Connection) -> None:
+            rows.note_access(connection, session_id, now)
+
+        return await self._file.read_and_note(read, note, about=session_id)
 
     async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
-        return await self._file.transact(lambda connection: at_rest.fetch(connection, session_id, caller))
+        return await self._file.view(lambda connection: at_rest.fetch(connection, session_id, caller))
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         def write(connection: sqlite3.Connection) -> Header | None:
@@ -196,21 +199,21 @@ class SqliteBackend:
             at_rest.demand_of(ended, caller, Right.OWN)
             return ended.header.grants, ended.trail
 
-        return await self._file.transact(view)
+        return await self._file.view(view)
 
     async def given_ids(self, user_id: str) -> set[UUID]:
         def given(connection: Connection) -> set[UUID]:
             live = rows.select_given_ids(driver(connection), user_id)
             return live | archived_grants.given_ids(connection, user_id)
 
-        return await self._file.transact(given)
+        return await self._file.view(given)
 
     async def exists(self, session_id: UUID, *, needs: Right = Right.OWN, caller: Caller = ANYBODY) -> bool:
         def find(connection: Connection) -> bool:
             is_live = rows.select_version(driver(connection), session_id, caller, needs) is not None
             return is_live or at_rest.find_version(connection, session_id, caller, needs) is not None
 
-        return await self._file.transact(find)
+        return await self._file.view(find)
 
     async def retry(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         return await self._file.transact(
@@ -220,7 +223,7 @@ class SqliteBackend:
         )
 
     async def ids_of(self, user_id: str) -> set[UUID]:
-        return await self._file.transact(
+        return await self._file.view(
             lambda connection: rows.select_ids(driver(connection), user_id) | at_rest.ids_of(connection, user_id)
         )
 
@@ -245,7 +248,7 @@ class SqliteBackend:
             return rows.select_ids_after(driver(connection), after, rewriting.AT_ONCE)
 
         for find in (live, rewriting.archived_ids):
-            async for ids in rewriting.in_batches(self._file.transact, find):
+            async for ids in rewriting.in_batches(self._file.view, find):
                 yield ids
 
     async def rewrite(self, session_id: UUID, rewrite: rewriting.Rewriting) -> bool:
@@ -271,18 +274,25 @@ class SqliteBackend:
             return Page(merge_pages(live, archive.page(connection, query), query.limit))
 
         if query.include_archived:
-            return await self._file.transact(both)
+            return await self._file.view(both)
         live = await self._file.read(lambda connection: rows.select_page(connection, query))
         return Page([(header, False) for header in live])
 
     async def search(self, query: PageQuery) -> Found:
-        def both(connection: Connection) -> Found:
-            is_more = indexing.index_file(connection)
+        def find(connection: Connection, *, not_indexed: bool) -> Found:
             live = rows.select_page(driver(connection), query)
             ended = archive.page(connection, query) if query.include_archived else []
-            return Found(merge_pages(live, ended, query.limit), not_indexed=is_more)
+            return Found(merge_pages(live, ended, query.limit), not_indexed=not_indexed)
 
-        return await self._file.transact(both)
+        def find_indexed(connection: Connection) -> Found | None:
+            return None if indexing.is_behind(connection) else find(connection, not_indexed=False)
+
+        # Indexing waits for others who write; a search that finds nothing to index doesn't.
+        def index_and_find(connection: Connection) -> Found:
+            return find(connection, not_indexed=indexing.index_file(connection))
+
+        found = await self._file.view(find_indexed)
+        return await self._file.transact(index_and_find) if found is None else found
 
 
 def _refuse_if_stale(header: Header, rules: WriteRules) -> None:

@@ -66,7 +66,7 @@ class TieredBackend:
         self._looks = TieredLooks(client, self._live, database)
         self._sharing = RedisSharing(client, self._live)
         self._database = database
-        self.keeping = Keeping(database.transact, database.maintain)
+        self.keeping = Keeping(transact=database.transact, view=database.view, maintain=database.maintain)
         self.session_maker = async_sessionmaker[AsyncSession](database.engine)
 
     async def open(self) -> None:

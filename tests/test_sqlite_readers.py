@@ -1,0 +1,151 @@
+"""Who reads the embedded file waits for nobody who writes to it, and the access is noted when it can be."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from fiml.core.config import Settings
+from fiml.sessions.models import Session
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock, make_query
+from fiml.testing.conformance.suite import existing
+
+OWNER = "ann"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return Settings(data_dir=tmp_path).embedded_file
+
+
+@pytest.fixture
+async def store(clock: FrozenClock, tmp_path: Path) -> AsyncIterator[SessionStore]:
+    async with SessionStore(Settings(data_dir=tmp_path)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def live(store: SessionStore) -> Session:
+    return await made(store)
+
+
+@pytest.fixture
+async def ended(store: SessionStore) -> Session:
+    created = await made(store)
+    assert await store.archive_session(created.id)
+    return created
+
+
+async def made(store: SessionStore) -> Session:
+    created = await store.create_session(["AAPL"], "equity", user_id=OWNER)
+    await store.record_query(created.id, make_query("one"), context={"said": "before"})
+    return created
+
+
+@contextmanager
+def written_to(file: Path) -> Iterator[None]:
+    """Another connection has the file in hand."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("UPDATE active_sessions SET title = 'never committed'")
+        yield
+        other.execute("ROLLBACK")
+
+
+def noted_access(file: Path, session_id: UUID) -> int:
+    """The last access as the file has it, in microseconds."""
+    with closing(sqlite3.connect(file)) as other:
+        [moment] = other.execute(
+            "SELECT last_accessed_at FROM active_sessions WHERE id = ?", (session_id.hex,)
+        ).fetchone()
+    return int(moment)
+
+
+async def test_every_reading_verb_answers_while_another_process_writes(
+    store: SessionStore, file: Path, live: Session, ended: Session
+) -> None:
+    await store.search_sessions(OWNER, "one")  # what changed is indexed by the next search
+    with written_to(file):
+        async with asyncio.timeout(10):
+            assert {found.id for found in await store.search_sessions(OWNER, "one")} == {live.id, ended.id}
+            assert (await existing(store, live.id)).state.context == {"said": "before"}
+            assert (await existing(store, ended.id)).is_archived
+            assert await store.get_session(UUID(int=1)) is None
+            assert [line.id for line in await store.list_user_sessions(OWNER)] == [live.id]
+            assert {line.id for line in await store.list_user_sessions(OWNER, include_archived=True)} == {
+                live.id,
+                ended.id,
+            }
+            assert (await store.pack_context(live.id)).total_queries == 1
+            for session in (live, ended):
+                assert await store.list_shares(session.id) == []
+                assert await store.get_audit_trail(session.id)
+                assert await store.get_hold(session.id) is None
+            assert list(await store.list_quarantine()) == []
+            assert (await store.figures()).live == 1
+
+
+async def test_a_store_opens_while_another_process_writes(store: SessionStore, file: Path, live: Session) -> None:
+    with written_to(file):
+        async with asyncio.timeout(10), SessionStore(store.settings) as second:
+            assert (await existing(second, live.id)).title is None
+
+
+async def test_an_access_is_noted_without_a_further_call(
+    store: SessionStore, file: Path, live: Session, clock: FrozenClock
+) -> None:
+    before = noted_access(file, live.id)
+    clock.advance(minutes=1)
+    assert (await existing(store, live.id)).last_accessed_at == clock.now()
+
+    async with asyncio.timeout(10):
+        while noted_access(file, live.id) == before:  # noqa: ASYNC110 - another connection sees it
+            await asyncio.sleep(0.01)
+    assert noted_access(file, live.id) == before + 60_000_000
+
+
+async def test_an_access_that_could_not_be_noted_is_noted_later(
+    store: SessionStore, file: Path, live: Session, clock: FrozenClock
+) -> None:
+    clock.advance(minutes=1)
+    with written_to(file):
+        read = await existing(store, live.id)
+        await store.list_user_sessions(OWNER)  # it would note it first
+
+    [line] = await store.list_user_sessions(OWNER)
+    assert line.last_accessed_at == read.last_accessed_at == clock.now()
+
+
+async def test_an_access_is_noted_when_the_store_is_closed(
+    file: Path, tmp_path: Path, live: Session, clock: FrozenClock
+) -> None:
+    before = noted_access(file, live.id)
+    clock.advance(minutes=1)
+    async with SessionStore(Settings(data_dir=tmp_path)) as second:
+        await existing(second, live.id)
+    assert noted_access(file, live.id) == before + 60_000_000
+
+
+async def test_what_moves_to_the_archive_has_its_last_access(
+    store: SessionStore, live: Session, clock: FrozenClock
+) -> None:
+    clock.advance(minutes=1)
+    await existing(store, live.id)
+    accessed = clock.now()
+    clock.advance(minutes=1)
+    assert await store.archive_session(live.id)
+    assert (await existing(store, live.id)).last_accessed_at == accessed
+
+
+async def test_a_late_note_moves_nothing_back(store: SessionStore, live: Session, clock: FrozenClock) -> None:
+    clock.advance(minutes=1)
+    await existing(store, live.id)
+    clock.advance(minutes=1)
+    await store.record_query(live.id, make_query("two"))  # before the note
+    [line] = await store.list_user_sessions(OWNER)
+    assert line.last_accessed_at == clock.now()
