@@ -14,10 +14,10 @@ from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from benchmarks.engines import Engines, looked_up
-from benchmarks.live import add_sessions
+from benchmarks.live import AFTER_FILLING, add_sessions
 from benchmarks.raw import RawSession
 from benchmarks.report import Facts
-from benchmarks.timing import Batch, Call, calls_of, figure_of, in_turn
+from benchmarks.timing import Call, calls_of, figure_of, in_lockstep
 from fiml.core import clock
 from tests.support.http_server import http_server
 
@@ -31,29 +31,33 @@ async def curves(engines: Engines) -> list[Facts]:
 
 
 async def histories(engines: Engines) -> Facts:
-    """Short calls against the history: all of them in turn with all lengths, so that nothing else differs."""
-    ways: dict[str, Batch] = {}
+    """Short calls against the history: one of each with each length in turn, so that nothing else differs."""
+    ways: dict[str, Call] = {}
     for history in engines.plan.histories:
         ways |= await _short_calls(engines, history)
-    measured = await in_turn(ways, rounds=engines.plan.rounds, calls=engines.plan.calls)
-    medians = iter(figure_of([ms for each in rounds for ms in each]).median for rounds in measured.values())
+    await in_lockstep(ways, times=AFTER_FILLING)
+    times = engines.plan.rounds * engines.plan.calls
+    measured = await in_lockstep(ways, times=times)
+    medians = iter(statistics.median(each) for each in measured.values())
     return Facts(
         "Short calls, by the history",
         ["queries in the history", "track, ms", "raw script, ms", "header and last 5, ms", "one PING, ms"],
         [[float(history), *islice(medians, 4)] for history in engines.plan.histories],
-        note=f"The history at the begin: each of {engines.plan.rounds} rounds adds {engines.plan.calls + 1} queries.",
+        note=f"The history at the begin: {times + AFTER_FILLING} queries come to each.",
     )
 
 
-async def _short_calls(engines: Engines, history: int) -> dict[str, Batch]:
+async def _short_calls(engines: Engines, history: int) -> dict[str, Call]:
     session, bare = await engines.session(history), await RawSession(engines.redis).fill(history)
+    queries = map(looked_up, itertools.count(history))
+    ready = list(islice(queries, engines.plan.rounds * engines.plan.calls + AFTER_FILLING))
     calls: list[Call] = [
-        lambda: engines.store.record_query(session.id, looked_up(0)),
+        lambda: engines.store.record_query(session.id, ready.pop()),
         bare.track,
         lambda: engines.store.get_session(session.id, recent_queries=5),
         engines.redis.ping,
     ]
-    return {f"{number} with {history}": calls_of(call) for number, call in enumerate(calls)}
+    return {f"{number} with {history}": call for number, call in enumerate(calls)}
 
 
 async def users(engines: Engines) -> Facts:

@@ -1,7 +1,6 @@
 """The embedded file: a tracked query beside one hop to a thread and one bare commit at the same synchronous level."""
 
 import asyncio
-import itertools
 import json
 import sqlite3
 import tempfile
@@ -30,7 +29,8 @@ async def embedded(engines: Engines) -> AsyncIterator[Comparison]:
 async def track(engines: Engines, folder: Path, level: Synchronous) -> Comparison:
     body = json.dumps(looked_up(1).to_dict())
     settings = Settings(data_dir=folder / level.value, sqlite_synchronous=level)
-    numbers = itertools.count()
+    plan = engines.plan
+    ready = [looked_up(number) for number in range(plan.rounds * (plan.calls + 1))]
     with closing(_bare_file(folder / f"bare-{level.value}.db", level)) as bare, ThreadPoolExecutor(1) as thread:
 
         async def hop() -> None:
@@ -39,11 +39,11 @@ async def track(engines: Engines, folder: Path, level: Synchronous) -> Compariso
         async with SessionStore(settings) as store:
             session = await store.create_session(["S1"], "equity")
             ways = {
-                OURS: calls_of(lambda: store.record_query(session.id, looked_up(next(numbers)))),
+                OURS: calls_of(lambda: store.record_query(session.id, ready.pop())),
                 HOP: calls_of(hop),
                 **(engines.peers.ways("track", SQLITE, history=1) if level is Synchronous.NORMAL else {}),
             }
-            measured = await in_turn(ways, rounds=engines.plan.rounds, calls=engines.plan.calls)
+            measured = await in_turn(ways, rounds=plan.rounds, calls=plan.calls)
     note = "the bare commit holds an insert and an update"
     return Comparison(f"track in the embedded file, synchronous {level.value}", measured, HOP, 1.5, note)
 

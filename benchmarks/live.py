@@ -44,12 +44,16 @@ async def create(engines: Engines) -> Comparison:
 
 
 async def track(engines: Engines, history: int) -> Comparison:
-    """A query appended; each round to a session of its own, which begins with the history."""
+    """A query appended; each round to a session of its own, which begins with the history.
+
+    All are given what they append: ours a record, the others its text.
+    """
 
     async def ours(calls: int) -> list[float]:
         session = await engines.session(history)
-        numbers = itertools.count(history)
-        tracks = calls_of(lambda: engines.store.record_query(session.id, looked_up(next(numbers))))
+        queries = map(looked_up, itertools.count(history))
+        ready = list(itertools.islice(queries, AFTER_FILLING + calls + 2))
+        tracks = calls_of(lambda: engines.store.record_query(session.id, ready.pop()))
         await tracks(AFTER_FILLING)
         return await tracks(calls)
 

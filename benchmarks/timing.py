@@ -89,3 +89,15 @@ async def in_turn(ways: Mapping[str, Batch], *, rounds: int, calls: int) -> dict
         for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
             measured[name].append(await ways[name](calls))
     return measured
+
+
+async def in_lockstep(ways: Mapping[str, Call], *, times: int) -> dict[str, list[float]]:
+    """What so many calls of each way took, one call of each after the other; every other time backwards.
+
+    Nothing but the ways themselves can make a difference of a few percent then, such as memory that was just in use.
+    """
+    measured: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(times):
+        for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
+            measured[name].append(await one_ms(ways[name]))
+    return measured
