@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fiml.core.config import Synchronous
+from fiml.db.engines import BUSY_TIMEOUT_S
 from fiml.db.sqlite_file import SqliteFile
 
 LEVELS = {Synchronous.OFF: 0, Synchronous.NORMAL: 1, Synchronous.FULL: 2}
@@ -131,3 +132,24 @@ async def test_a_write_that_fails_leaves_nothing_behind(file: SqliteFile) -> Non
     with pytest.raises(ValueError, match="on purpose"):
         await file.write(fail)
     assert await file.read(rows_of_the_trail) == []
+
+
+async def test_a_note_with_a_bug_is_logged_and_no_reader_hears_of_it(file: SqliteFile) -> None:
+    def fail(_connection: sqlite3.Connection) -> None:
+        raise ValueError("on purpose")
+
+    await file.read_and_note(level, fail, about=1)
+    with capture_logs() as logs:
+        assert await file.read(rows_of_the_trail) == []
+        assert await file.read(rows_of_the_trail) == []
+    assert [(line["event"], line["count"]) for line in logs] == [("notes_lost", 1)]
+
+
+async def test_what_is_changed_for_a_note_is_as_it_was_afterwards(
+    file: SqliteFile, request: pytest.FixtureRequest
+) -> None:
+    for note in (enter, refuse):
+        await file.read_and_note(level, note, about=1)
+        found = await file.read(lambda connection: connection.execute("PRAGMA busy_timeout").fetchone()[0])
+        assert found == BUSY_TIMEOUT_S * 1000
+        assert await file.write(level) == LEVELS[request.node.callspec.params["file"]]

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -66,6 +67,12 @@ def noted_access(file: Path, session_id: UUID) -> int:
     return int(moment)
 
 
+async def access_noted(file: Path, session_id: UUID, *, after: int) -> None:
+    async with asyncio.timeout(10):
+        while noted_access(file, session_id) == after:  # noqa: ASYNC110 - another connection sees it
+            await asyncio.sleep(0.01)
+
+
 async def test_every_reading_verb_answers_while_another_process_writes(
     store: SessionStore, file: Path, live: Session, ended: Session
 ) -> None:
@@ -103,9 +110,7 @@ async def test_an_access_is_noted_without_a_further_call(
     clock.advance(minutes=1)
     assert (await existing(store, live.id)).last_accessed_at == clock.now()
 
-    async with asyncio.timeout(10):
-        while noted_access(file, live.id) == before:  # noqa: ASYNC110 - another connection sees it
-            await asyncio.sleep(0.01)
+    await access_noted(file, live.id, after=before)
     assert noted_access(file, live.id) == before + 60_000_000
 
 
@@ -129,6 +134,56 @@ async def test_an_access_is_noted_when_the_store_is_closed(
     async with SessionStore(Settings(data_dir=tmp_path)) as second:
         await existing(second, live.id)
     assert noted_access(file, live.id) == before + 60_000_000
+
+
+async def test_an_access_that_met_a_lock_is_noted_without_a_further_call(
+    store: SessionStore, file: Path, live: Session, clock: FrozenClock
+) -> None:
+    before = noted_access(file, live.id)
+    clock.advance(minutes=1)
+    with written_to(file):
+        await existing(store, live.id)
+        await asyncio.sleep(0.3)  # a first try meets the lock
+    await access_noted(file, live.id, after=before)
+
+
+async def test_an_access_is_noted_where_the_store_is_never_closed(file: Path, tmp_path: Path) -> None:
+    code = f"""
+import asyncio
+from fiml.core.config import Settings
+from fiml.sessions.store import SessionStore
+
+async def main():
+    store = SessionStore(Settings(data_dir={str(tmp_path)!r}))
+    await store.initialize()
+    session = await store.create_session(["AAPL"], "equity")
+    await store.get_session(session.id)
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    assert await process.wait() == 0
+    with closing(sqlite3.connect(file)) as other:
+        [was_accessed] = other.execute("SELECT last_accessed_at > created_at FROM active_sessions").fetchone()
+    assert was_accessed
+
+
+async def test_many_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    code = f"""
+import asyncio
+from fiml.core.config import Settings
+from fiml.sessions.store import SessionStore
+
+async def main():
+    async with SessionStore(Settings(data_dir={str(tmp_path / "new")!r})) as store:
+        await store.create_session(["AAPL"], "equity")
+
+asyncio.run(main())
+"""
+    processes = [await asyncio.create_subprocess_exec(sys.executable, "-c", code) for _ in range(6)]
+    assert [await process.wait() for process in processes] == [0] * 6
+    async with SessionStore(Settings(data_dir=tmp_path / "new")) as store:
+        assert len(await store.list_user_sessions(None)) == 6
 
 
 async def test_what_moves_to_the_archive_has_its_last_access(

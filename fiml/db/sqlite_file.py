@@ -1,6 +1,7 @@
 """One SQLite file behind one thread: a call is one hop to the thread and back."""
 
 import asyncio
+import atexit
 import sqlite3
 from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from fiml.core.config import Synchronous
-from fiml.core.errors import CorruptRecord, FimlError, Misconfigured, RecordRefused, Unavailable
+from fiml.core.errors import CorruptRecord, Misconfigured, RecordRefused, Unavailable
 from fiml.core.observe import Timed, observed_call
 from fiml.db import kept_copies, schema
 from fiml.db.engines import BUSY_TIMEOUT_S, SQLITE_BEGIN, sqlite_engine
@@ -44,7 +45,7 @@ class SqliteFile:
         self._thread: ThreadPoolExecutor | None = None
         self._connection: Connection | None = None
         self._notes: dict[Hashable, Note] = {}  # the thread's
-        self._noting: asyncio.TimerHandle | None = None
+        self._noting: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Open the file, created with its folder and schema where it is missing.
@@ -58,12 +59,14 @@ class SqliteFile:
         except BaseException:
             await self.close()
             raise
+        atexit.register(self._write_notes)  # for who doesn't close it
 
     async def close(self) -> None:
         """Close the file after the calls under way. Closing twice is harmless."""
         if self._noting is not None:
             self._noting.cancel()
             self._noting = None
+        atexit.unregister(self._write_notes)
         if self._thread is not None:
             await self._hop(self._close)
             self._thread.shutdown()
@@ -80,8 +83,8 @@ class SqliteFile:
 
         So reading writes nothing, and waits neither for the disk nor for another process that writes. The notes of a
         tenth of a second are written together, the last about each thing, and before that as soon as anything but
-        reading and writing of single sessions is done with this file. A note that can't be written is kept for the
-        next time. A crash may take it.
+        reading and writing of single sessions is done with this file, or the process ends. A note that finds the file
+        locked is tried again. A crash may take it.
 
         SQLite's log has the transactions in their order, and who waits for the disk waits for all that are before: what
         is written for good never depends on a note that may go.
@@ -94,8 +97,9 @@ class SqliteFile:
             return result
 
         result = await self._hop(read)
-        if self._noting is None:
-            self._noting = asyncio.get_running_loop().call_later(_NOTES_WITHIN_S, self._note)
+        loop = asyncio.get_running_loop()
+        if self._noting is None or self._noting.done() or self._noting.get_loop() is not loop:
+            self._noting = loop.create_task(self._note())
         return result
 
     async def read(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
@@ -156,11 +160,13 @@ class SqliteFile:
             if self._in_sqlalchemy(schema.revision, "BEGIN") == schema.REVISIONS[-1]:
                 return
             # Its own transaction holds the lock of those who write: nothing comes between the copy and the upgrade.
-            with self._connection.begin():
-                found = schema.revision(self._connection)
-                if found in schema.REVISIONS[:-1]:
-                    kept_copies.keep(self.path, found=found, needed=schema.REVISIONS[-1])
-                schema.upgrade(self._connection)
+            self._in_sqlalchemy(self._upgrade)
+
+    def _upgrade(self, connection: Connection) -> None:
+        found = schema.revision(connection)
+        if found in schema.REVISIONS[:-1]:
+            kept_copies.keep(self.path, found=found, needed=schema.REVISIONS[-1])
+        schema.upgrade(connection)
 
     def _scrub(self) -> None:
         connection = driver(self._opened)
@@ -171,9 +177,9 @@ class SqliteFile:
 
     def _close(self) -> None:
         if self._connection is not None:
-            self._write_notes()
-            if self._notes:
-                self._lose_notes("the file can't be written")
+            if self._write_notes():
+                _log.warning("notes_lost", file=str(self.path), count=len(self._notes))
+                self._notes.clear()
             self._connection.close()
             self._connection = None
         self._engine.dispose()
@@ -191,32 +197,31 @@ class SqliteFile:
                 raise
             return result
 
-    def _note(self) -> None:
-        self._noting = None
-        if self._thread is not None:
-            # A failure that is none of fiml's is logged.
-            self._thread.submit(self._write_notes).add_done_callback(lambda done: done.result())
+    async def _note(self) -> None:
+        is_left = True
+        while is_left:
+            await asyncio.sleep(_NOTES_WITHIN_S)
+            is_left = await asyncio.get_running_loop().run_in_executor(self._thread, self._write_notes)
 
-    def _write_notes(self) -> None:
+    def _write_notes(self) -> bool:
+        """Write the notes, without waiting; whether they are left, since the file is in use or the disk is full."""
         if not self._notes or self._connection is None:
-            return
+            return False
         connection = driver(self._connection)
-        connection.execute("PRAGMA busy_timeout=0")
-        if self._synchronous is Synchronous.FULL:
-            connection.execute(f"PRAGMA synchronous={Synchronous.NORMAL}")
         try:
+            connection.execute("PRAGMA busy_timeout=0")
+            if self._synchronous is Synchronous.FULL:
+                connection.execute(f"PRAGMA synchronous={Synchronous.NORMAL}")
             self._in_transaction(self._write_all_notes, "BEGIN IMMEDIATE")
         except Unavailable:
-            return  # the file is in use, or the disk is full
-        except FimlError as exc:
-            self._lose_notes(str(exc))
+            return True
+        except Exception:  # noqa: BLE001 - whatever it is, no reader has a part in it
+            _log.exception("notes_lost", file=str(self.path), count=len(self._notes))
         finally:
             connection.execute(f"PRAGMA synchronous={self._synchronous}")
             connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
         self._notes.clear()
-
-    def _lose_notes(self, problem: str) -> None:
-        _log.warning("notes_lost", file=str(self.path), count=len(self._notes), problem=problem)
+        return False
 
     def _write_all_notes(self, connection: sqlite3.Connection) -> None:
         for note in self._notes.values():
