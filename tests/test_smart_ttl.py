@@ -14,7 +14,7 @@ from fiml.sessions.models import QueryRecord
 from fiml.sessions.smart_ttl import METADATA_KEY
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
-from fiml.testing.conformance.suite import OpenStore, existing
+from fiml.testing.conformance.suite import OpenStore, document, existing
 
 
 async def test_it_is_off_by_default(open_store: OpenStore, clock: FrozenClock) -> None:
@@ -48,6 +48,21 @@ async def test_a_query_near_the_end_extends_by_half_the_default_and_says_so(
     }
     assert again.expires_at == session.created_at + timedelta(hours=30 + 12)
     assert again.state.metadata[METADATA_KEY]["extensions"] == 2
+
+
+async def test_an_update_that_extends_and_the_next_one_give_all_that_is_stored(
+    open_store: OpenStore, clock: FrozenClock
+) -> None:
+    async with open_store(session_smart_ttl=True) as store:
+        session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
+        clock.advance(hours=23)
+        for n in range(2):
+            session.state.context["n"] = n
+            merged = await store.update_session(session.id, session)
+
+            assert document(merged) == document(await existing(store, session.id))
+            assert merged.state.metadata[METADATA_KEY]["extensions"] == 1
+            assert merged.state.context == {"n": n}
 
 
 @pytest.mark.parametrize("hours", [1, 17])

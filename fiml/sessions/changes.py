@@ -96,9 +96,10 @@ def settle(session: Session, after: Written, header: Header, *, is_current: bool
     The object takes the new version only where it holds everything that the version holds (`is_current`).
     """
     if is_current:
-        session.version = after.version = header.version
+        session.version = header.version
         if session.expires_at == after.expires_at:  # else it was changed again meanwhile
             session.expires_at = after.expires_at = header.expires_at
+    after.version = session.version  # to which another call with this object may have settled meanwhile
     session._written = after  # noqa: SLF001 - the session carries this for us
 
 

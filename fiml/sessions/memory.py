@@ -35,7 +35,7 @@ class MemoryVerbs:
     async def get_session(self, session_id: UUID | str, *, recent_queries: int | None = None) -> Session | None:
         raise NotImplementedError
 
-    async def _write(self, session_id: UUID, change: Change, expected_version: int | None) -> Header:
+    async def _write(self, session_id: UUID, change: Change) -> Header:
         raise NotImplementedError
 
     async def _live_on(self, session_id: UUID, header: Header, change: Change) -> Header:
@@ -99,7 +99,7 @@ class MemoryVerbs:
             raise InvalidInput("update", "is empty", "give entries, notes, conclusions or keys to remove")
         if cites:
             await self._check_cited(parsed, written[0].cites)
-        header = await self._write(parsed, change, None)
+        header = await self._write(parsed, change)
         await self._live_on(parsed, header, change)
         return written
 

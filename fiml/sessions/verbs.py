@@ -116,7 +116,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
     async def update_session(
         self, session_id: SessionId, session: Session, expected_version: int | None = None
     ) -> Session:
-        """Write what changed on `session` since it was read or last written; the merged session.
+        """Write what changed on `session` since it was read or last written; the merged session. One round trip.
 
         Changes of several writers commute: queries are appended, entries set or removed one by one, names added or
         removed, scalars set. With `expected_version`, nothing is written unless the session is at it.
@@ -138,10 +138,13 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         if before is None:
             await self._refuse_unread(parsed)
         change, after = change_of(session, before, max_ttl_hours=self.settings.session_max_ttl_hours)
-        written = await self._write(parsed, change, expected_version)
-        is_alone = expected_version is not None or written.version == session.version + 1
-        header = await self._live_on(parsed, written, change)
+        rules = self._rules(clock.now(), expected_version)
+        updated = await self._on_live(parsed, lambda: self._backend.update(parsed, change, rules))
+        is_alone = updated.is_new_version and updated.header.version == after.version + 1
+        header = await self._live_on(parsed, updated.header, change)
         settle(session, after, header, is_current=is_alone)
+        if updated.record is not None and header is updated.header:
+            return to_session(updated.record)
         merged = await self.get_session(parsed)
         if merged is None:
             raise SessionNotFound(parsed)
@@ -169,7 +172,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
             entries_set={name: values.check_entries(name, entries) for name, entries in maps.items() if entries},
         )
         parsed = values.parse_session_id(session_id)
-        header = await self._write(parsed, change, None)
+        header = await self._write(parsed, change)
         await self._live_on(parsed, header, change)
         return header.totals
 
@@ -274,8 +277,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
     def _ended(self, at: datetime) -> Ended:
         return Ended(at, write_metrics=self.settings.session_enable_analytics)
 
-    async def _write(self, session_id: UUID, change: Change, expected_version: int | None) -> Header:
-        rules = self._rules(clock.now(), expected_version)
+    async def _write(self, session_id: UUID, change: Change) -> Header:
+        rules = self._rules(clock.now())
         return await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
 
     def _rules(self, now: datetime, expected_version: int | None = None) -> WriteRules:

@@ -158,6 +158,19 @@ class RedisState:
     max_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Updated:
+    """What an update came to.
+
+    `is_new_version` tells whether it made the version that the header has: queries that are there already make none.
+    `record` is the session behind it, which others may have changed again; `None` where they moved or deleted it.
+    """
+
+    header: Header
+    is_new_version: bool
+    record: SessionRecord | None
+
+
 class Backend(Protocol):
     """Live and ended sessions of one deployment. Each method is atomic for those who call it.
 
@@ -210,6 +223,9 @@ class Backend(Protocol):
             SessionFull: it would hold too many queries, or has had too many changes.
             InvalidInput: its maps, assets or tags would exceed their limits.
         """
+
+    async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
+        """As `write`, and the whole session behind it. One round trip, but where the expiry is set."""
 
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules

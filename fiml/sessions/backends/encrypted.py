@@ -16,6 +16,7 @@ from fiml.sessions.backends.base import (
     Part,
     StoreFigures,
     SweepReport,
+    Updated,
     WriteRules,
 )
 from fiml.sessions.changes import Change
@@ -75,13 +76,11 @@ class EncryptedBackend:
         return self._opened(await self._inner.read_archived(session_id, caller=caller))
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
-        cipher = self.cipher.of(session_id)
-        sealed = replace(
-            change,
-            queries=[cipher.seal_query(query.query) for query in change.queries],
-            entries_set=cipher.seal_entries(change.entries_set),
-        )
-        return await self._inner.write(session_id, sealed, rules)
+        return await self._inner.write(session_id, self._sealed(session_id, change), rules)
+
+    async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
+        updated = await self._inner.update(session_id, self._sealed(session_id, change), rules)
+        return None if updated is None else replace(updated, record=self._opened(updated.record))
 
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
@@ -157,6 +156,14 @@ class EncryptedBackend:
                 "search by type, tag, dates, or a symbol among the assets",
             )
         return await self._inner.search(query)
+
+    def _sealed(self, session_id: UUID, change: Change) -> Change:
+        cipher = self.cipher.of(session_id)
+        return replace(
+            change,
+            queries=[cipher.seal_query(query.query) for query in change.queries],
+            entries_set=cipher.seal_entries(change.entries_set),
+        )
 
     def _opened(self, record: SessionRecord | None) -> SessionRecord | None:
         return None if record is None else self.cipher.of(record.header.id).open(record)

@@ -21,7 +21,7 @@ from fiml.sessions import values
 from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends.base import PageQuery, WriteRules
+from fiml.sessions.backends.base import PageQuery, Updated, WriteRules
 from fiml.sessions.backends.redis_index import Place, enter, enter_expiry, leave, place_of
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
@@ -104,26 +104,19 @@ class RedisTier:
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         """Apply a change, as `Backend.write` says."""
-        write = WRITE(
-            keys.session_keys(session_id),
-            rules.caller.user or "",
-            to_micros(rules.now),
-            "" if rules.expected_version is None else rules.expected_version,
-            FORMAT,
-            rules.max_queries,
-            values.MAX_HISTORY_BYTES,
-            values.MAX_MAPS_BYTES,
-            values.MAX_ASSETS,
-            values.MAX_TAGS,
-            rules.max_changes,
-            change.act(rules.caller, rules.now).opened,
-            *fields.encode_change(change),
+        [reply] = await self._client.write([_write(session_id, change, rules)])
+        return _written(session_id, rules, reply)
+
+    async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
+        """Apply a change and read the session, as `Backend.update` says."""
+        written, found = await self._client.write(
+            [_write(session_id, change, rules), read(session_id, caller=rules.caller)]
         )
-        [reply] = await self._client.write([write])
-        if reply is None:
+        header = _written(session_id, rules, written)
+        if header is None:
             return None
-        _raise_refusal(session_id, rules, reply)
-        return fields.decode_header(session_id, reply[1])
+        record = fields.decode_record(session_id, found)
+        return Updated(header=header, is_new_version=written[0] == b"written", record=record)
 
     async def index_expiry(self, header: Header, expires_at: datetime) -> None:
         """Let the sweeper look at a session at `expires_at`."""
@@ -264,6 +257,31 @@ def _header_in_page(session_id: UUID, reply: dict[bytes, bytes], given_to: str |
 
 def _remove_for_good(session_id: UUID) -> Command:
     return REMOVE([*keys.session_keys(session_id), keys.floor_key(session_id)], "", "deleted", TOMBSTONE_S)
+
+
+def _write(session_id: UUID, change: Change, rules: WriteRules) -> Command:
+    return WRITE(
+        keys.session_keys(session_id),
+        rules.caller.user or "",
+        to_micros(rules.now),
+        "" if rules.expected_version is None else rules.expected_version,
+        FORMAT,
+        rules.max_queries,
+        values.MAX_HISTORY_BYTES,
+        values.MAX_MAPS_BYTES,
+        values.MAX_ASSETS,
+        values.MAX_TAGS,
+        rules.max_changes,
+        change.act(rules.caller, rules.now).opened,
+        *fields.encode_change(change),
+    )
+
+
+def _written(session_id: UUID, rules: WriteRules, reply: list[Any] | None) -> Header | None:
+    if reply is None:
+        return None
+    _raise_refusal(session_id, rules, reply)
+    return fields.decode_header(session_id, reply[1])
 
 
 def _raise_refusal(session_id: UUID, rules: WriteRules, reply: list[Any]) -> None:

@@ -32,6 +32,7 @@ from fiml.sessions.backends.base import (
     Part,
     StoreFigures,
     SweepReport,
+    Updated,
     WriteRules,
     merge_pages,
 )
@@ -81,23 +82,20 @@ class SqliteBackend:
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
         def write(connection: sqlite3.Connection) -> Header | None:
-            header = rows.select_header(connection, session_id, rules.caller, Right.WRITE)
-            if header is None:
-                return None
-            check_format(header.format)
-            _refuse_if_stale(header, rules)
-            is_new = rows.append_queries(connection, header, change.queries, max_queries=rules.max_queries)
-            if change.queries and not is_new and change.has_only_queries:
-                rows.touch(connection, header, rules.now)
-                return header
-            rows.change_entries(connection, header, change)
-            rows.change_header(header, change, rules.now)
-            is_counted = not (change.scalars or change.assets or change.tags)
-            rows.update_header(connection, header, only_counted=is_counted)
-            rows.enter(connection, header, change.act(rules.caller, rules.now))
-            return header
+            written = _write(connection, session_id, change, rules)
+            return None if written is None else written[0]
 
         return await self._file.write(write)
+
+    async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
+        def update(connection: sqlite3.Connection) -> Updated | None:
+            written = _write(connection, session_id, change, rules)
+            if written is None:
+                return None
+            header, is_new_version = written
+            return Updated(header=header, is_new_version=is_new_version, record=rows.select_record(connection, header))
+
+        return await self._file.write(update)
 
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
@@ -293,6 +291,27 @@ class SqliteBackend:
 
         found = await self._file.view(find_indexed)
         return await self._file.transact(index_and_find) if found is None else found
+
+
+def _write(
+    connection: sqlite3.Connection, session_id: UUID, change: Change, rules: WriteRules
+) -> tuple[Header, bool] | None:
+    """Apply a change: the header, and whether that made a new version."""
+    header = rows.select_header(connection, session_id, rules.caller, Right.WRITE)
+    if header is None:
+        return None
+    check_format(header.format)
+    _refuse_if_stale(header, rules)
+    is_new = rows.append_queries(connection, header, change.queries, max_queries=rules.max_queries)
+    if change.queries and not is_new and change.has_only_queries:
+        rows.touch(connection, header, rules.now)
+        return header, False
+    rows.change_entries(connection, header, change)
+    rows.change_header(header, change, rules.now)
+    is_counted = not (change.scalars or change.assets or change.tags)
+    rows.update_header(connection, header, only_counted=is_counted)
+    rows.enter(connection, header, change.act(rules.caller, rules.now))
+    return header, True
 
 
 def _refuse_if_stale(header: Header, rules: WriteRules) -> None:

@@ -34,6 +34,7 @@ from fiml.sessions.backends.base import (
     Part,
     StoreFigures,
     SweepReport,
+    Updated,
     WriteRules,
 )
 from fiml.sessions.backends.keeping import Keeping
@@ -119,6 +120,15 @@ class TieredBackend:
         if header is not None and (is_earlier or header.life != before.header.life):
             await self._live.index_expiry(header, expires_at)
         return header
+
+    async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
+        if "expires_at" not in change.scalars:
+            return await self._live.update(session_id, change, rules)
+        header = await self.write(session_id, change, rules)
+        if header is None:
+            return None
+        record = await self._live.read(session_id, now=None, caller=rules.caller)
+        return Updated(header=header, is_new_version=True, record=record)
 
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules

@@ -6,7 +6,7 @@
 --      then groups, each with its length first: scalars to set (field, value; '' removes the field), names to remove
 --      (field), names to add (field), entries to remove (field), entries to set (field, value), queries (id, JSON,
 --      type, 1 for a cache hit, microseconds of its time, milliseconds it took or '', their bucket or '', its day)
--- Returns {'written', header}; nil where the session isn't there for this caller; or a refusal: {'viewer'},
+-- Returns {'written', header}, or {'known', header} where all queries were there and there was nothing else; nil where the session isn't there for this caller; or a refusal: {'viewer'},
 -- {'expired', expiry}, {'conflict', version}, {'format', number}, {'changes'}, {'queries'}, {'history'},
 -- {'maps', bytes}, {'assets', count}, {'tags', count}.
 local header, entries, queries, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -85,7 +85,7 @@ local others = #scalars + #names_removed + #names_added + #entries_removed + #en
 if #appended > 0 and #fresh == 0 and others == 0 then
   -- All of it is there already: an access, and no change.
   if tonumber(ARGV[2]) > tonumber(before[6]) then redis.call('HSET', header, 'accessed', ARGV[2]) end
-  return {'written', redis.call('HGETALL', header)}
+  return {'known', redis.call('HGETALL', header)}
 end
 
 -- Do. The trail first, since it alone can be refused: by a key of another type.

@@ -1,12 +1,13 @@
 """What `update_session` finds, and how the changes of several writers come together."""
 
+import asyncio
 from collections.abc import Callable
 from itertools import permutations
 from typing import Any
 
 import pytest
 
-from fiml.core.errors import InvalidInput
+from fiml.core.errors import InvalidInput, SessionConflict
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing.clock import FrozenClock
@@ -215,6 +216,92 @@ class UpdatesSuite(Suite):
         merged = await store.update_session(theirs.id, theirs)
 
         assert merged.state.context["kept"] == "theirs"
+
+    async def test_a_stale_object_written_at_the_latest_version_does_not_hold_that_version(
+        self, store: SessionStore
+    ) -> None:
+        mine, theirs = await _two_objects(store)
+        theirs.state.context["theirs"] = 1
+        theirs = await store.update_session(theirs.id, theirs)
+
+        for name in ("mine", "mine again"):
+            mine.state.context[name] = 1
+            latest = (await existing(store, mine.id)).version
+            merged = await store.update_session(mine.id, mine, expected_version=latest)
+            assert mine.version < latest
+            assert document(merged) == document(await existing(store, mine.id))
+
+        assert {"theirs", "mine", "mine again"} < set(merged.state.context)
+
+    async def test_a_query_that_is_appended_twice_at_once_is_there_once(self, store: SessionStore) -> None:
+        session = await _a_session(store)
+        query = make_query()
+        session.add_query(query)
+        session.add_query(query)
+
+        merged = await store.update_session(session.id, session)
+
+        assert merged.state.history.queries == [query]
+        assert document(merged) == document(await existing(store, session.id))
+
+    async def test_a_document_is_not_taken_for_what_is_stored(self, store: SessionStore) -> None:
+        document_of_it = (await _a_session(store)).to_dict()
+        del document_of_it["state"]["context"]["kept"]
+        session = Session.from_dict(document_of_it)
+
+        for name in ("new", "newer"):
+            session.state.context[name] = 1
+            merged = await store.update_session(session.id, session)
+            assert document(merged) == document(await existing(store, session.id))
+
+        assert set(merged.state.context) == {"kept", "deep", "new", "newer"}
+
+    async def test_what_was_read_in_part_comes_back_whole(self, store: SessionStore) -> None:
+        session = await _a_session(store)
+        for _ in range(3):
+            await store.record_query(session.id, make_query())
+        part = await store.get_session(session.id, recent_queries=1)
+        assert part is not None
+
+        for n in range(4, 6):
+            query = make_query()
+            part.add_query(query)
+            part.add_query(query)
+            merged = await store.update_session(part.id, part)
+            assert len(merged.state.history.queries) == n
+            assert document(merged) == document(await existing(store, part.id))
+
+    async def test_a_query_that_somebody_else_recorded_makes_no_object_current(self, store: SessionStore) -> None:
+        mine = await _a_session(store)
+        query = make_query()
+        await store.record_query(mine.id, query, context={"theirs": 1})
+        read_at = mine.version
+
+        mine.add_query(query)
+        merged = await store.update_session(mine.id, mine)
+
+        assert document(merged) == document(await existing(store, mine.id))
+        assert merged.state.context["theirs"] == 1
+        assert mine.version == read_at
+        with pytest.raises(SessionConflict):
+            await store.update_session(mine.id, mine, expected_version=mine.version)
+
+    async def test_an_object_may_be_written_by_several_calls_at_once(self, store: SessionStore) -> None:
+        session = await _a_session(store)
+        session.state.context["first"] = 1
+        first = asyncio.create_task(store.update_session(session.id, session))
+        await asyncio.sleep(0)  # it has seen the object
+        del session.state.context["first"]
+        session.state.context["second"] = 1
+        session.add_query(make_query())
+        merged = await store.update_session(session.id, session)
+        await first
+
+        assert document(merged) == document(await existing(store, session.id))
+        assert {"first", "second"} < set(merged.state.context)
+        session.state.context["third"] = 1
+        merged = await store.update_session(session.id, session)
+        assert document(merged) == document(await existing(store, session.id))
 
     async def test_the_same_name_added_by_two_is_there_once(self, store: SessionStore) -> None:
         mine, theirs = await _two_objects(store)
