@@ -100,11 +100,11 @@ async def test_a_call_that_was_given_up_while_it_waited_is_not_made(file: Sqlite
     made = asyncio.create_task(file.write(enter))
     await asyncio.to_thread(is_begun.wait, 10)
     given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
     goes_on.set()
     await asyncio.gather(held_up, made)
     assert len(await file.read(rows_of_the_trail)) == 1
-    with pytest.raises(asyncio.CancelledError):
-        await given_up
 
 
 async def test_a_call_that_was_given_up_while_it_was_made_is_made(file: SqliteFile) -> None:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from fiml.core.clock import to_micros
 from fiml.core.config import Settings
 from fiml.sessions.models import Session
 from fiml.sessions.store import SessionStore
@@ -166,6 +167,29 @@ asyncio.run(main())
     with closing(sqlite3.connect(file)) as other:
         [was_accessed] = other.execute("SELECT last_accessed_at > created_at FROM active_sessions").fetchone()
     assert was_accessed
+
+
+@pytest.mark.parametrize("is_read_again", [True, False])
+def test_a_store_whose_loop_was_left_goes_on_on_another(file: Path, tmp_path: Path, *, is_read_again: bool) -> None:
+    store = SessionStore(Settings(data_dir=tmp_path))
+
+    async def read_anew() -> Session:
+        await store.initialize()
+        return await existing(store, (await store.create_session(["AAPL"], "equity")).id)
+
+    async def go_on(session: Session) -> None:
+        if is_read_again:
+            again = await existing(store, session.id)
+            await access_noted(file, session.id, after=to_micros(session.created_at))
+            assert noted_access(file, session.id) == to_micros(again.last_accessed_at)
+        await store.shutdown()
+
+    left, other = asyncio.new_event_loop(), asyncio.new_event_loop()
+    session = left.run_until_complete(read_anew())
+    left.close()
+    other.run_until_complete(go_on(session))
+    other.close()
+    assert noted_access(file, session.id) >= to_micros(session.last_accessed_at)
 
 
 async def test_many_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:

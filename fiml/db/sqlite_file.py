@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -45,7 +46,7 @@ class SqliteFile:
         self._thread: ThreadPoolExecutor | None = None
         self._connection: Connection | None = None
         self._notes: dict[Hashable, Note] = {}  # the thread's
-        self._noting: asyncio.Task[None] | None = None
+        self._noting_on: asyncio.AbstractEventLoop | None = None  # where they will soon be written from
 
     async def open(self) -> None:
         """Open the file, created with its folder and schema where it is missing.
@@ -63,9 +64,7 @@ class SqliteFile:
 
     async def close(self) -> None:
         """Close the file after the calls under way. Closing twice is harmless."""
-        if self._noting is not None:
-            self._noting.cancel()
-            self._noting = None
+        self._noting_on = None
         atexit.unregister(self._write_notes)
         if self._thread is not None:
             await self._hop(self._close)
@@ -98,8 +97,8 @@ class SqliteFile:
 
         result = await self._hop(read)
         loop = asyncio.get_running_loop()
-        if self._noting is None or self._noting.done() or self._noting.get_loop() is not loop:
-            self._noting = loop.create_task(self._note())
+        if self._noting_on is not loop:
+            self._note_soon(loop)
         return result
 
     async def read(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
@@ -177,7 +176,8 @@ class SqliteFile:
 
     def _close(self) -> None:
         if self._connection is not None:
-            if self._write_notes():
+            self._write_notes()
+            if self._notes:
                 _log.warning("notes_lost", file=str(self.path), count=len(self._notes))
                 self._notes.clear()
             self._connection.close()
@@ -197,16 +197,23 @@ class SqliteFile:
                 raise
             return result
 
-    async def _note(self) -> None:
-        is_left = True
-        while is_left:
-            await asyncio.sleep(_NOTES_WITHIN_S)
-            is_left = await asyncio.get_running_loop().run_in_executor(self._thread, self._write_notes)
+    def _note_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._noting_on = loop
+        loop.call_later(_NOTES_WITHIN_S, self._note, loop)
 
-    def _write_notes(self) -> bool:
-        """Write the notes, without waiting; whether they are left, since the file is in use or the disk is full."""
+    def _note(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._thread is not None:
+            loop.run_in_executor(self._thread, self._write_notes).add_done_callback(partial(self._noted, loop))
+
+    def _noted(self, loop: asyncio.AbstractEventLoop, written: asyncio.Future[None]) -> None:
+        self._noting_on = None
+        if self._notes and not written.cancelled():
+            self._note_soon(loop)
+
+    def _write_notes(self) -> None:
+        """Write the notes, without waiting. They stay where the file is in use or the disk is full."""
         if not self._notes or self._connection is None:
-            return False
+            return
         connection = driver(self._connection)
         try:
             connection.execute("PRAGMA busy_timeout=0")
@@ -214,14 +221,13 @@ class SqliteFile:
                 connection.execute(f"PRAGMA synchronous={Synchronous.NORMAL}")
             self._in_transaction(self._write_all_notes, "BEGIN IMMEDIATE")
         except Unavailable:
-            return True
+            return
         except Exception:  # noqa: BLE001 - whatever it is, no reader has a part in it
             _log.exception("notes_lost", file=str(self.path), count=len(self._notes))
         finally:
             connection.execute(f"PRAGMA synchronous={self._synchronous}")
             connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
         self._notes.clear()
-        return False
 
     def _write_all_notes(self, connection: sqlite3.Connection) -> None:
         for note in self._notes.values():
