@@ -39,12 +39,18 @@ async def histories(engines: Engines) -> Facts:
     times = engines.plan.rounds * engines.plan.calls
     measured = await in_lockstep(ways, times=times)
     medians = iter(statistics.median(each) for each in measured.values())
-    return Facts(
+    facts = Facts(
         "Short calls, by the history",
-        ["queries in the history", "track, ms", "raw script, ms", "header and last 5, ms", "one PING, ms"],
-        [[float(history), *islice(medians, 4)] for history in engines.plan.histories],
-        note=f"The history at the begin: {times + AFTER_FILLING} queries come to each.",
+        [
+            *("queries in the history", "track, ms", "raw script, ms", "header and last 5, ms", "one PING, ms"),
+            *("track to raw script", "last 5 to PING"),
+        ],
+        note=f"The history at the begin: {times + AFTER_FILLING} queries come to each. One call of each in turn.",
     )
+    for history in engines.plan.histories:
+        track, raw, recent, ping = islice(medians, 4)
+        facts.rows.append([float(history), track, raw, recent, ping, track / raw, recent / ping])
+    return facts
 
 
 async def _short_calls(engines: Engines, history: int) -> dict[str, Call]:
