@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -56,8 +56,12 @@ async def test_a_note_does_not_wait_for_the_disk_and_a_write_does(
 
 async def test_of_several_notes_about_one_thing_the_last_is_written(file: SqliteFile) -> None:
     noted: list[str] = []
+
+    def note(name: str) -> Callable[[sqlite3.Connection], None]:
+        return lambda _: noted.append(name)
+
     for about, name in ((1, "first"), (2, "of another"), (1, "second")):
-        await file.read_and_note(level, lambda _, name=name: noted.append(name), about=about)  # type: ignore[misc]
+        await file.read_and_note(level, note(name), about=about)
     await file.read(level)
     assert noted == ["second", "of another"]
 
@@ -153,3 +157,18 @@ async def test_what_is_changed_for_a_note_is_as_it_was_afterwards(
         found = await file.read(lambda connection: connection.execute("PRAGMA busy_timeout").fetchone()[0])
         assert found == BUSY_TIMEOUT_S * 1000
         assert await file.write(level) == LEVELS[request.node.callspec.params["file"]]
+
+
+async def test_a_note_that_met_a_lock_is_tried_again_without_a_further_call(file: SqliteFile) -> None:
+    heard: list[str] = []
+    await file.read(lambda connection: connection.set_trace_callback(heard.append))
+    with closing(sqlite3.connect(file.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await file.read_and_note(level, enter, about=1)
+        async with asyncio.timeout(10):
+            while "BEGIN IMMEDIATE" not in heard:  # noqa: ASYNC110 - the file's thread says it
+                await asyncio.sleep(0.01)
+        other.execute("ROLLBACK")
+        async with asyncio.timeout(10):
+            while not other.execute("SELECT * FROM active_trail").fetchall():  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)

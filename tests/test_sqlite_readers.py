@@ -137,17 +137,6 @@ async def test_an_access_is_noted_when_the_store_is_closed(
     assert noted_access(file, live.id) == before + 60_000_000
 
 
-async def test_an_access_that_met_a_lock_is_noted_without_a_further_call(
-    store: SessionStore, file: Path, live: Session, clock: FrozenClock
-) -> None:
-    before = noted_access(file, live.id)
-    clock.advance(minutes=1)
-    with written_to(file):
-        await existing(store, live.id)
-        await asyncio.sleep(0.3)  # a first try meets the lock
-    await access_noted(file, live.id, after=before)
-
-
 async def test_an_access_is_noted_where_the_store_is_never_closed(file: Path, tmp_path: Path) -> None:
     code = f"""
 import asyncio

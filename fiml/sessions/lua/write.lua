@@ -6,9 +6,9 @@
 --      then groups, each with its length first: scalars to set (field, value; '' removes the field), names to remove
 --      (field), names to add (field), entries to remove (field), entries to set (field, value), queries (id, JSON,
 --      type, 1 for a cache hit, microseconds of its time, milliseconds it took or '', their bucket or '', its day)
--- Returns {'written', header}, or {'known', header} where all queries were there and there was nothing else; nil where the session isn't there for this caller; or a refusal: {'viewer'},
--- {'expired', expiry}, {'conflict', version}, {'format', number}, {'changes'}, {'queries'}, {'history'},
--- {'maps', bytes}, {'assets', count}, {'tags', count}.
+-- Returns {'written', header}; {'known', header} where there were only queries that are there already; nil where the
+-- session isn't there for this caller; or a refusal: {'viewer'}, {'expired', expiry}, {'conflict', version},
+-- {'format', number}, {'changes'}, {'queries'}, {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
 local header, entries, queries, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 local right = right_of_caller()
