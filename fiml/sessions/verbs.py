@@ -116,7 +116,9 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
     async def update_session(
         self, session_id: SessionId, session: Session, expected_version: int | None = None
     ) -> Session:
-        """Write what changed on `session` since it was read or last written; the merged session. One round trip.
+        """Write what changed on `session` since it was read or last written; the merged session.
+
+        One round trip, and more where the expiry changes.
 
         Changes of several writers commute: queries are appended, entries set or removed one by one, names added or
         removed, scalars set. With `expected_version`, nothing is written unless the session is at it.
