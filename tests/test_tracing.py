@@ -49,6 +49,16 @@ PROGRAM = (
 )
 
 
+LOOKS = (
+    "from opentelemetry import trace\n"
+    "from opentelemetry.sdk.trace import TracerProvider\n"
+    "from fiml.core.observe import is_traced\n"
+    "print(is_traced())\n"
+    "trace.set_tracer_provider(TracerProvider())\n"
+    "print(is_traced())\n"
+)
+
+
 @pytest.fixture(scope="module")
 def exporter() -> Iterator[InMemorySpanExporter]:
     # One for all tests here: the MCP library keeps the first provider that it sees.
@@ -201,6 +211,20 @@ def test_the_standard_variables_switch_traces_on_and_off(tmp_path: Path, variabl
     assert says in said
     assert bool(said) == bool(says)
     assert '"name"' not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [({}, ["False", "True"]), ({"OTEL_PYTHON_TRACER_PROVIDER": "sdk_tracer_provider"}, ["True", "True"])],
+)
+def test_a_provider_is_found_when_it_is_set_and_when_a_variable_names_it(
+    variables: dict[str, str], found: list[str]
+) -> None:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **variables}
+
+    done = subprocess.run([sys.executable, "-c", LOOKS], env=environment, capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == found
 
 
 class Collector(BaseHTTPRequestHandler):
