@@ -100,15 +100,15 @@ class QueryRecord(msgspec.Struct, frozen=True, gc=False):
             ValueError: it is no query's record; says what is missing or of another type.
         """
         try:
-            return _restored(msgspec.convert(record, _Stored))
+            return _restored(msgspec.convert(record, StoredQuery))
         except msgspec.ValidationError as exc:
             raise ValueError(str(exc)) from exc
 
 
-class _Stored(msgspec.Struct, gc=False):
+class StoredQuery(msgspec.Struct, gc=False, omit_defaults=True):
     """A query as it stands in JSON, with the fields of `QueryRecord` in their order.
 
-    What every format has must be there; the default of nothing is the present.
+    What every format has must be there; the default of nothing is the present. `Raw` is what is JSON already.
     """
 
     query_type: str
@@ -128,7 +128,7 @@ class _Stored(msgspec.Struct, gc=False):
     figures: dict[str, int | float] = {}
 
 
-_QUERIES = msgspec.json.Decoder(list[_Stored])
+_QUERIES = msgspec.json.Decoder(list[StoredQuery])
 
 
 def decode_queries(text: str) -> list[QueryRecord]:
@@ -143,7 +143,7 @@ def decode_queries(text: str) -> list[QueryRecord]:
         raise ValueError(str(exc)) from exc
 
 
-def _restored(stored: _Stored) -> QueryRecord:
+def _restored(stored: StoredQuery) -> QueryRecord:
     if stored.as_of is not None:
         stored.as_of = market_moment_from_iso(stored.as_of)  # type: ignore[assignment]  # from here on as there
     return QueryRecord(*msgspec.structs.astuple(stored))  # they have their fields in one order

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -10,10 +11,10 @@ import msgspec
 from fiml.core import clock
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions import sealed, values
-from fiml.sessions.queries import QueryRecord
+from fiml.sessions.queries import QueryRecord, StoredQuery, market_moment_to_iso
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EncodedQuery:
     """A query on its way to an engine: its JSON, and what the totals need of it."""
 
@@ -52,36 +53,67 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
     _check_duration(query.execution_time_ms)
     values.check_moment(query.timestamp, "query.timestamp")
     _check_origin(query)
-    text = query_text(
+    return EncodedQuery(query, _ordinary_text(query) or _text_of_parts(query))
+
+
+def _ordinary_text(query: QueryRecord) -> str | None:
+    """The JSON of a query of nothing but ordinary values, at once; `None` where the parts have to be looked at."""
+    single = (query.result_summary, query.execution_time_ms)
+    if not (
+        values.is_flat(query.parameters) and values.is_flat(query.figures) and all(map(values.is_ordinary, single))
+    ):
+        return None
+    try:
+        text = _text(query, query.parameters, *single, query.figures)
+    except UnicodeEncodeError:
+        return None
+    return text if len(text) < values.MAX_VALUE_BYTES // _MOST_BYTES_OF_A_CHARACTER else None
+
+
+def _text_of_parts(query: QueryRecord) -> str:
+    return query_text(
         query,
         parameters=values.to_json(query.parameters, "query.parameters"),
         result_summary=values.to_json(query.result_summary, "query.result_summary"),
         figures=values.to_json(query.figures, "query.figures") if query.figures else None,
     )
-    return EncodedQuery(query, text)
-
-
-# What was checked to be text may be of a subclass, which msgspec doesn't know.
-_ENCODER = msgspec.json.Encoder(enc_hook=str.__str__)
 
 
 def query_text(query: QueryRecord, *, parameters: str, result_summary: str, figures: str | None) -> str:
     """The JSON of a query that was checked, with these texts in their places."""
+    raw = msgspec.Raw
     duration = values.to_json(query.execution_time_ms, "query.execution_time_ms")
-    members = {
-        "id": query.id,
-        "query_type": query.query_type,
-        "parameters": msgspec.Raw(parameters),
-        "result_summary": msgspec.Raw(result_summary),
-        "execution_time_ms": msgspec.Raw(duration),
-        "cache_hit": query.cache_hit,
-        "timestamp": clock.to_iso(query.timestamp),
-        **query.origin(),
-    }
-    members.pop("figures", None)
-    if figures is not None:
-        members["figures"] = msgspec.Raw(figures)
-    return _ENCODER.encode(members).decode()
+    return _text(query, raw(parameters), raw(result_summary), raw(duration), {} if figures is None else raw(figures))
+
+
+def _plain(value: Any) -> str:
+    """What was checked to be a text or a time, and is of a subclass, which msgspec doesn't know."""
+    return clock.to_iso(value) if isinstance(value, datetime) else str.__str__(value)
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
+_MOST_BYTES_OF_A_CHARACTER = 4
+
+
+def _text(query: QueryRecord, parameters: Any, result_summary: Any, execution_time_ms: Any, figures: Any) -> str:
+    stored = StoredQuery(
+        query.query_type,
+        parameters,
+        result_summary,
+        execution_time_ms,
+        query.cache_hit,
+        query.timestamp.astimezone(UTC),
+        query.id,
+        query.provider,
+        None if query.as_of is None else market_moment_to_iso(query.as_of),
+        None if query.known_at is None else query.known_at.astimezone(UTC),
+        query.currency,
+        query.adjustment,
+        query.layer,
+        query.error,
+        figures,
+    )
+    return _ENCODER.encode(stored).decode()
 
 
 def encode_again(query: QueryRecord) -> EncodedQuery:
