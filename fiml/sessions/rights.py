@@ -1,7 +1,6 @@
 """Who may do what with a session: its owner, those it was shared with, and who holds a code."""
 
 import hashlib
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import NoReturn
 from uuid import UUID
+
+import msgspec
 
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord, InvalidInput, NotPermitted, echo
@@ -194,8 +195,8 @@ def decode_grants(record: str, stored: str) -> Grants:
         CorruptRecord: they are none.
     """
     try:
-        return {field: int(value) for field, value in json.loads(stored).items()}
-    except (ValueError, TypeError, AttributeError) as exc:
+        return {field: int(value) for field, value in msgspec.json.decode(stored).items()}
+    except (ValueError, TypeError, AttributeError, msgspec.DecodeError) as exc:
         raise CorruptRecord(record, f"its grants can't be read: {exc}") from exc
 
 

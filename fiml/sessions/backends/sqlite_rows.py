@@ -207,7 +207,10 @@ def insert(connection: sqlite3.Connection, record: SessionRecord, queries: Itera
 
 def update_header(connection: sqlite3.Connection, header: Header, *, only_counted: bool = False) -> None:
     """Write what changes in a header: all of it, or only times, version, sizes and totals."""
-    connection.execute(_UPDATE_COUNTED if only_counted else _UPDATE, _encode(header))
+    if only_counted:
+        connection.execute(_UPDATE_COUNTED, {"id": header.id.hex, **_encode_counted(header)})
+    else:
+        connection.execute(_UPDATE, _encode(header))
 
 
 def new_version(connection: sqlite3.Connection, header: Header, now: datetime) -> None:
@@ -323,17 +326,23 @@ def _stored_size(connection: sqlite3.Connection, session_id: UUID, name: str, ke
 
 
 def _encode(header: Header) -> dict[str, Any]:
-    totals = header.totals
     return {
         "id": header.id.hex,
         "user_id": header.user_id,
         "created_at": to_micros(header.created_at),
-        "format": header.format,
         "type": header.type,
         "title": header.title,
         "assets": _json(header.assets),
         "tags": _json(header.tags),
         "expires_at": to_micros(header.expires_at),
+        "grants": _json(header.grants),
+        **_encode_counted(header),
+    }
+
+
+def _encode_counted(header: Header) -> dict[str, Any]:
+    totals = header.totals
+    return {
         "last_accessed_at": to_micros(header.last_accessed_at),
         "version": header.version,
         "total_queries": totals.total_queries,
@@ -347,7 +356,7 @@ def _encode(header: Header) -> dict[str, Any]:
         "history_bytes": header.history_bytes,
         "time_histogram": _json(totals.time_histogram),
         "queries_by_day": _json(totals.queries_by_day),
-        "grants": _json(header.grants),
+        "format": header.format,
     }
 
 
