@@ -35,7 +35,7 @@ def with_prefix(command: Command, prefix: str) -> Command:
         name, key, *arguments = command
         return (name, prefix + str(key), *arguments)
     end = 3 + int(command[2])
-    return (*command[:3], *(prefix + str(key) for key in command[3:end]), *command[end:])
+    return (*command[:3], *[prefix + str(key) for key in command[3:end]], *command[end:])
 
 
 def key_of(command: Command) -> str:

@@ -199,8 +199,10 @@ def _new_connection(pool: ConnectionPool) -> Connection:
 
 
 def _packed(command: Command) -> bytes:
-    name, *others = command
-    # As redis-py has it, which knows the replies of some commands by a name of two words.
-    words: tuple[Any, ...] = (*str(name).split(), *others)
+    words: tuple[Any, ...] = command
+    if command[0] != SCRIPT_COMMAND:
+        name, *others = command
+        # As redis-py has it, which knows the replies of some commands by a name of two words.
+        words = (*str(name).split(), *others)
     packed: bytes = pack_command(words)
     return packed

@@ -33,7 +33,7 @@ class AuditEntry:
         return {**asdict(self), "at": clock.to_iso(self.at)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Act:
     """Something that is being done. In the trail it is a JSON array: microseconds, who, what, detail, version."""
 
