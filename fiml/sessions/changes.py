@@ -11,7 +11,7 @@ from fiml.sessions.audit import Act
 from fiml.sessions.models import AnalysisHistory, QueryRecord, Session, SessionState, SessionType
 from fiml.sessions.queries import decode_queries
 from fiml.sessions.query_json import EncodedQuery, encode_query, history_json, longer_history
-from fiml.sessions.records import MAPS, Entries, Header, Written, written_of
+from fiml.sessions.records import MAPS, Entries, Written, written_of
 from fiml.sessions.rights import Caller
 
 
@@ -48,16 +48,18 @@ class Change:
     @property
     def has_only_queries(self) -> bool:
         """Whether there is nothing but queries to append."""
-        return not (self.scalars or self.entries_set or self.entries_removed or self.assets or self.tags)
+        others = self.scalars or self.entries_set or self.entries_removed or self.assets or self.tags
+        return bool(self.queries) and not others
 
     def act(self, caller: Caller, now: datetime) -> Act:
         """What the audit trail has of it: that queries were recorded, or which parts were updated."""
-        parts = [*self.scalars, *{**self.entries_set, **self.entries_removed}]
-        parts += [name for name in ("assets", "tags") if getattr(self, name)]
-        if not self.queries:
-            return Act("update", caller.name, now, {"parts": parts})
-        recorded: dict[str, Any] = {"queries": [query.id.hex for query in self.queries]}
-        return Act("record", caller.name, now, recorded | ({"parts": parts} if parts else {}))
+        detail: dict[str, Any] = {}
+        if self.queries:
+            detail["queries"] = [query.id.hex for query in self.queries]
+        if not self.has_only_queries:
+            detail["parts"] = [*self.scalars, *{**self.entries_set, **self.entries_removed}]
+            detail["parts"] += [name for name in ("assets", "tags") if getattr(self, name)]
+        return Act("record" if self.queries else "update", caller.name, now, detail)
 
 
 def baseline_of(session: Session) -> Written | None:
@@ -90,15 +92,15 @@ def change_of(session: Session, before: Written, *, max_ttl_hours: int) -> tuple
     return change, written_of(session, entries, longer_history(before.history, appended))
 
 
-def settle(session: Session, after: Written, header: Header, *, is_current: bool) -> None:
+def settle(session: Session, after: Written, version: int, expires_at: datetime, *, is_current: bool) -> None:
     """Note that a change was written, so that writing the object again writes only what is new.
 
     The object takes the new version only where it holds everything that the version holds (`is_current`).
     """
     if is_current:
-        session.version = header.version
+        session.version = version
         if session.expires_at == after.expires_at:  # else it was changed again meanwhile
-            session.expires_at = after.expires_at = header.expires_at
+            session.expires_at = after.expires_at = expires_at
     after.version = session.version  # to which another call with this object may have settled meanwhile
     session._written = after  # noqa: SLF001 - the session carries this for us
 

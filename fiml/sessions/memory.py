@@ -7,13 +7,13 @@ from uuid import UUID
 
 from fiml.core.errors import InvalidInput, SessionNotFound, echo
 from fiml.sessions import values
-from fiml.sessions.backends.base import Backend, PageQuery
+from fiml.sessions.backends.base import Backend, PageQuery, WriteResult
 from fiml.sessions.changes import Change
 from fiml.sessions.context_pack import ContextPack, pack_context
 from fiml.sessions.listing import Cursor, SearchPage, decode_cursor, encode_cursor
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.notes import Note, NoteKind, make_note, notes_in
-from fiml.sessions.records import MAPS, Header, to_summary
+from fiml.sessions.records import MAPS, to_summary
 from fiml.sessions.rights import Caller
 from fiml.sessions.searching import parse_search
 
@@ -35,10 +35,7 @@ class MemoryVerbs:
     async def get_session(self, session_id: UUID | str, *, recent_queries: int | None = None) -> Session | None:
         raise NotImplementedError
 
-    async def _write(self, session_id: UUID, change: Change) -> Header:
-        raise NotImplementedError
-
-    async def _live_on(self, session_id: UUID, header: Header, change: Change) -> Header:
+    async def _write(self, session_id: UUID, change: Change) -> WriteResult:
         raise NotImplementedError
 
     async def pack_context(
@@ -99,8 +96,7 @@ class MemoryVerbs:
             raise InvalidInput("update", "is empty", "give entries, notes, conclusions or keys to remove")
         if cites:
             await self._check_cited(parsed, written[0].cites)
-        header = await self._write(parsed, change)
-        await self._live_on(parsed, header, change)
+        await self._write(parsed, change)
         return written
 
     async def search_sessions(

@@ -14,9 +14,8 @@ import structlog
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.core.errors import CorruptRecord, FimlError, NotPermitted, SessionConflict, SessionExpired
-from fiml.sessions.backends.base import Backend, WriteRules
+from fiml.sessions.backends.base import Backend, WriteResult, WriteRules
 from fiml.sessions.changes import Change
-from fiml.sessions.records import Header
 from fiml.sessions.rights import Caller
 from fiml.sessions.values import check_entries
 
@@ -31,27 +30,29 @@ def later_expiry(expires_at: datetime, now: datetime, *, default_ttl_hours: int)
     return now + default / 2 if now < expires_at < now + default / 4 else None
 
 
-async def live_on(backend: Backend, settings: Settings, session_id: UUID, header: Header, *, caller: Caller) -> Header:
-    """Extend a session that was just written to, if it is near its end; its header as it is then.
+async def live_on(
+    backend: Backend, settings: Settings, session_id: UUID, result: WriteResult, *, caller: Caller
+) -> WriteResult:
+    """Extend a session that was just written to, if it is near its end; how it stands then.
 
     What it was written for is done: whatever fails here is logged, and the session lives as long as it would have.
     """
     now = clock.now()
-    expires_at = later_expiry(header.expires_at, now, default_ttl_hours=settings.session_default_ttl_hours)
+    expires_at = later_expiry(result.expires_at, now, default_ttl_hours=settings.session_default_ttl_hours)
     if expires_at is None:
-        return header
+        return result
     try:
-        return await _extend(backend, settings, session_id, header, expires_at, caller) or header
+        return await _extend(backend, settings, session_id, result, expires_at, caller) or result
     except (SessionConflict, SessionExpired, NotPermitted):
-        return header  # somebody else wrote to it in between, and extends it, has ended it, or has taken it back
+        return result  # somebody else wrote to it in between, and extends it, has ended it, or has taken it back
     except FimlError as exc:
         _log.warning("session_not_extended", session_id=str(session_id), problem=str(exc))
-        return header
+        return result
 
 
 async def _extend(
-    backend: Backend, settings: Settings, session_id: UUID, header: Header, expires_at: datetime, caller: Caller
-) -> Header | None:
+    backend: Backend, settings: Settings, session_id: UUID, result: WriteResult, expires_at: datetime, caller: Caller
+) -> WriteResult | None:
     now = clock.now()
     record = await backend.read(session_id, now=now, caller=caller, recent=0)
     if record is None:
@@ -60,7 +61,7 @@ async def _extend(
     said = {
         "extensions": _extensions(session_id, stored) + 1,
         "at": clock.to_iso(now),
-        "from": clock.to_iso(header.expires_at),
+        "from": clock.to_iso(result.expires_at),
         "to": clock.to_iso(expires_at),
     }
     change = Change(
@@ -71,7 +72,7 @@ async def _extend(
         now=now,
         max_queries=settings.session_max_queries_per_session,
         max_changes=settings.session_max_changes,
-        expected_version=header.version,
+        expected_version=result.version,
         caller=caller,
     )
     return await backend.write(session_id, change, rules)

@@ -18,14 +18,14 @@ from fiml.core.errors import (
 )
 from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_json
-from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteRules
+from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteResult, WriteRules
 from fiml.sessions.care import CareVerbs
 from fiml.sessions.changes import Change, baseline_of, change_of, settle
 from fiml.sessions.listing import Cursor, SummaryPage, decode_cursor, encode_cursor
 from fiml.sessions.memory import MemoryVerbs
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
 from fiml.sessions.query_json import encode_query
-from fiml.sessions.records import Header, SessionRecord, header_of, to_session, to_summary
+from fiml.sessions.records import SessionRecord, header_of, to_session, to_summary
 from fiml.sessions.rights import Caller
 from fiml.sessions.sharing import SharingVerbs
 from fiml.sessions.smart_ttl import live_on
@@ -142,10 +142,11 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         change, after = change_of(session, before, max_ttl_hours=self.settings.session_max_ttl_hours)
         rules = self._rules(clock.now(), expected_version)
         updated = await self._on_live(parsed, lambda: self._backend.update(parsed, change, rules))
-        is_alone = updated.is_new_version and updated.header.version == after.version + 1
-        header = await self._live_on(parsed, updated.header, change)
-        settle(session, after, header, is_current=is_alone)
-        if updated.record is not None and header is updated.header:
+        result = updated.result
+        is_alone = result.is_new_version and result.version == after.version + 1
+        last = await self._live_on(parsed, result, change)
+        settle(session, after, last.version, last.expires_at, is_current=is_alone)
+        if updated.record is not None and last is result:
             return to_session(updated.record)
         merged = await self.get_session(parsed)
         if merged is None:
@@ -174,9 +175,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
             entries_set={name: values.check_entries(name, entries) for name, entries in maps.items() if entries},
         )
         parsed = values.parse_session_id(session_id)
-        header = await self._write(parsed, change)
-        await self._live_on(parsed, header, change)
-        return header.totals
+        return (await self._write(parsed, change)).totals
 
     async def extend_session(self, session_id: SessionId, hours: int) -> Session:
         """Move the expiry `hours` later, at most to now plus the maximum TTL; the session. One round trip.
@@ -279,9 +278,11 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
     def _ended(self, at: datetime) -> Ended:
         return Ended(at, write_metrics=self.settings.session_enable_analytics)
 
-    async def _write(self, session_id: UUID, change: Change) -> Header:
+    async def _write(self, session_id: UUID, change: Change) -> WriteResult:
         rules = self._rules(clock.now())
-        return await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
+        result = await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
+        await self._live_on(session_id, result, change)
+        return result
 
     def _rules(self, now: datetime, expected_version: int | None = None) -> WriteRules:
         return WriteRules(
@@ -292,11 +293,11 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
             caller=self._caller,
         )
 
-    async def _live_on(self, session_id: UUID, header: Header, change: Change) -> Header:
-        """The header of a session after a write, extended where it is in use near its end and the settings say so."""
+    async def _live_on(self, session_id: UUID, result: WriteResult, change: Change) -> WriteResult:
+        """How a session stands after a write, extended where it is in use near its end and the settings say so."""
         if not self.settings.session_smart_ttl or "expires_at" in change.scalars:
-            return header
-        return await live_on(self._backend, self.settings, session_id, header, caller=self._caller)
+            return result
+        return await live_on(self._backend, self.settings, session_id, result, caller=self._caller)
 
     async def _refuse_unread(self, session_id: UUID) -> NoReturn:
         """Refuse to write an object that never came from the store: nobody knows what changed on it."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from uuid import UUID
 
 from fiml.sessions.changes import Change
+from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import Header, SessionRecord
 from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, right_of
 from fiml.sessions.searching import Wanted
@@ -33,7 +34,7 @@ Part = Literal["live", "archive"]
 COUNTED_EXACTLY = 100_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class WriteRules:
     """What a write must respect, checked in the same step as the write."""
 
@@ -158,16 +159,28 @@ class RedisState:
     max_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Updated:
-    """What an update came to.
+@dataclass(slots=True)
+class WriteResult:
+    """How a session stands behind a write.
 
-    `is_new_version` tells whether it made the version that the header has: queries that are there already make none.
-    `record` is the session behind it, which others may have changed again; `None` where they moved or deleted it.
+    `is_new_version` tells whether the write made its version: queries that are there already make none.
     """
 
-    header: Header
+    version: int
+    life: int
+    expires_at: datetime
+    totals: QueryTotals
     is_new_version: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """What an update came to, and the session behind it.
+
+    Others may have changed the session again; `record` is `None` where they moved or deleted it.
+    """
+
+    result: WriteResult
     record: SessionRecord | None
 
 
@@ -212,7 +225,7 @@ class Backend(Protocol):
             SessionQuarantined: it is in quarantine instead.
         """
 
-    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
+    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         """Apply a change to a live session and raise its version by one. One round trip, whatever the history.
 
         A query whose id is there already is skipped. Either all of the change is written or nothing.

@@ -17,11 +17,12 @@ from fiml.sessions.backends.base import (
     StoreFigures,
     SweepReport,
     Updated,
+    WriteResult,
     WriteRules,
 )
 from fiml.sessions.changes import Change
 from fiml.sessions.cipher import Cipher
-from fiml.sessions.records import Header, SessionRecord
+from fiml.sessions.records import SessionRecord
 from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class EncryptedBackend:
     async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
         return self._opened(await self._inner.read_archived(session_id, caller=caller))
 
-    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
+    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         return await self._inner.write(session_id, self._sealed(session_id, change), rules)
 
     async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:

@@ -8,7 +8,7 @@ session that is gone, never miss one that is there: index first and session seco
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import structlog
@@ -21,7 +21,7 @@ from fiml.sessions import values
 from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends.base import PageQuery, Updated, WriteRules
+from fiml.sessions.backends.base import PageQuery, Updated, WriteResult, WriteRules
 from fiml.sessions.backends.redis_index import Place, enter, enter_expiry, leave, place_of
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
@@ -32,6 +32,7 @@ from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_of
 FLOOR_S = 3600
 TOMBSTONE_S = 24 * 3600
 _FILTERED_CHUNK = 500
+_DONE = (b"written", b"known")
 
 _log = structlog.get_logger()
 
@@ -102,7 +103,7 @@ class RedisTier:
         place = Place(session_id, user_id and user_id.decode(), member, given_to)
         return Location(place, number, Right(right), expires and expires.decode())
 
-    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
+    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         """Apply a change, as `Backend.write` says."""
         [reply] = await self._client.write([_write(session_id, change, rules)])
         return _written(session_id, rules, reply)
@@ -112,11 +113,8 @@ class RedisTier:
         written, found = await self._client.write(
             [_write(session_id, change, rules), read(session_id, caller=rules.caller)]
         )
-        header = _written(session_id, rules, written)
-        if header is None:
-            return None
-        record = fields.decode_record(session_id, found)
-        return Updated(header=header, is_new_version=written[0] == b"written", record=record)
+        result = _written(session_id, rules, written)
+        return None if result is None else Updated(result, fields.decode_record(session_id, found))
 
     async def index_expiry(self, header: Header, expires_at: datetime) -> None:
         """Let the sweeper look at a session at `expires_at`."""
@@ -277,14 +275,16 @@ def _write(session_id: UUID, change: Change, rules: WriteRules) -> Command:
     )
 
 
-def _written(session_id: UUID, rules: WriteRules, reply: list[Any] | None) -> Header | None:
+def _written(session_id: UUID, rules: WriteRules, reply: list[Any] | None) -> WriteResult | None:
     if reply is None:
         return None
-    _raise_refusal(session_id, rules, reply)
-    return fields.decode_header(session_id, reply[1])
+    outcome, *details = reply
+    if outcome not in _DONE:
+        _refuse(session_id, rules, reply)
+    return fields.decode_result(session_id, details[0], is_new_version=outcome == b"written")
 
 
-def _raise_refusal(session_id: UUID, rules: WriteRules, reply: list[Any]) -> None:
+def _refuse(session_id: UUID, rules: WriteRules, reply: list[Any]) -> NoReturn:
     refuse_changes(session_id, reply, rules.max_changes)
     match reply:
         case [b"format", number]:
@@ -299,6 +299,7 @@ def _raise_refusal(session_id: UUID, rules: WriteRules, reply: list[Any]) -> Non
             raise SessionFull(session_id, f"{values.MAX_HISTORY_BYTES} bytes of queries", setting=None)
         case [(b"maps" | b"assets" | b"tags") as what, size]:
             _raise_over_limit(what.decode(), int(size))
+    raise AssertionError(f"write.lua refused with {reply}")
 
 
 def _raise_over_limit(what: str, size: int) -> None:

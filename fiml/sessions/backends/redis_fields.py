@@ -11,13 +11,14 @@ from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord
 from fiml.db.redis_commands import Argument
 from fiml.sessions.audit import trail_entries
+from fiml.sessions.backends.base import WriteResult
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
 from fiml.sessions.histogram import time_bucket
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.query_json import EncodedQuery
 from fiml.sessions.records import MAPS, Entries, Header, SessionRecord
-from fiml.sessions.rights import GRANT_LETTERS, Grants
+from fiml.sessions.rights import GRANT_LETTERS
 
 POSITION_CHARACTERS = 48
 _LATEST_MICROS = (1 << 63) - 1
@@ -27,7 +28,7 @@ _PLAIN = frozenset(
     b"user type title created expires accessed version total hits first last timed time_ms maps_bytes history_bytes"
     b" life format order".split()
 )
-_COUNTED = (b"a:", b"t:", b"n:", b"b:", b"d:")
+_NOTHING_ELSE = [0] * 5
 _GRANTED = frozenset(f"{letter}:".encode() for letter in GRANT_LETTERS)
 
 
@@ -103,6 +104,9 @@ def encode_header(header: Header) -> list[tuple[str, Argument]]:
 
 def encode_change(change: Change) -> list[Argument]:
     """The groups of `write.lua`."""
+    queries = _group([_encode_query(query) for query in change.queries])
+    if change.has_only_queries:
+        return [*_NOTHING_ELSE, *queries]
     entries = [
         (_entry_field(name, key), text) for name, texts in change.entries_set.items() for key, text in texts.items()
     ]
@@ -114,7 +118,7 @@ def encode_change(change: Change) -> list[Argument]:
         *_listed([letter + name for letter, each in names for name in each.added]),
         *_listed(gone),
         *_group(entries),
-        *_group([_encode_query(query) for query in change.queries]),
+        *queries,
     ]
 
 
@@ -138,7 +142,7 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
         for field, text in _pairs(entries).items():
             letter, _, key = field.decode().partition(":")
             maps.setdefault(_MAPS_BY_LETTER[letter], {})[key] = text.decode()
-        history, entered = (f"[{b','.join(texts).decode()}]" for texts in (queries, trail))
+        history, entered = ("[" + b",".join(texts).decode() + "]" for texts in (queries, trail))
     except (KeyError, ValueError) as exc:
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
     return SessionRecord(decode_header(session_id, header), maps, history, trail=entered)
@@ -148,24 +152,39 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
     """A header from what HGETALL gives: a dict, or in a script's reply one flat list."""
     try:
         stored = reply if isinstance(reply, dict) else _pairs(reply)
-        counts, grants = _named(stored)
+        named = _named(stored)
         return Header(
             id=session_id,
             user_id=_text(stored.get(b"user")),
             type=stored[b"type"].decode(),
             title=_text(stored.get(b"title")),
-            assets=_in_order(counts[b"a:"]),
-            tags=_in_order(counts[b"t:"]),
+            assets=_in_order(stored, named, b"a:"),
+            tags=_in_order(stored, named, b"t:"),
             created_at=decode_moment(stored[b"created"]),
             expires_at=decode_moment(stored[b"expires"]),
             last_accessed_at=decode_moment(stored[b"accessed"]),
             version=int(stored[b"version"]),
-            totals=_totals(stored, counts),
+            totals=_totals(stored, named),
             maps_bytes=int(stored[b"maps_bytes"]),
             history_bytes=int(stored[b"history_bytes"]),
             life=int(stored[b"life"]),
             format=int(stored[b"format"]),
-            grants=grants,
+            grants={field.decode(): int(stored[field]) for field in named if field[:2] in _GRANTED},
+        )
+    except (KeyError, ValueError, OverflowError) as exc:
+        raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
+
+
+def decode_result(session_id: UUID, reply: list[bytes], *, is_new_version: bool) -> WriteResult:
+    """How a session stands behind a write, from its header."""
+    try:
+        stored = _pairs(reply)
+        return WriteResult(
+            version=int(stored[b"version"]),
+            life=int(stored[b"life"]),
+            expires_at=decode_moment(stored[b"expires"]),
+            totals=_totals(stored, _named(stored)),
+            is_new_version=is_new_version,
         )
     except (KeyError, ValueError, OverflowError) as exc:
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
@@ -180,32 +199,35 @@ def _micros(moment: datetime | None) -> int | None:
     return None if moment is None else to_micros(moment)
 
 
-def _totals(stored: dict[bytes, bytes], counts: dict[bytes, dict[str, int]]) -> QueryTotals:
+def _totals(stored: dict[bytes, bytes], named: Sequence[bytes]) -> QueryTotals:
     first, last = stored.get(b"first"), stored.get(b"last")
-    return QueryTotals(
+    totals = QueryTotals(
         total_queries=int(stored[b"total"]),
         cache_hits=int(stored[b"hits"]),
         first_query_at=None if first is None else decode_moment(first),
         last_query_at=None if last is None else decode_moment(last),
-        query_types=counts[b"n:"],
         timed_queries=int(stored[b"timed"]),
         total_time_ms=float(stored[b"time_ms"]),
-        time_histogram={int(bucket): count for bucket, count in counts[b"b:"].items()},
-        queries_by_day=counts[b"d:"],
     )
+    for field in named:
+        match field[:2]:
+            case b"n:":
+                totals.query_types[field[2:].decode()] = int(stored[field])
+            case b"b:":
+                totals.time_histogram[int(field[2:])] = int(stored[field])
+            case b"d:":
+                totals.queries_by_day[field[2:].decode()] = int(stored[field])
+    return totals
 
 
-def _named(stored: dict[bytes, bytes]) -> tuple[dict[bytes, dict[str, int]], Grants]:
-    """The fields of a header that have a letter and a colon before their name, by these; the grants as they stand."""
-    counts: dict[bytes, dict[str, int]] = {letter: {} for letter in _COUNTED}
-    grants: Grants = {}
-    for field in [field for field in stored if field not in _PLAIN]:
-        counted = counts.get(field[:2])
-        if counted is not None:
-            counted[field[2:].decode()] = int(stored[field])
-        elif field[:2] in _GRANTED:
-            grants[field.decode()] = int(stored[field])
-    return counts, grants
+def _named(stored: dict[bytes, bytes]) -> list[bytes]:
+    """The fields of a header that have a letter and a colon before their name."""
+    return [field for field in stored if field not in _PLAIN]
+
+
+def _in_order(stored: dict[bytes, bytes], named: Sequence[bytes], letter: bytes) -> list[str]:
+    order = {field[2:].decode(): int(stored[field]) for field in named if field[:2] == letter}
+    return sorted(order, key=order.__getitem__)
 
 
 def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
@@ -215,10 +237,6 @@ def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
 
 def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode()
-
-
-def _in_order(names: dict[str, int]) -> list[str]:
-    return sorted(names, key=names.__getitem__)
 
 
 def _encode_scalars(scalars: dict[str, Any]) -> list[tuple[str, Argument]]:

@@ -33,6 +33,7 @@ from fiml.sessions.backends.base import (
     StoreFigures,
     SweepReport,
     Updated,
+    WriteResult,
     WriteRules,
     merge_pages,
 )
@@ -80,10 +81,10 @@ class SqliteBackend:
     async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
         return await self._file.view(lambda connection: at_rest.fetch(connection, session_id, caller))
 
-    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
-        def write(connection: sqlite3.Connection) -> Header | None:
+    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
+        def write(connection: sqlite3.Connection) -> WriteResult | None:
             written = _write(connection, session_id, change, rules)
-            return None if written is None else written[0]
+            return None if written is None else written[1]
 
         return await self._file.write(write)
 
@@ -92,8 +93,8 @@ class SqliteBackend:
             written = _write(connection, session_id, change, rules)
             if written is None:
                 return None
-            header, is_new_version = written
-            return Updated(header=header, is_new_version=is_new_version, record=rows.select_record(connection, header))
+            header, result = written
+            return Updated(result, rows.select_record(connection, header))
 
         return await self._file.write(update)
 
@@ -295,23 +296,27 @@ class SqliteBackend:
 
 def _write(
     connection: sqlite3.Connection, session_id: UUID, change: Change, rules: WriteRules
-) -> tuple[Header, bool] | None:
-    """Apply a change: the header, and whether that made a new version."""
+) -> tuple[Header, WriteResult] | None:
+    """Apply a change: the header behind it, and what there is to tell of it."""
     header = rows.select_header(connection, session_id, rules.caller, Right.WRITE)
     if header is None:
         return None
     check_format(header.format)
     _refuse_if_stale(header, rules)
     is_new = rows.append_queries(connection, header, change.queries, max_queries=rules.max_queries)
-    if change.queries and not is_new and change.has_only_queries:
+    if not is_new and change.has_only_queries:
         rows.touch(connection, header, rules.now)
-        return header, False
+        return header, _result(header, is_new_version=False)
     rows.change_entries(connection, header, change)
     rows.change_header(header, change, rules.now)
     is_counted = not (change.scalars or change.assets or change.tags)
     rows.update_header(connection, header, only_counted=is_counted)
     rows.enter(connection, header, change.act(rules.caller, rules.now))
-    return header, True
+    return header, _result(header, is_new_version=True)
+
+
+def _result(header: Header, *, is_new_version: bool) -> WriteResult:
+    return WriteResult(header.version, header.life, header.expires_at, header.totals, is_new_version)
 
 
 def _refuse_if_stale(header: Header, rules: WriteRules) -> None:

@@ -35,6 +35,7 @@ from fiml.sessions.backends.base import (
     StoreFigures,
     SweepReport,
     Updated,
+    WriteResult,
     WriteRules,
 )
 from fiml.sessions.backends.keeping import Keeping
@@ -44,7 +45,7 @@ from fiml.sessions.backends.redis_sharing import RedisSharing
 from fiml.sessions.backends.sweep import Sweep
 from fiml.sessions.backends.tiered_looks import TieredLooks
 from fiml.sessions.changes import Change
-from fiml.sessions.records import Header, SessionRecord, with_all_totals
+from fiml.sessions.records import SessionRecord, with_all_totals
 from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, demand, right_of
 
 SCRIPTS = (*redis.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
@@ -104,7 +105,7 @@ class TieredBackend:
         right = right_of(record.header.user_id, record.header.grants, caller)
         return None if await self._is_overruled(session_id, right) else record
 
-    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> Header | None:
+    async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         expires_at = change.scalars.get("expires_at")
         if expires_at is None:
             return await self._live.write(session_id, change, rules)
@@ -116,19 +117,18 @@ class TieredBackend:
         is_earlier = expires_at < before.header.expires_at
         if is_earlier:
             await self._live.index_expiry(before.header, expires_at)
-        header = await self._live.write(session_id, change, rules)
-        if header is not None and (is_earlier or header.life != before.header.life):
-            await self._live.index_expiry(header, expires_at)
-        return header
+        result = await self._live.write(session_id, change, rules)
+        if result is not None and (is_earlier or result.life != before.header.life):
+            await self._live.index_expiry(replace(before.header, life=result.life), expires_at)
+        return result
 
     async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
         if "expires_at" not in change.scalars:
             return await self._live.update(session_id, change, rules)
-        header = await self.write(session_id, change, rules)
-        if header is None:
+        result = await self.write(session_id, change, rules)
+        if result is None:
             return None
-        record = await self._live.read(session_id, now=None, caller=rules.caller)
-        return Updated(header=header, is_new_version=True, record=record)
+        return Updated(result, await self._live.read(session_id, now=None, caller=rules.caller))
 
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
