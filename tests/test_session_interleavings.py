@@ -40,6 +40,12 @@ async def _end(store: SessionStore, session: Session) -> Session:
     return await store.update_session(session.id, ended)
 
 
+async def _shorten(store: SessionStore, session: Session) -> Session:
+    shorter = deepcopy(session)
+    shorter.expires_at = clock.now() + timedelta(hours=1)
+    return await store.update_session(session.id, shorter)
+
+
 CALLS: dict[str, Call] = {
     "archive": lambda store, session: store.archive_session(session.id),
     "sweep": lambda store, _: store.cleanup_expired_sessions(),
@@ -48,6 +54,7 @@ CALLS: dict[str, Call] = {
     "record": lambda store, session: store.record_query(session.id, make_query("raced")),
     "extend": lambda store, session: store.extend_session(session.id, 1),
     "end": _end,
+    "shorten": _shorten,
     "get": lambda store, session: store.get_session(session.id),
     "list": lambda store, _: store.list_user_sessions(OWNER, include_archived=True),
     "share": lambda store, session: store.share_session(session.id, GUEST),
@@ -59,6 +66,7 @@ CASES = [
     *product(product(MOVERS, WRITERS), ["live"]),
     *product(product(["resume"], WRITERS), ["expired", "archived"]),
     *product([("end", other) for other in WRITERS], ["live"]),
+    *product([("shorten", other) for other in (*WRITERS, "shorten", "sweep")], ["live"]),
     *product(product(MOVERS, [*READERS, "share"]), WHOLE),
     *product([("share", "record"), ("share", "share")], ["live"]),
 ]
@@ -224,7 +232,7 @@ class Check:
                     assert name == "share"
                 case _:
                     assert isinstance(outcome, ENDED), f"{name} gave {outcome!r}"
-                    assert name in ("record", "extend", "end")
+                    assert name in ("record", "extend", "end", "shorten")
 
     async def is_found_once(self) -> Session:
         found = await existing(self.store, self.session.id)
@@ -241,7 +249,7 @@ class Check:
         )
         assert found.state.history.total_queries == len(found.state.history.queries) == 2 + recorded
         names = {name for name, _ in self.outcomes}
-        if "resume" not in names and "end" not in names:
+        if not names & {"resume", "end", "shorten"}:
             extended = sum(isinstance(outcome, Session) for outcome in self.of("extend"))
             assert found.expires_at == self.session.expires_at + timedelta(hours=extended)
         if "resume" not in names and any(isinstance(outcome, Session) for outcome in self.of("end")):

@@ -22,7 +22,7 @@ from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import PageQuery, Updated, WriteResult, WriteRules
-from fiml.sessions.backends.redis_index import Place, enter, enter_expiry, leave, place_of
+from fiml.sessions.backends.redis_index import Place, enter, expire_by, leave, place_of
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
 from fiml.sessions.query_json import EncodedQuery
@@ -117,8 +117,8 @@ class RedisTier:
         return None if result is None else Updated(result, fields.decode_record(session_id, found))
 
     async def index_expiry(self, header: Header, expires_at: datetime) -> None:
-        """Let the sweeper look at a session at `expires_at`."""
-        await self._client.write([enter_expiry(header, to_micros(expires_at))])
+        """Let the sweeper look at a session by `expires_at`."""
+        await self._client.write([expire_by(header, expires_at)])
 
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
@@ -278,10 +278,9 @@ def _write(session_id: UUID, change: Change, rules: WriteRules) -> Command:
 def _written(session_id: UUID, rules: WriteRules, reply: list[Any] | None) -> WriteResult | None:
     if reply is None:
         return None
-    outcome, *details = reply
-    if outcome not in _DONE:
+    if reply[0] not in _DONE:
         _refuse(session_id, rules, reply)
-    return fields.decode_result(session_id, details[0], is_new_version=outcome == b"written")
+    return fields.decode_result(session_id, reply[1], is_new_version=reply[0] == b"written")
 
 
 def _refuse(session_id: UUID, rules: WriteRules, reply: list[Any]) -> NoReturn:
@@ -302,7 +301,7 @@ def _refuse(session_id: UUID, rules: WriteRules, reply: list[Any]) -> NoReturn:
     raise AssertionError(f"write.lua refused with {reply}")
 
 
-def _raise_over_limit(what: str, size: int) -> None:
+def _raise_over_limit(what: str, size: int) -> NoReturn:
     if what == "maps":
         values.check_maps_size(size)
     if size == 0:

@@ -85,7 +85,8 @@ def enter(header: Header) -> list[Command]:
     """The commands that enter a session everywhere."""
     place = place_of(header)
     listed: list[Command] = [("ZADD", key, 0, place.listed_member) for key in place.listings]
-    return [*listed, enter_expiry(header, to_micros(header.expires_at)), *_enter_given(place, header.expires_at)]
+    expiring: Command = ("ZADD", place.expiry_key, to_micros(header.expires_at), place.expiry_member)
+    return [*listed, expiring, *_enter_given(place, header.expires_at)]
 
 
 def enter_given(place: Place, user_id: str, expires_at: datetime) -> list[Command]:
@@ -109,10 +110,10 @@ def _enter_given(place: Place, expires_at: datetime) -> list[Command]:
     return [("ZADD", place.expiry_key, micros, member) for member in place.given_expiry_members]
 
 
-def enter_expiry(header: Header, micros: int) -> Command:
-    """The command that lets the sweeper look at a session at a time."""
+def expire_by(header: Header, expires_at: datetime) -> Command:
+    """The command that lets the sweeper look at a session by a time, or before that, as somebody else may want."""
     place = place_of(header)
-    return ("ZADD", place.expiry_key, micros, place.expiry_member)
+    return ("ZADD", place.expiry_key, "LT", to_micros(expires_at), place.expiry_member)
 
 
 def leave(places: Iterable[Place]) -> tuple[list[Command], list[Command]]:
