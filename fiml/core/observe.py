@@ -23,8 +23,6 @@ if TYPE_CHECKING:  # a library that nobody traces doesn't wait for it to load
 
 OK = "ok"
 _SCOPE = "fiml"
-# Where no provider is set, OpenTelemetry looks into the environment whenever it is asked, which takes 3% of a call.
-_PROVIDER_IS_NAMED = "OTEL_PYTHON_TRACER_PROVIDER" in os.environ
 # Errors that tell of us or of an engine; the others tell of the caller's question.
 _FAULTS = (Unavailable, Misconfigured, RecordRefused, CorruptRecord)
 
@@ -174,9 +172,15 @@ def _is_watched() -> bool:
 def is_traced() -> bool:
     """Whether spans go anywhere. Without OpenTelemetry loaded, nobody can have said so."""
     trace = sys.modules.get("opentelemetry.trace")
-    if trace is None or (not _PROVIDER_IS_NAMED and getattr(trace, "_TRACER_PROVIDER", trace) is None):
+    if trace is None or (getattr(trace, "_TRACER_PROVIDER", trace) is None and not _is_provider_named()):
         return False
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+@functools.cache
+def _is_provider_named() -> bool:
+    """Whether a variable names the provider. OpenTelemetry looks there each time, which takes 3% of a call."""
+    return "OTEL_PYTHON_TRACER_PROVIDER" in os.environ
 
 
 def trace_headers() -> dict[str, str]:

@@ -108,7 +108,8 @@ class QueryRecord(msgspec.Struct, frozen=True, gc=False):
 class StoredQuery(msgspec.Struct, gc=False, omit_defaults=True):
     """A query as it stands in JSON, with the fields of `QueryRecord` in their order.
 
-    What every format has must be there; the default of nothing is the present. `Raw` is what is JSON already.
+    What every format has must be there; the default of nothing is the present. Where it is written, a part may be a
+    `msgspec.Raw`, which is JSON already.
     """
 
     query_type: str

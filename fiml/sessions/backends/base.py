@@ -228,7 +228,8 @@ class Backend(Protocol):
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         """Apply a change to a live session and raise its version by one. One round trip, whatever the history.
 
-        A query whose id is there already is skipped. Either all of the change is written or nothing.
+        A query whose id is there already is skipped. Either all of the change is written or nothing. A session that is
+        damaged elsewhere may take the change: who reads it learns of the damage.
 
         Raises:
             SessionExpired: it ended at its expiry.

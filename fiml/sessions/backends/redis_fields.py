@@ -221,7 +221,7 @@ def _totals(stored: dict[bytes, bytes], named: Sequence[bytes]) -> QueryTotals:
 
 
 def _named(stored: dict[bytes, bytes]) -> list[bytes]:
-    """The fields of a header that have a letter and a colon before their name."""
+    """The other fields of a header, which have a letter and a colon before their name."""
     return [field for field in stored if field not in _PLAIN]
 
 
