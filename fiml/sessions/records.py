@@ -1,6 +1,5 @@
 """A session as the engines keep it: a header, and JSON that travels as text."""
 
-import json
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -129,11 +128,11 @@ def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
     header = record.header
     check_format(header.format)
     try:
-        if not record.is_opened:
-            _refuse_sealed(record)
         entries = record.entries
         maps = {name: {key: msgspec.json.decode(text) for key, text in entries.get(name, {}).items()} for name in MAPS}
         queries = decode_queries(record.history)
+        if not record.is_opened:
+            _refuse_sealed(record, queries)
         session = _session(header, maps, queries, is_archived=record.is_archived)
         if record.is_archived and recent is not None:
             totals = session.state.history.totals
@@ -144,13 +143,11 @@ def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
     return session
 
 
-def _refuse_sealed(record: SessionRecord) -> None:
+def _refuse_sealed(record: SessionRecord, queries: list[QueryRecord]) -> None:
     """Refuse to take what is encrypted for data."""
     texts = [text for entries in record.entries.values() for text in entries.values() if sealed.is_sealed(text)]
-    if f'"{sealed.MEMBER}"' in record.history:  # some value may say so too
-        queries = [query for query in json.loads(record.history) if isinstance(query, dict)]
-        found = [sealed.text_in(query.get("parameters")) for query in queries]
-        texts += [text for text in found if text is not None]
+    found = [sealed.text_in(query.parameters) for query in queries if sealed.MEMBER in query.parameters]
+    texts += [text for text in found if text is not None]
     if texts:
         raise MissingKey(f"session {record.header.id}", sealed.key_id_of(texts[0]) or "?")
 
