@@ -1,6 +1,7 @@
 """The command `fiml`, which `python -m fiml` is too."""
 
 import gc
+import os
 import sys
 
 
@@ -11,9 +12,14 @@ def main() -> None:
     answer, for which a client waits.
     """
     gc.disable()
+    is_server = sys.argv[1:2] == ["serve"]
+    if is_server:
+        # Libraries load it for terminals, where no server writes, and a twentieth of the start goes into it.
+        sys.modules["rich"] = None  # type: ignore[assignment]  # the import system takes it as not installed
+        os.environ["TYPER_USE_RICH"] = "false"
     from fiml.cli import main as run_command  # noqa: PLC0415 - loaded here, as said above
 
-    if sys.argv[1:2] == ["serve"]:
+    if is_server:
         import fiml.mcp.server  # noqa: F401, PLC0415 - as above
     gc.freeze()
     gc.enable()

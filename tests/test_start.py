@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-LATER = {"sqlalchemy", "alembic", "redis", "asyncpg", "jwt.api_jwt", "yfinance", "ccxt", "celery"}
+import pytest
+
+LATER = {"rich.console", "sqlalchemy", "alembic", "redis", "asyncpg", "jwt.api_jwt", "yfinance", "ccxt", "celery"}
 PROVIDERS = {"fiml.market.providers.yahoo", "fiml.market.providers.coins"}
 # The client leaves at once; what is said then goes to standard error.
 SERVE = f"""
@@ -34,3 +36,18 @@ def test_a_start_loads_no_engine_and_no_provider_and_leaves_the_collector_on(tmp
 
     assert served.stderr.decode() == "True []\n"
     assert served.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "said"), [("--help", 0, "--http HOST:PORT"), ("--nonsense", 2, "No such option: --nonsense")]
+)
+def test_what_is_not_loaded_is_not_missed_where_the_command_explains_itself(
+    argument: str, code: int, said: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fiml", "serve", argument], check=False, capture_output=True, text=True
+    )
+
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
