@@ -19,11 +19,8 @@ from fiml.sessions.rights import Caller
 class NamesChange:
     """What happened to a list of names: those removed go, then those added that are missing come at the end."""
 
-    removed: list[str] = field(default_factory=list)
-    added: list[str] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.removed or self.added)
+    removed: list[str]
+    added: list[str]
 
     def apply(self, names: list[str]) -> list[str]:
         """The list after the change."""
@@ -41,8 +38,8 @@ class Change:
     queries: list[EncodedQuery] = field(default_factory=list)
     entries_set: Entries = field(default_factory=dict)
     entries_removed: dict[str, list[str]] = field(default_factory=dict)
-    assets: NamesChange = field(default_factory=NamesChange)
-    tags: NamesChange = field(default_factory=NamesChange)
+    assets: NamesChange | None = None
+    tags: NamesChange | None = None
     scalars: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -170,7 +167,9 @@ def _entries_removed(now: Entries, before: Entries) -> dict[str, list[str]]:
     return {name: keys for name, keys in removed.items() if keys}
 
 
-def _names_change(before: list[str], now: list[str]) -> NamesChange:
+def _names_change(before: list[str], now: list[str]) -> NamesChange | None:
+    if now == before:
+        return None
     added = [name for name in now if name not in before]
     kept = [name for name in before if name in now]
     if kept + added == now:

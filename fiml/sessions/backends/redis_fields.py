@@ -111,7 +111,7 @@ def encode_change(change: Change) -> list[Argument]:
         (_entry_field(name, key), text) for name, texts in change.entries_set.items() for key, text in texts.items()
     ]
     gone = [_entry_field(name, key) for name, keys in change.entries_removed.items() for key in keys]
-    names = (("a:", change.assets), ("t:", change.tags))
+    names = [(letter, each) for letter, each in (("a:", change.assets), ("t:", change.tags)) if each is not None]
     return [
         *_group(_encode_scalars(change.scalars)),
         *_listed([letter + name for letter, each in names for name in each.removed]),
