@@ -160,15 +160,21 @@ async def test_what_is_changed_for_a_note_is_as_it_was_afterwards(
 
 
 async def test_a_note_that_met_a_lock_is_tried_again_without_a_further_call(file: SqliteFile) -> None:
-    heard: list[str] = []
-    await file.read(lambda connection: connection.set_trace_callback(heard.append))
+    loop, said = asyncio.get_running_loop(), asyncio.Queue[str]()
+    await file.read(
+        lambda connection: connection.set_trace_callback(lambda text: loop.call_soon_threadsafe(said.put_nowait, text))
+    )
+
+    async def hear(statement: str) -> None:
+        async with asyncio.timeout(10):
+            while await said.get() != statement:
+                pass
+
     with closing(sqlite3.connect(file.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         await file.read_and_note(level, enter, about=1)
-        async with asyncio.timeout(10):
-            while "BEGIN IMMEDIATE" not in heard:  # noqa: ASYNC110 - the file's thread says it
-                await asyncio.sleep(0.01)
+        await hear("BEGIN IMMEDIATE")
+        await hear("BEGIN IMMEDIATE")  # the first one was in vain
         other.execute("ROLLBACK")
-        async with asyncio.timeout(10):
-            while not other.execute("SELECT * FROM active_trail").fetchall():  # noqa: ASYNC110 - as above
-                await asyncio.sleep(0.01)
+        await hear("COMMIT")
+    assert await file.read(rows_of_the_trail)  # behind the end of that COMMIT

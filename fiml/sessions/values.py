@@ -128,33 +128,24 @@ def _encode_plain(value: object, path: str) -> str | None:
 
 def _encode_flat(value: object) -> str | None:
     """The JSON of a dict of nothing but ordinary values, at once; `None` where the parts have to be looked at."""
-    if not is_flat(value):
+    if type(value) is not dict:
         return None
+    for key, item in value.items():
+        kind = type(item)
+        if kind is float:
+            is_ordinary = _LEAST_WITHOUT_EXPONENT <= abs(item) < _LEAST_WITH_EXPONENT or item == 0
+        elif kind is str:
+            is_ordinary = "\0" not in item
+        elif kind is int:
+            is_ordinary = abs(item) < _LEAST_WITH_EXPONENT
+        else:
+            is_ordinary = kind is bool or item is None
+        if not is_ordinary or type(key) is not str or "\0" in key:
+            return None
     try:
         return msgspec.json.encode(value).decode()
     except UnicodeEncodeError:
         return None
-
-
-def is_flat(value: object) -> bool:
-    """Whether it is a dict of ordinary values under texts, which msgspec writes as it is to be stored.
-
-    Lone surrogates are left to msgspec, which raises `UnicodeEncodeError`.
-    """
-    return type(value) is dict and all(
-        type(key) is str and "\0" not in key and is_ordinary(item) for key, item in value.items()
-    )
-
-
-def is_ordinary(value: object) -> bool:
-    """Whether it is a text, a number, true, false or nothing, which msgspec writes as it is to be stored."""
-    if type(value) is float:
-        return _LEAST_WITHOUT_EXPONENT <= abs(value) < _LEAST_WITH_EXPONENT or value == 0
-    if type(value) is str:
-        return "\0" not in value
-    if type(value) is int:
-        return abs(value) < _LEAST_WITH_EXPONENT
-    return value is None or type(value) is bool
 
 
 def _within(text: str, path: str, most_bytes: int) -> str:
