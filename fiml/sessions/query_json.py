@@ -53,37 +53,13 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
     _check_duration(query.execution_time_ms)
     values.check_moment(query.timestamp, "query.timestamp")
     _check_origin(query)
-    return EncodedQuery(query, _ordinary_text(query) or _text_of_parts(query))
-
-
-def _ordinary_text(query: QueryRecord) -> str | None:
-    """The JSON of a query of nothing but ordinary values, at once; `None` where the parts have to be looked at."""
-    single = (query.result_summary, query.execution_time_ms)
-    if not (
-        values.is_flat(query.parameters) and values.is_flat(query.figures) and all(map(values.is_ordinary, single))
-    ):
-        return None
-    try:
-        text = _text(query, query.parameters, *single, query.figures)
-    except UnicodeEncodeError:
-        return None
-    return text if len(text) < values.MAX_VALUE_BYTES // _MOST_BYTES_OF_A_CHARACTER else None
-
-
-def _text_of_parts(query: QueryRecord) -> str:
-    return query_text(
+    text = query_text(
         query,
         parameters=values.to_json(query.parameters, "query.parameters"),
         result_summary=values.to_json(query.result_summary, "query.result_summary"),
         figures=values.to_json(query.figures, "query.figures") if query.figures else None,
     )
-
-
-def query_text(query: QueryRecord, *, parameters: str, result_summary: str, figures: str | None) -> str:
-    """The JSON of a query that was checked, with these texts in their places."""
-    raw = msgspec.Raw
-    duration = values.to_json(query.execution_time_ms, "query.execution_time_ms")
-    return _text(query, raw(parameters), raw(result_summary), raw(duration), {} if figures is None else raw(figures))
+    return EncodedQuery(query, text)
 
 
 def _plain(value: Any) -> str:
@@ -92,15 +68,16 @@ def _plain(value: Any) -> str:
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_plain)
-_MOST_BYTES_OF_A_CHARACTER = 4
 
 
-def _text(query: QueryRecord, parameters: Any, result_summary: Any, execution_time_ms: Any, figures: Any) -> str:
+def query_text(query: QueryRecord, *, parameters: str, result_summary: str, figures: str | None) -> str:
+    """The JSON of a query that was checked, with these texts in their places."""
+    raw: Any = msgspec.Raw  # which stands for any part
     stored = StoredQuery(
         query.query_type,
-        parameters,
-        result_summary,
-        execution_time_ms,
+        raw(parameters),
+        raw(result_summary),
+        raw(values.to_json(query.execution_time_ms, "query.execution_time_ms")),
         query.cache_hit,
         query.timestamp.astimezone(UTC),
         query.id,
@@ -111,7 +88,7 @@ def _text(query: QueryRecord, parameters: Any, result_summary: Any, execution_ti
         query.adjustment,
         query.layer,
         query.error,
-        figures,
+        {} if figures is None else raw(figures),
     )
     return _ENCODER.encode(stored).decode()
 
