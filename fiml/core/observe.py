@@ -172,6 +172,7 @@ def _is_watched() -> bool:
 def is_traced() -> bool:
     """Whether spans go anywhere. Without OpenTelemetry loaded, nobody can have said so."""
     trace = sys.modules.get("opentelemetry.trace")
+    # OpenTelemetry's own attribute, for speed: where a version has none, its function is asked.
     if trace is None or (getattr(trace, "_TRACER_PROVIDER", trace) is None and not _is_provider_named()):
         return False
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
