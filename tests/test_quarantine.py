@@ -88,7 +88,7 @@ DAMAGES: dict[str, tuple[list[tuple[Any, ...]], str]] = {
         "UPDATE active_queries SET body = '5' WHERE n = (SELECT min(n) FROM active_queries WHERE session_id = ID)",
     ),
     "bytes that are no text": (
-        [("HSET", "KEY:header", "hits", "half")],
+        [("HSET", "KEY:header", "totals", "half")],
         "UPDATE active_queries SET body = CAST(x'7bff' AS TEXT)"
         " WHERE n = (SELECT min(n) FROM active_queries WHERE session_id = ID)",
     ),

@@ -25,6 +25,7 @@ from fiml.testing.conformance.suite import OWNER, existing, listing
 from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
 from tests.support.interleaving import Schedule, explore
+from tests.support.old_layout import lay_out_as_before
 
 # How often a call may be interrupted by the other; the profile "thorough" takes every order there is.
 PREEMPTIONS = 1 if hypothesis_settings().max_examples <= 100 else 99
@@ -61,6 +62,7 @@ CALLS: dict[str, Call] = {
 }
 MOVERS, WRITERS, READERS = ("archive", "sweep", "resume", "delete"), ("record", "extend", "end"), ("get", "list")
 WHOLE = ("live", "expired", "archived")
+OLD = "live, laid out as before"
 CASES = [
     *product(combinations_with_replacement(MOVERS, 2), (*WHOLE, "half archived", "half resumed")),
     *product(product(MOVERS, WRITERS), ["live"]),
@@ -69,6 +71,7 @@ CASES = [
     *product([("shorten", other) for other in (*WRITERS, "shorten", "sweep")], ["live"]),
     *product(product(MOVERS, [*READERS, "share"]), WHOLE),
     *product([("share", "record"), ("share", "share")], ["live"]),
+    *product([("record", other) for other in (*WRITERS, *MOVERS, "share", "get", "list")], [OLD]),
 ]
 
 
@@ -173,6 +176,8 @@ async def arrange(store: SessionStore, settings: Settings, clock: FrozenClock, s
         clock.advance(hours=2)
     if state in ("archived", "half resumed"):
         await store.archive_session(session.id)
+    if state == OLD:
+        lay_out_as_before(settings, session.id)
     if state.startswith("half"):
         await crash(settings, CALLS["archive" if state == "half archived" else "resume"], session)
     return await existing(store, session.id)
@@ -210,7 +215,7 @@ class Check:
         self.holds_what_was_acknowledged(found)
         self.is_where_it_belongs(found)
         await self.is_shared_as_was_acknowledged()
-        if self.state in WHOLE:
+        if self.state in (*WHOLE, OLD):
             assert await count_archived(self.store) == found.is_archived
         await self.goes_on(clock, found)
 

@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 import structlog
+from redis.exceptions import ResponseError
 
 from fiml.core.clock import to_micros
-from fiml.core.errors import CorruptRecord, InvalidInput, SessionConflict, SessionExpired, SessionFull
+from fiml.core.errors import CorruptRecord, InvalidInput, SessionConflict, SessionExpired, SessionFull, Unavailable
 from fiml.db.redis_client import RedisClient
 from fiml.db.redis_commands import Command, Script
 from fiml.sessions import values
@@ -26,7 +27,7 @@ from fiml.sessions.backends.redis_index import Place, enter, expire_by, leave, p
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
 from fiml.sessions.query_json import EncodedQuery
-from fiml.sessions.records import FORMAT, Header, SessionRecord, check_format
+from fiml.sessions.records import FORMAT, Header, SessionRecord, check_format, check_whole, with_all_totals
 from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_of
 
 FLOOR_S = 3600
@@ -39,8 +40,8 @@ _log = structlog.get_logger()
 READ, LOCATE, WRITE, EXTEND, GO_ON = _OF_CALLERS = tuple(
     Script.load("fiml.sessions", "access", name) for name in ("read", "locate", "write", "extend", "go_on")
 )
-PUT, REMOVE, REWRITE, FENCE = _OF_OURS = tuple(
-    Script.load("fiml.sessions", name) for name in ("put", "remove", "rewrite", "fence")
+PUT, REMOVE, REWRITE, RENEW, FENCE = _OF_OURS = tuple(
+    Script.load("fiml.sessions", name) for name in ("put", "remove", "rewrite", "renew", "fence")
 )
 SCRIPTS = (*_OF_CALLERS, *_OF_OURS)
 
@@ -105,16 +106,32 @@ class RedisTier:
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         """Apply a change, as `Backend.write` says."""
-        [reply] = await self._client.write([_write(session_id, change, rules)])
+        [reply] = await self._run_write(session_id, [_write(session_id, change, rules)])
         return _written(session_id, rules, reply)
 
     async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
         """Apply a change and read the session, as `Backend.update` says."""
-        written, found = await self._client.write(
-            [_write(session_id, change, rules), read(session_id, caller=rules.caller)]
-        )
+        commands = [_write(session_id, change, rules), read(session_id, caller=rules.caller)]
+        written, found = await self._run_write(session_id, commands)
         result = _written(session_id, rules, written)
         return None if result is None else Updated(result, fields.decode_record(session_id, found))
+
+    async def _run_write(self, session_id: UUID, commands: Sequence[Command]) -> list[Any]:
+        try:
+            while (replies := await self._client.write(commands))[0] == [b"old"]:
+                await self._renew(session_id)
+        except Unavailable as exc:
+            if isinstance(exc.__cause__, ResponseError):  # the script failed, by damage that a reader finds, or not
+                await self.read(session_id, now=None)
+            raise
+        return replies
+
+    async def _renew(self, session_id: UUID) -> None:
+        """Bring a session of an older layout to ours, unless somebody else wrote to it meanwhile."""
+        [reply] = await self._client.run([read(session_id)])
+        if (record := fields.decode_record(session_id, reply)) is not None:
+            header = with_all_totals(check_whole(record, len(reply[2]))).header
+            await self._client.write([RENEW([keys.header_key(session_id)], *fields.encode_renewal(header))])
 
     async def index_expiry(self, header: Header, expires_at: datetime) -> None:
         """Let the sweeper look at a session by `expires_at`."""
@@ -280,7 +297,7 @@ def _written(session_id: UUID, rules: WriteRules, reply: list[Any] | None) -> Wr
         return None
     if reply[0] not in _DONE:
         _refuse(session_id, rules, reply)
-    return fields.decode_result(session_id, reply[1], is_new_version=reply[0] == b"written")
+    return fields.decode_result(session_id, reply)
 
 
 def _refuse(session_id: UUID, rules: WriteRules, reply: list[Any]) -> NoReturn:

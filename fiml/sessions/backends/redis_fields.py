@@ -12,22 +12,18 @@ from fiml.core.errors import CorruptRecord
 from fiml.db.redis_commands import Argument
 from fiml.sessions.audit import trail_entries
 from fiml.sessions.backends.base import WriteResult
+from fiml.sessions.backends.redis_totals import decode_totals, encode_totals, totals_in
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
 from fiml.sessions.histogram import time_bucket
-from fiml.sessions.models import QueryTotals
 from fiml.sessions.query_json import EncodedQuery
-from fiml.sessions.records import MAPS, Entries, Header, SessionRecord
+from fiml.sessions.records import FORMAT, MAPS, Entries, Header, SessionRecord
 from fiml.sessions.rights import GRANT_LETTERS
 
 POSITION_CHARACTERS = 48
 _LATEST_MICROS = (1 << 63) - 1
 _MAP_LETTERS = {name: name[0] for name in MAPS}
 _MAPS_BY_LETTER = {letter: name for name, letter in _MAP_LETTERS.items()}
-_PLAIN = frozenset(
-    b"user type title created expires accessed version total hits first last timed time_ms maps_bytes history_bytes"
-    b" life format order".split()
-)
 _NOTHING_ELSE = [0] * 5
 _GRANTED = frozenset(f"{letter}:".encode() for letter in GRANT_LETTERS)
 
@@ -72,7 +68,6 @@ def encode_record(record: SessionRecord, queries: Sequence[EncodedQuery]) -> lis
 
 def encode_header(header: Header) -> list[tuple[str, Argument]]:
     """The fields of a header; what is `None` has none."""
-    totals = header.totals
     fields: dict[str, Argument | None] = {
         "user": header.user_id,
         "type": header.type,
@@ -81,12 +76,6 @@ def encode_header(header: Header) -> list[tuple[str, Argument]]:
         "expires": to_micros(header.expires_at),
         "accessed": to_micros(header.last_accessed_at),
         "version": header.version,
-        "total": totals.total_queries,
-        "hits": totals.cache_hits,
-        "first": _micros(totals.first_query_at),
-        "last": _micros(totals.last_query_at),
-        "timed": totals.timed_queries,
-        "time_ms": repr(totals.total_time_ms),
         "maps_bytes": header.maps_bytes,
         "history_bytes": header.history_bytes,
         "life": header.life,
@@ -95,11 +84,13 @@ def encode_header(header: Header) -> list[tuple[str, Argument]]:
     }
     names = [f"a:{name}" for name in header.assets] + [f"t:{name}" for name in header.tags]
     ordered = [(name, order) for order, name in enumerate(names, 1)]
-    counts = [(f"n:{query_type}", count) for query_type, count in totals.query_types.items()]
-    counts += [(f"b:{bucket}", count) for bucket, count in totals.time_histogram.items()]
-    counts += [(f"d:{day}", count) for day, count in totals.queries_by_day.items()]
-    counts += header.grants.items()
-    return [(name, value) for name, value in fields.items() if value is not None] + ordered + counts
+    plain = [(name, value) for name, value in fields.items() if value is not None]
+    return [*plain, *ordered, *encode_totals(header.totals), *header.grants.items()]
+
+
+def encode_renewal(header: Header) -> list[Argument]:
+    """The arguments of `renew.lua`."""
+    return [header.version, FORMAT, *chain.from_iterable(encode_totals(header.totals))]
 
 
 def encode_change(change: Change) -> list[Argument]:
@@ -152,7 +143,7 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
     """A header from what HGETALL gives: a dict, or in a script's reply one flat list."""
     try:
         stored = reply if isinstance(reply, dict) else _pairs(reply)
-        named = _named(stored)
+        named = [field for field in stored if field[1:2] == b":"]
         return Header(
             id=session_id,
             user_id=_text(stored.get(b"user")),
@@ -164,7 +155,7 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
             expires_at=decode_moment(stored[b"expires"]),
             last_accessed_at=decode_moment(stored[b"accessed"]),
             version=int(stored[b"version"]),
-            totals=_totals(stored, named),
+            totals=totals_in(stored),
             maps_bytes=int(stored[b"maps_bytes"]),
             history_bytes=int(stored[b"history_bytes"]),
             life=int(stored[b"life"]),
@@ -175,54 +166,24 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
 
 
-def decode_result(session_id: UUID, reply: list[bytes], *, is_new_version: bool) -> WriteResult:
-    """How a session stands behind a write, from its header."""
+def decode_result(session_id: UUID, reply: list[bytes]) -> WriteResult:
+    """What `write.lua` returns of a change that it took."""
+    outcome, version, life, expires, *totals = reply
     try:
-        stored = _pairs(reply)
         return WriteResult(
-            version=int(stored[b"version"]),
-            life=int(stored[b"life"]),
-            expires_at=decode_moment(stored[b"expires"]),
-            totals=_totals(stored, _named(stored)),
-            is_new_version=is_new_version,
+            version=int(version),
+            life=int(life),
+            expires_at=decode_moment(expires),
+            totals=decode_totals(*totals),
+            is_new_version=outcome == b"written",
         )
-    except (KeyError, ValueError, OverflowError) as exc:
+    except (TypeError, ValueError, OverflowError) as exc:
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
 
 
 def decode_moment(micros: bytes | str) -> datetime:
     """A time from its microseconds."""
     return from_micros(int(micros))
-
-
-def _micros(moment: datetime | None) -> int | None:
-    return None if moment is None else to_micros(moment)
-
-
-def _totals(stored: dict[bytes, bytes], named: Sequence[bytes]) -> QueryTotals:
-    first, last = stored.get(b"first"), stored.get(b"last")
-    totals = QueryTotals(
-        total_queries=int(stored[b"total"]),
-        cache_hits=int(stored[b"hits"]),
-        first_query_at=None if first is None else decode_moment(first),
-        last_query_at=None if last is None else decode_moment(last),
-        timed_queries=int(stored[b"timed"]),
-        total_time_ms=float(stored[b"time_ms"]),
-    )
-    for field in named:
-        match field[:2]:
-            case b"n:":
-                totals.query_types[field[2:].decode()] = int(stored[field])
-            case b"b:":
-                totals.time_histogram[int(field[2:])] = int(stored[field])
-            case b"d:":
-                totals.queries_by_day[field[2:].decode()] = int(stored[field])
-    return totals
-
-
-def _named(stored: dict[bytes, bytes]) -> list[bytes]:
-    """The other fields of a header, which have a letter and a colon before their name."""
-    return [field for field in stored if field not in _PLAIN]
 
 
 def _in_order(stored: dict[bytes, bytes], named: Sequence[bytes], letter: bytes) -> list[str]:

@@ -6,20 +6,33 @@
 --      then groups, each with its length first: scalars to set (field, value; '' removes the field), names to remove
 --      (field), names to add (field), entries to remove (field), entries to set (field, value), queries (id, JSON,
 --      type, 1 for a cache hit, microseconds of its time, milliseconds it took or '', their bucket or '', its day)
--- Returns {'written', header}; {'known', header} where there were only queries that are there already; nil where the
--- session isn't there for this caller; or a refusal: {'viewer'}, {'expired', expiry}, {'conflict', version},
--- {'format', number}, {'changes'}, {'queries'}, {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
+-- Returns {'written', version, life, expiry, totals, types, times, days}, the last four as they are stored; the same
+-- with 'known' where there were only queries that are there already; {'old'} where the totals aren't packed yet;
+-- nil where the session isn't there for this caller; or a refusal: {'viewer'}, {'expired', expiry},
+-- {'conflict', version}, {'format', number}, {'changes'}, {'queries'}, {'history'}, {'maps', bytes},
+-- {'assets', count}, {'tags', count}.
 local header, entries, queries, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+
+-- Counts by name. Without one they are an empty text, since cmsgpack would make an array of them.
+local function unpacked(text) return text == '' and {} or cmsgpack.unpack(text) end
+local function packed(counts) return next(counts) and cmsgpack.pack(counts) or '' end
+local function add(counts, name) counts[name] = (counts[name] or 0) + 1 end
 
 local right = right_of_caller()
 if not right then return nil end
 if right < 2 then return {'viewer'} end
-local before = redis.call('HMGET', header, 'expires', 'version', 'total', 'history_bytes', 'maps_bytes', 'accessed',
-  'first', 'last', 'format')
-if tonumber(before[9]) > tonumber(ARGV[4]) then return {'format', before[9]} end
+local before = redis.call('HMGET', header, 'expires', 'version', 'life', 'format', 'accessed', 'maps_bytes',
+  'history_bytes', 'totals', 'types', 'times', 'days')
+if tonumber(before[4]) > tonumber(ARGV[4]) then return {'format', before[4]} end
 if tonumber(ARGV[2]) >= tonumber(before[1]) then return {'expired', before[1]} end
 if ARGV[3] ~= '' and ARGV[3] ~= before[2] then return {'conflict', before[2]} end
 if tonumber(before[2]) >= tonumber(ARGV[10]) then return {'changes'} end
+if not before[8] then return {'old'} end
+-- What is damaged fails here, before anything was written.
+local life, totals, types, times, days = before[3], before[8], before[9], before[10], before[11]
+assert(life and types and times and days, 'the header has lost a field')
+local accessed, maps_bytes, history_bytes = ARGV[2], before[6] + 0, before[7] + 0
+if before[5] + 0 > ARGV[2] + 0 then accessed = before[5] end
 
 local at = 12
 local function group(width)
@@ -36,18 +49,35 @@ local scalars, names_removed, names_added = group(2), group(1), group(1)
 local entries_removed, entries_set, appended = group(1), group(2), group(8)
 
 -- Decide: nothing is written before every limit was checked.
-local fresh, total, history_bytes = {}, tonumber(before[3]), tonumber(before[4])
-local in_this_change = {}
+local fresh, in_this_change = {}, {}
 for _, i in ipairs(appended) do
   if not in_this_change[ARGV[i]] and redis.call('SISMEMBER', ids, ARGV[i]) == 0 then
     in_this_change[ARGV[i]] = true
     fresh[#fresh + 1] = i
-    total = total + 1
     history_bytes = history_bytes + #ARGV[i + 1]
   end
 end
-if #fresh > 0 and total > tonumber(ARGV[5]) then return {'queries'} end
-if #fresh > 0 and history_bytes > tonumber(ARGV[6]) then return {'history'} end
+
+if #fresh > 0 then
+  -- How many queries, cache hits, timed ones, their milliseconds, the first and the last moment ('' for none).
+  local sums, kinds, buckets, dates = cmsgpack.unpack(totals), unpacked(types), unpacked(times), unpacked(days)
+  for _, i in ipairs(fresh) do
+    local moment = ARGV[i + 4]
+    sums[1] = sums[1] + 1
+    if ARGV[i + 3] == '1' then sums[2] = sums[2] + 1 end
+    if ARGV[i + 5] ~= '' then
+      sums[3], sums[4] = sums[3] + 1, sums[4] + tonumber(ARGV[i + 5])
+      add(buckets, ARGV[i + 6])
+    end
+    if sums[5] == '' or tonumber(moment) < tonumber(sums[5]) then sums[5] = moment end
+    if sums[6] == '' or tonumber(moment) > tonumber(sums[6]) then sums[6] = moment end
+    add(kinds, ARGV[i + 2])
+    add(dates, ARGV[i + 7])
+  end
+  if sums[1] > tonumber(ARGV[5]) then return {'queries'} end
+  if history_bytes > tonumber(ARGV[6]) then return {'history'} end
+  totals, types, times, days = cmsgpack.pack(sums), packed(kinds), packed(buckets), packed(dates)
+end
 
 -- An encrypted value counts as what it holds (see sealed.py), so that encryption moves no limit.
 local function size_of(text)
@@ -60,7 +90,6 @@ local function stored_size(field)
   if not text then return 0 end
   return size_of(text) + #field - 2
 end
-local maps_bytes = tonumber(before[5])
 for _, i in ipairs(entries_removed) do maps_bytes = maps_bytes - stored_size(ARGV[i]) end
 for _, i in ipairs(entries_set) do
   maps_bytes = maps_bytes - stored_size(ARGV[i]) + #ARGV[i] - 2 + size_of(ARGV[i + 1])
@@ -84,13 +113,16 @@ end
 local others = #scalars + #names_removed + #names_added + #entries_removed + #entries_set
 if #appended > 0 and #fresh == 0 and others == 0 then
   -- All of it is there already: an access, and no change.
-  if tonumber(ARGV[2]) > tonumber(before[6]) then redis.call('HSET', header, 'accessed', ARGV[2]) end
-  return {'known', redis.call('HGETALL', header)}
+  if accessed ~= before[5] then redis.call('HSET', header, 'accessed', accessed) end
+  return {'known', before[2], life, before[1], totals, types, times, days}
 end
 
 -- Do. The trail first, since it alone can be refused: by a key of another type.
-redis.call('RPUSH', KEYS[5], ARGV[11] .. string.format('%.0f', tonumber(before[2]) + 1) .. ']')
+local version = string.format('%.0f', tonumber(before[2]) + 1)
+redis.call('RPUSH', KEYS[5], ARGV[11] .. version .. ']')
+local expires = before[1]
 for _, i in ipairs(scalars) do
+  if ARGV[i] == 'expires' then expires = ARGV[i + 1] end
   if ARGV[i + 1] == '' then
     redis.call('HDEL', header, ARGV[i])
   else
@@ -104,31 +136,11 @@ end
 for _, i in ipairs(entries_removed) do redis.call('HDEL', entries, ARGV[i]) end
 for _, i in ipairs(entries_set) do redis.call('HSET', entries, ARGV[i], ARGV[i + 1]) end
 
-local first, last = before[7], before[8]
 for _, i in ipairs(fresh) do
   redis.call('SADD', ids, ARGV[i])
   redis.call('RPUSH', queries, ARGV[i + 1])
-  redis.call('HINCRBY', header, 'n:' .. ARGV[i + 2], 1)
-  if ARGV[i + 3] == '1' then redis.call('HINCRBY', header, 'hits', 1) end
-  local moment = ARGV[i + 4]
-  if not first or tonumber(moment) < tonumber(first) then first = moment end
-  if not last or tonumber(moment) > tonumber(last) then last = moment end
-  if ARGV[i + 5] ~= '' then
-    redis.call('HINCRBY', header, 'timed', 1)
-    redis.call('HINCRBYFLOAT', header, 'time_ms', ARGV[i + 5])
-    redis.call('HINCRBY', header, 'b:' .. ARGV[i + 6], 1)
-  end
-  redis.call('HINCRBY', header, 'd:' .. ARGV[i + 7], 1)
-end
-if #fresh > 0 then
-  redis.call('HSET', header, 'first', first, 'last', last, 'total', total,
-    'history_bytes', string.format('%.0f', history_bytes))
 end
 
-local accessed = ARGV[2]
-if tonumber(before[6]) > tonumber(accessed) then accessed = before[6] end
-redis.call('HSET', header, 'accessed', accessed, 'maps_bytes', string.format('%.0f', maps_bytes))
-redis.call('HINCRBY', header, 'version', 1)
--- A record of format 1 lacks totals, which only counting anew brings: it stays what it is.
-if before[9] ~= ARGV[4] and tonumber(before[9]) > 1 then redis.call('HSET', header, 'format', ARGV[4]) end
-return {'written', redis.call('HGETALL', header)}
+redis.call('HSET', header, 'version', version, 'format', ARGV[4], 'accessed', accessed, 'maps_bytes', maps_bytes,
+  'history_bytes', history_bytes, 'totals', totals, 'types', types, 'times', times, 'days', days)
+return {'written', version, life, expires, totals, types, times, days}

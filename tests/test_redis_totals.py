@@ -1,0 +1,214 @@
+"""A session's totals in Redis: the script counts as Python does, and brings a header of before to the new layout."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+import pytest
+import redis
+
+from fiml.core.config import Settings
+from fiml.core.errors import CorruptRecord, SessionFull
+from fiml.sessions.models import AnalysisHistory, QueryRecord, QueryTotals, Session, SessionType
+from fiml.sessions.records import FORMAT
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock, make_query
+from fiml.testing.conformance.suite import content, existing, listing
+from tests.support.deployment import Deployment
+from tests.support.old_layout import header_key, is_laid_out_as_before, lay_out_as_before
+
+OWNER = "ann"
+MOMENT = datetime(2024, 12, 24, 15, 30, tzinfo=UTC)
+# What a number of Lua's, an array of msgpack's or a text of Redis' could take for something else.
+ODD = [
+    make_query("1", timestamp=MOMENT),
+    make_query("2", timestamp=MOMENT),
+    make_query("preis é 数", timestamp=MOMENT, execution_time_ms=0),
+    make_query("1", timestamp=MOMENT, execution_time_ms=0.3, cache_hit=True),
+    make_query("price", timestamp=datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), execution_time_ms=0.2),
+    make_query("price", timestamp=datetime(9999, 12, 31, 23, 59, 59, 999_998, tzinfo=UTC), execution_time_ms=0.1),
+    make_query("price", timestamp=datetime(1, 1, 1, 0, 0, 0, 1, tzinfo=UTC), execution_time_ms=1e-9),
+    make_query(
+        "price", timestamp=datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), execution_time_ms=86_400_000
+    ),
+    make_query("price", timestamp=datetime(1970, 1, 1, tzinfo=UTC), execution_time_ms=1 / 3),
+    make_query("-1", timestamp=MOMENT - timedelta(days=1), execution_time_ms=16_777_217),
+]
+
+
+@pytest.fixture
+def settings(deployment: Deployment) -> Settings:
+    return deployment.settings()
+
+
+@pytest.fixture
+async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
+    async with SessionStore(settings) as opened:
+        yield opened
+
+
+async def new_session(store: SessionStore) -> Session:
+    return await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER)
+
+
+async def stored_totals(store: SessionStore, session: Session) -> QueryTotals:
+    return (await existing(store, session.id)).state.history.totals
+
+
+def some_queries(random: Random, count: int) -> list[QueryRecord]:
+    return [
+        make_query(
+            random.choice(["price", "technical", "1", "2", "3"]),
+            timestamp=MOMENT + timedelta(microseconds=random.randrange(-(10**12), 10**12)),
+            execution_time_ms=random.choice([None, 0, random.random(), random.randrange(10**6), random.expovariate(1)]),
+            cache_hit=random.random() < 0.5,
+        )
+        for _ in range(count)
+    ]
+
+
+async def test_a_session_without_queries_has_the_totals_of_none(store: SessionStore) -> None:
+    session = await new_session(store)
+
+    session.state.update_context("a", 1)
+    written = await store.update_session(session.id, session)
+
+    assert written.state.history.totals == await stored_totals(store, session) == QueryTotals()
+
+
+async def test_odd_queries_are_counted_as_python_counts_them(store: SessionStore) -> None:
+    session = await new_session(store)
+
+    for number, query in enumerate(ODD, 1):
+        assert await store.record_query(session.id, query) == AnalysisHistory(ODD[:number]).totals
+
+    assert await stored_totals(store, session) == AnalysisHistory(ODD).totals
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_queries_of_one_change_are_counted_as_those_of_many(store: SessionStore, seed: int) -> None:
+    random = Random(seed)  # noqa: S311 - no secret
+    session = await new_session(store)
+    written = []
+
+    for count in (1, 20, 3, 100):
+        queries = some_queries(random, count)
+        for query in queries:
+            session.state.history.add_query(query)
+        written += queries
+        merged = await store.update_session(session.id, session)
+        assert merged.state.history.totals == AnalysisHistory(written).totals
+
+    [known] = random.sample(written, 1)
+    assert await store.record_query(session.id, known) == AnalysisHistory(written).totals
+
+
+async def test_the_header_of_a_session_of_ten_queries_keeps_its_compact_form(
+    store: SessionStore, settings: Settings
+) -> None:
+    session = await new_session(store)
+    kinds = ("price", "fundamentals", "technical", "comparative")
+
+    for n in range(10):
+        query = make_query(kinds[n % 4], timestamp=MOMENT + timedelta(days=n // 3), execution_time_ms=2**n)
+        await store.record_query(session.id, query)
+
+    with redis.Redis.from_url(str(settings.redis_url)) as client:
+        assert client.object("encoding", header_key(session.id)) == b"listpack"
+
+
+async def test_as_many_kinds_as_queries_are_counted(store: SessionStore) -> None:
+    session = await new_session(store)
+    queries = [make_query(f"kind {n}", timestamp=MOMENT - timedelta(days=n)) for n in range(500)]
+
+    for query in queries:
+        totals = await store.record_query(session.id, query)
+
+    assert totals == await stored_totals(store, session) == AnalysisHistory(queries).totals
+
+
+async def test_a_query_too_many_changes_no_total(settings: Settings, clock: FrozenClock) -> None:
+    async with SessionStore(settings.model_copy(update={"session_max_queries_per_session": 2})) as store:
+        session = await new_session(store)
+        for n in range(2):
+            await store.record_query(session.id, make_query(f"{n}"))
+
+        with pytest.raises(SessionFull):
+            await store.record_query(session.id, make_query("one more"))
+
+        assert (await stored_totals(store, session)).query_types == {"0": 1, "1": 1}
+
+
+@pytest.mark.parametrize("queries", [[], ODD], ids=["no query", "odd queries"])
+async def test_a_header_of_before_is_read_listed_and_brought_to_the_new_layout_by_a_write(
+    store: SessionStore, settings: Settings, queries: list[QueryRecord]
+) -> None:
+    session = await new_session(store)
+    for query in queries:
+        await store.record_query(session.id, query, context={"a": 1})
+    before = await existing(store, session.id)
+    lay_out_as_before(settings, session.id)
+
+    assert content(await existing(store, session.id)) == content(before)
+    assert [summary.total_queries for summary in await listing(store)] == [len(queries)]
+    assert is_laid_out_as_before(settings, session.id)
+    one_more = make_query("raced", timestamp=MOMENT)
+    totals = await store.record_query(session.id, one_more)
+
+    assert totals == await stored_totals(store, session) == AnalysisHistory([*queries, one_more]).totals
+    assert not is_laid_out_as_before(settings, session.id)
+    with redis.Redis.from_url(str(settings.redis_url)) as client:
+        assert client.hget(header_key(session.id), "format") == str(FORMAT).encode()
+    trail = await store.get_audit_trail(session.id)
+    assert [entry.version for entry in trail] == list(range(1, len(queries) + 3))
+
+
+async def test_an_update_of_a_header_of_before_gives_the_merged_session(
+    store: SessionStore, settings: Settings
+) -> None:
+    session = await new_session(store)
+    await store.record_query(session.id, ODD[0])
+    read = await existing(store, session.id)
+    lay_out_as_before(settings, session.id)
+
+    read.state.update_context("a", 1)
+    read.tags.append("tech")
+    merged = await store.update_session(session.id, read)
+
+    assert (merged.state.context, merged.tags, merged.version) == ({"a": 1}, ["tech"], 3)
+    assert merged.state.history.totals == AnalysisHistory(ODD[:1]).totals
+
+
+DAMAGES: dict[str, list[tuple[Any, ...]]] = {
+    "totals that are a text": [("hset", "totals", "half")],
+    "totals of which one is missing": [("hset", "totals", b"\x93\x01\x00\x00")],
+    "totals that end too early": [("hset", "totals", b"\x96\x01")],
+    "types that are a number": [("hset", "types", b"\x05")],
+    "no types": [("hdel", "types")],
+    "no days": [("hdel", "days")],
+    "no life": [("hdel", "life")],
+    "no size of the history": [("hdel", "history_bytes")],
+    "a size of the entries that is no number": [("hset", "maps_bytes", "large")],
+    "no last access": [("hdel", "accessed")],
+    "no version": [("hdel", "version")],
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+async def test_a_write_to_a_damaged_header_says_so_and_leaves_everything_as_it_was(
+    store: SessionStore, settings: Settings, how: str
+) -> None:
+    session = await new_session(store)
+    await store.record_query(session.id, make_query())
+    parts = ("header", "entries", "queries", "ids", "trail")
+    with redis.Redis.from_url(str(settings.redis_url)) as client:
+        for name, *arguments in DAMAGES[how]:
+            getattr(client, name)(header_key(session.id), *arguments)
+        keys = [header_key(session.id).replace("header", part) for part in parts]
+        before = [client.dump(key) for key in keys]
+
+        with pytest.raises(CorruptRecord, match=str(session.id)):
+            await store.record_query(session.id, make_query(), context={"a": 1})
+
+        assert [client.dump(key) for key in keys] == before
