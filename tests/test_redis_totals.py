@@ -1,6 +1,7 @@
 """A session's totals in Redis: the script counts as Python does, and brings a header of before to the new layout."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import redis
 
 from fiml.core.config import Settings
-from fiml.core.errors import CorruptRecord, SessionFull
+from fiml.core.errors import CorruptRecord, SessionFull, Unavailable, Unconfirmed
 from fiml.sessions.models import AnalysisHistory, QueryRecord, QueryTotals, Session, SessionType
 from fiml.sessions.records import FORMAT
 from fiml.sessions.store import SessionStore
@@ -19,16 +20,18 @@ from tests.support.deployment import Deployment
 from tests.support.old_layout import header_key, is_laid_out_as_before, lay_out_as_before
 
 OWNER = "ann"
+MICROSECOND = timedelta(microseconds=1)
 MOMENT = datetime(2024, 12, 24, 15, 30, tzinfo=UTC)
 # What a number of Lua's, an array of msgpack's or a text of Redis' could take for something else.
+LAST = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+FIRST = datetime(1, 1, 1, tzinfo=UTC)
 ODD = [
     make_query("1", timestamp=MOMENT),
     make_query("2", timestamp=MOMENT),
     make_query("preis é 数", timestamp=MOMENT, execution_time_ms=0),
     make_query("1", timestamp=MOMENT, execution_time_ms=0.3, cache_hit=True),
-    make_query("price", timestamp=datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), execution_time_ms=0.2),
-    make_query("price", timestamp=datetime(9999, 12, 31, 23, 59, 59, 999_998, tzinfo=UTC), execution_time_ms=0.1),
-    make_query("price", timestamp=datetime(1, 1, 1, 0, 0, 0, 1, tzinfo=UTC), execution_time_ms=1e-9),
+    *[make_query(timestamp=LAST - n * MICROSECOND, execution_time_ms=n / 10) for n in (2, 1, 3, 0, 1)],
+    *[make_query(timestamp=FIRST + n * MICROSECOND, execution_time_ms=n * 1e-9) for n in (2, 1, 3, 0, 1)],
     make_query(
         "price", timestamp=datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), execution_time_ms=86_400_000
     ),
@@ -180,35 +183,85 @@ async def test_an_update_of_a_header_of_before_gives_the_merged_session(
     assert merged.state.history.totals == AnalysisHistory(ODD[:1]).totals
 
 
+async def test_what_too_few_replicas_have_of_a_header_of_before_is_written(
+    store: SessionStore, settings: Settings
+) -> None:
+    session = await new_session(store)
+    lay_out_as_before(settings, session.id)
+
+    async with SessionStore(settings.model_copy(update={"redis_wait_replicas": 1})) as waiting:
+        with pytest.raises(Unconfirmed):
+            await waiting.record_query(session.id, ODD[0])
+
+    assert await stored_totals(store, session) == AnalysisHistory(ODD[:1]).totals
+
+
 DAMAGES: dict[str, list[tuple[Any, ...]]] = {
-    "totals that are a text": [("hset", "totals", "half")],
-    "totals of which one is missing": [("hset", "totals", b"\x93\x01\x00\x00")],
-    "totals that end too early": [("hset", "totals", b"\x96\x01")],
-    "types that are a number": [("hset", "types", b"\x05")],
-    "no types": [("hdel", "types")],
-    "no days": [("hdel", "days")],
-    "no life": [("hdel", "life")],
-    "no size of the history": [("hdel", "history_bytes")],
-    "a size of the entries that is no number": [("hset", "maps_bytes", "large")],
-    "no last access": [("hdel", "accessed")],
-    "no version": [("hdel", "version")],
+    "totals that are a text": [("hset", "header", "totals", "half")],
+    "totals of which one is missing": [("hset", "header", "totals", b"\x93\x01\x00\x00")],
+    "totals that end too early": [("hset", "header", "totals", b"\x96\x01")],
+    "types that are a number": [("hset", "header", "types", b"\x05")],
+    "no types": [("hdel", "header", "types")],
+    "no days": [("hdel", "header", "days")],
+    "no life": [("hdel", "header", "life")],
+    "a life that is no number": [("hset", "header", "life", "half")],
+    "no size of the history": [("hdel", "header", "history_bytes")],
+    "a size of the entries that is no number": [("hset", "header", "maps_bytes", "large")],
+    "half a byte": [("hset", "header", "maps_bytes", "2.5")],
+    "no last access": [("hdel", "header", "accessed")],
+    "no version": [("hdel", "header", "version")],
+    "a version that is no number": [("hset", "header", "version", "nan")],
+    "an expiry that is no moment": [("hset", "header", "expires", "inf")],
 }
+OTHER_DAMAGES: dict[str, list[tuple[Any, ...]]] = {
+    "queries of another type": [("delete", "queries"), ("set", "queries", "text")],
+    "ids of another type": [("delete", "ids"), ("set", "ids", "text")],
+    "a trail of another type": [("delete", "trail"), ("set", "trail", "text")],
+    "an order that is no number": [("hset", "header", "order", "first")],
+}
+PARTS = ("header", "entries", "queries", "ids", "trail")
 
 
 @pytest.mark.parametrize("how", DAMAGES)
 async def test_a_write_to_a_damaged_header_says_so_and_leaves_everything_as_it_was(
     store: SessionStore, settings: Settings, how: str
 ) -> None:
-    session = await new_session(store)
-    await store.record_query(session.id, make_query())
-    parts = ("header", "entries", "queries", "ids", "trail")
-    with redis.Redis.from_url(str(settings.redis_url)) as client:
-        for name, *arguments in DAMAGES[how]:
-            getattr(client, name)(header_key(session.id), *arguments)
-        keys = [header_key(session.id).replace("header", part) for part in parts]
-        before = [client.dump(key) for key in keys]
-
+    session = await a_session_read(store)
+    with damaged(settings, session, DAMAGES[how]):
         with pytest.raises(CorruptRecord, match=str(session.id)):
             await store.record_query(session.id, make_query(), context={"a": 1})
+        session.title = "other"
+        session.tags.append("tech")
+        with pytest.raises(CorruptRecord, match=str(session.id)):
+            await store.update_session(session.id, session)
 
-        assert [client.dump(key) for key in keys] == before
+
+@pytest.mark.parametrize("how", OTHER_DAMAGES)
+async def test_a_write_that_a_key_refuses_leaves_everything_as_it_was(
+    store: SessionStore, settings: Settings, how: str
+) -> None:
+    session = await a_session_read(store)
+    with damaged(settings, session, OTHER_DAMAGES[how]):
+        session.title = "other"
+        session.tags.append("tech")
+        session.state.history.add_query(make_query())
+        with pytest.raises(Unavailable, match="refused"):
+            await store.update_session(session.id, session)
+
+
+async def a_session_read(store: SessionStore) -> Session:
+    session = await new_session(store)
+    await store.record_query(session.id, make_query())
+    return await existing(store, session.id)
+
+
+@contextmanager
+def damaged(settings: Settings, session: Session, damage: list[tuple[Any, ...]]) -> Iterator[None]:
+    """Damages a session; the block changes nothing about it."""
+    with redis.Redis.from_url(str(settings.redis_url)) as client:
+        keys = {part: header_key(session.id).replace("header", part) for part in PARTS}
+        for name, part, *arguments in damage:
+            getattr(client, name)(keys[part], *arguments)
+        before = [client.dump(key) for key in keys.values()]
+        yield
+        assert [client.dump(key) for key in keys.values()] == before

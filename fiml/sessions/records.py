@@ -25,7 +25,7 @@ from fiml.sessions.rights import Grants
 
 # A format's number is that of the release that brought it: major times 100 plus minor, so that a fiml which meets a
 # later one can name what to install. Format 1 is without `time_histogram` and `queries_by_day`, 2 without the origin
-# and the figures of a query, 3 without shares and the audit trail, and with a field in Redis for each total.
+# and the figures of a query, 3 without shares and the audit trail.
 FORMAT = 4
 FORMAT_OF_ALL_TOTALS = 2
 MAPS = ("context", "preferences", "intermediate_results", "metadata")

@@ -27,7 +27,7 @@ from fiml.sessions.backends.redis_index import Place, enter, expire_by, leave, p
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
 from fiml.sessions.query_json import EncodedQuery
-from fiml.sessions.records import FORMAT, Header, SessionRecord, check_format, check_whole, with_all_totals
+from fiml.sessions.records import FORMAT, Header, SessionRecord, check_format
 from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_of
 
 FLOOR_S = 3600
@@ -37,13 +37,14 @@ _DONE = (b"written", b"known")
 
 _log = structlog.get_logger()
 
-READ, LOCATE, WRITE, EXTEND, GO_ON = _OF_CALLERS = tuple(
-    Script.load("fiml.sessions", "access", name) for name in ("read", "locate", "write", "extend", "go_on")
+READ, LOCATE, EXTEND, GO_ON = _OF_CALLERS = tuple(
+    Script.load("fiml.sessions", "access", name) for name in ("read", "locate", "extend", "go_on")
 )
-PUT, REMOVE, REWRITE, RENEW, FENCE = _OF_OURS = tuple(
-    Script.load("fiml.sessions", name) for name in ("put", "remove", "rewrite", "renew", "fence")
+WRITE = Script.load("fiml.sessions", "access", "totals", "write")
+PUT, REMOVE, REWRITE, FENCE = _OF_OURS = tuple(
+    Script.load("fiml.sessions", name) for name in ("put", "remove", "rewrite", "fence")
 )
-SCRIPTS = (*_OF_CALLERS, *_OF_OURS)
+SCRIPTS = (*_OF_CALLERS, WRITE, *_OF_OURS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +119,11 @@ class RedisTier:
 
     async def _run_write(self, session_id: UUID, commands: Sequence[Command]) -> list[Any]:
         try:
-            while (replies := await self._client.write(commands))[0] == [b"old"]:
-                await self._renew(session_id)
+            return await self._client.write(commands)
         except Unavailable as exc:
             if isinstance(exc.__cause__, ResponseError):  # the script failed, by damage that a reader finds, or not
                 await self.read(session_id, now=None)
             raise
-        return replies
-
-    async def _renew(self, session_id: UUID) -> None:
-        """Bring a session of an older layout to ours, unless somebody else wrote to it meanwhile."""
-        [reply] = await self._client.run([read(session_id)])
-        if (record := fields.decode_record(session_id, reply)) is not None:
-            header = with_all_totals(check_whole(record, len(reply[2]))).header
-            await self._client.write([RENEW([keys.header_key(session_id)], *fields.encode_renewal(header))])
 
     async def index_expiry(self, header: Header, expires_at: datetime) -> None:
         """Let the sweeper look at a session by `expires_at`."""

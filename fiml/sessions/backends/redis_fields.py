@@ -17,7 +17,7 @@ from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
 from fiml.sessions.histogram import time_bucket
 from fiml.sessions.query_json import EncodedQuery
-from fiml.sessions.records import FORMAT, MAPS, Entries, Header, SessionRecord
+from fiml.sessions.records import MAPS, Entries, Header, SessionRecord
 from fiml.sessions.rights import GRANT_LETTERS
 
 POSITION_CHARACTERS = 48
@@ -86,11 +86,6 @@ def encode_header(header: Header) -> list[tuple[str, Argument]]:
     ordered = [(name, order) for order, name in enumerate(names, 1)]
     plain = [(name, value) for name, value in fields.items() if value is not None]
     return [*plain, *ordered, *encode_totals(header.totals), *header.grants.items()]
-
-
-def encode_renewal(header: Header) -> list[Argument]:
-    """The arguments of `renew.lua`."""
-    return [header.version, FORMAT, *chain.from_iterable(encode_totals(header.totals))]
 
 
 def encode_change(change: Change) -> list[Argument]:

@@ -1,5 +1,7 @@
 """How a session's totals stand in its header in Redis: packed, so that a script counts a query without a call for each.
 
+`totals.lua` has the same for the script.
+
 Four fields: the sums, and how many queries there are by type, by bucket of their time and by day. As long as each has
 at most 64 bytes, as in most sessions of ten queries, the hash keeps its compact form.
 """

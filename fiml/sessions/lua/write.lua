@@ -7,16 +7,10 @@
 --      (field), names to add (field), entries to remove (field), entries to set (field, value), queries (id, JSON,
 --      type, 1 for a cache hit, microseconds of its time, milliseconds it took or '', their bucket or '', its day)
 -- Returns {'written', version, life, expiry, totals, types, times, days}, the last four as they are stored; the same
--- with 'known' where there were only queries that are there already; {'old'} where the totals aren't packed yet;
--- nil where the session isn't there for this caller; or a refusal: {'viewer'}, {'expired', expiry},
--- {'conflict', version}, {'format', number}, {'changes'}, {'queries'}, {'history'}, {'maps', bytes},
--- {'assets', count}, {'tags', count}.
+-- with 'known' where there were only queries that are there already; nil where the session isn't there for this
+-- caller; or a refusal: {'viewer'}, {'expired', expiry}, {'conflict', version}, {'format', number}, {'changes'},
+-- {'queries'}, {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
 local header, entries, queries, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-
--- Counts by name. Without one they are an empty text, since cmsgpack would make an array of them.
-local function unpacked(text) return text == '' and {} or cmsgpack.unpack(text) end
-local function packed(counts) return next(counts) and cmsgpack.pack(counts) or '' end
-local function add(counts, name) counts[name] = (counts[name] or 0) + 1 end
 
 local right = right_of_caller()
 if not right then return nil end
@@ -24,22 +18,22 @@ if right < 2 then return {'viewer'} end
 local before = redis.call('HMGET', header, 'expires', 'version', 'life', 'format', 'accessed', 'maps_bytes',
   'history_bytes', 'totals', 'types', 'times', 'days')
 if tonumber(before[4]) > tonumber(ARGV[4]) then return {'format', before[4]} end
+-- What is damaged fails from here to where it says 'Do', before anything was written.
+local numbers = table.concat(before, ' ', 1, 7)
+assert(string.find(numbers, '^%-?%d+ %d+ %d+ %d+ %-?%d+ %d+ %d+$'), 'a field of the header is no number')
 if tonumber(ARGV[2]) >= tonumber(before[1]) then return {'expired', before[1]} end
 if ARGV[3] ~= '' and ARGV[3] ~= before[2] then return {'conflict', before[2]} end
 if tonumber(before[2]) >= tonumber(ARGV[10]) then return {'changes'} end
-if not before[8] then return {'old'} end
--- What is damaged fails here, before anything was written.
-local life, totals, types, times, days = before[3], before[8], before[9], before[10], before[11]
-assert(life and types and times and days, 'the header has lost a field')
-local accessed, maps_bytes, history_bytes = ARGV[2], before[6] + 0, before[7] + 0
-if before[5] + 0 > ARGV[2] + 0 then accessed = before[5] end
+local expires, life, accessed = before[1], before[3], before[5]
+if tonumber(ARGV[2]) > tonumber(accessed) then accessed = ARGV[2] end
+local maps_bytes, history_bytes = tonumber(before[6]), tonumber(before[7])
 
 local at = 12
 local function group(width)
   local items = {}
-  local count = tonumber(ARGV[at])
+  local length = tonumber(ARGV[at])
   at = at + 1
-  for i = 1, count do
+  for i = 1, length do
     items[i] = at
     at = at + width
   end
@@ -58,25 +52,34 @@ for _, i in ipairs(appended) do
   end
 end
 
-if #fresh > 0 then
-  -- How many queries, cache hits, timed ones, their milliseconds, the first and the last moment ('' for none).
-  local sums, kinds, buckets, dates = cmsgpack.unpack(totals), unpacked(types), unpacked(times), unpacked(days)
-  for _, i in ipairs(fresh) do
-    local moment = ARGV[i + 4]
-    sums[1] = sums[1] + 1
-    if ARGV[i + 3] == '1' then sums[2] = sums[2] + 1 end
-    if ARGV[i + 5] ~= '' then
-      sums[3], sums[4] = sums[3] + 1, sums[4] + tonumber(ARGV[i + 5])
-      add(buckets, ARGV[i + 6])
-    end
-    if sums[5] == '' or tonumber(moment) < tonumber(sums[5]) then sums[5] = moment end
-    if sums[6] == '' or tonumber(moment) > tonumber(sums[6]) then sums[6] = moment end
-    add(kinds, ARGV[i + 2])
-    add(dates, ARGV[i + 7])
+local totals, types, times, days = before[8], before[9], before[10], before[11]
+local sums, by_type, by_time, by_day, fields_of_before
+if totals then
+  sums, by_type, by_time, by_day = cmsgpack.unpack(totals), unpacked(types), unpacked(times), unpacked(days)
+  assert(type(sums) == 'table' and #sums == 6, 'the totals are none')
+else
+  sums, by_type, by_time, by_day, fields_of_before = totals_of_before(header)
+end
+for _, i in ipairs(fresh) do
+  local moment = ARGV[i + 4]
+  sums[1] = sums[1] + 1
+  if ARGV[i + 3] == '1' then sums[2] = sums[2] + 1 end
+  if ARGV[i + 5] ~= '' then
+    sums[3], sums[4] = sums[3] + 1, sums[4] + tonumber(ARGV[i + 5])
+    count(by_time, ARGV[i + 6])
   end
+  if sums[5] == '' or is_earlier(moment, sums[5]) then sums[5] = moment end
+  if sums[6] == '' or is_earlier(sums[6], moment) then sums[6] = moment end
+  count(by_type, ARGV[i + 2])
+  count(by_day, ARGV[i + 7])
+end
+if #fresh > 0 then
   if sums[1] > tonumber(ARGV[5]) then return {'queries'} end
   if history_bytes > tonumber(ARGV[6]) then return {'history'} end
-  totals, types, times, days = cmsgpack.pack(sums), packed(kinds), packed(buckets), packed(dates)
+  redis.call('LLEN', queries)  -- which refuses a key of another type
+end
+if #fresh > 0 or fields_of_before then
+  totals, types, times, days = cmsgpack.pack(sums), packed(by_type), packed(by_time), packed(by_day)
 end
 
 -- An encrypted value counts as what it holds (see sealed.py), so that encryption moves no limit.
@@ -96,7 +99,9 @@ for _, i in ipairs(entries_set) do
 end
 if #entries_set > 0 and maps_bytes > tonumber(ARGV[7]) then return {'maps', maps_bytes} end
 
+local order = 0
 if #names_added > 0 or #names_removed > 0 then
+  order = redis.call('HGET', header, 'order') + 0
   local names = {}
   for _, field in ipairs(redis.call('HKEYS', header)) do names[field] = true end
   for _, i in ipairs(names_removed) do names[ARGV[i]] = nil end
@@ -117,10 +122,9 @@ if #appended > 0 and #fresh == 0 and others == 0 then
   return {'known', before[2], life, before[1], totals, types, times, days}
 end
 
--- Do. The trail first, since it alone can be refused: by a key of another type.
+-- Do. The trail first, since it alone can still be refused: by a key of another type.
 local version = string.format('%.0f', tonumber(before[2]) + 1)
 redis.call('RPUSH', KEYS[5], ARGV[11] .. version .. ']')
-local expires = before[1]
 for _, i in ipairs(scalars) do
   if ARGV[i] == 'expires' then expires = ARGV[i + 1] end
   if ARGV[i + 1] == '' then
@@ -131,7 +135,9 @@ for _, i in ipairs(scalars) do
 end
 for _, i in ipairs(names_removed) do redis.call('HDEL', header, ARGV[i]) end
 for _, i in ipairs(names_added) do
-  redis.call('HSETNX', header, ARGV[i], redis.call('HINCRBY', header, 'order', 1))
+  order = order + 1
+  redis.call('HSETNX', header, ARGV[i], order)
+  redis.call('HSET', header, 'order', order)
 end
 for _, i in ipairs(entries_removed) do redis.call('HDEL', entries, ARGV[i]) end
 for _, i in ipairs(entries_set) do redis.call('HSET', entries, ARGV[i], ARGV[i + 1]) end
@@ -141,6 +147,9 @@ for _, i in ipairs(fresh) do
   redis.call('RPUSH', queries, ARGV[i + 1])
 end
 
-redis.call('HSET', header, 'version', version, 'format', ARGV[4], 'accessed', accessed, 'maps_bytes', maps_bytes,
+for _, field in ipairs(fields_of_before or {}) do redis.call('HDEL', header, field) end
+-- A record of format 1 lacks totals, which only counting anew brings: it stays what it is.
+local format = tonumber(before[4]) > 1 and ARGV[4] or before[4]
+redis.call('HSET', header, 'version', version, 'format', format, 'accessed', accessed, 'maps_bytes', maps_bytes,
   'history_bytes', history_bytes, 'totals', totals, 'types', types, 'times', times, 'days', days)
 return {'written', version, life, expires, totals, types, times, days}

@@ -1,0 +1,36 @@
+-- The totals in a header: how many queries, cache hits, timed ones, their milliseconds, the first and the last moment
+-- ('' for none); and how many queries by type, by bucket of their time, and by day.
+
+-- Counts are an empty text where there are none, since cmsgpack would make an array of them.
+local function unpacked(text)
+  local counts = text == '' and {} or cmsgpack.unpack(text)
+  assert(type(counts) == 'table', 'counts are none')
+  return counts
+end
+local function packed(counts) return next(counts) and cmsgpack.pack(counts) or '' end
+
+local function count(counts, name) counts[name] = (counts[name] or 0) + 1 end
+
+-- Of two moments in microseconds, far away from now too, where Lua's numbers don't tell them apart.
+local function is_earlier(one, other)
+  local first, second = tonumber(one), tonumber(other)
+  if first ~= second or one == other then return first < second end
+  local is_smaller = #one < #other or (#one == #other and one < other)
+  return is_smaller == (first > 0)
+end
+
+-- The totals of the releases up to 0.3, which had a field for each; and those fields.
+local function totals_of_before(header)
+  local sums, types, times, days, fields = {0, 0, 0, 0, '', ''}, {}, {}, {}, {}
+  local places = {total = 1, hits = 2, timed = 3, time_ms = 4, first = 5, last = 6}
+  local counts = {['n:'] = types, ['b:'] = times, ['d:'] = days}
+  local stored = redis.call('HGETALL', header)
+  for i = 1, #stored, 2 do
+    local field, value = stored[i], stored[i + 1]
+    local place, by_name = places[field], counts[string.sub(field, 1, 2)]
+    if place then sums[place] = place < 5 and value + 0 or value end
+    if by_name then by_name[string.sub(field, 3)] = value + 0 end
+    if place or by_name then fields[#fields + 1] = field end
+  end
+  return sums, types, times, days, fields
+end
