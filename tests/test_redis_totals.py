@@ -209,6 +209,7 @@ DAMAGES: dict[str, list[tuple[Any, ...]]] = {
     "a size of the entries that is no number": [("hset", "header", "maps_bytes", "large")],
     "half a byte": [("hset", "header", "maps_bytes", "2.5")],
     "no last access": [("hdel", "header", "accessed")],
+    "a format that is no number": [("hset", "header", "format", "1e3")],
     "no version": [("hdel", "header", "version")],
     "a version that is no number": [("hset", "header", "version", "nan")],
     "an expiry that is no moment": [("hset", "header", "expires", "inf")],
@@ -217,7 +218,7 @@ OTHER_DAMAGES: dict[str, list[tuple[Any, ...]]] = {
     "queries of another type": [("delete", "queries"), ("set", "queries", "text")],
     "ids of another type": [("delete", "ids"), ("set", "ids", "text")],
     "a trail of another type": [("delete", "trail"), ("set", "trail", "text")],
-    "an order that is no number": [("hset", "header", "order", "first")],
+    "an order that is no number": [("hset", "header", "order", "2.5")],
 }
 PARTS = ("header", "entries", "queries", "ids", "trail")
 

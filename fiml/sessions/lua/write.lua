@@ -17,7 +17,7 @@ if not right then return nil end
 if right < 2 then return {'viewer'} end
 local before = redis.call('HMGET', header, 'expires', 'version', 'life', 'format', 'accessed', 'maps_bytes',
   'history_bytes', 'totals', 'types', 'times', 'days')
-if tonumber(before[4]) > tonumber(ARGV[4]) then return {'format', before[4]} end
+if string.find(before[4], '^%d+$') and tonumber(before[4]) > tonumber(ARGV[4]) then return {'format', before[4]} end
 -- What is damaged fails from here to where it says 'Do', before anything was written.
 local numbers = table.concat(before, ' ', 1, 7)
 assert(string.find(numbers, '^%-?%d+ %d+ %d+ %d+ %-?%d+ %d+ %d+$'), 'a field of the header is no number')
@@ -101,7 +101,8 @@ if #entries_set > 0 and maps_bytes > tonumber(ARGV[7]) then return {'maps', maps
 
 local order = 0
 if #names_added > 0 or #names_removed > 0 then
-  order = redis.call('HGET', header, 'order') + 0
+  order = redis.call('HGET', header, 'order')
+  assert(string.find(order, '^%d+$'), 'the order is no number')
   local names = {}
   for _, field in ipairs(redis.call('HKEYS', header)) do names[field] = true end
   for _, i in ipairs(names_removed) do names[ARGV[i]] = nil end
