@@ -237,6 +237,20 @@ async def test_a_write_to_a_damaged_header_says_so_and_leaves_everything_as_it_w
             await store.update_session(session.id, session)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hits", None), ("total", "half"), ("time_ms", "half"), ("first", "x"), ("n:price", ""), ("d:2024-12-24", "inf")],
+)
+async def test_a_damaged_header_of_before_is_not_packed(
+    store: SessionStore, settings: Settings, field: str, value: str | None
+) -> None:
+    session = await a_session_read(store)
+    lay_out_as_before(settings, session.id)
+    damage = ("hdel", "header", field) if value is None else ("hset", "header", field, value)
+    with damaged(settings, session, [damage]), pytest.raises(CorruptRecord):
+        await store.record_query(session.id, make_query(timestamp=MOMENT), context={"a": 1})
+
+
 @pytest.mark.parametrize("how", OTHER_DAMAGES)
 async def test_a_write_that_a_key_refuses_leaves_everything_as_it_was(
     store: SessionStore, settings: Settings, how: str

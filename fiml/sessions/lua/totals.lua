@@ -21,16 +21,20 @@ end
 
 -- The totals of the releases up to 0.3, which had a field for each; and those fields.
 local function totals_of_before(header)
-  local sums, types, times, days, fields = {0, 0, 0, 0, '', ''}, {}, {}, {}, {}
+  local sums, types, times, days, fields = {false, false, false, false, '', ''}, {}, {}, {}, {}
   local places = {total = 1, hits = 2, timed = 3, time_ms = 4, first = 5, last = 6}
   local counts = {['n:'] = types, ['b:'] = times, ['d:'] = days}
   local stored = redis.call('HGETALL', header)
   for i = 1, #stored, 2 do
     local field, value = stored[i], stored[i + 1]
     local place, by_name = places[field], counts[string.sub(field, 1, 2)]
-    if place then sums[place] = place < 5 and value + 0 or value end
-    if by_name then by_name[string.sub(field, 3)] = value + 0 end
-    if place or by_name then fields[#fields + 1] = field end
+    if place or by_name then
+      assert(string.find(value, '^%-?%d[%d.e+-]*$'), field .. ' is no number')
+      fields[#fields + 1] = field
+    end
+    if place then sums[place] = place < 5 and tonumber(value) or value end
+    if by_name then by_name[string.sub(field, 3)] = tonumber(value) end
   end
+  assert(sums[1] and sums[2] and sums[3] and sums[4], 'the header has lost a total')
   return sums, types, times, days, fields
 end
