@@ -47,13 +47,20 @@ class Surgeon:
         assert self._settings.redis_url is not None
         client = RedisClient(self._settings.redis_url, ())
         await client.run(
-            [tuple(str(word).replace("KEY", f"fiml:{{{self._hex}}}") for word in each) for each in commands]
+            [
+                tuple(self._meant(str(word).replace("KEY", f"fiml:{{{self._hex}}}")) for word in each)
+                for each in commands
+            ]
         )
         await client.close()
 
     def sqlite(self, statement: str) -> None:
         with closing(sqlite3.connect(self._settings.embedded_file)) as connection, connection:
-            connection.execute(statement.replace("ID", f"'{self._hex}'"))
+            connection.execute(self._meant(statement.replace("ID", f"'{self._hex}'")))
+
+    @staticmethod
+    def _meant(text: str) -> str:
+        return text.replace("DEEP", "[" * 100_000)
 
     async def damage(self, how: str) -> None:
         on_redis, on_sqlite = DAMAGES[how]
@@ -107,6 +114,15 @@ DAMAGES: dict[str, tuple[list[tuple[Any, ...]], str]] = {
     "assets that are none": (
         [("DEL", "KEY:queries"), ("SET", "KEY:queries", "text")],
         "UPDATE active_sessions SET assets = '[' WHERE id = ID",
+    ),
+    "an entry that is nested without end": (
+        [("HSET", "KEY:entries", "c:0", "DEEP")],
+        "UPDATE active_entries SET value = 'DEEP' WHERE session_id = ID AND key = '0'",
+    ),
+    "a query that is nested without end": (
+        [("LSET", "KEY:queries", 1, '{"parameters":DEEP')],
+        """UPDATE active_queries SET body = '{"parameters":DEEP'"""
+        " WHERE n = (SELECT min(n) FROM active_queries WHERE session_id = ID)",
     ),
     "a number beyond counting": (
         [("HSET", "KEY:header", "version", str(1 << 70))],

@@ -35,7 +35,7 @@ ENCODED = "never%3Ato%2Fbe%40shown"
 MAY = (
     *("+ping", "+hello", "+client|setinfo", "+select", "+script|load", "+evalsha", "+wait"),
     *("+zadd", "+zrem", "+zrange", "+zcard", "+zcount", "+zscore"),
-    *("+hset", "+hsetnx", "+hget", "+hmget", "+hgetall", "+hdel", "+hkeys", "+hexists", "+hincrby", "+hincrbyfloat"),
+    *("+hset", "+hsetnx", "+hget", "+hmget", "+hgetall", "+hdel", "+hkeys", "+hexists", "+hincrby"),
     *("+rpush", "+lrange", "+sadd", "+sismember", "+smembers"),
     *("+exists", "+type", "+get", "+set", "+del", "+dump"),
 )

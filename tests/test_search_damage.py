@@ -13,23 +13,32 @@ from fiml.testing.conformance.searching import begin, found, looked_up
 from fiml.testing.conformance.suite import OpenStore
 from tests.support.deployment import Deployment
 
+DEEP = "[" * 100_000
+
 
 async def test_a_damaged_live_session_is_named_and_hides_no_other(deployment: Deployment) -> None:
     async with SessionStore(deployment.settings()) as store:
-        ids = [(await begin(store, title=f"number {number}")).id for number in range(3)]
+        ids = [(await begin(store, title=f"number {number}")).id for number in range(4)]
         with redis.Redis.from_url(deployment.redis_url) as client:
             client.hset(f"fiml:{{{ids[0].hex}}}:header", "created", "yesterday")
             client.delete(f"fiml:{{{ids[1].hex}}}:entries")
             client.set(f"fiml:{{{ids[1].hex}}}:entries", "no hash")
+            client.hset(f"fiml:{{{ids[2].hex}}}:entries", "c:deep", DEEP)
 
         page = await store.search_sessions(None, "number")
 
-    assert [summary.id for summary in page] == [ids[2]]
-    assert sorted(page.unreadable) == sorted(ids[:2])
+    assert [summary.id for summary in page] == [ids[3]]
+    assert sorted(page.unreadable) == sorted(ids[:3])
 
 
 @pytest.mark.parametrize(
-    "damage", ["UPDATE active_sessions SET assets = '[5]'", "UPDATE active_entries SET value = '{'"]
+    "damage",
+    [
+        "UPDATE active_sessions SET assets = '[5]'",
+        "UPDATE active_entries SET value = '{'",
+        "UPDATE active_entries SET value = 'DEEP'".replace("DEEP", DEEP),
+    ],
+    ids=["an asset", "half an entry", "an entry without end"],
 )
 async def test_a_damaged_session_in_the_file_hides_no_other(sqlite_settings: Settings, damage: str) -> None:
     async with SessionStore(sqlite_settings) as store:

@@ -11,6 +11,7 @@ import msgspec
 
 from fiml.core import clock
 from fiml.core.errors import CorruptRecord, SessionFull
+from fiml.sessions.damage import DAMAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ def trail_entries(record: str, trail: str) -> list[str]:
     """
     try:
         return [json.dumps(entry, ensure_ascii=False, separators=(",", ":")) for entry in json.loads(trail)]
-    except (ValueError, TypeError) as exc:
+    except DAMAGE as exc:
         raise CorruptRecord(record, f"its audit trail can't be read: {exc}") from exc
 
 
@@ -95,5 +96,5 @@ def decode_trail(record: str, trail: str) -> list[AuditEntry]:
             AuditEntry(at=clock.from_micros(micros), by=by, did=did, version=version, detail=detail)
             for micros, by, did, detail, version in json.loads(trail)
         ]
-    except (ValueError, TypeError, OverflowError) as exc:
+    except DAMAGE as exc:
         raise CorruptRecord(record, f"its audit trail can't be read: {exc}") from exc

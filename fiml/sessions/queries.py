@@ -140,7 +140,7 @@ def decode_queries(text: str) -> list[QueryRecord]:
     """
     try:
         return [_restored(stored) for stored in _QUERIES.decode(text)]
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
         raise ValueError(str(exc)) from exc
 
 

@@ -10,6 +10,7 @@ import msgspec
 from fiml.core import clock
 from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, SchemaTooNew, echo
 from fiml.sessions import sealed
+from fiml.sessions.damage import DAMAGE
 from fiml.sessions.models import (
     AnalysisHistory,
     QueryRecord,
@@ -137,7 +138,7 @@ def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
         if record.is_archived and recent is not None:
             totals = session.state.history.totals
             session.state.history = AnalysisHistory.stored(queries[len(queries) - min(recent, len(queries)) :], totals)
-    except (ValueError, KeyError, TypeError, AttributeError, InvalidInput, msgspec.DecodeError) as exc:
+    except (*DAMAGE, InvalidInput) as exc:
         raise CorruptRecord(f"session {header.id}", f"{type(exc).__name__}: {exc}") from exc
     session._written = written_of(session, record.entries, record.history)  # noqa: SLF001 - it carries this for us
     return session
@@ -233,7 +234,7 @@ def counted(record: SessionRecord) -> SessionRecord:
     """
     try:
         totals = AnalysisHistory(decode_queries(record.history)).totals
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except DAMAGE as exc:
         raise CorruptRecord(f"session {record.header.id}", f"{type(exc).__name__}: {exc}") from exc
     return replace(record, header=replace(record.header, totals=totals))
 

@@ -14,6 +14,7 @@ import msgspec
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord, InvalidInput, NotPermitted, echo
 from fiml.sessions.audit import Act, refuse_more_changes
+from fiml.sessions.damage import DAMAGE
 
 MAX_SHARES = 100
 MAX_CODES = 20
@@ -196,7 +197,7 @@ def decode_grants(record: str, stored: str) -> Grants:
     """
     try:
         return {field: int(value) for field, value in msgspec.json.decode(stored).items()}
-    except (ValueError, TypeError, AttributeError, msgspec.DecodeError) as exc:
+    except DAMAGE as exc:
         raise CorruptRecord(record, f"its grants can't be read: {exc}") from exc
 
 

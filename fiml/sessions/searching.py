@@ -146,23 +146,20 @@ def words_of(record: SessionRecord) -> set[str]:
     """Every word of a session that a search finds, up to a limit: of its names, its entries and its queries.
 
     Raises:
-        ValueError: it holds no JSON.
+        One of `DAMAGE`: it holds no JSON.
     """
     header = record.header
     first = _words([header.title or "", *header.assets, *header.tags])
     words = first | _words([header.type])
-    try:
-        for entries in record.entries.values():
-            for key, text in entries.items():
-                # The market's last answers are left out: their records say the same.
-                if not key.startswith(_ANSWER_PREFIX):
-                    words |= _words([key, *_texts(msgspec.json.decode(text))])
-        for query in msgspec.json.decode(record.history):
-            if isinstance(query, dict):
-                said = [query.get("query_type"), query.get("parameters"), query.get("result_summary")]
-                words |= _words(_texts(said))
-    except msgspec.DecodeError as exc:
-        raise ValueError(str(exc)) from exc
+    for entries in record.entries.values():
+        for key, text in entries.items():
+            # The market's last answers are left out: their records say the same.
+            if not key.startswith(_ANSWER_PREFIX):
+                words |= _words([key, *_texts(msgspec.json.decode(text))])
+    for query in msgspec.json.decode(record.history):
+        if isinstance(query, dict):
+            said = [query.get("query_type"), query.get("parameters"), query.get("result_summary")]
+            words |= _words(_texts(said))
     return _within_limit(words, first=first)
 
 

@@ -16,6 +16,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import CorruptRecord, FimlError, NotPermitted, SessionConflict, SessionExpired
 from fiml.sessions.backends.base import Backend, WriteResult, WriteRules
 from fiml.sessions.changes import Change
+from fiml.sessions.damage import DAMAGE
 from fiml.sessions.rights import Caller
 from fiml.sessions.values import check_entries
 
@@ -81,7 +82,7 @@ async def _extend(
 def _extensions(session_id: UUID, stored: str | None) -> int:
     try:
         found = None if stored is None else json.loads(stored)
-    except ValueError as exc:
+    except DAMAGE as exc:
         raise CorruptRecord(f"session {session_id}", f"{METADATA_KEY} is no JSON: {exc}") from exc
     count = found.get("extensions") if isinstance(found, dict) else None
     return count if isinstance(count, int) else 0

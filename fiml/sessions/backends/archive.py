@@ -18,6 +18,7 @@ from fiml.db.tables import search_pending, session_quarantine, sessions, tombsto
 from fiml.sessions import values
 from fiml.sessions.backends import archived_grants, metrics, words
 from fiml.sessions.backends.base import Ended, PageQuery, newest_first
+from fiml.sessions.damage import DAMAGE
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import MAPS, Header, SessionRecord
 from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, right_in
@@ -248,7 +249,7 @@ def _record(row: RowMapping) -> SessionRecord:
 def _corruption_of(row: RowMapping) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, AttributeError, InvalidInput) as exc:
+    except (*DAMAGE, InvalidInput) as exc:
         raise CorruptRecord(f"archived session {row['id']}", str(exc)) from exc
 
 

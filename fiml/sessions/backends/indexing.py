@@ -9,6 +9,7 @@ from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.db.sqlite_file import driver
 from fiml.db.tables import search_pending
 from fiml.sessions.backends import archive, sqlite_rows, sqlite_words, words
+from fiml.sessions.damage import DAMAGE
 
 AT_ONCE = 500
 
@@ -60,7 +61,7 @@ def _index_pending(
     for session_id in chosen:
         try:
             index(session_id)
-        except (CorruptRecord, SchemaTooNew, ValueError, TypeError, AttributeError, LookupError):
+        except (CorruptRecord, SchemaTooNew, *DAMAGE):
             # A damaged record has any form; its reader is told, here it keeps nobody from their search.
             put_none(connection, session_id)
     _remove(connection, chosen)

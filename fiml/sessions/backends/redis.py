@@ -26,6 +26,7 @@ from fiml.sessions.backends.base import PageQuery, Updated, WriteResult, WriteRu
 from fiml.sessions.backends.redis_index import Place, enter, expire_by, leave, place_of
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
+from fiml.sessions.damage import DAMAGE
 from fiml.sessions.query_json import EncodedQuery
 from fiml.sessions.records import FORMAT, Header, SessionRecord, check_format
 from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_of
@@ -100,7 +101,7 @@ class RedisTier:
         number = int(version) if version is not None and version.isdigit() else 0
         try:
             member = fields.listed_member(fields.decode_moment(created), session_id, int(life))
-        except (TypeError, ValueError, OverflowError):
+        except DAMAGE:
             member = ""  # it has lost its place; a sweeper drops the entries that are left there
         place = Place(session_id, user_id and user_id.decode(), member, given_to)
         return Location(place, number, Right(right), expires and expires.decode())

@@ -15,6 +15,7 @@ from fiml.sessions.backends.base import WriteResult
 from fiml.sessions.backends.redis_totals import decode_totals, encode_totals, totals_in
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
+from fiml.sessions.damage import DAMAGE
 from fiml.sessions.histogram import time_bucket
 from fiml.sessions.query_json import EncodedQuery
 from fiml.sessions.records import MAPS, Entries, Header, SessionRecord
@@ -129,7 +130,7 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
             letter, _, key = field.decode().partition(":")
             maps.setdefault(_MAPS_BY_LETTER[letter], {})[key] = text.decode()
         history, entered = ("[" + b",".join(texts).decode() + "]" for texts in (queries, trail))
-    except (KeyError, ValueError) as exc:
+    except DAMAGE as exc:
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
     return SessionRecord(decode_header(session_id, header), maps, history, trail=entered)
 
@@ -157,7 +158,7 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
             format=int(stored[b"format"]),
             grants={field.decode(): int(stored[field]) for field in named if field[:2] in _GRANTED},
         )
-    except (KeyError, ValueError, OverflowError) as exc:
+    except DAMAGE as exc:
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
 
 
@@ -172,7 +173,7 @@ def decode_result(session_id: UUID, reply: list[bytes]) -> WriteResult:
             totals=decode_totals(*totals),
             is_new_version=outcome == b"written",
         )
-    except (TypeError, ValueError, OverflowError) as exc:
+    except DAMAGE as exc:
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
 
 

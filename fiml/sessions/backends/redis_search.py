@@ -10,6 +10,7 @@ from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import MAX_SEARCHED, Found, PageQuery
 from fiml.sessions.backends.redis import RedisTier, read
+from fiml.sessions.damage import DAMAGE
 from fiml.sessions.records import Header, SessionRecord, check_format
 
 _HEADERS_AT_ONCE = 200
@@ -107,6 +108,6 @@ def _header(session_id: UUID, reply: Any, found: Found) -> Header | None:
 def _meets(record: SessionRecord, query: PageQuery, found: Found) -> bool:
     try:
         return query.wanted is None or query.wanted.is_met_by(record)
-    except ValueError:  # it holds no JSON
+    except DAMAGE:  # it holds no JSON
         found.unreadable.append(record.header.id)
         return False

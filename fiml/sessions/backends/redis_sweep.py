@@ -17,6 +17,7 @@ from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.dumps import Dump
 from fiml.sessions.backends.redis import FLOOR_S, read_whole
 from fiml.sessions.backends.redis_index import ExpiryEntry, expiry_entry, leave
+from fiml.sessions.damage import DAMAGE
 from fiml.sessions.records import SessionRecord, check_whole, with_all_totals
 
 DUMP, REINDEX, TAKE_OUT = SCRIPTS = tuple(
@@ -143,7 +144,7 @@ def _look(session_id: UUID, reply: Any) -> Look | CorruptRecord | None:
     try:
         life, expires, maps_bytes, history_bytes, format_number = map(int, reply)
         return Look(life, from_micros(expires), maps_bytes + history_bytes, format_number)
-    except (TypeError, ValueError, OverflowError) as exc:
+    except DAMAGE as exc:
         return CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}")
 
 

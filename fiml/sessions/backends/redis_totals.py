@@ -46,23 +46,20 @@ def decode_totals(sums: bytes, types: bytes, times: bytes, days: bytes) -> Query
     """Totals from their fields, in the order of `encode_totals`.
 
     Raises:
-        ValueError: they aren't what that writes.
+        ValueError, msgspec.DecodeError: they aren't what that writes.
     """
-    try:
-        total, hits, timed, time_ms, first, last = _sums.decode(sums)
-        return QueryTotals(
-            total_queries=total,
-            cache_hits=hits,
-            first_query_at=from_micros(int(first)) if first else None,
-            last_query_at=from_micros(int(last)) if last else None,
-            query_types=_by_name.decode(types) if types else {},
-            timed_queries=timed,
-            total_time_ms=time_ms,
-            time_histogram=_by_bucket.decode(times) if times else {},
-            queries_by_day=_by_name.decode(days) if days else {},
-        )
-    except msgspec.DecodeError as exc:
-        raise ValueError(f"its totals: {exc}") from exc
+    total, hits, timed, time_ms, first, last = _sums.decode(sums)
+    return QueryTotals(
+        total_queries=total,
+        cache_hits=hits,
+        first_query_at=from_micros(int(first)) if first else None,
+        last_query_at=from_micros(int(last)) if last else None,
+        query_types=_by_name.decode(types) if types else {},
+        timed_queries=timed,
+        total_time_ms=time_ms,
+        time_histogram=_by_bucket.decode(times) if times else {},
+        queries_by_day=_by_name.decode(days) if days else {},
+    )
 
 
 def totals_in(header: dict[bytes, bytes]) -> QueryTotals:
@@ -70,7 +67,7 @@ def totals_in(header: dict[bytes, bytes]) -> QueryTotals:
 
     Raises:
         KeyError: a field isn't there.
-        ValueError: one isn't what it should be.
+        ValueError, msgspec.DecodeError: one isn't what it should be.
     """
     if b"totals" in header:
         return decode_totals(header[b"totals"], header[b"types"], header[b"times"], header[b"days"])

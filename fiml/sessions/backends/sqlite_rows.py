@@ -16,6 +16,7 @@ from fiml.sessions.audit import Act, trail_entries, trail_json
 from fiml.sessions.backends import sqlite_words
 from fiml.sessions.backends.base import PageQuery, newest_first
 from fiml.sessions.changes import Change
+from fiml.sessions.damage import DAMAGE
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.query_json import EncodedQuery, history_json
 from fiml.sessions.records import Entries, Header, SessionRecord, entry_size, format_when_written
@@ -403,7 +404,7 @@ def _decode(row: Sequence[Any]) -> Header:
             format=stored["format"],
             grants=decode_grants(f"live session {stored['id']}", stored["grants"]),
         )
-    except (ValueError, TypeError, AttributeError, OverflowError, msgspec.DecodeError) as exc:
+    except DAMAGE as exc:
         raise CorruptRecord(f"live session {UUID(stored['id'])}", str(exc)) from exc
 
 

@@ -16,6 +16,7 @@ from fiml.core.errors import CorruptRecord
 from fiml.db.dialects import is_postgresql, json_elements
 from fiml.db.tables import sessions
 from fiml.sessions.backends.sqlite_words import HAVE, match, query_clause
+from fiml.sessions.damage import DAMAGE
 from fiml.sessions.records import SessionRecord
 from fiml.sessions.searching import Condition, Wanted, words_of
 
@@ -87,7 +88,7 @@ def read(record: SessionRecord) -> set[str]:
     """
     try:
         return words_of(record)
-    except ValueError as exc:
+    except DAMAGE as exc:
         raise CorruptRecord(f"session {record.header.id}", str(exc)) from exc
 
 

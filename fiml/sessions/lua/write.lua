@@ -76,7 +76,7 @@ end
 if #fresh > 0 then
   if sums[1] > tonumber(ARGV[5]) then return {'queries'} end
   if history_bytes > tonumber(ARGV[6]) then return {'history'} end
-  redis.call('LLEN', queries)  -- which refuses a key of another type
+  redis.call('LRANGE', queries, 1, 0)  -- of nothing: it refuses a key of another type
 end
 if #fresh > 0 or fields_of_before then
   totals, types, times, days = cmsgpack.pack(sums), packed(by_type), packed(by_time), packed(by_day)

@@ -1,0 +1,5 @@
+"""What is raised where a stored record is decoded that isn't what was written: whoever catches it says whose it is."""
+
+import msgspec
+
+DAMAGE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, msgspec.DecodeError)
