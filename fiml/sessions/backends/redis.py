@@ -268,21 +268,7 @@ def _remove_for_good(session_id: UUID) -> Command:
 
 
 def _write(session_id: UUID, change: Change, rules: WriteRules) -> Command:
-    return WRITE(
-        keys.session_keys(session_id),
-        rules.caller.user or "",
-        to_micros(rules.now),
-        "" if rules.expected_version is None else rules.expected_version,
-        FORMAT,
-        rules.max_queries,
-        values.MAX_HISTORY_BYTES,
-        values.MAX_MAPS_BYTES,
-        values.MAX_ASSETS,
-        values.MAX_TAGS,
-        rules.max_changes,
-        change.act(rules.caller, rules.now).opened,
-        *fields.encode_change(change),
-    )
+    return WRITE(keys.session_keys(session_id), rules.caller.user or "", *fields.encode_change(change, rules))
 
 
 def _written(session_id: UUID, rules: WriteRules, reply: list[Any] | None) -> WriteResult | None:

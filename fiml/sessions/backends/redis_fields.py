@@ -7,25 +7,28 @@ from itertools import chain
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord
 from fiml.db.redis_commands import Argument
+from fiml.sessions import values
 from fiml.sessions.audit import trail_entries
-from fiml.sessions.backends.base import WriteResult
+from fiml.sessions.backends.base import WriteResult, WriteRules
 from fiml.sessions.backends.redis_totals import decode_totals, encode_totals, totals_in
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.histogram import time_bucket
+from fiml.sessions.queries import QueryRecord
 from fiml.sessions.query_json import EncodedQuery
-from fiml.sessions.records import MAPS, Entries, Header, SessionRecord
+from fiml.sessions.records import FORMAT, MAPS, Entries, Header, SessionRecord
 from fiml.sessions.rights import GRANT_LETTERS
 
 POSITION_CHARACTERS = 48
 _LATEST_MICROS = (1 << 63) - 1
 _MAP_LETTERS = {name: name[0] for name in MAPS}
 _MAPS_BY_LETTER = {letter: name for name, letter in _MAP_LETTERS.items()}
-_NOTHING_ELSE = [0] * 5
 _GRANTED = frozenset(f"{letter}:".encode() for letter in GRANT_LETTERS)
 
 
@@ -89,24 +92,35 @@ def encode_header(header: Header) -> list[tuple[str, Argument]]:
     return [*plain, *ordered, *encode_totals(header.totals), *header.grants.items()]
 
 
-def encode_change(change: Change) -> list[Argument]:
-    """The groups of `write.lua`."""
-    queries = _group([_encode_query(query) for query in change.queries])
-    if change.has_only_queries:
-        return [*_NOTHING_ELSE, *queries]
-    entries = [
-        (_entry_field(name, key), text) for name, texts in change.entries_set.items() for key, text in texts.items()
-    ]
-    gone = [_entry_field(name, key) for name, keys in change.entries_removed.items() for key in keys]
+def encode_change(change: Change, rules: WriteRules) -> list[Argument]:
+    """The arguments of `write.lua` behind the caller."""
+    written = (
+        str(to_micros(rules.now)),
+        change.act(rules.caller, rules.now).opened,
+        False if rules.expected_version is None else rules.expected_version,
+        FORMAT,
+        rules.max_queries,
+        values.MAX_HISTORY_BYTES,
+        values.MAX_MAPS_BYTES,
+        values.MAX_ASSETS,
+        values.MAX_TAGS,
+        rules.max_changes,
+        [_counted(encoded.query) for encoded in change.queries],
+        False if change.has_only_queries else _other_parts(change),
+    )
+    texts = [text for encoded in change.queries for text in (encoded.id.bytes, encoded.text)]
+    return [msgspec.msgpack.encode(written), *texts]
+
+
+def _other_parts(change: Change) -> tuple[object, ...]:
     names = [(letter, each) for letter, each in (("a:", change.assets), ("t:", change.tags)) if each is not None]
-    return [
-        *_group(_encode_scalars(change.scalars)),
-        *_listed([letter + name for letter, each in names for name in each.removed]),
-        *_listed([letter + name for letter, each in names for name in each.added]),
-        *_listed(gone),
-        *_group(entries),
-        *queries,
-    ]
+    return (
+        dict(map(_scalar, change.scalars.items())),
+        [letter + name for letter, each in names for name in each.removed],
+        [letter + name for letter, each in names for name in each.added],
+        [_entry_field(name, key) for name, keys in change.entries_removed.items() for key in keys],
+        {_entry_field(name, key): text for name, texts in change.entries_set.items() for key, text in texts.items()},
+    )
 
 
 def encode_texts(before: Entries, texts: Texts) -> list[Argument]:
@@ -196,26 +210,21 @@ def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode()
 
 
-def _encode_scalars(scalars: dict[str, Any]) -> list[tuple[str, Argument]]:
-    fields: list[tuple[str, Argument]] = []
-    for name, value in scalars.items():
-        if isinstance(value, datetime):
-            fields.append((name.removesuffix("_at"), to_micros(value)))
-        else:
-            fields.append((name, "" if value is None else value))
-    return fields
+def _scalar(item: tuple[str, Any]) -> tuple[str, str]:
+    name, value = item
+    if isinstance(value, datetime):
+        return name.removesuffix("_at"), str(to_micros(value))
+    return name, "" if value is None else value
 
 
-def _encode_query(encoded: EncodedQuery) -> tuple[Argument, ...]:
-    query = encoded.query
+def _counted(query: QueryRecord) -> tuple[object, ...]:
+    took_ms = query.execution_time_ms
     return (
-        encoded.id.bytes,
-        encoded.text,
         query.query_type,
-        int(query.cache_hit),
-        to_micros(query.timestamp),
-        "" if query.execution_time_ms is None else repr(float(query.execution_time_ms)),
-        "" if query.execution_time_ms is None else time_bucket(query.execution_time_ms),
+        query.cache_hit,
+        str(to_micros(query.timestamp)),
+        False if took_ms is None else took_ms,
+        False if took_ms is None else str(time_bucket(took_ms)),
         query.day,
     )
 

@@ -1,54 +1,48 @@
 -- Apply a change to a live session: all of it or nothing. Values stay as they are, undecoded.
 -- KEYS 1 header, 2 entries, 3 queries, 4 ids of the queries, 5 audit trail
--- ARGV 1 caller ('' for any), 2 now in microseconds, 3 expected version ('' for any), 4 newest format known,
---      5 most queries, 6 most bytes of queries, 7 most bytes of entries, 8 most assets, 9 most tags,
---      10 most changes, 11 the entry of the trail up to the version;
---      then groups, each with its length first: scalars to set (field, value; '' removes the field), names to remove
---      (field), names to add (field), entries to remove (field), entries to set (field, value), queries (id, JSON,
---      type, 1 for a cache hit, microseconds of its time, milliseconds it took or '', their bucket or '', its day)
+-- ARGV 1 caller ('' for any), 2 the change, as MessagePack, then id and JSON of each query. A change has
+--      now, in microseconds as text; the entry of the trail up to the version; the expected version or false; the
+--      newest format known; the most queries, bytes of queries, bytes of entries, assets, tags, changes;
+--      of each query its type, whether it was a cache hit, the microseconds of its time as text, the milliseconds that
+--      it took or false, their bucket or false, its day;
+--      and false where there are only queries, or: scalars by field ('' removes it), fields of names to remove and to
+--      add, fields of entries to remove, and entries to set by field
 -- Returns {'written', version, life, expiry, totals, types, times, days}, the last four as they are stored; the same
 -- with 'known' where there were only queries that are there already; nil where the session isn't there for this
 -- caller; or a refusal: {'viewer'}, {'expired', expiry}, {'conflict', version}, {'format', number}, {'changes'},
 -- {'queries'}, {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
 local header, entries, queries, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local now, entry, expected_version, newest_format, max_queries, max_history_bytes, max_maps_bytes, max_assets, max_tags,
+  max_changes, asked, others = unpack(cmsgpack.unpack(ARGV[2]))
 
 local right = right_of_caller()
 if not right then return nil end
 if right < 2 then return {'viewer'} end
 local before = redis.call('HMGET', header, 'expires', 'version', 'life', 'format', 'accessed', 'maps_bytes',
   'history_bytes', 'totals', 'types', 'times', 'days')
-if string.find(before[4], '^%d+$') and tonumber(before[4]) > tonumber(ARGV[4]) then return {'format', before[4]} end
+if string.find(before[4], '^%d+$') and tonumber(before[4]) > newest_format then return {'format', before[4]} end
 -- What is damaged fails from here to where it says 'Do', before anything was written.
 local numbers = table.concat(before, ' ', 1, 7)
 assert(string.find(numbers, '^%-?%d+ %d+ %d+ %d+ %-?%d+ %d+ %d+$'), 'a field of the header is no number')
-if tonumber(ARGV[2]) >= tonumber(before[1]) then return {'expired', before[1]} end
-if ARGV[3] ~= '' and ARGV[3] ~= before[2] then return {'conflict', before[2]} end
-if tonumber(before[2]) >= tonumber(ARGV[10]) then return {'changes'} end
+if tonumber(now) >= tonumber(before[1]) then return {'expired', before[1]} end
+if expected_version and expected_version ~= tonumber(before[2]) then return {'conflict', before[2]} end
+if tonumber(before[2]) >= max_changes then return {'changes'} end
 local expires, life, accessed = before[1], before[3], before[5]
-if tonumber(ARGV[2]) > tonumber(accessed) then accessed = ARGV[2] end
+if tonumber(now) > tonumber(accessed) then accessed = now end
 local maps_bytes, history_bytes = tonumber(before[6]), tonumber(before[7])
 
-local at = 12
-local function group(width)
-  local items = {}
-  local length = tonumber(ARGV[at])
-  at = at + 1
-  for i = 1, length do
-    items[i] = at
-    at = at + width
-  end
-  return items
-end
-local scalars, names_removed, names_added = group(2), group(1), group(1)
-local entries_removed, entries_set, appended = group(1), group(2), group(8)
+local none = {}
+local scalars, names_removed, names_added, entries_removed, entries_set = none, none, none, none, none
+if others then scalars, names_removed, names_added, entries_removed, entries_set = unpack(others) end
 
 -- Decide: nothing is written before every limit was checked.
 local fresh, in_this_change = {}, {}
-for _, i in ipairs(appended) do
-  if not in_this_change[ARGV[i]] and redis.call('SISMEMBER', ids, ARGV[i]) == 0 then
-    in_this_change[ARGV[i]] = true
+for i = 1, #asked do
+  local id, json = ARGV[1 + 2 * i], ARGV[2 + 2 * i]
+  if not in_this_change[id] and redis.call('SISMEMBER', ids, id) == 0 then
+    in_this_change[id] = true
     fresh[#fresh + 1] = i
-    history_bytes = history_bytes + #ARGV[i + 1]
+    history_bytes = history_bytes + #json
   end
 end
 
@@ -61,21 +55,21 @@ else
   sums, by_type, by_time, by_day, fields_of_before = totals_of_before(header)
 end
 for _, i in ipairs(fresh) do
-  local moment = ARGV[i + 4]
+  local kind, is_hit, moment, took_ms, bucket, day = unpack(asked[i])
   sums[1] = sums[1] + 1
-  if ARGV[i + 3] == '1' then sums[2] = sums[2] + 1 end
-  if ARGV[i + 5] ~= '' then
-    sums[3], sums[4] = sums[3] + 1, sums[4] + tonumber(ARGV[i + 5])
-    count(by_time, ARGV[i + 6])
+  if is_hit then sums[2] = sums[2] + 1 end
+  if took_ms then
+    sums[3], sums[4] = sums[3] + 1, sums[4] + took_ms
+    count(by_time, bucket)
   end
   if sums[5] == '' or is_earlier(moment, sums[5]) then sums[5] = moment end
   if sums[6] == '' or is_earlier(sums[6], moment) then sums[6] = moment end
-  count(by_type, ARGV[i + 2])
-  count(by_day, ARGV[i + 7])
+  count(by_type, kind)
+  count(by_day, day)
 end
 if #fresh > 0 then
-  if sums[1] > tonumber(ARGV[5]) then return {'queries'} end
-  if history_bytes > tonumber(ARGV[6]) then return {'history'} end
+  if sums[1] > max_queries then return {'queries'} end
+  if history_bytes > max_history_bytes then return {'history'} end
   redis.call('LRANGE', queries, 1, 0)  -- of nothing: it refuses a key of another type
 end
 if #fresh > 0 or fields_of_before then
@@ -93,11 +87,11 @@ local function stored_size(field)
   if not text then return 0 end
   return size_of(text) + #field - 2
 end
-for _, i in ipairs(entries_removed) do maps_bytes = maps_bytes - stored_size(ARGV[i]) end
-for _, i in ipairs(entries_set) do
-  maps_bytes = maps_bytes - stored_size(ARGV[i]) + #ARGV[i] - 2 + size_of(ARGV[i + 1])
+for _, field in ipairs(entries_removed) do maps_bytes = maps_bytes - stored_size(field) end
+for field, text in pairs(entries_set) do
+  maps_bytes = maps_bytes - stored_size(field) + #field - 2 + size_of(text)
 end
-if #entries_set > 0 and maps_bytes > tonumber(ARGV[7]) then return {'maps', maps_bytes} end
+if next(entries_set) and maps_bytes > max_maps_bytes then return {'maps', maps_bytes} end
 
 local order = 0
 if #names_added > 0 or #names_removed > 0 then
@@ -105,19 +99,18 @@ if #names_added > 0 or #names_removed > 0 then
   assert(string.find(order, '^%d+$'), 'the order is no number')
   local names = {}
   for _, field in ipairs(redis.call('HKEYS', header)) do names[field] = true end
-  for _, i in ipairs(names_removed) do names[ARGV[i]] = nil end
-  for _, i in ipairs(names_added) do names[ARGV[i]] = true end
+  for _, field in ipairs(names_removed) do names[field] = nil end
+  for _, field in ipairs(names_added) do names[field] = true end
   local assets, tags = 0, 0
   for field in pairs(names) do
     local kind = string.sub(field, 1, 2)
     if kind == 'a:' then assets = assets + 1 elseif kind == 't:' then tags = tags + 1 end
   end
-  if assets == 0 or assets > tonumber(ARGV[8]) then return {'assets', assets} end
-  if tags > tonumber(ARGV[9]) then return {'tags', tags} end
+  if assets == 0 or assets > max_assets then return {'assets', assets} end
+  if tags > max_tags then return {'tags', tags} end
 end
 
-local others = #scalars + #names_removed + #names_added + #entries_removed + #entries_set
-if #appended > 0 and #fresh == 0 and others == 0 then
+if #asked > 0 and #fresh == 0 and not others then
   -- All of it is there already: an access, and no change.
   if accessed ~= before[5] then redis.call('HSET', header, 'accessed', accessed) end
   return {'known', before[2], life, before[1], totals, types, times, days}
@@ -125,32 +118,32 @@ end
 
 -- Do. The trail first, since it alone can still be refused: by a key of another type.
 local version = string.format('%.0f', tonumber(before[2]) + 1)
-redis.call('RPUSH', KEYS[5], ARGV[11] .. version .. ']')
-for _, i in ipairs(scalars) do
-  if ARGV[i] == 'expires' then expires = ARGV[i + 1] end
-  if ARGV[i + 1] == '' then
-    redis.call('HDEL', header, ARGV[i])
+redis.call('RPUSH', KEYS[5], entry .. version .. ']')
+for field, value in pairs(scalars) do
+  if field == 'expires' then expires = value end
+  if value == '' then
+    redis.call('HDEL', header, field)
   else
-    redis.call('HSET', header, ARGV[i], ARGV[i + 1])
+    redis.call('HSET', header, field, value)
   end
 end
-for _, i in ipairs(names_removed) do redis.call('HDEL', header, ARGV[i]) end
-for _, i in ipairs(names_added) do
+for _, field in ipairs(names_removed) do redis.call('HDEL', header, field) end
+for _, field in ipairs(names_added) do
   order = order + 1
-  redis.call('HSETNX', header, ARGV[i], order)
+  redis.call('HSETNX', header, field, order)
   redis.call('HSET', header, 'order', order)
 end
-for _, i in ipairs(entries_removed) do redis.call('HDEL', entries, ARGV[i]) end
-for _, i in ipairs(entries_set) do redis.call('HSET', entries, ARGV[i], ARGV[i + 1]) end
+for _, field in ipairs(entries_removed) do redis.call('HDEL', entries, field) end
+for field, text in pairs(entries_set) do redis.call('HSET', entries, field, text) end
 
 for _, i in ipairs(fresh) do
-  redis.call('SADD', ids, ARGV[i])
-  redis.call('RPUSH', queries, ARGV[i + 1])
+  redis.call('SADD', ids, ARGV[1 + 2 * i])
+  redis.call('RPUSH', queries, ARGV[2 + 2 * i])
 end
 
 for _, field in ipairs(fields_of_before or {}) do redis.call('HDEL', header, field) end
 -- A record of format 1 lacks totals, which only counting anew brings: it stays what it is.
-local format = tonumber(before[4]) > 1 and ARGV[4] or before[4]
+local format = tonumber(before[4]) > 1 and newest_format or before[4]
 redis.call('HSET', header, 'version', version, 'format', format, 'accessed', accessed, 'maps_bytes', maps_bytes,
   'history_bytes', history_bytes, 'totals', totals, 'types', types, 'times', times, 'days', days)
 return {'written', version, life, expires, totals, types, times, days}
