@@ -2,4 +2,4 @@
 
 import msgspec
 
-DAMAGE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, msgspec.DecodeError)
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, msgspec.DecodeError)

@@ -29,6 +29,7 @@ POSITION_CHARACTERS = 48
 _LATEST_MICROS = (1 << 63) - 1
 _MAP_LETTERS = {name: name[0] for name in MAPS}
 _MAPS_BY_LETTER = {letter: name for name, letter in _MAP_LETTERS.items()}
+_COLON = ord(":")
 _GRANTED = frozenset(f"{letter}:".encode() for letter in GRANT_LETTERS)
 
 
@@ -153,14 +154,14 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
     """A header from what HGETALL gives: a dict, or in a script's reply one flat list."""
     try:
         stored = reply if isinstance(reply, dict) else _pairs(reply)
-        named = [field for field in stored if field[1:2] == b":"]
+        assets, tags, grants = _named(stored)
         return Header(
             id=session_id,
             user_id=_text(stored.get(b"user")),
             type=stored[b"type"].decode(),
             title=_text(stored.get(b"title")),
-            assets=_in_order(stored, named, b"a:"),
-            tags=_in_order(stored, named, b"t:"),
+            assets=sorted(assets, key=assets.__getitem__),
+            tags=sorted(tags, key=tags.__getitem__),
             created_at=decode_moment(stored[b"created"]),
             expires_at=decode_moment(stored[b"expires"]),
             last_accessed_at=decode_moment(stored[b"accessed"]),
@@ -170,7 +171,7 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
             history_bytes=int(stored[b"history_bytes"]),
             life=int(stored[b"life"]),
             format=int(stored[b"format"]),
-            grants={field.decode(): int(stored[field]) for field in named if field[:2] in _GRANTED},
+            grants=grants,
         )
     except DAMAGE as exc:
         raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
@@ -196,9 +197,21 @@ def decode_moment(micros: bytes | str) -> datetime:
     return from_micros(int(micros))
 
 
-def _in_order(stored: dict[bytes, bytes], named: Sequence[bytes], letter: bytes) -> list[str]:
-    order = {field[2:].decode(): int(stored[field]) for field in named if field[:2] == letter}
-    return sorted(order, key=order.__getitem__)
+def _named(stored: dict[bytes, bytes]) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """What has a letter and a colon before its name: the place of each asset and tag, and the grants."""
+    assets: dict[str, int] = {}
+    tags: dict[str, int] = {}
+    grants: dict[str, int] = {}
+    for field, value in stored.items():
+        if field[1] == _COLON:
+            match field[:2]:
+                case b"a:":
+                    assets[field[2:].decode()] = int(value)
+                case b"t:":
+                    tags[field[2:].decode()] = int(value)
+                case letter if letter in _GRANTED:
+                    grants[field.decode()] = int(value)
+    return assets, tags, grants
 
 
 def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
