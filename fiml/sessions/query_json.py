@@ -8,7 +8,6 @@ from uuid import UUID
 
 import msgspec
 
-from fiml.core import clock
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions import sealed, values
 from fiml.sessions.queries import QueryRecord, StoredQuery, market_moment_to_iso
@@ -62,12 +61,7 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
     return EncodedQuery(query, text)
 
 
-def _plain(value: Any) -> str:
-    """What was checked to be a text or a time, and is of a subclass, which msgspec doesn't know."""
-    return clock.to_iso(value) if isinstance(value, datetime) else str.__str__(value)
-
-
-_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
+_ENCODER = msgspec.json.Encoder(enc_hook=values.plain)
 
 
 def query_text(query: QueryRecord, *, parameters: str, result_summary: str, figures: str | None) -> str:

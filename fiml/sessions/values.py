@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 
+from fiml.core import clock
 from fiml.core.errors import InvalidInput, InvalidSessionId, echo
 from fiml.sessions import sealed
 
@@ -35,6 +36,19 @@ _LEAST_WITHOUT_EXPONENT, _LEAST_WITH_EXPONENT = 1e-4, 1e16
 _MAX_INTEGER_BITS = int(MAX_INTEGER_DIGITS * math.log2(10))
 
 _LITERALS = {None: "null", True: "true", False: "false"}
+
+
+def plain(value: Any) -> str | int | float:
+    """What was checked to be a text, a number or a time, and is of a subclass, which msgspec doesn't know."""
+    match value:
+        case datetime():
+            return clock.to_iso(value)
+        case str():
+            return str.__str__(value)
+        case int():
+            return int(value)
+        case _:
+            return float(value)
 
 
 def to_json(value: object, path: str, *, most_bytes: int = MAX_VALUE_BYTES) -> str:

@@ -29,7 +29,7 @@ POSITION_CHARACTERS = 48
 _LATEST_MICROS = (1 << 63) - 1
 _MAP_LETTERS = {name: name[0] for name in MAPS}
 _MAPS_BY_LETTER = {letter: name for name, letter in _MAP_LETTERS.items()}
-_COLON = ord(":")
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=values.plain)
 _GRANTED = frozenset(f"{letter}:".encode() for letter in GRANT_LETTERS)
 
 
@@ -110,7 +110,7 @@ def encode_change(change: Change, rules: WriteRules) -> list[Argument]:
         False if change.has_only_queries else _other_parts(change),
     )
     texts = [text for encoded in change.queries for text in (encoded.id.bytes, encoded.text)]
-    return [msgspec.msgpack.encode(written), *texts]
+    return [_ENCODER.encode(written), *texts]
 
 
 def _other_parts(change: Change) -> tuple[object, ...]:
@@ -120,7 +120,7 @@ def _other_parts(change: Change) -> tuple[object, ...]:
         [letter + name for letter, each in names for name in each.removed],
         [letter + name for letter, each in names for name in each.added],
         [_entry_field(name, key) for name, keys in change.entries_removed.items() for key in keys],
-        {_entry_field(name, key): text for name, texts in change.entries_set.items() for key, text in texts.items()},
+        [(_entry_field(name, key), text) for name, texts in change.entries_set.items() for key, text in texts.items()],
     )
 
 
@@ -203,7 +203,7 @@ def _named(stored: dict[bytes, bytes]) -> tuple[dict[str, int], dict[str, int], 
     tags: dict[str, int] = {}
     grants: dict[str, int] = {}
     for field, value in stored.items():
-        if field[1] == _COLON:
+        if field[1:2] == b":":
             match field[:2]:
                 case b"a:":
                     assets[field[2:].decode()] = int(value)

@@ -6,7 +6,7 @@
 --      of each query its type, whether it was a cache hit, the microseconds of its time as text, the milliseconds that
 --      it took or false, their bucket or false, its day;
 --      and false where there are only queries, or: scalars by field ('' removes it), fields of names to remove and to
---      add, fields of entries to remove, and entries to set by field
+--      add, fields of entries to remove, and field and value of entries to set
 -- Returns {'written', version, life, expiry, totals, types, times, days}, the last four as they are stored; the same
 -- with 'known' where there were only queries that are there already; nil where the session isn't there for this
 -- caller; or a refusal: {'viewer'}, {'expired', expiry}, {'conflict', version}, {'format', number}, {'changes'},
@@ -88,10 +88,11 @@ local function stored_size(field)
   return size_of(text) + #field - 2
 end
 for _, field in ipairs(entries_removed) do maps_bytes = maps_bytes - stored_size(field) end
-for field, text in pairs(entries_set) do
+for _, entry in ipairs(entries_set) do
+  local field, text = unpack(entry)
   maps_bytes = maps_bytes - stored_size(field) + #field - 2 + size_of(text)
 end
-if next(entries_set) and maps_bytes > max_maps_bytes then return {'maps', maps_bytes} end
+if #entries_set > 0 and maps_bytes > max_maps_bytes then return {'maps', maps_bytes} end
 
 local order = 0
 if #names_added > 0 or #names_removed > 0 then
@@ -134,7 +135,7 @@ for _, field in ipairs(names_added) do
   redis.call('HSET', header, 'order', order)
 end
 for _, field in ipairs(entries_removed) do redis.call('HDEL', entries, field) end
-for field, text in pairs(entries_set) do redis.call('HSET', entries, field, text) end
+for _, entry in ipairs(entries_set) do redis.call('HSET', entries, entry[1], entry[2]) end
 
 for _, i in ipairs(fresh) do
   redis.call('SADD', ids, ARGV[1 + 2 * i])

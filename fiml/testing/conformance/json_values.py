@@ -83,6 +83,20 @@ REFUSED: dict[str, Any] = {
 }
 
 
+class Text(str):
+    """As an enumeration's member, or what a library gives."""
+
+    __slots__ = ()
+
+
+class Number(float):
+    """As numpy's are."""
+
+
+class Whole(int):
+    """As an enumeration's member."""
+
+
 class JsonValuesSuite(Suite):
     """JSON goes in, the equal JSON comes out: live, archived and resumed; all else is refused with its path."""
 
@@ -145,6 +159,26 @@ class JsonValuesSuite(Suite):
         async for tier in _tiers(store, session):
             assert (tier.assets, tier.tags, tier.title, tier.user_id) == (names, names, title, user_id)
             assert len(await store.list_user_sessions(user_id, include_archived=True, tag=names[0])) >= 1
+
+    async def test_values_of_subclasses_are_kept_as_plain_ones(self, store: SessionStore) -> None:
+        session = await store.create_session([Text("AAPL")], SessionType.EQUITY, user_id=Text("ann"), title=Text("One"))
+        queries = [
+            make_query(Text("price"), execution_time_ms=Number(1.5), parameters={Text("days"): Whole(5)}),
+            make_query(Text("technical"), execution_time_ms=Whole(2)),
+        ]
+        for query in queries:
+            totals = await store.as_principal(Text("ann")).record_query(
+                session.id, query, context={Text("a"): Number(0.5)}
+            )
+        read = await existing(store, session.id)
+        read.title, read.tags, read.assets = Text("Two"), [Text("tech"), Text("new")], [Text("MSFT")]
+        await store.update_session(session.id, read, expected_version=Whole(read.version))
+
+        assert (totals.total_time_ms, totals.query_types) == (3.5, {"price": 1, "technical": 1})
+        async for tier in _tiers(store, session):
+            assert (tier.title, tier.tags, tier.assets) == ("Two", ["tech", "new"], ["MSFT"])
+            assert tier.state.history.queries == queries
+            assert tier.state.context == {"a": 0.5}
 
     @pytest.mark.parametrize("name", REFUSED)
     async def test_what_is_no_json_is_refused_with_its_path(self, store: SessionStore, name: str) -> None:
