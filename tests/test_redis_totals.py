@@ -121,6 +121,15 @@ async def test_the_header_of_a_session_of_ten_queries_keeps_its_compact_form(
         assert client.object("encoding", header_key(session.id)) == b"listpack"
 
 
+@pytest.mark.parametrize("field", ["", "x", "later"])
+async def test_a_field_that_nobody_knows_is_passed_over(store: SessionStore, settings: Settings, field: str) -> None:
+    session = await new_session(store)
+    with redis.Redis.from_url(str(settings.redis_url)) as client:
+        client.hset(header_key(session.id), field, "1")
+
+    assert await store.record_query(session.id, ODD[0]) == await stored_totals(store, session)
+
+
 async def test_as_many_kinds_as_queries_are_counted(store: SessionStore) -> None:
     session = await new_session(store)
     queries = [make_query(f"kind {n}", timestamp=MOMENT - timedelta(days=n)) for n in range(500)]

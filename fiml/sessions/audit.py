@@ -7,14 +7,10 @@ from datetime import datetime
 from typing import Any, NoReturn
 from uuid import UUID
 
-import msgspec
-
 from fiml.core import clock
 from fiml.core.errors import CorruptRecord, SessionFull
 from fiml.sessions import values
 from fiml.sessions.damage import DAMAGE
-
-_ENCODER = msgspec.json.Encoder(enc_hook=values.plain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +46,7 @@ class Act:
     def opened(self) -> str:
         """Its JSON up to the version, which is known only where it is done."""
         entry = [clock.to_micros(self.at), self.by, self.did, self.detail]
-        return _ENCODER.encode(entry).decode()[:-1] + ","
+        return values.ENCODER.encode(entry).decode()[:-1] + ","
 
     def at_version(self, version: int) -> str:
         """Its JSON."""

@@ -61,9 +61,6 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
     return EncodedQuery(query, text)
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=values.plain)
-
-
 def query_text(query: QueryRecord, *, parameters: str, result_summary: str, figures: str | None) -> str:
     """The JSON of a query that was checked, with these texts in their places."""
     raw: Any = msgspec.Raw  # which stands for any part
@@ -84,7 +81,7 @@ def query_text(query: QueryRecord, *, parameters: str, result_summary: str, figu
         query.error,
         {} if figures is None else raw(figures),
     )
-    return _ENCODER.encode(stored).decode()
+    return values.ENCODER.encode(stored).decode()
 
 
 def encode_again(query: QueryRecord) -> EncodedQuery:

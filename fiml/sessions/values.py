@@ -47,8 +47,14 @@ def plain(value: Any) -> str | int | float:
             return str.__str__(value)
         case int():
             return int(value)
-        case _:
+        case float():
             return float(value)
+        case _:
+            raise NotImplementedError(f"a {type(value).__name__} was not checked")
+
+
+ENCODER = msgspec.json.Encoder(enc_hook=plain)
+"""Writes what was checked."""
 
 
 def to_json(value: object, path: str, *, most_bytes: int = MAX_VALUE_BYTES) -> str:

@@ -23,7 +23,6 @@ from fiml.sessions.records import Entries, Header, SessionRecord, entry_size, fo
 from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, demand, right_in, right_of
 
 _log = structlog.get_logger()
-_ENCODER = msgspec.json.Encoder(enc_hook=values.plain)
 _OF_PAGE = ("user_id", "type", "tag", "asset", "limit")
 _FIXED = ("id", "user_id", "created_at")
 # Apart from the rest, since what every tracked query changes stands in no index.
@@ -363,7 +362,7 @@ def _encode_counted(header: Header) -> dict[str, Any]:
 
 
 def _json(value: object) -> str:
-    return _ENCODER.encode(value).decode()
+    return values.ENCODER.encode(value).decode()
 
 
 def _decode_anothers(row: Sequence[Any]) -> Header | None:

@@ -88,8 +88,8 @@ local function stored_size(field)
   return size_of(text) + #field - 2
 end
 for _, field in ipairs(entries_removed) do maps_bytes = maps_bytes - stored_size(field) end
-for _, entry in ipairs(entries_set) do
-  local field, text = unpack(entry)
+for _, each in ipairs(entries_set) do
+  local field, text = unpack(each)
   maps_bytes = maps_bytes - stored_size(field) + #field - 2 + size_of(text)
 end
 if #entries_set > 0 and maps_bytes > max_maps_bytes then return {'maps', maps_bytes} end
@@ -135,7 +135,7 @@ for _, field in ipairs(names_added) do
   redis.call('HSET', header, 'order', order)
 end
 for _, field in ipairs(entries_removed) do redis.call('HDEL', entries, field) end
-for _, entry in ipairs(entries_set) do redis.call('HSET', entries, entry[1], entry[2]) end
+for _, each in ipairs(entries_set) do redis.call('HSET', entries, each[1], each[2]) end
 
 for _, i in ipairs(fresh) do
   redis.call('SADD', ids, ARGV[1 + 2 * i])
