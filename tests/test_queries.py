@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from fiml.sessions.models import QueryRecord
-from fiml.sessions.queries import decode_queries
+from fiml.sessions.queries import DecodedHistory, decode_queries
 
 FULL = QueryRecord(
     "price",
@@ -82,6 +82,31 @@ def test_what_is_of_another_type_is_refused(name: str, value: object) -> None:
 def test_what_is_no_array_of_records_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode_queries(text)
+
+
+ONE, TWO, THREE = (json.dumps(FULL.to_dict() | {"id": str(uuid4())}) for _ in range(3))
+
+
+@pytest.mark.parametrize("read", ["[]", f"[{ONE}]", f"[{ONE},{TWO}]", f"[{TWO}]"])
+@pytest.mark.parametrize("text", ["[]", f"[{ONE}]", f"[{ONE},{TWO}]", f"[{ONE},{TWO},{THREE}]", f"[{ONE}, {TWO}]"])
+def test_a_history_goes_on_as_if_it_were_decoded_anew(read: str, text: str) -> None:
+    history = DecodedHistory.of(read)
+
+    assert history.go_on(text) == decode_queries(text)
+
+
+def test_what_was_decoded_once_is_taken() -> None:
+    history = DecodedHistory.of(f"[{ONE}]")
+
+    assert history.go_on(f"[{ONE},{TWO}]")[0] is history.queries[0]
+
+
+@pytest.mark.parametrize("further", ["", ",", ",]", f"{TWO}]", f" {TWO}]", f",{TWO}", f",{TWO},]", "]]", f"],{TWO}]"])
+def test_a_history_that_goes_on_as_no_array_is_refused(further: str) -> None:
+    history = DecodedHistory.of(f"[{ONE}]")
+
+    with pytest.raises(ValueError, match=r"."):
+        history.go_on(f"[{ONE}{further}")
 
 
 def test_the_garbage_collector_has_no_work_with_a_long_history() -> None:

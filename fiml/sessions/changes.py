@@ -9,7 +9,6 @@ from fiml.core.errors import InvalidInput
 from fiml.sessions import values
 from fiml.sessions.audit import Act
 from fiml.sessions.models import AnalysisHistory, QueryRecord, Session, SessionState, SessionType
-from fiml.sessions.queries import decode_queries
 from fiml.sessions.query_json import EncodedQuery, encode_query, history_json, longer_history
 from fiml.sessions.records import MAPS, Entries, Written, written_of
 from fiml.sessions.rights import Caller
@@ -68,8 +67,12 @@ def baseline_of(session: Session) -> Written | None:
     return written_of(document, _entries(document), history_json(_texts(document.state.history.queries)))
 
 
-def change_of(session: Session, before: Written, *, max_ttl_hours: int) -> tuple[Change, Written]:
+def change_of(
+    session: Session, before: Written, known: list[QueryRecord], *, max_ttl_hours: int
+) -> tuple[Change, Written]:
     """Everything that differs from the baseline, checked, and the baseline after it is written.
+
+    `known` are the queries of the baseline.
 
     Raises:
         InvalidInput: a value can't be stored, or something was changed that never changes.
@@ -77,7 +80,7 @@ def change_of(session: Session, before: Written, *, max_ttl_hours: int) -> tuple
     _check_fixed_fields(session, before)
     _check_state(session)
     entries = _entries(session)
-    appended = [encode_query(query) for query in _appended(session.state.history.queries, before.history)]
+    appended = [encode_query(query) for query in _appended(session.state.history.queries, known)]
     change = Change(
         queries=appended,
         entries_set=_entries_set(entries, before.entries),
@@ -125,8 +128,7 @@ def _check_fixed_fields(session: Session, before: Written) -> None:
             raise InvalidInput(name, "was changed", "a session keeps it for life; read the session again")
 
 
-def _appended(queries: list[QueryRecord], history: str) -> list[QueryRecord]:
-    known = decode_queries(history)
+def _appended(queries: list[QueryRecord], known: list[QueryRecord]) -> list[QueryRecord]:
     if queries[: len(known)] == known:
         return queries[len(known) :]
     by_id = {encode_query(query).id: query for query in queries}

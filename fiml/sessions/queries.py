@@ -144,6 +144,35 @@ def decode_queries(text: str) -> list[QueryRecord]:
         raise ValueError(str(exc)) from exc
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class DecodedHistory:
+    """A history in JSON, and its queries, which nobody else holds."""
+
+    text: str
+    queries: list[QueryRecord]
+
+    @classmethod
+    def of(cls, text: str) -> "DecodedHistory":
+        """A history, decoded.
+
+        Raises:
+            ValueError: as `decode_queries`.
+        """
+        return cls(text, decode_queries(text))
+
+    def go_on(self, text: str) -> list[QueryRecord]:
+        """The queries of a history that may begin with this one, whose queries then are taken for it.
+
+        Raises:
+            ValueError: as `decode_queries`.
+        """
+        begin = self.text[:-1]
+        further = text[len(begin) :]
+        if not text.startswith(begin) or not further.startswith((",{", "]")):
+            return decode_queries(text)
+        return self.queries + decode_queries("[" + further.removeprefix(","))
+
+
 def _restored(stored: StoredQuery) -> QueryRecord:
     if stored.as_of is not None:
         stored.as_of = market_moment_from_iso(stored.as_of)  # type: ignore[assignment]  # from here on as there

@@ -20,7 +20,7 @@ from fiml.sessions.models import (
     SessionSummary,
     SessionType,
 )
-from fiml.sessions.queries import decode_queries
+from fiml.sessions.queries import DecodedHistory, decode_queries
 from fiml.sessions.query_json import EncodedQuery, encode_again, history_json
 from fiml.sessions.rights import Grants
 
@@ -116,10 +116,11 @@ def header_of(session: Session) -> Header:
     )
 
 
-def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
+def to_session(record: SessionRecord, *, recent: int | None = None, begin: DecodedHistory | None = None) -> Session:
     """The session of a record, which knows what was read, so that its changes can be found.
 
-    `recent` leaves only the last queries of an archived one; a live one was read so.
+    `recent` leaves only the last queries of an archived one; a live one was read so. With a `begin`, which becomes part
+    of the session, only what goes on behind it is decoded.
 
     Raises:
         CorruptRecord: the record can't be decoded.
@@ -131,7 +132,7 @@ def to_session(record: SessionRecord, *, recent: int | None = None) -> Session:
     try:
         entries = record.entries
         maps = {name: {key: msgspec.json.decode(text) for key, text in entries.get(name, {}).items()} for name in MAPS}
-        queries = decode_queries(record.history)
+        queries = decode_queries(record.history) if begin is None else begin.go_on(record.history)
         if not record.is_opened:
             _refuse_sealed(record, queries)
         session = _session(header, maps, queries, is_archived=record.is_archived)

@@ -24,6 +24,7 @@ from fiml.sessions.changes import Change, baseline_of, change_of, settle
 from fiml.sessions.listing import Cursor, SummaryPage, decode_cursor, encode_cursor
 from fiml.sessions.memory import MemoryVerbs
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
+from fiml.sessions.queries import DecodedHistory
 from fiml.sessions.query_json import encode_query
 from fiml.sessions.records import SessionRecord, header_of, to_session, to_summary
 from fiml.sessions.rights import Caller
@@ -139,7 +140,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         before = baseline_of(session)
         if before is None:
             await self._refuse_unread(parsed)
-        change, after = change_of(session, before, max_ttl_hours=self.settings.session_max_ttl_hours)
+        read = DecodedHistory.of(before.history)
+        change, after = change_of(session, before, read.queries, max_ttl_hours=self.settings.session_max_ttl_hours)
         rules = self._rules(clock.now(), expected_version)
         updated = await self._on_live(parsed, lambda: self._backend.update(parsed, change, rules))
         result = updated.result
@@ -147,7 +149,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         last = await self._live_on(parsed, result, change)
         settle(session, after, last.version, last.expires_at, is_current=is_alone)
         if updated.record is not None and last is result:
-            return to_session(updated.record)
+            return to_session(updated.record, begin=read)
         merged = await self.get_session(parsed)
         if merged is None:
             raise SessionNotFound(parsed)

@@ -152,6 +152,21 @@ class UpdatesSuite(Suite):
 
         assert [query.query_type for query in again.state.history.queries] == ["first", "second"]
 
+    async def test_the_merged_session_shares_nothing_with_the_one_that_was_written(self, store: SessionStore) -> None:
+        session = await _a_session(store)
+        session.add_query(make_query())
+        await store.update_session(session.id, session)
+        session.add_query(make_query())
+        before = document(session, "last_accessed_at", "version")
+
+        merged = await store.update_session(session.id, session)
+        for query in merged.state.history.queries:
+            query.parameters["symbol"] = "changed"
+
+        assert document(session, "last_accessed_at", "version") == before
+        again = await store.update_session(session.id, session)
+        assert content(again) == content(session)
+
     async def test_an_own_change_does_not_bring_back_what_another_removed(self, store: SessionStore) -> None:
         mine, theirs = await _two_objects(store)
         theirs.state.context.pop("kept")
