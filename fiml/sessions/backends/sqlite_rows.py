@@ -6,53 +6,31 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import msgspec
 import structlog
 
-from fiml.core.clock import from_micros, to_micros
+from fiml.core.clock import to_micros
 from fiml.core.errors import CorruptRecord, SessionFull
 from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_entries, trail_json
+from fiml.sessions.backends import sqlite_headers as headers
 from fiml.sessions.backends import sqlite_words
 from fiml.sessions.backends.base import PageQuery, newest_first
 from fiml.sessions.changes import Change
-from fiml.sessions.damage import DAMAGE
-from fiml.sessions.models import QueryTotals
 from fiml.sessions.query_json import EncodedQuery, history_json
 from fiml.sessions.records import Entries, Header, SessionRecord, entry_size, format_when_written
-from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, demand, right_in, right_of
+from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_in, right_of
 
 _log = structlog.get_logger()
 _OF_PAGE = ("user_id", "type", "tag", "asset", "limit")
-_FIXED = ("id", "user_id", "created_at")
-# Apart from the rest, since what every tracked query changes stands in no index.
-_NAMED = ("type", "title", "assets", "tags", "expires_at", "grants")
-_COUNTED = (
-    "last_accessed_at",
-    "version",
-    "total_queries",
-    "cache_hits",
-    "first_query_at",
-    "last_query_at",
-    "query_types",
-    "timed_queries",
-    "total_time_ms",
-    "maps_bytes",
-    "history_bytes",
-    "time_histogram",
-    "queries_by_day",
-    "format",
-)
-_COLUMNS = _FIXED + _NAMED + _COUNTED
-# S608: built from the constants above, not from input.
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM active_sessions"  # noqa: S608
+# S608: built from constants, not from input.
+_SELECT = f"SELECT {', '.join(headers.COLUMNS)} FROM active_sessions"  # noqa: S608
 _INSERT = (
-    f"INSERT INTO active_sessions ({', '.join(_COLUMNS)})"  # noqa: S608
-    f" VALUES ({', '.join(':' + name for name in _COLUMNS)})"
+    f"INSERT INTO active_sessions ({', '.join(headers.COLUMNS)})"  # noqa: S608
+    f" VALUES ({', '.join(':' + name for name in headers.COLUMNS)})"
 )
 _UPDATE, _UPDATE_COUNTED = (
     f"UPDATE active_sessions SET {', '.join(f'{name} = :{name}' for name in names)} WHERE id = :id"  # noqa: S608
-    for names in (_NAMED + _COUNTED, _COUNTED)
+    for names in (headers.NAMED + headers.COUNTED, headers.COUNTED)
 )
 _SET_ENTRY = (
     "INSERT INTO active_entries (session_id, map, key, value) VALUES (?, ?, ?, ?)"
@@ -86,7 +64,7 @@ def select_header(
     row = connection.execute(f"{_SELECT} WHERE id = :id AND {_SEEN}", found).fetchone()
     if row is None:
         return None
-    header = _decode(row)
+    header = headers.decode(row)
     demand(session_id, right_of(header.user_id, header.grants, caller) or Right.READ, needed)
     return header
 
@@ -112,7 +90,7 @@ def select_version(
 
 def select_any_header(connection: sqlite3.Connection, stored_id: str) -> Header:
     """The header of a session that is there."""
-    return _decode(connection.execute(f"{_SELECT} WHERE id = ?", (stored_id,)).fetchone())
+    return headers.decode(connection.execute(f"{_SELECT} WHERE id = ?", (stored_id,)).fetchone())
 
 
 def select_ids(connection: sqlite3.Connection, user_id: str) -> set[UUID]:
@@ -165,7 +143,7 @@ def _select_some(
     rows = connection.execute(
         f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY created_at DESC, id LIMIT :limit", parameters
     )
-    decoded = (_decode_anothers(row) if is_anothers else _decode(row) for row in rows)
+    decoded = (_decode_anothers(row) if is_anothers else headers.decode(row) for row in rows)
     return [header for header in decoded if header is not None]
 
 
@@ -197,7 +175,7 @@ def enter(connection: sqlite3.Connection, header: Header, act: Act) -> None:
 def insert(connection: sqlite3.Connection, record: SessionRecord, queries: Iterable[EncodedQuery]) -> None:
     """Store a session that isn't live."""
     header, entries = record.header, record.entries
-    connection.execute(_INSERT, _encode(header))
+    connection.execute(_INSERT, headers.encode(header))
     trail = trail_entries(f"session {header.id}", record.trail)
     connection.executemany(_APPEND_ENTRY, [(header.id.hex, entry) for entry in trail])
     connection.executemany(
@@ -209,9 +187,9 @@ def insert(connection: sqlite3.Connection, record: SessionRecord, queries: Itera
 def update_header(connection: sqlite3.Connection, header: Header, *, only_counted: bool = False) -> None:
     """Write what changes in a header: all of it, or only times, version, sizes and totals."""
     if only_counted:
-        connection.execute(_UPDATE_COUNTED, {"id": header.id.hex, **_encode_counted(header)})
+        connection.execute(_UPDATE_COUNTED, {"id": header.id.hex, **headers.encode_counted(header)})
     else:
-        connection.execute(_UPDATE, _encode(header))
+        connection.execute(_UPDATE, headers.encode(header))
 
 
 def new_version(connection: sqlite3.Connection, header: Header, now: datetime) -> None:
@@ -326,87 +304,10 @@ def _stored_size(connection: sqlite3.Connection, session_id: UUID, name: str, ke
     return 0 if row is None else entry_size(key, row[0])
 
 
-def _encode(header: Header) -> dict[str, Any]:
-    return {
-        "id": header.id.hex,
-        "user_id": header.user_id,
-        "created_at": to_micros(header.created_at),
-        "type": header.type,
-        "title": header.title,
-        "assets": _json(header.assets),
-        "tags": _json(header.tags),
-        "expires_at": to_micros(header.expires_at),
-        "grants": _json(header.grants),
-        **_encode_counted(header),
-    }
-
-
-def _encode_counted(header: Header) -> dict[str, Any]:
-    totals = header.totals
-    return {
-        "last_accessed_at": to_micros(header.last_accessed_at),
-        "version": header.version,
-        "total_queries": totals.total_queries,
-        "cache_hits": totals.cache_hits,
-        "first_query_at": totals.first_query_at and to_micros(totals.first_query_at),
-        "last_query_at": totals.last_query_at and to_micros(totals.last_query_at),
-        "query_types": _json(totals.query_types),
-        "timed_queries": totals.timed_queries,
-        "total_time_ms": totals.total_time_ms,
-        "maps_bytes": header.maps_bytes,
-        "history_bytes": header.history_bytes,
-        "time_histogram": _json(totals.time_histogram),
-        "queries_by_day": _json(totals.queries_by_day),
-        "format": header.format,
-    }
-
-
-def _json(value: object) -> str:
-    return values.ENCODER.encode(value).decode()
-
-
 def _decode_anothers(row: Sequence[Any]) -> Header | None:
     """Another's damage hides nothing of one's own."""
     try:
-        return _decode(row)
+        return headers.decode(row)
     except CorruptRecord as exc:
         _log.warning("session_given_unreadable", problem=str(exc))
         return None
-
-
-def _decode(row: Sequence[Any]) -> Header:
-    stored = dict(zip(_COLUMNS, row, strict=True))
-    try:
-        return Header(
-            id=UUID(stored["id"]),
-            user_id=stored["user_id"],
-            type=stored["type"],
-            title=stored["title"],
-            assets=msgspec.json.decode(stored["assets"]),
-            tags=msgspec.json.decode(stored["tags"]),
-            created_at=from_micros(stored["created_at"]),
-            expires_at=from_micros(stored["expires_at"]),
-            last_accessed_at=from_micros(stored["last_accessed_at"]),
-            version=stored["version"],
-            totals=QueryTotals(
-                total_queries=stored["total_queries"],
-                cache_hits=stored["cache_hits"],
-                first_query_at=_moment(stored["first_query_at"]),
-                last_query_at=_moment(stored["last_query_at"]),
-                query_types=msgspec.json.decode(stored["query_types"]),
-                timed_queries=stored["timed_queries"],
-                total_time_ms=stored["total_time_ms"],
-                time_histogram={int(bucket): n for bucket, n in msgspec.json.decode(stored["time_histogram"]).items()},
-                queries_by_day=msgspec.json.decode(stored["queries_by_day"]),
-            ),
-            maps_bytes=stored["maps_bytes"],
-            history_bytes=stored["history_bytes"],
-            format=stored["format"],
-            grants=decode_grants(f"live session {stored['id']}", stored["grants"]),
-        )
-    except DAMAGE as exc:
-        raise CorruptRecord(f"live session {UUID(stored['id'])}", str(exc)) from exc
-
-
-def _moment(micros: int | None) -> datetime | None:
-    return None if micros is None else from_micros(micros)

@@ -1,0 +1,121 @@
+"""The header of a live session as a row of SQLite."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from fiml.core.clock import from_micros, to_micros
+from fiml.core.errors import CorruptRecord
+from fiml.sessions import values
+from fiml.sessions.damage import DAMAGE
+from fiml.sessions.models import QueryTotals
+from fiml.sessions.records import Header
+from fiml.sessions.rights import decode_grants
+
+_FIXED = ("id", "user_id", "created_at")
+# Apart from the rest, since what every tracked query changes stands in no index.
+NAMED = ("type", "title", "assets", "tags", "expires_at", "grants")
+COUNTED = (
+    "last_accessed_at",
+    "version",
+    "total_queries",
+    "cache_hits",
+    "first_query_at",
+    "last_query_at",
+    "query_types",
+    "timed_queries",
+    "total_time_ms",
+    "maps_bytes",
+    "history_bytes",
+    "time_histogram",
+    "queries_by_day",
+    "format",
+)
+COLUMNS = _FIXED + NAMED + COUNTED
+
+
+def encode(header: Header) -> dict[str, Any]:
+    """A row, by the names of the columns."""
+    return {
+        "id": header.id.hex,
+        "user_id": header.user_id,
+        "created_at": to_micros(header.created_at),
+        "type": header.type,
+        "title": header.title,
+        "assets": _json(header.assets),
+        "tags": _json(header.tags),
+        "expires_at": to_micros(header.expires_at),
+        "grants": _json(header.grants),
+        **encode_counted(header),
+    }
+
+
+def encode_counted(header: Header) -> dict[str, Any]:
+    """What every tracked query changes of a row: times, version, sizes and totals."""
+    totals = header.totals
+    return {
+        "last_accessed_at": to_micros(header.last_accessed_at),
+        "version": header.version,
+        "total_queries": totals.total_queries,
+        "cache_hits": totals.cache_hits,
+        "first_query_at": totals.first_query_at and to_micros(totals.first_query_at),
+        "last_query_at": totals.last_query_at and to_micros(totals.last_query_at),
+        "query_types": _json(totals.query_types),
+        "timed_queries": totals.timed_queries,
+        "total_time_ms": totals.total_time_ms,
+        "maps_bytes": header.maps_bytes,
+        "history_bytes": header.history_bytes,
+        "time_histogram": _json(totals.time_histogram),
+        "queries_by_day": _json(totals.queries_by_day),
+        "format": header.format,
+    }
+
+
+def decode(row: Sequence[Any]) -> Header:
+    """The header in a row of `COLUMNS`.
+
+    Raises:
+        CorruptRecord: a part is of another type, or no JSON.
+    """
+    stored = dict(zip(COLUMNS, row, strict=True))
+    try:
+        return Header(
+            id=UUID(stored["id"]),
+            user_id=stored["user_id"],
+            type=stored["type"],
+            title=stored["title"],
+            assets=msgspec.json.decode(stored["assets"]),
+            tags=msgspec.json.decode(stored["tags"]),
+            created_at=from_micros(stored["created_at"]),
+            expires_at=from_micros(stored["expires_at"]),
+            last_accessed_at=from_micros(stored["last_accessed_at"]),
+            version=stored["version"],
+            totals=QueryTotals(
+                total_queries=stored["total_queries"],
+                cache_hits=stored["cache_hits"],
+                first_query_at=_moment(stored["first_query_at"]),
+                last_query_at=_moment(stored["last_query_at"]),
+                query_types=msgspec.json.decode(stored["query_types"]),
+                timed_queries=stored["timed_queries"],
+                total_time_ms=stored["total_time_ms"],
+                time_histogram={int(bucket): n for bucket, n in msgspec.json.decode(stored["time_histogram"]).items()},
+                queries_by_day=msgspec.json.decode(stored["queries_by_day"]),
+            ),
+            maps_bytes=stored["maps_bytes"],
+            history_bytes=stored["history_bytes"],
+            format=stored["format"],
+            grants=decode_grants(f"live session {stored['id']}", stored["grants"]),
+        )
+    except DAMAGE as exc:
+        raise CorruptRecord(f"live session {UUID(stored['id'])}", str(exc)) from exc
+
+
+def _json(value: object) -> str:
+    return values.ENCODER.encode(value).decode()
+
+
+def _moment(micros: int | None) -> datetime | None:
+    return None if micros is None else from_micros(micros)
