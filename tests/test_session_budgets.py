@@ -114,6 +114,15 @@ async def test_an_archived_session_is_read_in_three_round_trips(wires: Wires) ->
     assert (wires.redis.round_trips, wires.postgres.round_trips) == (1, 2)
 
 
+async def test_a_session_is_archived_in_twelve_round_trips(wires: Wires) -> None:
+    """Three to read and remove it; nine: is the connection still good, begin, lock, five statements, end."""
+    for _ in range(2):  # PostgreSQL prepares its statements once
+        session = await a_session(wires.store, queries=3)
+        await wires.listen(wires.store.archive_session(session.id))
+
+    assert (wires.redis.round_trips, wires.postgres.round_trips) == (3, 9)
+
+
 @pytest.mark.parametrize("user_id", [OWNER, None])
 async def test_a_page_costs_the_same_with_10_and_with_2000_sessions(wires: Wires, user_id: str | None) -> None:
     heard = []

@@ -23,16 +23,16 @@ from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import MAPS, Header, SessionRecord
 from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, right_in
 
+# A process that stands still in the middle holds its locks no longer than this, and nobody waits for it longer.
+_BOUNDS = "set_config('idle_in_transaction_session_timeout', '60s', true), set_config('lock_timeout', '5s', true)"
 # Two locks of the same id exclude each other: archiving, deleting and holding one session.
 _LOCK = text(
-    "SELECT pg_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(CAST(:ids AS text[])) AS id ORDER BY id"
+    f"SELECT {_BOUNDS}, pg_advisory_xact_lock(hashtextextended(id, 0))"  # noqa: S608 - a constant
+    " FROM unnest(CAST(:ids AS text[])) AS id ORDER BY id"
 )
 _TRY_LOCK = text(
-    "SELECT id, pg_try_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(CAST(:ids AS text[])) AS id"
-)
-# A process that stands still in the middle holds its locks no longer than this, and nobody waits for it longer.
-_BOUNDS = text(
-    "SELECT set_config('idle_in_transaction_session_timeout', '60s', true), set_config('lock_timeout', '5s', true)"
+    f"SELECT {_BOUNDS}, id, pg_try_advisory_xact_lock(hashtextextended(id, 0))"  # noqa: S608 - a constant
+    " FROM unnest(CAST(:ids AS text[])) AS id"
 )
 _log = structlog.get_logger()
 _SUMMARY = (
@@ -187,7 +187,6 @@ def lock(connection: Connection, session_ids: Sequence[UUID]) -> None:
     """Wait until nobody else archives, deletes or holds a session."""
     # SQLite's transactions that write exclude each other as a whole.
     if is_postgresql(connection):
-        connection.execute(_BOUNDS)
         connection.execute(_LOCK, {"ids": sorted(str(session_id) for session_id in session_ids)})
 
 
@@ -195,9 +194,8 @@ def try_lock(connection: Connection, session_ids: Sequence[UUID]) -> set[UUID]:
     """Lock the sessions that nobody else has; those that somebody has."""
     if not is_postgresql(connection):
         return set()
-    connection.execute(_BOUNDS)
     found = connection.execute(_TRY_LOCK, {"ids": [str(session_id) for session_id in session_ids]})
-    return {UUID(session_id) for session_id, is_locked in found if not is_locked}
+    return {UUID(session_id) for *_, session_id, is_locked in found if not is_locked}
 
 
 def _buried(connection: Connection, session_ids: Sequence[UUID]) -> set[UUID]:
