@@ -70,7 +70,7 @@ class MemoryVerbs:
         """Set and remove entries of a live session, and write down notes and conclusions; the notes.
 
         `cites` are the ids of the records, queries or notes, that each note and conclusion rests on; `remove` names
-        keys by map. All of it is written in one step, or nothing.
+        keys by map; one that is set as well is set. All of it is written in one step, or nothing.
 
         Raises:
             SessionNotFound, SessionExpired, SessionArchived: the session isn't live.

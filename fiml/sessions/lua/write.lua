@@ -82,9 +82,11 @@ local function size_of(text)
   if not head then return #text end
   return math.floor((#text - #head - 1) * 3 / 4) - 28
 end
+local is_counted = {}
 local function stored_size(field)
-  local text = redis.call('HGET', entries, field)
+  local text = not is_counted[field] and redis.call('HGET', entries, field)
   if not text then return 0 end
+  is_counted[field] = true
   return size_of(text) + #field - 2
 end
 for _, field in ipairs(entries_removed) do maps_bytes = maps_bytes - stored_size(field) end

@@ -285,6 +285,20 @@ class LimitsSuite(Suite):
         await store.update_session(session.id, session)
         assert (await existing(store, session.id)).state.history.total_queries == 0
 
+    async def test_what_is_removed_twice_or_set_as_well_counts_once(self, store: SessionStore) -> None:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY)
+        value = _text_of(VALUE_BYTES)
+        await store.remember(session.id, context={"a": value}, preferences={"b": value})
+
+        await store.remember(session.id, remove={"context": ["a", "a"], "preferences": ["b"]}, preferences={"b": 1})
+        _fill(session)
+        del session.state.metadata["00"]
+        await store.update_session(session.id, session)
+        with pytest.raises(InvalidInput, match="maps"):
+            await store.remember(session.id, context={"a": value})
+
+        assert (await existing(store, session.id)).state.preferences == {"b": 1}
+
     async def test_two_writers_together_stay_within_the_limits(self, store: SessionStore) -> None:
         session = await store.create_session(["AAPL"], SessionType.EQUITY, tags=["t"])
         first, second, third = [await existing(store, session.id) for _ in range(3)]
