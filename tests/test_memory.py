@@ -11,7 +11,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, SessionArchived, SessionExpired, SessionNotFound
 from fiml.sessions.context_pack import ContextPack, pack_context
 from fiml.sessions.models import QueryRecord, Session
-from fiml.sessions.notes import NoteKind, notes_in
+from fiml.sessions.notes import NoteKind, make_note, notes_in
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
 from fiml.testing.conformance.suite import OpenStore, existing
@@ -147,10 +147,25 @@ def test_large_entries_and_many_notes_leave_room_for_records(clock: FrozenClock)
     assert size_of(pack) <= 2000
 
 
-def test_an_entry_that_only_looks_like_a_note_is_shown_as_an_entry() -> None:
-    pack = pack_context(session_of(context={"note:mine": "hello"}), max_tokens=1000)
+LIKE_A_NOTE: list[Any] = [
+    "hello",
+    {"written_at": "2024-12-24T00:00:00"},
+    {"written_at": "0001-01-01T00:00:00+14:00"},
+    {"written_at": "yesterday"},
+    {"text": 5},
+    {"cites": ["first"]},
+    {"kind": "remark"},
+]
 
-    assert ids(pack) == ["assets", "context:note:mine"]
+
+@pytest.mark.parametrize("value", LIKE_A_NOTE)
+def test_an_entry_that_only_looks_like_a_note_is_shown_as_an_entry(value: Any) -> None:
+    note, other = make_note("a note", NoteKind.NOTE), make_note("looks like one", NoteKind.NOTE)
+    entry = other.to_dict() | value if isinstance(value, dict) else value
+
+    pack = pack_context(session_of(context={note.key: note.to_dict(), other.key: entry}), max_tokens=1000)
+
+    assert set(ids(pack)) == {"assets", str(note.id), f"context:{other.key}"}
 
 
 async def test_a_conversation_carries_on_from_the_pack_alone(open_store: OpenStore, clock: FrozenClock) -> None:

@@ -50,13 +50,17 @@ class Note:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError, InvalidInput: it is no note; its time may lack a zone.
+        """
         return cls(
             id=UUID(stored["id"]),
             kind=NoteKind(stored["kind"]),
             text=stored["text"],
             cites=tuple(UUID(cited) for cited in stored["cites"]),
-            written_at=datetime.fromisoformat(stored["written_at"]),
+            written_at=values.check_moment(datetime.fromisoformat(stored["written_at"]), "written_at"),
         )
 
 
@@ -87,7 +91,7 @@ def is_note(key: str, value: Any) -> bool:
 def _read(key: str, value: Any) -> Note | None:
     try:
         note = Note.from_dict(value)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, InvalidInput):
         # The context is the user's: an entry of another form is theirs, and shown as such.
         return None
     return note if note.key == key and isinstance(note.text, str) else None
