@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, closing
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 
 from fiml.core.config import Settings
@@ -16,7 +17,7 @@ from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import content, existing, listing
-from tests.support.deployment import execute
+from tests.support.deployment import Deployment, execute
 
 OWNER = "ann"
 MANY = 1000
@@ -324,3 +325,25 @@ async def test_a_stranger_sees_no_quarantine(
     with pytest.raises(SessionNotFound):
         await stranger.hold(session.id, "mine")
     assert [each.id for each in await owner.list_quarantine()] == [session.id]
+
+
+async def test_a_session_that_is_being_deleted_is_not_set_aside_behind_it(
+    deployment: Deployment, clock: FrozenClock
+) -> None:
+    """The deletion has its lock and its tombstone, and is not yet done."""
+    async with SessionStore(deployment.settings()) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
+        await Surgeon(deployment.settings(), session.id).damage("an unknown type")
+        clock.advance(hours=2)
+        deleting = await asyncpg.connect(deployment.database_url)
+        async with deleting.transaction():
+            await deleting.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", str(session.id))
+            bury = "INSERT INTO session_tombstones (id, version, deleted_at) VALUES ($1, 1, now())"
+            await deleting.execute(bury, session.id)
+            swept = await store.sweep()
+        await deleting.close()
+
+        assert swept.quarantined == 0
+        assert (await store.sweep()).quarantined == 0
+        assert await store.list_quarantine() == []
+        assert await store.get_session(session.id) is None

@@ -9,8 +9,9 @@ from sqlalchemy import ColumnElement, Connection, delete, select, tuple_
 
 from fiml.core.errors import InvalidInput, SessionQuarantined
 from fiml.db.dialects import upsert
-from fiml.db.tables import session_quarantine, tombstones
+from fiml.db.tables import session_quarantine
 from fiml.sessions import values
+from fiml.sessions.backends import archive
 from fiml.sessions.backends.dumps import Dump
 
 _columns = session_quarantine.c
@@ -26,17 +27,21 @@ class QuarantinedSession:
     quarantined_at: datetime
 
 
-def put(connection: Connection, session_id: UUID, *, user_id: object, reason: str, dump: Dump, now: datetime) -> None:
-    """Keep a session that can't be archived. One that was deleted for good is not kept."""
-    if connection.scalar(select(tombstones.c.id).where(tombstones.c.id == session_id)) is None:
-        row = {
-            "id": session_id,
-            "user_id": _readable_user(user_id),
-            "reason": "".join(character if character.isprintable() else " " for character in reason),
-            "quarantined_at": now,
-            "record": dump.to_bytes(),
-        }
-        upsert(connection, session_quarantine, [row], key="id")
+def put(connection: Connection, session_id: UUID, *, user_id: object, reason: str, dump: Dump, now: datetime) -> str:
+    """Keep a session that can't be archived: `kept`, or why not: `deleted` for good, or `busy` in other hands."""
+    if archive.try_lock(connection, [session_id]):
+        return "busy"
+    if archive.is_buried(connection, session_id):
+        return "deleted"
+    row = {
+        "id": session_id,
+        "user_id": _readable_user(user_id),
+        "reason": "".join(character if character.isprintable() else " " for character in reason),
+        "quarantined_at": now,
+        "record": dump.to_bytes(),
+    }
+    upsert(connection, session_quarantine, [row], key="id")
+    return "kept"
 
 
 def fetch_dump(connection: Connection, session_id: UUID) -> Dump | None:

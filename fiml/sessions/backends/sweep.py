@@ -130,17 +130,19 @@ class Sweep:
         if is_empty(dump):
             return await self._sweeping.drop([entry])  # another sweeper was faster
         user_id = entry.place.user_id or user_in(dump)
-        await self._database.maintain(
+        put = await self._database.maintain(
             lambda connection: quarantine.put(
                 connection, session_id, user_id=user_id, reason=problem, dump=dump, now=self._ended.at
             )
         )
+        if put == "busy":
+            return None  # a sweep to come finds it, if it is still there
         outcome = await self._sweeping.take_out(session_id, dump)
         if outcome == "changed":
             await self._database.maintain(lambda connection: quarantine.take_back(connection, session_id, dump))
             return None
         await self._sweeping.drop([entry])
-        if outcome == "removed":
+        if put == "kept" and outcome == "removed":
             report.quarantined += 1
             _log.error("session_quarantined", session_id=str(session_id), problem=problem)
         return None
