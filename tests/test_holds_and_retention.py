@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,7 +13,9 @@ import pytest
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, NotPermitted, SessionNotFound, SessionOnHold
 from fiml.sessions.analytics import SessionAnalytics
+from fiml.sessions.backends import metrics
 from fiml.sessions.models import Session, SessionType
+from fiml.sessions.records import header_of
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import existing, listing
@@ -165,6 +168,19 @@ async def test_an_erasure_leaves_nothing_of_a_user(
         assert not [path for path in folder.iterdir() if OWNER.encode() in path.read_bytes()]
         assert b"bob" in backend_settings.embedded_file.read_bytes()
     assert others.user_id == "bob"
+
+
+async def test_an_erasure_takes_the_metrics_of_any_number_of_sessions(store: SessionStore, clock: FrozenClock) -> None:
+    """More than one statement has parameters for."""
+    header = header_of(await a_session(store))
+    rows = [metrics.row_of(replace(header, id=uuid4()), clock.now()) for _ in range(33_000)]
+    async with store.session_maker() as session, session.begin():
+        await (await session.connection()).run_sync(metrics.put, rows)
+
+    receipt = await store.erase_user(OWNER)
+
+    assert receipt.metrics == len(rows)
+    assert (await store.erase_user(OWNER)).metrics == 0
 
 
 async def test_a_hold_wins_over_an_erasure_and_stands_in_the_receipt(store: SessionStore, clock: FrozenClock) -> None:

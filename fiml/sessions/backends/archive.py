@@ -121,7 +121,7 @@ def remove(connection: Connection, session_id: UUID, version: int) -> bool:
     row = and_(sessions.c.id == session_id, sessions.c.version == version)
     if connection.execute(delete(sessions).where(row)).rowcount == 0:
         return False
-    metrics.remove(connection, [session_id])
+    metrics.remove(connection, session_id)
     return True
 
 
@@ -139,7 +139,7 @@ def bury(connection: Connection, session_id: UUID, *, version: int, now: datetim
     for table in (sessions, session_quarantine):
         connection.execute(delete(table).where(table.c.id == session_id))
     connection.execute(delete(search_pending).where(search_pending.c.session_id == session_id))
-    metrics.remove(connection, [session_id])
+    metrics.remove(connection, session_id)
 
 
 def is_buried(connection: Connection, session_id: UUID) -> bool:

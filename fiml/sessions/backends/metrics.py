@@ -59,12 +59,9 @@ def _is_newer(new: Any) -> ColumnElement[bool]:
     return or_(old.version < new.version, has_ended, knows_more)
 
 
-def remove(connection: Connection, session_ids: Sequence[UUID]) -> int:
-    """Remove the metrics of sessions, and mark their days; how many there were."""
-    gone = delete(session_metrics).where(session_metrics.c.session_id.in_(session_ids))
-    moments = list(connection.scalars(gone.returning(session_metrics.c.created_at)))
-    mark(connection, map(day_of, moments))
-    return len(moments)
+def remove(connection: Connection, session_id: UUID) -> None:
+    """Remove the metrics of a session, and mark their day."""
+    _remove(connection, session_metrics.c.session_id == session_id)
 
 
 def erase(connection: Connection, user_id: str) -> int:
@@ -73,8 +70,14 @@ def erase(connection: Connection, user_id: str) -> int:
     connection.execute(delete(session_rollups).where(session_rollups.c.user_id == user_id))
     mark(connection, days)
     is_held = exists().where(session_holds.c.id == session_metrics.c.session_id)
-    theirs = select(session_metrics.c.session_id).where(session_metrics.c.user_id == user_id, ~is_held)
-    return remove(connection, list(connection.scalars(theirs)))
+    return _remove(connection, and_(session_metrics.c.user_id == user_id, ~is_held))
+
+
+def _remove(connection: Connection, which: ColumnElement[bool]) -> int:
+    gone = delete(session_metrics).where(which)
+    moments = list(connection.scalars(gone.returning(session_metrics.c.created_at)))
+    mark(connection, map(day_of, moments))
+    return len(moments)
 
 
 def mark(connection: Connection, days: Iterable[date]) -> None:
