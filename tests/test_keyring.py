@@ -155,6 +155,29 @@ def test_two_who_add_keys_lose_none(key_file: Path) -> None:
     assert len(KeyFile(key_file).keyring().keys) == 2
 
 
+def test_who_is_done_leaves_the_next_writers_file_alone(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins to write as soon as the file of the first one has its place."""
+    unfinished = key_file.with_name("keys.new")
+    put_in_place = Path.replace
+
+    def put_in_place_and_go_on(file: Path, target: Path) -> None:
+        put_in_place(file, target)
+        unfinished.touch()
+
+    monkeypatch.setattr(Path, "replace", put_in_place_and_go_on)
+
+    KeyFile(key_file).add()
+
+    assert unfinished.exists()
+
+
+def test_a_change_that_is_refused_leaves_nothing_unfinished(key_file: Path) -> None:
+    with pytest.raises(InvalidInput, match="taken"):
+        KeyFile(key_file).add("k1")
+
+    assert [path.name for path in key_file.parent.iterdir()] == ["keys"]
+
+
 @pytest.mark.parametrize("text", ["", "\n", "# of the desk\n"])
 def test_a_file_without_a_key_gets_its_first(key_file: Path, text: str) -> None:
     key_file.write_text(text)

@@ -182,11 +182,15 @@ class KeyFile:
                 self._keep_owner(descriptor)
                 os.fsync(file.fileno())
             unfinished.replace(self.path)
+        except BaseException as exc:
+            unfinished.unlink(missing_ok=True)  # which is ours only up to here
+            if isinstance(exc, OSError):
+                self._refuse_to_write(exc)
+            raise
+        try:
             _sync_folder(self.path.parent)
         except OSError as exc:
             self._refuse_to_write(exc)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def _keep_owner(self, descriptor: int) -> None:
         """A file that root changes for somebody else, or has for a group, stays theirs: their server reads it."""
