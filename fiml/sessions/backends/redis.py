@@ -5,7 +5,8 @@ indexes: of each user's sessions, of all sessions, and of expiries; the last two
 session that is gone, never miss one that is there: index first and session second on create, the reverse on removal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import PageQuery, Updated, WriteResult, WriteRules
+from fiml.sessions.backends.redis_dump import decode_dump, is_empty, read_dump, record_in
 from fiml.sessions.backends.redis_index import Place, enter, expire_by, leave, place_of
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
@@ -52,11 +54,13 @@ SCRIPTS = (*_OF_CALLERS, WRITE, *_OF_OURS)
 class Location:
     """Where a session stands in the indexes, and at which version it was found."""
 
-    place: Place
+    place: Place | None
+    """`None` where it has lost its place; a sweeper drops the entries that are left there."""
+
     version: int
     right: Right
-    expires: str | None
-    """Microseconds, as they are stored."""
+    expires_at: datetime | None
+    """`None` where that can't be read."""
 
 
 class RedisTier:
@@ -79,14 +83,16 @@ class RedisTier:
         self, session_id: UUID, *, now: datetime | None, caller: Caller = ANYBODY, recent: int | None = None
     ) -> SessionRecord | None:
         """A session, whole or with its last queries; an access at `now`, where one is given."""
-        [reply] = await self._client.run([read(session_id, now=now, caller=caller, recent=recent)])
+        reading = self._client.run([read(session_id, now=now, caller=caller, recent=recent)])
+        [reply] = await self.telling_damage(session_id, reading)
         return fields.decode_record(session_id, reply)
 
     async def read_whole(
         self, session_id: UUID, *, caller: Caller = ANYBODY, recent: int | None = None
     ) -> tuple[SessionRecord, Right] | None:
         """A live session with its audit trail, and what the caller may do with it. No access counts."""
-        [reply] = await self._client.run([read(session_id, caller=caller, recent=recent, has_trail=True)])
+        reading = self._client.run([read(session_id, caller=caller, recent=recent, has_trail=True)])
+        [reply] = await self.telling_damage(session_id, reading)
         record = fields.decode_record(session_id, reply)
         right = None if record is None else right_of(record.header.user_id, record.header.grants, caller)
         return None if record is None or right is None else (record, right)
@@ -97,33 +103,42 @@ class RedisTier:
         if stored is None:
             return None
         right, user_id, version, life, created, expires, *grants = stored
-        given_to = tuple(field.decode()[2:] for field in grants)
         number = int(version) if version is not None and version.isdigit() else 0
-        try:
+        place, expires_at = None, None
+        with suppress(*DAMAGE):
             member = fields.listed_member(fields.decode_moment(created), session_id, int(life))
-        except DAMAGE:
-            member = ""  # it has lost its place; a sweeper drops the entries that are left there
-        place = Place(session_id, user_id and user_id.decode(), member, given_to)
-        return Location(place, number, Right(right), expires and expires.decode())
+            given_to = tuple(field.decode()[2:] for field in grants)
+            place = Place(session_id, user_id and user_id.decode(), member, given_to)
+            expires_at = fields.decode_moment(expires)
+        return Location(place, number, Right(right), expires_at)
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         """Apply a change, as `Backend.write` says."""
-        [reply] = await self._run_write(session_id, [_write(session_id, change, rules)])
+        writing = self._client.write([_write(session_id, change, rules)])
+        [reply] = await self.telling_damage(session_id, writing)
         return _written(session_id, rules, reply)
 
     async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
         """Apply a change and read the session, as `Backend.update` says."""
-        commands = [_write(session_id, change, rules), read(session_id, caller=rules.caller)]
-        written, found = await self._run_write(session_id, commands)
+        writing = self._client.write([_write(session_id, change, rules), read(session_id, caller=rules.caller)])
+        written, found = await self.telling_damage(session_id, writing)
         result = _written(session_id, rules, written)
         return None if result is None else Updated(result, fields.decode_record(session_id, found))
 
-    async def _run_write(self, session_id: UUID, commands: Sequence[Command]) -> list[Any]:
+    async def telling_damage(self, session_id: UUID, call: Awaitable[list[Any]]) -> list[Any]:
+        """What a call about a session replies.
+
+        Raises:
+            CorruptRecord: its script failed by damage to the session. It wrote nothing then.
+        """
         try:
-            return await self._client.write(commands)
+            return await call
         except Unavailable as exc:
-            if isinstance(exc.__cause__, ResponseError):  # the script failed, by damage that a reader finds, or not
-                await self.read(session_id, now=None)
+            if isinstance(exc.__cause__, ResponseError):
+                [reply] = await self._client.run([read_dump(session_id)])
+                dump = decode_dump(reply)
+                if not is_empty(dump):
+                    record_in(session_id, dump)
             raise
 
     async def index_expiry(self, header: Header, expires_at: datetime) -> None:
@@ -140,7 +155,8 @@ class RedisTier:
         extend = EXTEND(
             *(_keys(session_id), caller.user or "", now, micros, to_micros(latest), entry, rules.max_changes, FORMAT)
         )
-        outcome, reply = await self._client.write([extend, read(session_id, caller=caller)])
+        writing = self._client.write([extend, read(session_id, caller=caller)])
+        outcome, reply = await self.telling_damage(session_id, writing)
         if outcome is None:
             return None
         refuse_changes(session_id, outcome, rules.max_changes)
@@ -152,7 +168,8 @@ class RedisTier:
         """A live session; one that has expired lives on until `until`."""
         entry = Act("resume", caller.name, now).opened
         go_on = GO_ON(_keys(session_id), caller.user or "", to_micros(now), to_micros(until), entry, FORMAT)
-        outcome, reply = await self._client.write([go_on, read(session_id, caller=caller)])
+        writing = self._client.write([go_on, read(session_id, caller=caller)])
+        outcome, reply = await self.telling_damage(session_id, writing)
         if outcome is not None:
             refuse_changes(session_id, outcome)
         return fields.decode_record(session_id, reply)

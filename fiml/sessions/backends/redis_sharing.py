@@ -4,7 +4,7 @@ from typing import Any
 from uuid import UUID
 
 from fiml.core.clock import to_micros
-from fiml.core.errors import Unavailable
+from fiml.core.errors import CorruptRecord, Unavailable
 from fiml.db.redis_client import RedisClient
 from fiml.db.redis_commands import Command, Script
 from fiml.sessions.backends import redis_fields as fields
@@ -65,12 +65,15 @@ class RedisSharing:
             if found is None:
                 return None
             demand(session_id, found.right, Right.OWN)
-            if found.place.user_id == user_id:
+            place = found.place
+            if place is None or found.expires_at is None:
+                raise CorruptRecord(f"live session {session_id}", "its creation, life or expiry is lost")
+            if place.user_id == user_id:
                 refuse_owner(user_id)
             # The index first: nobody has what its listing lacks.
-            index = enter_given(found.place, user_id, fields.decode_moment(found.expires or "0"))
-            share = _share(session_id, change, rules, life=fields.life_at(found.place.listed_member))
-            *_, reply = await self._client.write(index, [share])
+            index = enter_given(place, user_id, found.expires_at)
+            share = _share(session_id, change, rules, life=fields.life_at(place.listed_member))
+            *_, reply = await self._live.telling_damage(session_id, self._client.write(index, [share]))
             if reply != [b"life"]:
                 header = _header(session_id, reply, rules)
                 if header is None:
@@ -81,7 +84,8 @@ class RedisSharing:
         raise Unavailable(f"session {session_id}", "it ends and is resumed without a pause")
 
     async def _change(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Header | None:
-        [reply] = await self._client.write([_share(session_id, change, rules)])
+        sharing = self._client.write([_share(session_id, change, rules)])
+        [reply] = await self._live.telling_damage(session_id, sharing)
         return _header(session_id, reply, rules)
 
     async def _enter(self, header: Header, user_id: str) -> None:
@@ -91,7 +95,7 @@ class RedisSharing:
         await self._client.write(*leave_given(place_of(header), user_id))
         # Somebody may have given it again meanwhile.
         found = await self._live.locate(header.id)
-        if found is not None and user_id in found.place.given_to:
+        if found is not None and found.place is not None and user_id in found.place.given_to:
             await self._client.write(enter_given(found.place, user_id, header.expires_at))
 
 

@@ -1,4 +1,4 @@
-"""What the sweeper does in Redis. Each method is one round trip, `evict` two, however many sessions it is about."""
+"""What the sweeper does in Redis. Each method is one round trip, however many sessions it is about."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,12 @@ from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.dumps import Dump
 from fiml.sessions.backends.redis import FLOOR_S, read_whole
+from fiml.sessions.backends.redis_dump import checked, decode_dump, read_dump, version_in
 from fiml.sessions.backends.redis_index import ExpiryEntry, expiry_entry, leave
 from fiml.sessions.damage import DAMAGE
-from fiml.sessions.records import SessionRecord, check_whole, with_all_totals
+from fiml.sessions.records import SessionRecord
 
-DUMP, REINDEX, TAKE_OUT = SCRIPTS = tuple(
-    Script.load("fiml.sessions", name) for name in ("dump", "reindex", "take_out")
-)
-_KINDS = ("hash", "hash", "list", "set", "list")
+REINDEX, TAKE_OUT = SCRIPTS = tuple(Script.load("fiml.sessions", name) for name in ("reindex", "take_out"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,65 +73,14 @@ class RedisSweep:
 
     async def dump(self, session_id: UUID) -> Dump:
         """All that is stored of a session, read or not."""
-        [reply] = await self._client.run([DUMP(keys.session_keys(session_id))])
-        return Dump("redis", {name: _dumped(*part) for name, part in zip(_PARTS, reply, strict=True)})
+        [reply] = await self._client.run([read_dump(session_id)])
+        return decode_dump(reply)
 
     async def take_out(self, session_id: UUID, dump: Dump) -> str:
         """Remove a session that was dumped: `removed`, `changed` where it was written to since, or `absent`."""
         command = TAKE_OUT([*keys.session_keys(session_id), keys.floor_key(session_id)], version_in(dump), FLOOR_S)
         [outcome] = await self._client.run([command])
         return str(outcome.decode())
-
-
-_PARTS = ("header", "entries", "queries", "ids", "trail")
-_ABSENT: tuple[str, list[str]] = ("none", [])
-
-
-def is_empty(dump: Dump) -> bool:
-    """Whether nothing was left of the session when it was dumped."""
-    return all(kind == "none" for kind, _ in dump.parts.values())
-
-
-def version_in(dump: Dump) -> str:
-    """The version in a dump, empty where it has none."""
-    kind, held = dump.parts["header"]
-    return dict(zip(held[::2], held[1::2], strict=True)).get("version", "") if kind == "hash" else ""
-
-
-def user_in(dump: Dump) -> str | None:
-    """The user in a dump, where that can be read."""
-    kind, held = dump.parts["header"]
-    return dict(zip(held[::2], held[1::2], strict=True)).get("user") if kind == "hash" else None
-
-
-def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
-    """The session in a dump.
-
-    Raises:
-        CorruptRecord: it still can't be read.
-    """
-    for name, kind in zip(_PARTS, _KINDS, strict=True):
-        found = dump.parts.get(name, _ABSENT)[0]  # a dump of an older version has no trail
-        if found not in (kind, "none"):
-            raise CorruptRecord(f"live session {session_id}", f"its {name} are a {found}, not a {kind}")
-    header, entries, queries, _, trail = (
-        [text.encode("utf-8", "surrogateescape") for text in dump.parts.get(name, _ABSENT)[1]] for name in _PARTS
-    )
-    record = fields.decode_record(session_id, [header, entries, queries, trail])
-    assert record is not None  # noqa: S101 - only for a reply that is None
-    return _whole(record, queries, trail)
-
-
-def _whole(record: SessionRecord, queries: Sequence[bytes], trail: Sequence[bytes]) -> SessionRecord:
-    if not all(body.startswith(b"{") for body in queries):
-        raise CorruptRecord(f"live session {record.header.id}", "a query of its history is no JSON object")
-    if not all(entry.startswith(b"[") for entry in trail):
-        raise CorruptRecord(f"live session {record.header.id}", "an entry of its audit trail is no JSON array")
-    return with_all_totals(check_whole(record, len(queries)))
-
-
-def _dumped(kind: bytes, held: list[bytes]) -> tuple[str, list[str]]:
-    return kind.decode(), [item.decode("utf-8", "surrogateescape") for item in held]
 
 
 def _look(session_id: UUID, reply: Any) -> Look | CorruptRecord | None:
@@ -153,7 +100,7 @@ def _record(session_id: UUID, reply: Any) -> SessionRecord | CorruptRecord | Non
         return CorruptRecord(f"live session {session_id}", str(reply))
     try:
         record = fields.decode_record(session_id, reply)
-        return record and _whole(record, reply[2], reply[3])
+        return record and checked(record, reply[2], reply[3])
     except CorruptRecord as exc:
         return exc
 

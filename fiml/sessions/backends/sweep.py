@@ -13,8 +13,9 @@ from fiml.sessions.backends import archive, quarantine, words
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import Ended, SweepReport
 from fiml.sessions.backends.redis import RedisTier
+from fiml.sessions.backends.redis_dump import is_empty, user_in
 from fiml.sessions.backends.redis_index import LATER, ExpiryEntry, place_of
-from fiml.sessions.backends.redis_sweep import Look, RedisSweep, is_empty, user_in
+from fiml.sessions.backends.redis_sweep import Look, RedisSweep
 from fiml.sessions.records import FORMAT, Header, SessionRecord
 
 # One look is at some of the parts of the index: a sweeper keeps these many entries in mind, whatever the backlog.

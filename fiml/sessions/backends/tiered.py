@@ -19,6 +19,7 @@ from fiml.sessions.backends import (
     at_rest,
     figures,
     redis,
+    redis_dump,
     redis_fields,
     redis_sharing,
     redis_sweep,
@@ -48,7 +49,7 @@ from fiml.sessions.changes import Change
 from fiml.sessions.records import SessionRecord, with_all_totals
 from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, demand, right_of
 
-SCRIPTS = (*redis.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
+SCRIPTS = (*redis.SCRIPTS, *redis_dump.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
 _TRIES = 10
 # PostgreSQL takes in some 30 MiB of JSON a second: what is longer may take more than the two seconds of a call.
 _LONG_BYTES = 16 * 1024 * 1024
@@ -305,7 +306,7 @@ class TieredBackend:
     async def retry(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         return await self._database.transact(
             lambda connection: at_rest.archive_again(
-                connection, session_id, ended, caller=caller, record_in=redis_sweep.record_in
+                connection, session_id, ended, caller=caller, record_in=redis_dump.record_in
             )
         )
 

@@ -8,18 +8,18 @@ local right = right_of_caller()
 if not right then return nil end
 if right < 2 then return {'viewer'} end
 
-local stored = redis.call('HMGET', KEYS[1], 'expires', 'accessed', 'version', 'format')
-local now, expires, accessed = tonumber(ARGV[2]), tonumber(stored[1]), tonumber(stored[2])
-if now >= expires then return {'expired', stored[1]} end
+local expiry, accessed, version, format = numbers_of('expires', 'accessed', 'version', 'format')
+local now, expires = tonumber(ARGV[2]), tonumber(expiry)
+if now >= expires then return {'expired', expiry} end
 
 local later = math.max(expires, math.min(expires + tonumber(ARGV[3]), tonumber(ARGV[4])))
 if later > expires then
-  if tonumber(stored[3]) >= tonumber(ARGV[6]) then return {'changes'} end
+  if tonumber(version) >= tonumber(ARGV[6]) then return {'changes'} end
   -- First, since it alone can be refused: by a key of another type.
-  redis.call('RPUSH', KEYS[2], ARGV[5] .. string.format('%.0f', tonumber(stored[3]) + 1) .. ']')
+  redis.call('RPUSH', KEYS[2], ARGV[5] .. string.format('%.0f', tonumber(version) + 1) .. ']')
   redis.call('HINCRBY', KEYS[1], 'version', 1)
-  if tonumber(stored[4]) > 1 then redis.call('HSET', KEYS[1], 'format', ARGV[7]) end
+  if tonumber(format) > 1 then redis.call('HSET', KEYS[1], 'format', ARGV[7]) end
 end
 redis.call('HSET', KEYS[1], 'expires', string.format('%.0f', later),
-  'accessed', string.format('%.0f', math.max(accessed, now)))
+  'accessed', string.format('%.0f', math.max(tonumber(accessed), now)))
 return {'extended'}

@@ -7,13 +7,13 @@ local right = right_of_caller()
 if not right then return nil end
 if right < 2 then return {'viewer'} end
 
-local stored = redis.call('HMGET', KEYS[1], 'expires', 'accessed', 'version', 'format')
-if tonumber(ARGV[2]) >= tonumber(stored[1]) then
+local expires, accessed, version, format = numbers_of('expires', 'accessed', 'version', 'format')
+if tonumber(ARGV[2]) >= tonumber(expires) then
   -- First, since it alone can be refused: by a key of another type.
-  redis.call('RPUSH', KEYS[2], ARGV[4] .. string.format('%.0f', tonumber(stored[3]) + 1) .. ']')
+  redis.call('RPUSH', KEYS[2], ARGV[4] .. string.format('%.0f', tonumber(version) + 1) .. ']')
   redis.call('HSET', KEYS[1], 'expires', ARGV[3])
   redis.call('HINCRBY', KEYS[1], 'version', 1)
-  if tonumber(stored[4]) > 1 then redis.call('HSET', KEYS[1], 'format', ARGV[5]) end
+  if tonumber(format) > 1 then redis.call('HSET', KEYS[1], 'format', ARGV[5]) end
 end
-if tonumber(ARGV[2]) > tonumber(stored[2]) then redis.call('HSET', KEYS[1], 'accessed', ARGV[2]) end
+if tonumber(ARGV[2]) > tonumber(accessed) then redis.call('HSET', KEYS[1], 'accessed', ARGV[2]) end
 return {'live'}

@@ -5,6 +5,7 @@
 -- whom it is given to; nil where the session isn't there for this caller.
 local right = right_of_caller()
 if not right then return nil end
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return {right, false, false, false, false, false} end
 local found = redis.call('HMGET', KEYS[1], 'user', 'version', 'life', 'created', 'expires')
 table.insert(found, 1, right)
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do

@@ -2,7 +2,7 @@
 -- KEYS 1 header, 2 entries, 3 queries, 4 ids of the queries, 5 audit trail, 6 floor
 -- ARGV 1 only at this version ('' for any), 2 the floor: that version, or 'deleted', 3 seconds to remember it
 -- Returns 'removed'; 'changed' where it is at another version; 'absent'.
-local version = redis.call('HGET', KEYS[1], 'version')
+local version = redis.call('TYPE', KEYS[1]).ok == 'hash' and redis.call('HGET', KEYS[1], 'version')
 if version and ARGV[1] ~= '' and version ~= ARGV[1] then return 'changed' end
 if version or ARGV[2] == 'deleted' then redis.call('SET', KEYS[6], ARGV[2], 'EX', ARGV[3]) end
 if not version and ARGV[2] ~= 'deleted' then return 'absent' end

@@ -21,18 +21,21 @@ local function counted(letters)
   end
   return count
 end
-local stored = redis.call('HMGET', header, 'version', 'format', 'life')
+local function numbers() return numbers_of('version', 'format', 'expires', 'accessed') end
 local function note()
+  local version, format = numbers()
   -- First, since it alone can be refused: by a key of another type.
-  redis.call('RPUSH', KEYS[2], ARGV[3] .. string.format('%.0f', tonumber(stored[1]) + 1) .. ']')
+  redis.call('RPUSH', KEYS[2], ARGV[3] .. string.format('%.0f', tonumber(version) + 1) .. ']')
   redis.call('HINCRBY', header, 'version', 1)
-  if tonumber(stored[2]) > 1 then redis.call('HSET', header, 'format', ARGV[10]) end
+  if tonumber(format) > 1 then redis.call('HSET', header, 'format', ARGV[10]) end
 end
 local function is_full()
-  return tonumber(stored[1]) >= tonumber(ARGV[9])
+  local version = numbers()
+  return tonumber(version) >= tonumber(ARGV[9])
 end
 
 if ARGV[4] == 'redeem' then
+  if not right and redis.call('TYPE', header).ok ~= 'hash' then return nil end
   if right == 3 then return done() end
   for letter, gives in pairs({e = 2, v = 1}) do
     local field = letter .. ':' .. ARGV[5]
@@ -53,7 +56,7 @@ end
 if not right then return nil end
 local is_mine = ARGV[4] == 'drop' and ARGV[5] == 's:' .. ARGV[1]
 if right < 3 and not is_mine then return {'viewer'} end
-if ARGV[11] ~= '' and ARGV[11] ~= stored[3] then return {'life'} end
+if ARGV[11] ~= '' and ARGV[11] ~= redis.call('HGET', header, 'life') then return {'life'} end
 if ARGV[4] == 'drop' then
   if redis.call('HEXISTS', header, ARGV[5]) == 1 then
     note()

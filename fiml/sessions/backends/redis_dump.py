@@ -1,0 +1,80 @@
+"""All that is stored of a live session, byte for byte, and what is wrong with it."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from fiml.core.errors import CorruptRecord
+from fiml.db.redis_commands import Command, Script
+from fiml.sessions.backends import redis_fields as fields
+from fiml.sessions.backends import redis_keys as keys
+from fiml.sessions.backends.dumps import Dump
+from fiml.sessions.records import SessionRecord, check_whole, with_all_totals
+
+_DUMP = Script.load("fiml.sessions", "dump")
+SCRIPTS = (_DUMP,)
+_PARTS = ("header", "entries", "queries", "ids", "trail")
+_KINDS = ("hash", "hash", "list", "set", "list")
+_ABSENT: tuple[str, list[str]] = ("none", [])
+
+
+def read_dump(session_id: UUID) -> Command:
+    """The command that reads whatever is stored of a session."""
+    return _DUMP(keys.session_keys(session_id))
+
+
+def decode_dump(reply: list[Any]) -> Dump:
+    """What `dump.lua` returns."""
+    return Dump("redis", {name: _dumped(*part) for name, part in zip(_PARTS, reply, strict=True)})
+
+
+def is_empty(dump: Dump) -> bool:
+    """Whether nothing was left of the session when it was dumped."""
+    return all(kind == "none" for kind, _ in dump.parts.values())
+
+
+def version_in(dump: Dump) -> str:
+    """The version in a dump, empty where it has none."""
+    kind, held = dump.parts["header"]
+    return dict(zip(held[::2], held[1::2], strict=True)).get("version", "") if kind == "hash" else ""
+
+
+def user_in(dump: Dump) -> str | None:
+    """The user in a dump, where that can be read."""
+    kind, held = dump.parts["header"]
+    return dict(zip(held[::2], held[1::2], strict=True)).get("user") if kind == "hash" else None
+
+
+def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
+    """The session in a dump.
+
+    Raises:
+        CorruptRecord: it still can't be read.
+    """
+    for name, kind in zip(_PARTS, _KINDS, strict=True):
+        found = dump.parts.get(name, _ABSENT)[0]  # a dump of an older version has no trail
+        if found not in (kind, "none"):
+            raise CorruptRecord(f"live session {session_id}", f"its {name}: a {found}, not a {kind}")
+    header, entries, queries, _, trail = (
+        [text.encode("utf-8", "surrogateescape") for text in dump.parts.get(name, _ABSENT)[1]] for name in _PARTS
+    )
+    record = fields.decode_record(session_id, [header, entries, queries, trail])
+    assert record is not None  # noqa: S101 - only for a reply that is None
+    return checked(record, queries, trail)
+
+
+def checked(record: SessionRecord, queries: Sequence[bytes], trail: Sequence[bytes]) -> SessionRecord:
+    """A record, if all of its parts are there, with all totals.
+
+    Raises:
+        CorruptRecord: a part is lost, or of another form.
+    """
+    if not all(body.startswith(b"{") for body in queries):
+        raise CorruptRecord(f"live session {record.header.id}", "a query of its history is no JSON object")
+    if not all(entry.startswith(b"[") for entry in trail):
+        raise CorruptRecord(f"live session {record.header.id}", "an entry of its audit trail is no JSON array")
+    return with_all_totals(check_whole(record, len(queries)))
+
+
+def _dumped(kind: bytes, held: list[bytes]) -> tuple[str, list[str]]:
+    return kind.decode(), [item.decode("utf-8", "surrogateescape") for item in held]
