@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from fiml.core.config import Settings
-from fiml.core.errors import CorruptRecord, SessionFull, Unconfirmed
+from fiml.core.errors import CorruptRecord, SessionFull, Unavailable, Unconfirmed
 from fiml.sessions.models import AnalysisHistory, QueryRecord, QueryTotals, Session, SessionType
 from fiml.sessions.records import FORMAT
 from fiml.sessions.store import SessionStore
