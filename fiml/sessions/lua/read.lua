@@ -8,7 +8,7 @@ if not right_of_caller() then return nil end
 if ARGV[2] ~= '' then
   local times = redis.call('HMGET', KEYS[1], 'expires', 'accessed')
   if tonumber(ARGV[2]) < tonumber(times[1]) and tonumber(ARGV[2]) > tonumber(times[2]) then
-    redis.call('HSET', KEYS[1], 'accessed', ARGV[2])
+    redis.pcall('HSET', KEYS[1], 'accessed', ARGV[2])  -- a server that takes no writes can still be read
   end
 end
 

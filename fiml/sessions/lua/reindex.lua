@@ -3,9 +3,6 @@
 -- ARGV 1 member, 2 the expiry that was read, 3 the new expiry ('' drops the entry), in microseconds
 local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not score or tonumber(score) ~= tonumber(ARGV[2]) then return 0 end
-if ARGV[3] == '' then
-  redis.call('ZREM', KEYS[1], ARGV[1])
-else
-  redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
-end
+redis.call('ZREM', KEYS[1], ARGV[1])  -- first, as in remove.lua
+if ARGV[3] ~= '' then redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1]) end
 return 1

@@ -4,7 +4,8 @@
 -- Returns 'removed'; 'changed' where it is at another version; 'absent'.
 local version = redis.call('TYPE', KEYS[1]).ok == 'hash' and redis.call('HGET', KEYS[1], 'version')
 if version and ARGV[1] ~= '' and version ~= ARGV[1] then return 'changed' end
-if version or ARGV[2] == 'deleted' then redis.call('SET', KEYS[6], ARGV[2], 'EX', ARGV[3]) end
 if not version and ARGV[2] ~= 'deleted' then return 'absent' end
-if redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]) == 0 then return 'absent' end
-return 'removed'
+-- First, since a server that is out of memory lets a script only free some, and then write.
+local removed = redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+redis.call('SET', KEYS[6], ARGV[2], 'EX', ARGV[3])
+return removed == 0 and 'absent' or 'removed'

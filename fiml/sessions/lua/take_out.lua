@@ -6,6 +6,6 @@ if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]) == 0 then r
 local version = ''
 if redis.call('TYPE', KEYS[1]).ok == 'hash' then version = redis.call('HGET', KEYS[1], 'version') or '' end
 if version ~= ARGV[1] then return 'changed' end
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])  -- first, as in remove.lua
 if tonumber(version) then redis.call('SET', KEYS[6], version, 'EX', ARGV[2]) end
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 return 'removed'
