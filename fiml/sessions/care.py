@@ -12,6 +12,7 @@ from fiml.core.errors import (
     CorruptRecord,
     InvalidInput,
     RecordRefused,
+    SchemaTooNew,
     SessionNotFound,
     SessionOnHold,
     SessionQuarantined,
@@ -196,8 +197,8 @@ class CareVerbs:
         for session_id in await self._backend.given_ids(user_id):
             try:
                 await self._backend.share(session_id, take_back(user_id), rules)
-            except CorruptRecord as exc:
-                # Another's damage keeps nobody from being erased.
+            except (CorruptRecord, SchemaTooNew) as exc:
+                # A session of another's that can't be read keeps nobody from being erased.
                 _log.warning("grant_of_erased_user_left", session_id=str(session_id), problem=str(exc))
 
     async def _erase(self, session_id: UUID, held: dict[UUID, str]) -> bool:

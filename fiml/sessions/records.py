@@ -155,7 +155,12 @@ def _refuse_sealed(record: SessionRecord, queries: list[QueryRecord]) -> None:
 
 
 def format_when_written(format_number: int) -> int:
-    """The format of a record that we add to: ours, but for one that lacks totals which only counting anew brings."""
+    """The format of a record that we add to: ours, but for one that lacks totals which only counting anew brings.
+
+    Raises:
+        SchemaTooNew: a later fiml wrote it; to go on with it would lose what only that one knows.
+    """
+    check_format(format_number)
     return format_number if format_number < FORMAT_OF_ALL_TOTALS else FORMAT
 
 

@@ -20,7 +20,7 @@ from fiml.sessions.backends import archived_grants, metrics, words
 from fiml.sessions.backends.base import Ended, PageQuery, newest_first
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.models import QueryTotals
-from fiml.sessions.records import MAPS, Header, SessionRecord
+from fiml.sessions.records import MAPS, Header, SessionRecord, check_format
 from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, right_in
 
 # A process that stands still in the middle holds its locks no longer than this, and nobody waits for it longer.
@@ -77,7 +77,12 @@ def put(
     One transaction with what surrounds it: a session's row and its metrics come together or not at all. Sessions that
     somebody else archives or deletes right now are left to them; one alone waits where it `is_patient`. `texts` are the
     words of sessions that were read before.
+
+    Raises:
+        SchemaTooNew: a later fiml wrote one; its row would lack what only that one knows.
     """
+    for record in records:
+        check_format(record.header.format)
     ids = [record.header.id for record in records]
     busy = set() if is_patient else try_lock(connection, ids)
     if is_patient:

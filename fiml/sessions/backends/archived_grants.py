@@ -26,7 +26,7 @@ from fiml.core.errors import SessionConflict
 from fiml.db.dialects import is_postgresql, json_members
 from fiml.db.tables import sessions
 from fiml.sessions.audit import longer_trail
-from fiml.sessions.records import FORMAT
+from fiml.sessions.records import format_when_written
 from fiml.sessions.rights import Caller, GrantChange, Grants, ShareRules, act_of, changed, decode_grants
 
 
@@ -51,6 +51,7 @@ class EndedSession:
     grants: Grants
     trail: str
     version: int
+    format: int
 
 
 def find(connection: Connection, session_id: UUID, change: GrantChange, caller: Caller) -> EndedSession | None:
@@ -58,12 +59,12 @@ def find(connection: Connection, session_id: UUID, change: GrantChange, caller: 
     is_seen = seen_by(connection, caller)
     if change.what == "redeem":
         is_seen = or_(is_seen, *(_has(connection, f"{letter}:{change.field}") for letter in "ve"))
-    columns = (sessions.c.user_id, sessions.c.grants, sessions.c.trail, sessions.c.version)
+    columns = (sessions.c.user_id, sessions.c.grants, sessions.c.trail, sessions.c.version, sessions.c.format)
     row = connection.execute(select(*columns).where(sessions.c.id == session_id, is_seen)).one_or_none()
     if row is None:
         return None
     grants = decode_grants(f"archived session {session_id}", row.grants)
-    return EndedSession(session_id, row.user_id, grants, row.trail, row.version)
+    return EndedSession(session_id, row.user_id, grants, row.trail, row.version, row.format)
 
 
 def share(connection: Connection, ended: EndedSession, change: GrantChange, rules: ShareRules) -> Grants | None:
@@ -71,6 +72,7 @@ def share(connection: Connection, ended: EndedSession, change: GrantChange, rule
 
     Raises:
         SessionConflict: it has changed since, or is gone.
+        SchemaTooNew: a later fiml wrote it.
     """
     after = changed(ended.id, ended.owner, ended.grants, ended.version, change, rules)
     if after is None or after == ended.grants:
@@ -80,7 +82,7 @@ def share(connection: Connection, ended: EndedSession, change: GrantChange, rule
         "grants": json.dumps(after),
         "trail": longer_trail(ended.trail, entry),
         "version": ended.version + 1,
-        "format": FORMAT,
+        "format": format_when_written(ended.format),
     }
     row = and_(sessions.c.id == ended.id, sessions.c.version == ended.version)
     if connection.execute(update(sessions).where(row).values(new)).rowcount == 0:

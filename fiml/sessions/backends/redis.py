@@ -299,8 +299,6 @@ def _written(session_id: UUID, rules: WriteRules, reply: list[Any] | None) -> Wr
 def _refuse(session_id: UUID, rules: WriteRules, reply: list[Any]) -> NoReturn:
     refuse_changes(session_id, reply, rules.max_changes)
     match reply:
-        case [b"format", number]:
-            check_format(int(number))
         case [b"expired", expiry]:
             raise SessionExpired(session_id, fields.decode_moment(expiry))
         case [b"conflict", version]:
@@ -324,11 +322,14 @@ def _raise_over_limit(what: str, size: int) -> NoReturn:
 
 
 def refuse_changes(session_id: UUID, reply: list[Any], max_changes: int = 0, *, needed: Right = Right.WRITE) -> None:
-    """Raise what a script says of a caller who may not change a session, or of one that takes no more changes."""
-    if reply == [b"viewer"]:
-        demand(session_id, Right.READ, needed)
-    if reply == [b"changes"]:
-        refuse_more_changes(session_id, max_changes)
+    """Raise what a script says of a session that takes no changes: from this caller, no more, or not from this fiml."""
+    match reply:
+        case [b"viewer"]:
+            demand(session_id, Right.READ, needed)
+        case [b"changes"]:
+            refuse_more_changes(session_id, max_changes)
+        case [b"format", number]:
+            check_format(int(number))
 
 
 def _keys(session_id: UUID) -> list[str]:

@@ -2,13 +2,14 @@
 -- KEYS 1 header, 2 audit trail
 -- ARGV 1 caller ('' for any), 2 now, 3 by how much, 4 the latest expiry allowed, in microseconds;
 --      5 the entry of the trail up to the version, 6 most changes, 7 newest format known
--- Returns {'extended'}; {'expired', expiry}; {'viewer'} for one; {'changes'} where there were too many; nil where the
--- session isn't there for this caller.
+-- Returns {'extended'}; {'expired', expiry}; {'viewer'} for one; {'changes'} where there were too many; {'format', number}
+-- for a later one; nil where the session isn't there for this caller.
 local right = right_of_caller()
 if not right then return nil end
 if right < 2 then return {'viewer'} end
 
 local expiry, accessed, version, format = numbers_of('expires', 'accessed', 'version', 'format')
+if tonumber(format) > tonumber(ARGV[7]) then return {'format', format} end
 local now, expires = tonumber(ARGV[2]), tonumber(expiry)
 if now >= expires then return {'expired', expiry} end
 

@@ -2,12 +2,14 @@
 -- KEYS 1 header, 2 audit trail
 -- ARGV 1 caller ('' for any), 2 now, 3 the new expiry, in microseconds; 4 the entry of the trail up to the version,
 --      5 newest format known
--- Returns {'live'}; {'viewer'} for one; nil where the session isn't there for this caller.
+-- Returns {'live'}; {'viewer'} for one; {'format', number} for a later one; nil where the session isn't there for this
+-- caller.
 local right = right_of_caller()
 if not right then return nil end
 if right < 2 then return {'viewer'} end
 
 local expires, accessed, version, format = numbers_of('expires', 'accessed', 'version', 'format')
+if tonumber(format) > tonumber(ARGV[5]) then return {'format', format} end
 if tonumber(ARGV[2]) >= tonumber(expires) then
   -- First, since it alone can be refused: by a key of another type.
   redis.call('RPUSH', KEYS[2], ARGV[4] .. string.format('%.0f', tonumber(version) + 1) .. ']')

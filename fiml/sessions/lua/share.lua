@@ -4,7 +4,7 @@
 --      'redeem', 5 the field, or the digest of a code, 6 the value, 7 most users, 8 most codes, 9 most changes,
 --      10 newest format known, 11 only in this life ('' for any)
 -- Returns {'done', header}; {'viewer'} where the caller isn't the owner; {'users', count}, {'codes'}, {'changes'} where
--- there would be too many; {'life'} where it lives another life; nil where the session isn't there for this caller.
+-- there would be too many; {'format', number} for a later one; {'life'} where it lives another life; nil where the session isn't there for this caller.
 -- To whom it is given is not its owner: the caller sees to that, since a session keeps its owner for life.
 local header = KEYS[1]
 local right = right_of_caller()
@@ -29,9 +29,10 @@ local function note()
   redis.call('HINCRBY', header, 'version', 1)
   if tonumber(format) > 1 then redis.call('HSET', header, 'format', ARGV[10]) end
 end
-local function is_full()
-  local version = numbers()
-  return tonumber(version) >= tonumber(ARGV[9])
+local function refused(most)
+  local version, format = numbers()
+  if tonumber(format) > tonumber(ARGV[10]) then return {'format', format} end
+  return tonumber(version) >= most and {'changes'} or nil
 end
 
 if ARGV[4] == 'redeem' then
@@ -41,7 +42,8 @@ if ARGV[4] == 'redeem' then
     local field = letter .. ':' .. ARGV[5]
     local expires = redis.call('HGET', header, field)
     if expires and tonumber(expires) > now and gives > (right or 0) then
-      if is_full() then return {'changes'} end
+      local refusal = refused(tonumber(ARGV[9]))
+      if refusal then return refusal end
       if not right and counted('s') >= tonumber(ARGV[7]) then return {'users', counted('s') + 1} end
       note()
       redis.call('HDEL', header, field)
@@ -59,13 +61,16 @@ if right < 3 and not is_mine then return {'viewer'} end
 if ARGV[11] ~= '' and ARGV[11] ~= redis.call('HGET', header, 'life') then return {'life'} end
 if ARGV[4] == 'drop' then
   if redis.call('HEXISTS', header, ARGV[5]) == 1 then
+    local refusal = refused(math.huge)  -- what was given can always be taken back
+    if refusal then return refusal end
     note()
     redis.call('HDEL', header, ARGV[5])
   end
   return done()
 end
 if redis.call('HGET', header, ARGV[5]) == ARGV[6] then return done() end
-if is_full() then return {'changes'} end
+local refusal = refused(tonumber(ARGV[9]))
+if refusal then return refusal end
 for _, field in ipairs(redis.call('HKEYS', header)) do
   local letter = string.sub(field, 1, 2)
   if (letter == 'v:' or letter == 'e:') and tonumber(redis.call('HGET', header, field)) <= now then
