@@ -141,17 +141,15 @@ class MemoryVerbs:
             ),
         )
         found = await self._backend.search(query)
-        readable = [row for row in found.rows if row[0].type in SessionType.__members__.values()]
-        unreadable = [*found.unreadable, *(row[0].id for row in found.rows if row not in readable)]
-        summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in readable[:size]]
-        position = found.searched_to
-        if len(readable) > size:
-            position = (summaries[-1].created_at, summaries[-1].id)
+        rows, is_more = found.rows[:size], len(found.rows) > size
+        readable = [row for row in rows if row[0].type in SessionType.__members__.values()]
+        unreadable = [*found.unreadable, *(row[0].id for row in rows if row not in readable)]
+        position = (rows[-1][0].created_at, rows[-1][0].id) if is_more else found.searched_to
         is_partial = found.is_partial or (start is not None and start.is_partial)
         return SearchPage(
-            summaries,
+            [to_summary(header, is_archived=is_archived) for header, is_archived in readable],
             next_cursor=None if position is None else encode_cursor(Cursor(position, is_partial)),
-            truncated=found.searched_to is not None and len(readable) <= size,
+            truncated=found.searched_to is not None and not is_more,
             searched=("live", "archived") if include_archived and not found.is_partial else ("live",),
             unreadable=unreadable,
             not_indexed=found.not_indexed,

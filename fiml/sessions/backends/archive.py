@@ -17,7 +17,7 @@ from fiml.db.dialects import insert_into, is_postgresql, json_elements, upsert
 from fiml.db.tables import search_pending, session_quarantine, sessions, tombstones
 from fiml.sessions import values
 from fiml.sessions.backends import archived_grants, metrics, words
-from fiml.sessions.backends.base import Ended, PageQuery, newest_first
+from fiml.sessions.backends.base import Ended, PageQuery, newest_first, readable
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import MAPS, Header, SessionRecord, check_format
@@ -160,8 +160,10 @@ def page(connection: Connection, query: PageQuery) -> list[Header]:
     # Apart from its own, which an index has in order.
     everybodys = _page_statement(connection, replace(query, user_id=None))
     given = archived_grants.among_given(connection, everybodys, query.given_to)
-    found = [_header_of_another(row) for row in connection.execute(given).mappings()]
-    return newest_first([*own, *(header for header in found if header is not None)])[: query.limit]
+    found = readable(
+        lambda seen: connection.execute(given.offset(seen)).mappings().all(), _header_of_another, query.limit
+    )
+    return newest_first([*own, *found])[: query.limit]
 
 
 def _has(connection: Connection, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:

@@ -8,10 +8,10 @@ All methods raise `Unavailable` when an engine that they need is away. While onl
 a session that isn't among them is `Unavailable`, never absent.
 """
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 from uuid import UUID
 
 from fiml.sessions.changes import Change
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a serve
 
     SessionMaker = async_sessionmaker[AsyncSession]
 
+
+Row = TypeVar("Row")
 
 MAX_SEARCHED = 1000
 Part = Literal["live", "archive"]
@@ -349,6 +351,20 @@ class Backend(Protocol):
 
         An engine without full text for its live sessions reads at most `MAX_SEARCHED` of them, and says how far.
         """
+
+
+def readable(
+    select: Callable[[int], Sequence[Row]], decode: Callable[[Row], Header | None], limit: int
+) -> list[Header]:
+    """The first `limit` headers that can be read, of rows of which `select` gives as many behind some."""
+    found: list[Header] = []
+    seen = 0
+    while True:
+        rows = select(seen)
+        found += [header for header in map(decode, rows) if header is not None]
+        seen += len(rows)
+        if len(rows) < limit or len(found) >= limit:
+            return found[:limit]
 
 
 def newest_first(headers: Sequence[Header]) -> list[Header]:

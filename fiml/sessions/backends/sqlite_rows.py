@@ -14,7 +14,7 @@ from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_entries, trail_json
 from fiml.sessions.backends import sqlite_headers as headers
 from fiml.sessions.backends import sqlite_words
-from fiml.sessions.backends.base import PageQuery, newest_first
+from fiml.sessions.backends.base import PageQuery, newest_first, readable
 from fiml.sessions.changes import Change
 from fiml.sessions.query_json import EncodedQuery, history_json
 from fiml.sessions.records import Entries, Header, SessionRecord, entry_size, format_when_written
@@ -43,6 +43,7 @@ _GIVEN = (
     "(grants <> '{}' AND CASE WHEN json_valid(grants)"
     " THEN EXISTS (SELECT 1 FROM json_each(grants) WHERE key = 's:' || :user) ELSE FALSE END)"
 )
+_OWN = "user_id = :user_id"
 _SEEN = f"(:user IS NULL OR user_id = :user OR {_GIVEN})"
 _DELETE = (
     "DELETE FROM active_trail WHERE session_id = ?",
@@ -115,16 +116,15 @@ def select_ids_after(connection: sqlite3.Connection, after: UUID | None, at_most
 
 def select_page(connection: sqlite3.Connection, query: PageQuery) -> list[Header]:
     """Live sessions by `created_at` descending, then id."""
-    own = _select_some(connection, query, "TRUE" if query.user_id is None else "user_id = :user_id")
+    own = [headers.decode(row) for row in _rows(connection, query, "TRUE" if query.user_id is None else _OWN)]
     if query.given_to is None:
         return own
     # Apart from its own, which an index has in order.
-    return newest_first([*own, *_select_some(connection, query, _GIVEN, is_anothers=True)])[: query.limit]
+    given = readable(lambda seen: _rows(connection, query, _GIVEN, seen), _decode_anothers, query.limit)
+    return newest_first([*own, *given])[: query.limit]
 
 
-def _select_some(
-    connection: sqlite3.Connection, query: PageQuery, whose: str, *, is_anothers: bool = False
-) -> list[Header]:
+def _rows(connection: sqlite3.Connection, query: PageQuery, whose: str, seen: int = 0) -> list[Sequence[Any]]:
     conditions = [whose]
     if query.type is not None:
         conditions.append("type = :type")
@@ -140,11 +140,10 @@ def _select_some(
         clauses, found = sqlite_words.live_clauses(query.wanted)
         conditions += clauses
         parameters |= found
-    rows = connection.execute(
-        f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY created_at DESC, id LIMIT :limit", parameters
-    )
-    decoded = (_decode_anothers(row) if is_anothers else headers.decode(row) for row in rows)
-    return [header for header in decoded if header is not None]
+    return connection.execute(
+        f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY created_at DESC, id LIMIT :limit OFFSET :seen",
+        parameters | {"seen": seen},
+    ).fetchall()
 
 
 def select_record(connection: sqlite3.Connection, header: Header, recent: int | None = None) -> SessionRecord:

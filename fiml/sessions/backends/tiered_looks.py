@@ -1,7 +1,8 @@
 """Listings, searches and health over both tiers: live sessions in Redis, ended ones in PostgreSQL."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 from sqlalchemy import Connection, select
@@ -46,10 +47,9 @@ class TieredLooks:
         if not query.include_archived:
             return Page([(header, False) for header in live])
         try:
-            ended = await self._database.view(lambda connection: archive.page(connection, query))
+            ended = await self._ended(query, lambda some: self._database.view(partial(archive.page, query=some)))
         except Unavailable:
             return Page([(header, False) for header in live], is_partial=True)
-        ended = await self._without_copies(ended, query)
         # One that was resumed between the two looks shows in a third.
         seen = {header.id for header in live}
         live += [header for header in await self._live.page(query) if header.id not in seen]
@@ -63,15 +63,19 @@ class TieredLooks:
         # which are to follow each other closely.
         is_archive_there = await self._is_archive_there()
         found = await self._searching.search(query)
+
+        async def search_ended(some: PageQuery) -> list[Header]:
+            headers, found.not_indexed = await self._database.maintain(partial(_search_ended, query=some))
+            return headers
+
         if not is_archive_there:
             found.is_partial = True
             return found
         try:
-            ended, found.not_indexed = await self._database.maintain(partial(_search_ended, query=query))
+            ended = await self._ended(query, search_ended)
         except Unavailable:
             found.is_partial = True
             return found
-        ended = await self._without_copies(ended, query)
         # One that was resumed between the two looks shows in a third.
         found = await self._searching.search_again(query, found)
         found.rows = merge_pages([header for header, _ in found.rows], ended, query.limit)
@@ -89,6 +93,16 @@ class TieredLooks:
         except Unavailable:
             return False
         return True
+
+    async def _ended(self, query: PageQuery, page: Callable[[PageQuery], Awaitable[list[Header]]]) -> list[Header]:
+        """Ended sessions, `query.limit` of them where there are as many. Those that it may see live are left out."""
+        found: list[Header] = []
+        while True:
+            some = await page(query)
+            found += await self._without_copies(some, query)
+            if len(some) < query.limit or len(found) >= query.limit:
+                return found[: query.limit]
+            query = replace(query, after=(some[-1].created_at, some[-1].id))
 
     async def _without_copies(self, ended: list[Header], query: PageQuery) -> list[Header]:
         """Without those that were given to the caller and have become live: the live listing has what it may see."""
