@@ -347,3 +347,27 @@ async def test_a_session_that_is_being_deleted_is_not_set_aside_behind_it(
         assert (await store.sweep()).quarantined == 0
         assert await store.list_quarantine() == []
         assert await store.get_session(session.id) is None
+
+
+async def test_a_copy_from_before_it_went_on_living_hides_no_session_that_is_set_aside(
+    deployment: Deployment, clock: FrozenClock
+) -> None:
+    """As a resume leaves it whose process dies before it has taken the copy away."""
+    async with SessionStore(deployment.settings()) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
+        await store.archive_session(session.id)
+        server = await asyncpg.connect(deployment.database_url)
+        await server.execute("CREATE TEMPORARY TABLE kept AS SELECT * FROM sessions")
+        await store.resume_session(session.id, 1)
+        await server.execute("INSERT INTO sessions SELECT * FROM kept")
+        await store.record_query(session.id, make_query())
+        await Surgeon(deployment.settings(), session.id).damage("an unknown type")
+        clock.advance(hours=2)
+
+        assert (await store.sweep()).quarantined == 1
+
+        for call in (store.get_session(session.id), store.resume_session(session.id)):
+            with pytest.raises(SessionQuarantined):
+                await call
+        assert await server.fetchval("SELECT count(*) FROM session_metrics") == 0
+        await server.close()

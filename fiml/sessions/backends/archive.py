@@ -123,8 +123,16 @@ def find(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> 
 
 def remove(connection: Connection, session_id: UUID, version: int) -> bool:
     """Take a session out of the archive, with its metrics, if it is there at this version."""
-    row = and_(sessions.c.id == session_id, sessions.c.version == version)
-    if connection.execute(delete(sessions).where(row)).rowcount == 0:
+    return _remove(connection, session_id, sessions.c.version == version)
+
+
+def remove_older(connection: Connection, session_id: UUID, version: int) -> bool:
+    """Take a session out of the archive, with its metrics, if it is there at a version before this one."""
+    return _remove(connection, session_id, sessions.c.version < version)
+
+
+def _remove(connection: Connection, session_id: UUID, at_version: ColumnElement[bool]) -> bool:
+    if connection.execute(delete(sessions).where(sessions.c.id == session_id, at_version)).rowcount == 0:
         return False
     metrics.remove(connection, session_id)
     return True

@@ -27,8 +27,20 @@ class QuarantinedSession:
     quarantined_at: datetime
 
 
-def put(connection: Connection, session_id: UUID, *, user_id: object, reason: str, dump: Dump, now: datetime) -> str:
-    """Keep a session that can't be archived: `kept`, or why not: `deleted` for good, or `busy` in other hands."""
+def put(
+    connection: Connection,
+    session_id: UUID,
+    *,
+    user_id: object,
+    reason: str,
+    dump: Dump,
+    now: datetime,
+    version: int | None = None,
+) -> str:
+    """Keep a session that can't be archived: `kept`, or why not: `deleted` for good, or `busy` in other hands.
+
+    A copy of an older `version`, from before it went on living, is taken out of the archive: it would hide this one.
+    """
     if archive.try_lock(connection, [session_id]):
         return "busy"
     if archive.is_buried(connection, session_id):
@@ -41,6 +53,8 @@ def put(connection: Connection, session_id: UUID, *, user_id: object, reason: st
         "record": dump.to_bytes(),
     }
     upsert(connection, session_quarantine, [row], key="id")
+    if version is not None:
+        archive.remove_older(connection, session_id, version)
     return "kept"
 
 

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from fiml.core.errors import CorruptRecord
 from fiml.db.redis_commands import Command, Script
+from fiml.sessions import values
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.dumps import Dump
@@ -31,6 +32,12 @@ def decode_dump(reply: list[Any]) -> Dump:
 def is_empty(dump: Dump) -> bool:
     """Whether nothing was left of the session when it was dumped."""
     return all(kind == "none" for kind, _ in dump.parts.values())
+
+
+def number_of(dump: Dump) -> int | None:
+    """The version in a dump as a number, where it can be one."""
+    version = version_in(dump)
+    return int(version) if version.isdigit() and int(version) <= values.MAX_VERSION else None
 
 
 def version_in(dump: Dump) -> str:

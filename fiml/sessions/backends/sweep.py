@@ -13,7 +13,7 @@ from fiml.sessions.backends import archive, quarantine, words
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import Ended, SweepReport
 from fiml.sessions.backends.redis import RedisTier
-from fiml.sessions.backends.redis_dump import is_empty, user_in
+from fiml.sessions.backends.redis_dump import is_empty, number_of, user_in
 from fiml.sessions.backends.redis_index import LATER, ExpiryEntry, place_of
 from fiml.sessions.backends.redis_sweep import Look, RedisSweep
 from fiml.sessions.records import FORMAT, Header, SessionRecord
@@ -133,7 +133,13 @@ class Sweep:
         user_id = entry.place.user_id or user_in(dump)
         put = await self._database.maintain(
             lambda connection: quarantine.put(
-                connection, session_id, user_id=user_id, reason=problem, dump=dump, now=self._ended.at
+                connection,
+                session_id,
+                user_id=user_id,
+                reason=problem,
+                dump=dump,
+                now=self._ended.at,
+                version=number_of(dump),
             )
         )
         if put == "busy":
