@@ -175,6 +175,27 @@ async def test_nobody_learns_of_another_s_session_that_it_cant_be_read(
             await call
 
 
+@pytest.mark.parametrize("value", ["'2026-01.01 00:00:00.000000'", "5", "x'00ff'"])
+async def test_a_time_that_is_none_is_damage_to_who_reads_the_archive(sqlite_settings: Settings, value: str) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id="ann")
+        await store.archive_session(session.id)
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as connection, connection:
+            connection.execute(f"UPDATE sessions SET last_accessed_at = {value}")  # noqa: S608 - of ours
+
+        for call in (
+            store.get_session(session.id),
+            store.resume_session(session.id),
+            store.list_user_sessions("ann", include_archived=True),
+            store.search_sessions("ann", symbol="AAPL"),
+        ):
+            with pytest.raises(CorruptRecord, match="time in it is none"):
+                await call
+        with pytest.raises(CorruptRecord, match=str(session.id)):
+            await store.get_session(session.id)
+        assert await store.delete_session(session.id)
+
+
 async def test_a_record_of_a_later_version_is_not_written_to(
     store: SessionStore, session: Session, backend_settings: Settings
 ) -> None:

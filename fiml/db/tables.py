@@ -1,6 +1,8 @@
 """The tables. `sessions` and `session_metrics` are the specification's, with further columns that have defaults."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import (
     DDL,
@@ -29,6 +31,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 
+from fiml.core.errors import CorruptRecord
+
 shared = MetaData()
 """On both databases: ended sessions and what remains of them."""
 
@@ -43,7 +47,10 @@ Json = JSON().with_variant(JSONB(), "postgresql")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware time in UTC. SQLite keeps no time zone: there it is written in UTC and read as such."""
+    """An aware time in UTC. SQLite keeps no time zone: there it is written in UTC and read as such.
+
+    SQLite takes anything for a time: what is none raises `CorruptRecord` where it is read.
+    """
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -57,6 +64,19 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None or dialect.name != "sqlite":
             return value
         return value.replace(tzinfo=UTC)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
+        read = super().result_processor(dialect, coltype)
+        if read is None or dialect.name != "sqlite":
+            return read
+
+        def read_checked(value: Any) -> datetime | None:
+            try:
+                return read(value)
+            except (TypeError, ValueError) as exc:
+                raise CorruptRecord("a record", f"a time in it is none: {exc}") from exc
+
+        return read_checked
 
 
 sessions = Table(

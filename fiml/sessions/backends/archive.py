@@ -106,7 +106,10 @@ def _is_newer(new: Any) -> ColumnElement[bool]:
 def fetch(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> SessionRecord | None:
     """An ended session, whole."""
     query = select(sessions).where(sessions.c.id == session_id, archived_grants.seen_by(connection, caller))
-    row = connection.execute(query).mappings().one_or_none()
+    try:
+        row = connection.execute(query).mappings().one_or_none()
+    except CorruptRecord as exc:
+        raise CorruptRecord(f"archived session {session_id}", exc.problem) from exc
     return None if row is None else _record(row)
 
 

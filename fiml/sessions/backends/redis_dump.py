@@ -37,7 +37,7 @@ def is_empty(dump: Dump) -> bool:
 def number_of(dump: Dump) -> int | None:
     """The version in a dump as a number, where it can be one."""
     version = version_in(dump)
-    return int(version) if version.isdigit() and int(version) <= values.MAX_VERSION else None
+    return int(version) if version.isdecimal() and int(version) <= values.MAX_VERSION else None
 
 
 def version_in(dump: Dump) -> str:
