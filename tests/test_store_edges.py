@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import redis
 
 from fiml.core.config import Settings
 from fiml.core.errors import (
@@ -27,6 +28,7 @@ from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.records import FORMAT
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
+from tests.support.deployment import Deployment
 from tests.support.servers import postgres_server, valkey_server
 
 
@@ -194,6 +196,21 @@ async def test_a_time_that_is_none_is_damage_to_who_reads_the_archive(sqlite_set
         with pytest.raises(CorruptRecord, match=str(session.id)):
             await store.get_session(session.id)
         assert await store.delete_session(session.id)
+
+
+async def test_a_session_whose_archive_was_set_back_waits(deployment: Deployment, clock: FrozenClock) -> None:
+    """As when PostgreSQL is restored from a backup: Redis remembers a later version for an hour."""
+    async with SessionStore(deployment.settings()) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id="ann")
+        await store.archive_session(session.id)
+        with redis.Redis.from_url(deployment.redis_url) as client:
+            client.set(f"fiml:{{{session.id.hex}}}:floor", 50)
+
+            with pytest.raises(Unavailable, match="later version"):
+                await store.resume_session(session.id)
+
+            client.delete(f"fiml:{{{session.id.hex}}}:floor")
+        assert (await store.resume_session(session.id)).id == session.id
 
 
 async def test_a_record_of_a_later_version_is_not_written_to(

@@ -165,9 +165,12 @@ class TieredBackend:
                 # It may have come back between the two looks.
                 return await self._live.go_on(session_id, until=until, now=now, caller=caller)
             record, queries = at_rest.revived(ended, until=until, now=now, caller=caller)
-            if await self._live.put(record, queries) == "stored":
+            outcome = await self._live.put(record, queries)
+            if outcome == "stored":
                 return await self._confirm(record, ended.header.version, caller)
-        return None
+            if outcome == "deleted":
+                return None
+        raise Unavailable(f"session {session_id}", "a later version than the archived one was live in the last hour")
 
     async def delete(self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY) -> bool:
         live = await self._locate(session_id, caller, Right.OWN)
