@@ -307,6 +307,8 @@ def _write(
     if not is_new and change.has_only_queries:
         rows.touch(connection, header, rules.now)
         return header, _result(header, is_new_version=False)
+    if header.version >= rules.max_changes:
+        refuse_more_changes(session_id, rules.max_changes)
     rows.change_entries(connection, header, change)
     rows.change_header(header, change, rules.now)
     is_counted = not (change.scalars or change.assets or change.tags)
@@ -322,8 +324,6 @@ def _result(header: Header, *, is_new_version: bool) -> WriteResult:
 def _refuse_if_stale(header: Header, rules: WriteRules) -> None:
     if rules.now >= header.expires_at:
         raise SessionExpired(header.id, header.expires_at)
-    if header.version >= rules.max_changes:
-        refuse_more_changes(header.id, rules.max_changes)
     if rules.expected_version is not None and rules.expected_version != header.version:
         raise SessionConflict(header.id, expected=rules.expected_version, actual=header.version)
 

@@ -26,7 +26,6 @@ local numbers = table.concat(before, ' ', 1, 7)
 assert(string.find(numbers, '^%-?%d+ %d+ %d+ %d+ %-?%d+ %d+ %d+$'), 'a field of the header is no number')
 if tonumber(now) >= tonumber(before[1]) then return {'expired', before[1]} end
 if expected_version and expected_version ~= tonumber(before[2]) then return {'conflict', before[2]} end
-if tonumber(before[2]) >= max_changes then return {'changes'} end
 local expires, life, accessed = before[1], before[3], before[5]
 if tonumber(now) > tonumber(accessed) then accessed = now end
 local maps_bytes, history_bytes = tonumber(before[6]), tonumber(before[7])
@@ -72,6 +71,8 @@ if #fresh > 0 then
   if history_bytes > max_history_bytes then return {'history'} end
   redis.call('LRANGE', queries, 1, 0)  -- of nothing: it refuses a key of another type
 end
+local is_known = #asked > 0 and #fresh == 0 and not others
+if not is_known and tonumber(before[2]) >= max_changes then return {'changes'} end
 if #fresh > 0 or fields_of_before then
   totals, types, times, days = cmsgpack.pack(sums), packed(by_type), packed(by_time), packed(by_day)
 end
@@ -113,7 +114,7 @@ if #names_added > 0 or #names_removed > 0 then
   if tags > max_tags then return {'tags', tags} end
 end
 
-if #asked > 0 and #fresh == 0 and not others then
+if is_known then
   -- All of it is there already: an access, and no change.
   if accessed ~= before[5] then redis.call('HSET', header, 'accessed', accessed) end
   return {'known', before[2], life, before[1], totals, types, times, days}

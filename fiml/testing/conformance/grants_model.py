@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fiml.core import clock as time
 from fiml.core.errors import FimlError, SessionNotFound
+from fiml.sessions.models import Session, SessionType
 from fiml.sessions.rights import (
     Caller,
     GrantChange,
@@ -25,7 +26,9 @@ from fiml.sessions.rights import (
 )
 from fiml.sessions.store import SessionStore
 from fiml.sessions.verbs import SessionVerbs
+from fiml.testing.clock import FrozenClock
 from fiml.testing.conformance.suite import OWNER, STRANGER
+from fiml.testing.samples import make_query
 
 VIEWER, EDITOR = "vic", "ed"
 
@@ -97,3 +100,16 @@ class GrantsModel:
             after, expected = None, type(exc)
         assert await refusal_of(call(self._store.as_principal(name))) is expected
         self._grants = self._grants if after is None else after
+
+
+async def shared_session(store: SessionStore, clock: FrozenClock, state: str) -> UUID:
+    """A session of the owner's, given to a viewer and an editor, in a state."""
+    session: Session = await store.as_principal(OWNER).create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
+    await store.as_principal(OWNER).record_query(session.id, make_query())
+    await store.as_principal(OWNER).share_session(session.id, VIEWER)
+    await store.as_principal(OWNER).share_session(session.id, EDITOR, Role.EDITOR)
+    if state != "live":
+        clock.advance(hours=1)
+    if state == "archived":
+        await store.archive_session(session.id)
+    return session.id

@@ -1,8 +1,7 @@
-"""Sharing: what a viewer and an editor may do, codes, listings, the audit trail, and that nothing else is told."""
+"""Sharing: what a viewer and an editor may do, codes, listings, and that nothing else is told."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fiml.core.clock import using
-from fiml.core.errors import FimlError, InvalidInput, NotPermitted, SessionFull, SessionNotFound
-from fiml.sessions.models import Session, SessionType
+from fiml.core.errors import FimlError, InvalidInput, NotPermitted, SessionNotFound
+from fiml.sessions.models import SessionType
 from fiml.sessions.rights import (
     MAX_CODES,
     MAX_SHARES,
@@ -21,8 +20,9 @@ from fiml.sessions.rights import (
 from fiml.sessions.store import SessionStore
 from fiml.sessions.verbs import SessionVerbs
 from fiml.testing.clock import FrozenClock
-from fiml.testing.conformance.grants_model import EDITOR, VIEWER, GrantsModel, refusal_of
-from fiml.testing.conformance.suite import OWNER, STRANGER, OpenStore, Suite, bounded, existing, listing
+from fiml.testing.conformance.grants_model import EDITOR, VIEWER, GrantsModel, refusal_of, shared_session
+from fiml.testing.conformance.suite import OWNER, STRANGER, OpenStore, bounded, existing, listing
+from fiml.testing.conformance.trail import TrailSuite
 from fiml.testing.samples import make_query
 
 STATES = ("live", "expired", "archived")
@@ -53,14 +53,14 @@ OWNS: dict[str, Verb] = {
 }
 
 
-class SharingSuite(Suite):
+class SharingSuite(TrailSuite):
     """A session is its owner's, and whose it is given to."""
 
     @pytest.mark.parametrize("state", STATES)
     async def test_a_viewer_reads_and_does_nothing_else(
         self, store: SessionStore, clock: FrozenClock, state: str
     ) -> None:
-        session_id = await _shared(store, clock, state)
+        session_id = await shared_session(store, clock, state)
         viewer = store.as_principal(VIEWER)
         before = await store.get_audit_trail(session_id)
 
@@ -75,7 +75,7 @@ class SharingSuite(Suite):
         assert await store.get_audit_trail(session_id) == before
 
     async def test_an_editor_does_all_but_what_is_the_owners(self, store: SessionStore, clock: FrozenClock) -> None:
-        session_id = await _shared(store, clock, "live")
+        session_id = await shared_session(store, clock, "live")
         editor = store.as_principal(EDITOR)
 
         for name, verb in (READS | WRITES).items():
@@ -91,7 +91,7 @@ class SharingSuite(Suite):
     async def test_what_is_taken_back_is_as_if_it_had_never_been_given(
         self, store: SessionStore, clock: FrozenClock, state: str
     ) -> None:
-        session_id = await _shared(store, clock, state)
+        session_id = await shared_session(store, clock, state)
         for user in (VIEWER, EDITOR):
             await store.as_principal(OWNER).unshare_session(session_id, user)
 
@@ -104,7 +104,7 @@ class SharingSuite(Suite):
         assert await store.list_shares(session_id) == []
 
     async def test_somebody_gives_up_its_own_role(self, store: SessionStore, clock: FrozenClock) -> None:
-        session_id = await _shared(store, clock, "live")
+        session_id = await shared_session(store, clock, "live")
 
         await store.as_principal(VIEWER).unshare_session(session_id, VIEWER)
 
@@ -114,7 +114,7 @@ class SharingSuite(Suite):
     async def test_shares_and_trail_go_with_the_session_through_archive_and_resume(
         self, store: SessionStore, clock: FrozenClock
     ) -> None:
-        session_id = await _shared(store, clock, "archived")
+        session_id = await shared_session(store, clock, "archived")
         shares = await store.list_shares(session_id)
         code = await store.as_principal(OWNER).create_share_code(session_id, Role.EDITOR)
         trail = await store.get_audit_trail(session_id)
@@ -131,7 +131,7 @@ class SharingSuite(Suite):
 
     @pytest.mark.parametrize("state", STATES)
     async def test_a_code_gives_its_role_once(self, store: SessionStore, clock: FrozenClock, state: str) -> None:
-        session_id = await _shared(store, clock, state)
+        session_id = await shared_session(store, clock, state)
         code = await store.as_principal(OWNER).create_share_code(session_id, Role.EDITOR, hours=2)
         assert code.code is not None
         stranger, other = store.as_principal(STRANGER), store.as_principal("oz")
@@ -148,7 +148,7 @@ class SharingSuite(Suite):
     async def test_a_code_that_is_wrong_past_or_revoked_gives_nothing(
         self, store: SessionStore, clock: FrozenClock, state: str
     ) -> None:
-        session_id = await _shared(store, clock, state)
+        session_id = await shared_session(store, clock, state)
         owner, stranger = store.as_principal(OWNER), store.as_principal(STRANGER)
         past = await owner.create_share_code(session_id, hours=1)
         clock.advance(hours=1)
@@ -164,7 +164,7 @@ class SharingSuite(Suite):
         assert "share_" not in repr(await store.list_share_codes(session_id))
 
     async def test_one_of_many_who_redeem_a_code_at_once_gets_it(self, store: SessionStore, clock: FrozenClock) -> None:
-        session_id = await _shared(store, clock, "live")
+        session_id = await shared_session(store, clock, "live")
         code = await store.create_share_code(session_id)
         assert code.code is not None
 
@@ -176,7 +176,7 @@ class SharingSuite(Suite):
         assert len(await store.list_shares(session_id)) == 3
 
     async def test_a_code_never_lowers_a_role(self, store: SessionStore, clock: FrozenClock) -> None:
-        session_id = await _shared(store, clock, "live")
+        session_id = await shared_session(store, clock, "live")
         for user in (EDITOR, OWNER):
             code = await store.create_share_code(session_id, Role.VIEWER)
             assert code.code is not None
@@ -191,7 +191,7 @@ class SharingSuite(Suite):
     async def test_as_many_shares_and_codes_as_are_allowed(
         self, store: SessionStore, clock: FrozenClock, state: str
     ) -> None:
-        session_id = await _shared(store, clock, state)
+        session_id = await shared_session(store, clock, state)
         for n in range(MAX_SHARES - 2):
             await store.share_session(session_id, f"u{n}")
         for _ in range(MAX_CODES):
@@ -225,7 +225,7 @@ class SharingSuite(Suite):
         ],
     )
     async def test_bad_input_is_refused(self, store: SessionStore, clock: FrozenClock, call: Any, problem: str) -> None:
-        session_id = await _shared(store, clock, "live")
+        session_id = await shared_session(store, clock, "live")
         before = await store.get_audit_trail(session_id)
 
         with pytest.raises(InvalidInput, match=problem):
@@ -260,7 +260,7 @@ class SharingSuite(Suite):
         assert len(await listing(store, VIEWER)) == 4
 
     async def test_deleting_takes_it_from_everybody(self, store: SessionStore, clock: FrozenClock) -> None:
-        session_id = await _shared(store, clock, "live")
+        session_id = await shared_session(store, clock, "live")
 
         assert await store.as_principal(OWNER).delete_session(session_id)
 
@@ -270,8 +270,8 @@ class SharingSuite(Suite):
     async def test_an_erased_user_has_nothing_of_others_and_others_keep_theirs(
         self, store: SessionStore, clock: FrozenClock
     ) -> None:
-        live = await _shared(store, clock, "live")
-        ended = await _shared(store, clock, "archived")
+        live = await shared_session(store, clock, "live")
+        ended = await shared_session(store, clock, "archived")
 
         await store.erase_user(VIEWER)
 
@@ -281,53 +281,10 @@ class SharingSuite(Suite):
         assert await listing(store.as_principal(VIEWER), None) == []
         assert len(await listing(store, OWNER)) == 2
 
-    async def test_the_trail_has_every_change_who_made_it_and_when(
-        self, store: SessionStore, clock: FrozenClock
-    ) -> None:
-        owner = store.as_principal(OWNER)
-        admin = store.as_principal(None, name="root")
-        session = await owner.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
-        clock.advance(seconds=1)
-        query = make_query()
-        await owner.record_query(session.id, query, context={"a": 1})
-        await owner.share_session(session.id, EDITOR, Role.EDITOR)
-        await store.as_principal(EDITOR).remember(session.id, conclusions=["dear"])
-        await admin.extend_session(session.id, 1)
-        await store.archive_session(session.id)
-        await owner.resume_session(session.id)
-        await owner.unshare_session(session.id, EDITOR)
-        read = await existing(owner, session.id)
-        read.tags.append("done")
-        read.title = "Apple"
-        await owner.update_session(session.id, read)
-
-        trail = await owner.get_audit_trail(session.id)
-
-        assert [(each.did, each.by) for each in trail] == [
-            ("create", OWNER),
-            ("record", OWNER),
-            ("share", OWNER),
-            ("update", EDITOR),
-            ("extend", "root"),
-            ("archive", None),
-            ("resume", OWNER),
-            ("revoke", OWNER),
-            ("update", OWNER),
-        ]
-        assert [each.version for each in trail] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
-        assert trail[0].at == session.created_at
-        assert trail[1].at == session.created_at + timedelta(seconds=1)
-        assert [each.detail for each in trail[1:4]] == [
-            {"queries": [query.id.hex], "parts": ["context"]},
-            {"with": EDITOR, "role": "editor"},
-            {"parts": ["context"]},
-        ]
-        assert trail[8].detail == {"parts": ["title", "tags"]}
-
     async def test_a_shared_session_that_expires_is_archived_once_and_shared_still(
         self, store: SessionStore, clock: FrozenClock
     ) -> None:
-        session_id = await _shared(store, clock, "expired")
+        session_id = await shared_session(store, clock, "expired")
 
         moved = await store.cleanup_expired_sessions(), await store.cleanup_expired_sessions()
 
@@ -337,56 +294,11 @@ class SharingSuite(Suite):
             assert (listed.id, listed.is_archived) == (session_id, True)
         assert await listing(store.as_principal(VIEWER), None, include_archived=False) == []
 
-    async def test_what_changes_nothing_leaves_no_entry(self, store: SessionStore, clock: FrozenClock) -> None:
-        session_id = await _shared(store, clock, "live")
-        before = await store.get_audit_trail(session_id)
-
-        await existing(store, session_id)
-        await store.resume_session(session_id)
-        await store.unshare_session(session_id, "nobody")
-        await store.share_session(session_id, VIEWER)
-        query = (await existing(store, session_id)).state.history.queries[0]
-        await store.as_principal(EDITOR).record_query(session_id, query)  # it is there already
-        await store.extend_session(session_id, 168)
-        longest = await store.get_audit_trail(session_id)
-        await store.extend_session(session_id, 168)  # it lives as long as it may
-        assert await store.get_audit_trail(session_id) == longest
-        before = longest
-        await listing(store)
-
-        assert await store.get_audit_trail(session_id) == before
-
-    async def test_a_session_takes_as_many_changes_as_its_trail_holds(
-        self, open_store: OpenStore, clock: FrozenClock
-    ) -> None:
-        """Ending it, resuming it and taking it back from others is always possible."""
-        async with open_store(session_max_changes=5) as store:
-            session_id = await _shared(store, clock, "live")
-            await store.record_query(session_id, make_query())
-
-            with pytest.raises(SessionFull, match="5 changes"):
-                await store.record_query(session_id, make_query())
-
-            for call in (
-                store.extend_session(session_id, 1),
-                store.share_session(session_id, "one more"),
-                store.create_share_code(session_id),
-            ):
-                with pytest.raises(SessionFull, match="raise FIML_SESSION_MAX_CHANGES"):
-                    await call
-            await store.share_session(session_id, VIEWER)  # changes nothing
-            await store.unshare_session(session_id, VIEWER)
-            assert await store.archive_session(session_id)
-            with pytest.raises(SessionFull, match="changes"):
-                await store.share_session(session_id, "one more")
-            await store.unshare_session(session_id, EDITOR)
-            await store.resume_session(session_id)
-
     async def test_another_users_trail_and_shares_are_as_of_no_session(
         self, store: SessionStore, clock: FrozenClock
     ) -> None:
         for state in STATES:
-            session_id = await _shared(store, clock, state)
+            session_id = await shared_session(store, clock, state)
             stranger = store.as_principal(STRANGER)
             for verb in OWNS.values():
                 assert await _outcome(verb(stranger, session_id)) == await _outcome(verb(stranger, uuid4()))
@@ -402,19 +314,6 @@ class SharingSuite(Suite):
                 for _ in range(data.draw(st.integers(1, 12))):
                     await model.step()
                 await model.check()
-
-
-async def _shared(store: SessionStore, clock: FrozenClock, state: str) -> UUID:
-    """A session of the owner's, given to a viewer and an editor, in a state."""
-    session: Session = await store.as_principal(OWNER).create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
-    await store.as_principal(OWNER).record_query(session.id, make_query())
-    await store.as_principal(OWNER).share_session(session.id, VIEWER)
-    await store.as_principal(OWNER).share_session(session.id, EDITOR, Role.EDITOR)
-    if state != "live":
-        clock.advance(hours=1)
-    if state == "archived":
-        await store.archive_session(session.id)
-    return session.id
 
 
 async def _outcome(call: Awaitable[object]) -> object:
