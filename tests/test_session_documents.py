@@ -89,6 +89,13 @@ def test_a_document_is_json_and_gives_the_session_again(session: Session) -> Non
         {"expires_at": "tomorrow"},
         {"expires_at": "2024-12-24T15:30:00"},
         {"assets": None},
+        {"assets": "AAPL"},
+        {"tags": ["a", 5]},
+        {"version": "1"},
+        {"version": 1.5},
+        {"is_archived": "no"},
+        {"title": 7},
+        {"user_id": 5},
     ],
     ids=repr,
 )

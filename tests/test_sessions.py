@@ -182,9 +182,19 @@ class TestSessionModels:
                 value()
             return queries.looks
 
-        assert look() == 0
+        assert look() <= 2  # whether the last one is still the last
         history.add_query(make_query())
-        assert look() == 1
+        assert look() <= 3
+
+    def test_a_query_that_takes_the_place_of_another_is_counted(self) -> None:
+        history = AnalysisHistory([make_query("price", cache_hit=True)])
+        assert history.get_query_types_summary() == {"price": 1}
+
+        history.queries.pop()
+        history.add_query(make_query("chart"))
+
+        assert history.get_query_types_summary() == {"chart": 1}
+        assert (history.total_queries, history.cache_hit_rate) == (1, 0)
 
     def test_a_state_takes_and_gives_entries(self) -> None:
         state = SessionState()

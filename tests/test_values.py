@@ -126,3 +126,12 @@ def test_a_path_in_a_message_is_cut() -> None:
 def test_names_come_in_the_order_given_each_once() -> None:
     assert values.check_assets(["B", "A", "B", "C", "A"]) == ["B", "A", "C"]
     assert values.check_tags(None) == values.check_tags([]) == []
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_integer_has_a_thousand_digits(sign: int) -> None:
+    largest = sign * (10**1000 - 1)
+
+    assert json.loads(values.to_json(largest, "n")) == largest
+    with pytest.raises(InvalidInput, match="1000 digits"):
+        values.to_json(largest + sign, "n")

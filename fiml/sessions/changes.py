@@ -113,6 +113,9 @@ def _check_state(session: Session) -> None:
     queries: object = history.queries if isinstance(history, AnalysisHistory) else None
     if not isinstance(queries, list):
         raise InvalidInput("state.history", "is no history of queries", "leave it as it was read, and add queries")
+    tags: object = session.tags
+    if tags is None:  # which the creation of a session takes for none
+        raise InvalidInput("tags", "is None", "give a list of strings")
 
 
 def _check_fixed_fields(session: Session, before: Written) -> None:

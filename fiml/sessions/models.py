@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import Any, Self
 from uuid import UUID, uuid4
 
+import msgspec
+
 from fiml.core import clock
 from fiml.core.config import MAX_TTL_HOURS, Settings
 from fiml.core.errors import InvalidInput, echo
@@ -58,6 +60,7 @@ class AnalysisHistory:
         self.queries: list[QueryRecord] = [] if queries is None else queries
         self._totals = QueryTotals()
         self._counted = 0
+        self._last_counted: QueryRecord | None = None
         self._is_whole = True
 
     @classmethod
@@ -66,18 +69,25 @@ class AnalysisHistory:
         history = cls(queries)
         history._totals = totals
         history._counted = len(queries)
+        history._last_counted = queries[-1] if queries else None
         history._is_whole = totals.total_queries == len(queries)
         return history
 
     @property
     def totals(self) -> QueryTotals:
-        """Counts what was appended since the last look, and nothing twice."""
-        if len(self.queries) < self._counted and self._is_whole:
+        """Counts what was appended since the last look, and nothing twice; all anew where some were taken out."""
+        if self._is_whole and not self._goes_on():
             self._totals, self._counted = QueryTotals(), 0
         for query in self.queries[self._counted :]:
             self._totals.add(query)
         self._counted = len(self.queries)
+        self._last_counted = self.queries[-1] if self.queries else None
         return self._totals
+
+    def _goes_on(self) -> bool:
+        if len(self.queries) < self._counted:
+            return False
+        return self._counted == 0 or self.queries[self._counted - 1] is self._last_counted
 
     @property
     def total_queries(self) -> int:
@@ -263,40 +273,53 @@ class Session:
     def from_dict(cls, document: dict[str, Any]) -> Self:
         """The session that `to_dict` wrote; what is changed on it from here on can be written to the store.
 
+        Of one that was read with its last queries, the totals are those of these queries.
+
         Raises:
             InvalidInput: a field is missing or of another type.
         """
         try:
-            session = cls._from_dict(document)
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            problem = f"has no field {exc}" if isinstance(exc, KeyError) else f"can't be read ({exc})"
+            session = cls._from_document(msgspec.convert(document, _Document))
+        except (msgspec.ValidationError, ValueError) as exc:
+            problem = f"can't be read ({exc})"
             raise InvalidInput("session document", problem, "give what Session.to_dict() wrote") from exc
         session._written = deepcopy(document)  # noqa: SLF001 - its own
         return session
 
     @classmethod
-    def _from_dict(cls, document: dict[str, Any]) -> Self:
-        state = document["state"]
-        return cls(
-            id=UUID(document["id"]),
-            user_id=document["user_id"],
-            type=document["type"],
-            title=document["title"],
-            assets=list(document["assets"]),
-            tags=list(document["tags"]),
-            created_at=datetime.fromisoformat(document["created_at"]),
-            expires_at=datetime.fromisoformat(document["expires_at"]),
-            last_accessed_at=datetime.fromisoformat(document["last_accessed_at"]),
-            is_archived=document["is_archived"],
-            version=document["version"],
-            state=SessionState(
-                context=dict(state["context"]),
-                preferences=dict(state["preferences"]),
-                intermediate_results=dict(state["intermediate_results"]),
-                metadata=dict(state["metadata"]),
-                history=AnalysisHistory([QueryRecord.from_dict(query) for query in state["history"]["queries"]]),
-            ),
-        )
+    def _from_document(cls, document: "_Document") -> Self:
+        fields = msgspec.structs.asdict(document)
+        state = fields.pop("state")
+        queries = [QueryRecord.from_dict(query) for query in state.history.queries]
+        maps = {name: getattr(state, name) for name in ("context", "preferences", "intermediate_results", "metadata")}
+        return cls(**fields, state=SessionState(**maps, history=AnalysisHistory(queries)))
+
+
+class _HistoryDocument(msgspec.Struct):
+    queries: list[dict[str, Any]]
+
+
+class _StateDocument(msgspec.Struct):
+    context: dict[str, Any]
+    preferences: dict[str, Any]
+    intermediate_results: dict[str, Any]
+    metadata: dict[str, Any]
+    history: _HistoryDocument
+
+
+class _Document(msgspec.Struct):
+    id: UUID
+    user_id: str | None
+    type: str
+    title: str | None
+    assets: list[str]
+    tags: list[str]
+    created_at: datetime
+    expires_at: datetime
+    last_accessed_at: datetime
+    is_archived: bool
+    version: int
+    state: _StateDocument
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

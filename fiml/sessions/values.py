@@ -33,7 +33,7 @@ STORED_VALUE_BYTES = 2 * 1024 * 1024
 MAX_DURATION_MS = 10**12
 # Between these floats are written without an exponent everywhere, and integers have no more than 64 bits.
 _LEAST_WITHOUT_EXPONENT, _LEAST_WITH_EXPONENT = 1e-4, 1e16
-_MAX_INTEGER_BITS = int(MAX_INTEGER_DIGITS * math.log2(10))
+_TOO_LARGE_INTEGER = 10**MAX_INTEGER_DIGITS
 
 _LITERALS = {None: "null", True: "true", False: "false"}
 
@@ -226,7 +226,7 @@ def _encode_text(value: str, path: str) -> str:
 
 
 def _encode_integer(value: int, path: str) -> str:
-    if value.bit_length() > _MAX_INTEGER_BITS:
+    if abs(value) >= _TOO_LARGE_INTEGER:
         raise InvalidInput(shown_path(path), "is too large an integer", f"at most {MAX_INTEGER_DIGITS} digits")
     return int.__repr__(value)
 

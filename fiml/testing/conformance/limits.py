@@ -104,6 +104,10 @@ def _set_expiry(session: Session) -> None:
     session.expires_at = clock.now() + timedelta(hours=168, microseconds=1)
 
 
+def _drop_tags(session: Session) -> None:
+    session.tags = None  # type: ignore[assignment]  # what is refused
+
+
 def _empty_assets(session: Session) -> None:
     session.assets.clear()
 
@@ -130,6 +134,7 @@ REFUSED_CHANGES: dict[str, Callable[[Session], object]] = {
     "too many tags": lambda session: session.tags.extend(f"t{n}" for n in range(51)),
     "too many assets": lambda session: session.assets.extend(f"A{n}" for n in range(101)),
     "no asset": _empty_assets,
+    "no list of tags": _drop_tags,
     "expiry": _set_expiry,
     "parameters": lambda session: session.add_query(make_query(parameters={"x": float("inf")})),
     "parameters' size": lambda session: session.add_query(make_query(parameters={"x": _text_of(VALUE_BYTES)})),
