@@ -119,16 +119,18 @@ def _check_state(session: Session) -> None:
 
 
 def _check_fixed_fields(session: Session, before: Written) -> None:
+    for_life = "a session keeps it for life; read the session again"
+    the_stores = "it is the store's to set; read the session again"
     fixed = {
-        "id": (session.id, before.session_id),
-        "user_id": (session.user_id, before.user_id),
-        "created_at": (session.created_at, before.created_at),
-        "version": (session.version, before.version),
-        "is_archived": (session.is_archived, before.is_archived),
+        "id": (session.id, before.session_id, for_life),
+        "user_id": (session.user_id, before.user_id, for_life),
+        "created_at": (session.created_at, before.created_at, for_life),
+        "version": (session.version, before.version, the_stores),
+        "is_archived": (session.is_archived, before.is_archived, the_stores),
     }
-    for name, (now, then) in fixed.items():
+    for name, (now, then, valid) in fixed.items():
         if now != then:
-            raise InvalidInput(name, "was changed", "a session keeps it for life; read the session again")
+            raise InvalidInput(name, "was changed", valid)
 
 
 def _appended(queries: list[QueryRecord], known: list[QueryRecord]) -> list[QueryRecord]:

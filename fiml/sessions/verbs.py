@@ -42,7 +42,9 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
     """What can be done with sessions, in the name of a caller.
 
     Ids are `UUID` or text; a malformed one raises `InvalidSessionId`. Every verb raises `Unavailable` when an engine
-    is away.
+    is away, `CorruptRecord` for a session that is damaged, `SessionQuarantined` for one that was set aside for it, and
+    `SchemaTooNew` for one that a later fiml wrote. One that changes a session raises `NotPermitted` for who may only
+    read it.
     """
 
     def __init__(self, settings: Settings, caller: Caller) -> None:

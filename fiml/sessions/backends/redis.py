@@ -1,8 +1,9 @@
 """Live sessions in Redis or Valkey.
 
-A session is a header, its entries, its queries and their ids, under keys that share a hash tag. Around it stand
-indexes: of each user's sessions, of all sessions, and of expiries; the last two in 64 parts. An index may name a
-session that is gone, never miss one that is there: index first and session second on create, the reverse on removal.
+A session is a header, its entries, its queries and their ids, and its audit trail, under keys that share a hash tag.
+Around it stand indexes: of each user's sessions, of all sessions, and of expiries; the last two in 64 parts. An index
+may name a session that is gone, never miss one that is there: index first and session second on create, the reverse on
+removal.
 """
 
 from collections.abc import Awaitable, Sequence
@@ -64,7 +65,9 @@ class Location:
 
 
 class RedisTier:
-    """The steps that a backend over Redis is made of. Each method is one round trip, `page` two.
+    """The steps that a backend over Redis is made of. Each method is one round trip, `page` two, `remove` two or three.
+
+    What fails by damage to a session takes one more, to say so.
 
     On a Cluster one for each stage of a write, and as many at once as there are masters to be asked.
     """

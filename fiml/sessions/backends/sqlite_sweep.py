@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -63,7 +64,7 @@ def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
     Raises:
         CorruptRecord: it still can't be read.
     """
-    with sqlite3.connect(":memory:") as connection:
+    with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(";".join(dump.parts["tables"]))
         if "trail" not in dump.parts:
             connection.executescript(";".join(_SINCE))
