@@ -63,6 +63,7 @@ def query_clause(conditions: Sequence[Condition], symbols: Sequence[str], body: 
         terms.append(f"CAST(json_extract({figure}) AS REAL) {each.sign} :n{n}")
         parameters[f"n{n}"] = each.number
     if symbols:
+        terms.append(f"json_type({body}, '$.parameters.symbol') = 'text'")
         terms.append(f"json_extract({body}, '$.parameters.symbol') IN ({_marks(symbols)})")
         parameters |= {f"symbol{n}": symbol for n, symbol in enumerate(symbols)}
     # CASE, since only it is sure to look into the JSON after it was found to be some.

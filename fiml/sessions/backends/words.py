@@ -148,7 +148,8 @@ def _json_path(figures: Sequence[Condition], symbols: Sequence[str]) -> tuple[st
         variables[f"n{n}"] = each.number
     if symbols:
         names = " || ".join(f"@.parameters.symbol == $symbol{n}" for n in range(len(symbols)))
-        terms.append(f"({names})")
+        # A list is looked into otherwise.
+        terms.append(f'@.parameters.symbol.type() == "string" && ({names})')
         variables |= {f"symbol{n}": symbol for n, symbol in enumerate(symbols)}
     return f"$[*] ? ({' && '.join(terms)})", variables
 

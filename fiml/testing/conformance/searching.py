@@ -132,6 +132,20 @@ class SearchSuite(Suite):
             await store.archive_session(asked.id)
             assert await found(store, symbol="AAPL") == ["asset", "asked"]
 
+    @needs_values
+    @pytest.mark.parametrize("is_archived", [False, True])
+    async def test_a_symbol_is_one_text(self, open_store: OpenStore, is_archived: bool) -> None:
+        """Who records a list of symbols under that name asked about none of them."""
+        async with open_store() as store:
+            session = await begin(store, "KO", title="odd")
+            for symbol in (["AAPL"], {"AAPL": "AAPL"}, 5, None):
+                await store.record_query(session.id, QueryRecord("price", {"symbol": symbol}))
+            if is_archived:
+                await store.archive_session(session.id)
+
+            for asked in ("AAPL", '["AAPL"]', "5"):
+                assert await found(store, symbol=asked) == []
+
     async def test_type_tag_and_dates_narrow_a_search(self, open_store: OpenStore, clock: FrozenClock) -> None:
         async with open_store() as store:
             start = clock.now()
