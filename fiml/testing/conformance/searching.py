@@ -133,14 +133,14 @@ class SearchSuite(Suite):
             assert await found(store, symbol="AAPL") == ["asset", "asked"]
 
     @needs_values
-    @pytest.mark.parametrize("is_archived", [False, True])
-    async def test_a_symbol_is_one_text(self, open_store: OpenStore, is_archived: bool) -> None:
+    @pytest.mark.parametrize("state", ["live", "archived"])
+    async def test_a_symbol_is_one_text(self, open_store: OpenStore, state: str) -> None:
         """Who records a list of symbols under that name asked about none of them."""
         async with open_store() as store:
             session = await begin(store, "KO", title="odd")
             for symbol in (["AAPL"], {"AAPL": "AAPL"}, 5, None):
                 await store.record_query(session.id, QueryRecord("price", {"symbol": symbol}))
-            if is_archived:
+            if state == "archived":
                 await store.archive_session(session.id)
 
             for asked in ("AAPL", '["AAPL"]', "5"):
