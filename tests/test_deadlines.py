@@ -42,18 +42,20 @@ async def test_a_late_call_is_ended_and_the_others_go_on() -> None:
 
 async def test_a_call_that_somebody_cancels_is_cancelled_also_when_it_is_late() -> None:
     deadlines = Deadlines()
+    is_cleaning_up = asyncio.Event()
 
     async def slow_to_end() -> None:
         try:
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(SHORT_S)
+            is_cleaning_up.set()
+            await asyncio.Event().wait()
 
     early = asyncio.create_task(deadlines.within(LONG_S, asyncio.Event().wait()))
     late = asyncio.create_task(deadlines.within(SHORT_S, slow_to_end()))
     await asyncio.sleep(0)
     early.cancel()
-    await asyncio.sleep(1.5 * SHORT_S)  # the deadline has passed, and the call is cleaning up
+    await is_cleaning_up.wait()  # the deadline has passed
     late.cancel()
 
     for task in (early, late):
