@@ -1,6 +1,6 @@
 """What changed on a session since it was read, in a form in which the changes of several writers commute."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -80,14 +80,15 @@ def change_of(
     _check_fixed_fields(session, before)
     _check_state(session)
     entries = _entries(session)
+    seen = [before, *before.attempts]
     appended = [encode_query(query) for query in _appended(session.state.history.queries, known)]
     change = Change(
         queries=appended,
-        entries_set=_entries_set(entries, before.entries),
-        entries_removed=_entries_removed(entries, before.entries),
-        assets=_names_change(before.assets, values.check_assets(session.assets)),
-        tags=_names_change(before.tags, values.check_tags(session.tags)),
-        scalars=_scalar_changes(session, before, max_ttl_hours),
+        entries_set=_entries_set(entries, [each.entries for each in seen]),
+        entries_removed=_entries_removed(entries, [each.entries for each in seen]),
+        assets=_names_change([each.assets for each in seen], values.check_assets(session.assets)),
+        tags=_names_change([each.tags for each in seen], values.check_tags(session.tags)),
+        scalars=_scalar_changes(session, seen, max_ttl_hours),
     )
     return change, written_of(session, entries, longer_history(before.history, appended))
 
@@ -103,6 +104,16 @@ def settle(session: Session, after: Written, version: int, expires_at: datetime,
             session.expires_at = after.expires_at = expires_at
     after.version = session.version  # to which another call with this object may have settled meanwhile
     session._written = after  # noqa: SLF001 - the session carries this for us
+
+
+def note_attempt(session: Session, before: Written, after: Written) -> None:
+    """Note that a change may have been written or not, so that writing the object again also undoes it."""
+    kept: Written | dict[str, Any] | None = session._written  # noqa: SLF001 - the session carries this for us
+    baseline = kept if isinstance(kept, Written) else before  # to which another call with this object may have settled
+    attempt = replace(after, history="", attempts=[])  # queries can be written twice
+    if attempt not in baseline.attempts:
+        baseline.attempts.append(attempt)
+    session._written = baseline  # noqa: SLF001
 
 
 def _check_state(session: Session) -> None:
@@ -162,39 +173,46 @@ def _entries(session: Session) -> Entries:
     return entries
 
 
-def _entries_set(now: Entries, before: Entries) -> Entries:
+def _entries_set(now: Entries, seen: list[Entries]) -> Entries:
     changed = {
-        name: {key: text for key, text in now[name].items() if before.get(name, {}).get(key) != text} for name in MAPS
+        name: {
+            key: text
+            for key, text in now[name].items()
+            if any(entries.get(name, {}).get(key) != text for entries in seen)
+        }
+        for name in MAPS
     }
     return {name: texts for name, texts in changed.items() if texts}
 
 
-def _entries_removed(now: Entries, before: Entries) -> dict[str, list[str]]:
-    removed = {name: [key for key in before.get(name, {}) if key not in now[name]] for name in MAPS}
+def _entries_removed(now: Entries, seen: list[Entries]) -> dict[str, list[str]]:
+    known = {name: dict.fromkeys(key for entries in seen for key in entries.get(name, {})) for name in MAPS}
+    removed = {name: [key for key in known[name] if key not in now[name]] for name in MAPS}
     return {name: keys for name, keys in removed.items() if keys}
 
 
-def _names_change(before: list[str], now: list[str]) -> NamesChange | None:
-    if now == before:
+def _names_change(seen: list[list[str]], now: list[str]) -> NamesChange | None:
+    if all(names == now for names in seen):
         return None
-    added = [name for name in now if name not in before]
-    kept = [name for name in before if name in now]
+    added = [name for name in now if any(name not in names for names in seen)]
+    kept = [name for name in seen[0] if name in now and name not in added]
+    known = list(dict.fromkeys(name for names in seen for name in names))
     if kept + added == now:
-        return NamesChange(removed=[name for name in before if name not in now], added=added)
-    return NamesChange(removed=before, added=now)  # reordered: all of them, anew
+        return NamesChange(removed=[name for name in known if name not in now], added=added)
+    return NamesChange(removed=known, added=now)  # reordered: all of them, anew
 
 
-def _scalar_changes(session: Session, before: Written, max_ttl_hours: int) -> dict[str, Any]:
+def _scalar_changes(session: Session, seen: list[Written], max_ttl_hours: int) -> dict[str, Any]:
     now = {
         "type": SessionType.parse(session.type).value,
         "title": values.check_title(session.title),
         "expires_at": values.check_moment(session.expires_at, "expires_at"),
     }
-    changed = {name: value for name, value in now.items() if value != getattr(before, name)}
+    changed = {name: value for name, value in now.items() if any(value != getattr(each, name) for each in seen)}
     latest = clock.now() + timedelta(hours=max_ttl_hours)
     if "expires_at" in changed and session.expires_at > latest:
         raise InvalidInput("expires_at", "is too far away", f"a session lives at most {max_ttl_hours} hours from now")
     accessed = values.check_moment(session.last_accessed_at, "last_accessed_at")
-    if accessed != before.last_accessed_at and accessed > clock.now():
+    if accessed != seen[0].last_accessed_at and accessed > clock.now():
         raise InvalidInput("last_accessed_at", "lies in the future", "leave it: writing counts as an access")
     return changed

@@ -92,6 +92,8 @@ class Written:
     last_accessed_at: datetime
     entries: Entries
     history: str
+    attempts: list["Written"] = field(default_factory=list)
+    """What writes since then were to come to of which nobody knows whether they were done."""
 
 
 def entry_size(key: str, text: str) -> int:

@@ -1,5 +1,6 @@
 """The verbs of a session's life, over live and archived sessions alike, in the name of a caller."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Final, NoReturn, TypeVar
@@ -13,6 +14,7 @@ from fiml.core.errors import (
     SessionArchived,
     SessionExpired,
     SessionNotFound,
+    Unavailable,
     Unconfirmed,
     echo,
 )
@@ -20,7 +22,7 @@ from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_json
 from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteResult, WriteRules
 from fiml.sessions.care import CareVerbs
-from fiml.sessions.changes import Change, baseline_of, change_of, settle
+from fiml.sessions.changes import Change, baseline_of, change_of, note_attempt, settle
 from fiml.sessions.listing import Cursor, SummaryPage, decode_cursor, encode_cursor
 from fiml.sessions.memory import MemoryVerbs
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
@@ -145,7 +147,11 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         read = DecodedHistory.of(before.history)
         change, after = change_of(session, before, read.queries, max_ttl_hours=self.settings.session_max_ttl_hours)
         rules = self._rules(clock.now(), expected_version)
-        updated = await self._on_live(parsed, lambda: self._backend.update(parsed, change, rules))
+        try:
+            updated = await self._on_live(parsed, lambda: self._backend.update(parsed, change, rules))
+        except (Unavailable, asyncio.CancelledError):
+            note_attempt(session, before, after)
+            raise
         result = updated.result
         is_alone = result.is_new_version and result.version == after.version + 1
         last = await self._live_on(parsed, result, change)

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from fiml.core.errors import SessionNotFound
+from fiml.core.errors import SessionNotFound, Unavailable
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing.clock import FrozenClock
@@ -30,10 +30,17 @@ class Faults:
         self.calls = 0
         self._crash_at: int | None = None
         self._is_reply_lost = False
+        self._error: BaseException = Crash()
 
     def crash_at(self, call: int, *, is_reply_lost: bool) -> None:
         """End the process at a call from now, the first being 1."""
         self.calls, self._crash_at, self._is_reply_lost = 0, call, is_reply_lost
+        self._error = Crash()
+
+    def be_away(self, *, is_reply_lost: bool) -> None:
+        """Have the engines away from the next call on, which was made or wasn't."""
+        self.crash_at(1, is_reply_lost=is_reply_lost)
+        self._error = Unavailable("the engine", "it is away in this test")
 
     def disarm(self) -> None:
         """Let calls pass from now on, as those of a new process."""
@@ -44,10 +51,10 @@ class Faults:
         self.calls += 1
         is_last = self._crash_at is not None and self.calls >= self._crash_at
         if is_last and not (self._is_reply_lost and self.calls == self._crash_at):
-            raise Crash
+            raise self._error
         result = await call()
         if is_last:
-            raise Crash
+            raise self._error
         return result
 
 
@@ -71,6 +78,37 @@ class CrashSuite(Suite):
             await store.archive_session(session.id)
             assert (await _assert_found_once(store, session)).is_archived
             await _assert_can_go_on(store, session)
+
+    @pytest.mark.parametrize("lost", ["call", "reply"])
+    async def test_what_is_taken_back_after_an_update_of_unknown_outcome_is_gone(
+        self, store: SessionStore, open_crashing_store: OpenCrashingStore, lost: str
+    ) -> None:
+        faults = Faults()
+        async with open_crashing_store(faults) as troubled:
+            session = await _a_session(store)
+            theirs = await existing(store, session.id)
+            before = content(session)
+            session.state.context["draft"] = 1
+            session.title, session.type = "Draft", SessionType.MACRO
+            session.tags.append("draft")
+            session.assets.remove("AAPL")
+            session.assets.append("DRAFT")
+            faults.be_away(is_reply_lost=lost == "reply")
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    await troubled.update_session(session.id, session)
+            faults.disarm()
+            theirs.tags.append("theirs")
+            await store.update_session(theirs.id, theirs)
+
+            del session.state.context["draft"]
+            session.title, session.type = before["title"], before["type"]
+            session.tags.remove("draft")
+            session.assets[:] = before["assets"]
+            merged = await troubled.update_session(session.id, session)
+
+        assert content(merged) == before | {"tags": [*before["tags"], "theirs"]}
+        assert content(await existing(store, session.id)) == content(merged)
 
     async def test_sweeping(
         self,
