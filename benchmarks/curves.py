@@ -14,7 +14,8 @@ from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from benchmarks.engines import Engines, looked_up
-from benchmarks.live import AFTER_FILLING, add_sessions
+from benchmarks.live import add_sessions
+from benchmarks.peer_rounds import AFTER_FILLING
 from benchmarks.raw import RawSession
 from benchmarks.report import Facts
 from benchmarks.timing import Call, calls_of, figure_of, in_lockstep

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 from benchmarks.engines import USER, Engines, looked_up
+from benchmarks.peer_rounds import AFTER_FILLING
 from benchmarks.peers import ADK, LANGGRAPH, REDIS, SQL
 from benchmarks.raw import RawListing, RawSession
 from benchmarks.timing import OURS, Batch, Comparison, calls_of, in_turn
@@ -18,8 +19,6 @@ ALL_PEERS = (REDIS, SQL, LANGGRAPH, ADK)
 UPDATED_HISTORY = 100
 MOST_PEER_HISTORY = 1000  # google-adk takes minutes to make more
 MOST_PEER_SESSIONS = 1000
-# What a process does after it has made a long history is slower for a while, which says nothing of the call.
-AFTER_FILLING = 20
 _CREATED_AT_ONCE = 64
 
 

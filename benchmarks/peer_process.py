@@ -3,15 +3,14 @@
 A request is {"peer", "operation", "history", "calls"}, an answer {"ms": [...]} or {"error": text}; an operation that a
 peer lacks is {"ms": null}. It imports nothing of fiml.
 
-    .peers/bin/python benchmarks/peer_process.py REDIS_URL POSTGRESQL_URL FOLDER
+    .peers/bin/python -m benchmarks.peer_process REDIS_URL POSTGRESQL_URL FOLDER
 """
 
 import asyncio
 import json
 import sys
-import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -25,7 +24,8 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-Call = Callable[[], Awaitable[Any]]
+from benchmarks.peer_rounds import Bench, Call
+
 TEXT = json.dumps(
     {
         "id": str(uuid.uuid4()),
@@ -37,7 +37,6 @@ TEXT = json.dumps(
         "figures": {"price": 175.43, "pe_ratio": 28.61, "rsi_14": 61.2, "n": 1.0},
     }
 )
-WRITES = {"track", "update"}
 LISTED = 1000
 PAGE = 50
 
@@ -137,39 +136,6 @@ class Adk:
     def _event(self, delta: dict[str, object] | None = None) -> Event:
         content = types.Content(role="user", parts=[types.Part(text=TEXT)])
         return Event(author="user", content=content, actions=EventActions(state_delta=delta or {}))
-
-
-class Bench:
-    """The peers, and the sessions that were made for them."""
-
-    def __init__(self, peers: dict[str, Any]) -> None:
-        self._peers = peers
-        self._ready: dict[tuple[str, int, bool], dict[str, Call]] = {}
-        self._listed: set[str] = set()
-
-    async def measure(self, request: dict[str, Any]) -> list[float] | None:
-        name, history, operation = request["peer"], request["history"], request["operation"]
-        peer = self._peers[name]
-        if operation == "page" and hasattr(peer, "prepare_page") and name not in self._listed:
-            self._listed.add(name)
-            await peer.prepare_page()
-        # One that is read keeps its length; one that begins empty is made anew, for it doesn't stay so.
-        key = (name, history, operation in WRITES)
-        if key not in self._ready or history == 0:
-            self._ready[key] = await peer.calls(history)
-        call = self._ready[key].get(operation)
-        return None if call is None else await timed(call, request["calls"])
-
-
-async def timed(call: Call, count: int) -> list[float]:
-    """The milliseconds of so many calls, after one that isn't counted."""
-    await call()
-    measured = []
-    for _ in range(count):
-        began = time.perf_counter()
-        await call()
-        measured.append((time.perf_counter() - began) * 1000)
-    return measured
 
 
 async def main(redis_url: str, postgres_url: str, folder: str) -> None:

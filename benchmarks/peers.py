@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.timing import Batch
 
-FOLDER = Path(__file__).parent
-PYTHON = FOLDER.parent / ".peers" / "bin" / "python"
+ROOT = Path(__file__).parent.parent
+PYTHON = ROOT / ".peers" / "bin" / "python"
 MISSING = "the peers are missing: `make bench-peers` installs them"
 REDIS = "openai-agents RedisSession"
 SQL = "openai-agents SQLAlchemySession"
@@ -73,9 +73,9 @@ async def open_peers(redis_url: str, postgres_url: str) -> AsyncIterator[Peers]:
         yield Peers(None)
         return
     with tempfile.TemporaryDirectory(prefix="fiml-peers-") as folder:
-        command = (str(PYTHON), str(FOLDER / "peer_process.py"), redis_url, postgres_url, folder)
+        command = (str(PYTHON), "-m", "benchmarks.peer_process", redis_url, postgres_url, folder)
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, env={"PATH": os.defpath}, limit=_MAX_LINE_BYTES
+            *command, cwd=ROOT, stdin=PIPE, stdout=PIPE, env={"PATH": os.defpath}, limit=_MAX_LINE_BYTES
         )
         try:
             yield Peers(process)

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import peers
+from benchmarks.peer_rounds import AFTER_FILLING, Bench, Call
 from benchmarks.plots import Line, draw
 from benchmarks.plotting import plot
 from benchmarks.report import Facts, Report, machine
@@ -88,6 +89,52 @@ def test_only_what_has_two_points_is_plotted(tmp_path: Path) -> None:
     plot(Report({}, [compared([3.0], [1.0])], [rates]), tmp_path)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["writers-ms.svg", "writers-rate.svg"]
+
+
+class CountingPeer:
+    """Notes how long the history was at each call."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.seen: list[int] = []
+
+    async def calls(self, history: int) -> dict[str, Call]:
+        self.made += 1
+        queries = list(range(history))
+
+        async def track() -> None:
+            self.seen.append(len(queries))
+            queries.append(0)
+
+        async def read() -> None:
+            self.seen.append(len(queries))
+
+        return {"track": track, "read": read}
+
+
+async def test_each_round_of_a_peer_that_writes_begins_with_the_same_history() -> None:
+    peer = CountingPeer()
+    bench = Bench({"peer": peer})
+
+    for _ in range(3):
+        measured = await bench.measure({"peer": "peer", "operation": "track", "history": 10, "calls": 5})
+        assert measured is not None
+        assert len(measured) == 5
+
+    one_round = list(range(10, 10 + AFTER_FILLING + 1 + 5))
+    assert peer.seen == one_round * 3
+
+
+async def test_a_peers_session_that_is_read_is_made_once_and_never_the_one_that_was_written() -> None:
+    peer = CountingPeer()
+    bench = Bench({"peer": peer})
+
+    for operation in ("track", "read", "track", "read"):
+        await bench.measure({"peer": "peer", "operation": operation, "history": 0, "calls": 1})
+
+    assert peer.made == 3
+    assert peer.seen.count(0) == 2 + 4  # two fresh ones, and each read of the third
+    assert await bench.measure({"peer": "peer", "operation": "lacking", "history": 0, "calls": 1}) is None
 
 
 async def test_without_the_peers_it_says_how_to_get_them_and_goes_on(
