@@ -22,7 +22,7 @@ from google.genai import types
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from redis.asyncio import Redis
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.peer_rounds import Bench, Call
 
@@ -151,11 +151,15 @@ async def main(redis_url: str, postgres_url: str, folder: str) -> None:
         await saver.setup()
         service = DatabaseSessionService(asyncpg_url)
         stack.push_async_callback(service.close)
+        for each in (engine, file):
+            await SQLAlchemySession("tables", engine=each, create_tables=True).get_items()
         bench = Bench(
             {
                 "openai-agents RedisSession": OpenaiAgents(lambda key: RedisSession(key, redis_client=redis)),
-                "openai-agents SQLAlchemySession": OpenaiAgents(lambda key: _sql_session(key, engine)),
-                "openai-agents SQLAlchemySession (SQLite)": OpenaiAgents(lambda key: _sql_session(key, file)),
+                "openai-agents SQLAlchemySession": OpenaiAgents(lambda key: SQLAlchemySession(key, engine=engine)),
+                "openai-agents SQLAlchemySession (SQLite)": OpenaiAgents(
+                    lambda key: SQLAlchemySession(key, engine=file)
+                ),
                 "langgraph checkpointer": Langgraph(saver),
                 "google-adk DatabaseSessionService": Adk(service),
             }
@@ -167,10 +171,6 @@ async def main(redis_url: str, postgres_url: str, folder: str) -> None:
                 answer = {"error": f"{type(exc).__name__}: {exc}"}
             sys.stdout.write(f"{json.dumps(answer)}\n")
             sys.stdout.flush()
-
-
-def _sql_session(key: str, engine: AsyncEngine) -> SQLAlchemySession:
-    return SQLAlchemySession(key, engine=engine, create_tables=True)
 
 
 if __name__ == "__main__":
