@@ -79,6 +79,10 @@ class Langgraph:
             messages.append(item())
             await self._put(thread, next(step), "messages", messages)
 
+        async def update() -> None:
+            kept = {"messages": _version(1)}
+            await self._put(thread, next(step), "context", {"last_symbol": "AAPL"}, kept)
+
         async def page() -> None:
             async for _ in self._saver.alist(None, limit=PAGE):
                 pass
@@ -87,22 +91,30 @@ class Langgraph:
             "create": lambda: self._put(uuid.uuid4().hex, 1, "messages", [item()]),
             "track": track,
             "read": lambda: self._saver.aget_tuple({"configurable": {"thread_id": thread, "checkpoint_ns": ""}}),
-            "update": lambda: self._put(thread, next(step), "context", {"last_symbol": "AAPL"}),
+            "update": update,
             "page": page,
         }
 
     async def prepare_page(self) -> None:
+        # It lists by sorting all that it has, in whichever thread.
+        await self._saver.conn.execute("TRUNCATE checkpoints, checkpoint_blobs, checkpoint_writes")
         for _ in range(LISTED):
             await self._put(uuid.uuid4().hex, 1, "messages", [item()])
 
-    async def _put(self, thread: str, step: int, channel: str, value: object) -> None:
+    async def _put(
+        self, thread: str, step: int, channel: str, value: object, kept: dict[str, str] | None = None
+    ) -> None:
         checkpoint = empty_checkpoint()
         checkpoint["channel_values"] = {channel: value}
-        version = f"{step:032}.0"
-        checkpoint["channel_versions"] = {channel: version}
+        version = _version(step)
+        checkpoint["channel_versions"] = {**(kept or {}), channel: version}
         config: Any = {"configurable": {"thread_id": thread, "checkpoint_ns": ""}}
         metadata: Any = {"source": "loop", "step": step}
         await self._saver.aput(config, checkpoint, metadata, {channel: version})
+
+
+def _version(step: int) -> str:
+    return f"{step:032}.0"
 
 
 class Adk:
@@ -123,15 +135,15 @@ class Adk:
             "read": lambda: self._service.get_session(**named),
             "recent": lambda: self._service.get_session(**named, config=recent),
             "update": lambda: self._service.append_event(session, self._event({"last_symbol": "AAPL"})),
-            "page": lambda: self._service.list_sessions(app_name="bench", user_id="analyst"),
+            "page": lambda: self._service.list_sessions(app_name="bench", user_id="lister"),
         }
 
     async def prepare_page(self) -> None:
         for _ in range(LISTED):
-            await self._create()
+            await self._create("lister")
 
-    async def _create(self) -> Any:
-        return await self._service.create_session(app_name="bench", user_id="analyst")
+    async def _create(self, user: str = "analyst") -> Any:
+        return await self._service.create_session(app_name="bench", user_id=user)
 
     def _event(self, delta: dict[str, object] | None = None) -> Event:
         content = types.Content(role="user", parts=[types.Part(text=TEXT)])

@@ -44,6 +44,7 @@ class Bench:
         prepare = getattr(self._peers[name], "prepare_page", None)
         if prepare is not None and name not in self._listed:
             self._listed.add(name)
+            self._read.clear()  # what there was may be gone
             await prepare()
 
 

@@ -137,6 +137,24 @@ async def test_a_peers_session_that_is_read_is_made_once_and_never_the_one_that_
     assert await bench.measure({"peer": "peer", "operation": "lacking", "history": 0, "calls": 1}) is None
 
 
+async def test_what_a_peer_lists_is_made_once_and_what_it_read_before_is_made_anew() -> None:
+    """To make what is listed may remove all that was there."""
+
+    class Listing(CountingPeer):
+        prepared = 0
+
+        async def prepare_page(self) -> None:
+            self.prepared += 1
+
+    peer = Listing()
+    bench = Bench({"peer": peer})
+
+    for operation in ("read", "page", "page", "read"):
+        await bench.measure({"peer": "peer", "operation": operation, "history": 5, "calls": 1})
+
+    assert (peer.prepared, peer.made) == (1, 2)
+
+
 async def test_without_the_peers_it_says_how_to_get_them_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
