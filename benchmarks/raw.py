@@ -1,9 +1,12 @@
-"""The engines without us: a session as anybody would lay it out, over a bare client."""
+"""The engines without us: a session as anybody would lay it out, over a bare client.
 
-import json
+What it writes is encoded before, and what it reads is decoded to dicts by the library that fiml decodes with.
+"""
+
 from hashlib import sha1
 from typing import Any
 
+import msgspec
 from redis.asyncio import Redis
 
 from benchmarks.engines import looked_up
@@ -33,7 +36,10 @@ FIELDS = {
     "a:MSFT": 2,
     "t:tech": 3,
 }
+BODY = encode_query(looked_up(1)).text
 PAGE = 50
+
+decode = msgspec.json.Decoder().decode
 
 
 class RawSession:
@@ -45,7 +51,6 @@ class RawSession:
         RawSession._made += 1
         self._redis: Any = redis  # untyped in parts
         self._name = f"raw:{{{RawSession._made}}}"
-        self._body = encode_query(looked_up(1)).text
 
     @property
     def header(self) -> str:
@@ -73,29 +78,33 @@ class RawSession:
         await pipeline.execute()
 
     async def track(self) -> None:
-        await self._redis.evalsha(digest(TRACK), 3, self.queries, self.header, "raw:recent", self._body, 1)
+        await self._redis.evalsha(digest(TRACK), 3, self.queries, self.header, "raw:recent", BODY, 1)
+
+    async def texts(self) -> list[bytes]:
+        """The whole session in one trip; the texts of its queries."""
+        return await self._texts(self._redis.pipeline(transaction=False))
 
     async def read(self) -> list[Any]:
         """The whole session in one trip, its JSON decoded."""
+        return [decode(text) for text in await self.texts()]
+
+    async def update(self) -> list[Any]:
+        """An entry set, and the session as it is merged, in one trip."""
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.hgetall(self.header)
-        pipeline.lrange(self.queries, 0, -1)
-        _, queries = await pipeline.execute()
-        return [json.loads(body) for body in queries]
+        pipeline.evalsha(digest(UPDATE), 1, self.header, "c:last_symbol", '"AAPL"')
+        return [decode(text) for text in await self._texts(pipeline)]
 
-    async def update(self) -> None:
-        """An entry set, and the session read again, as it is merged."""
-        await self._redis.evalsha(digest(UPDATE), 1, self.header, "c:last_symbol", '"AAPL"')
-        await self.read()
-
-    async def extend(self) -> None:
+    async def extend(self) -> list[Any]:
+        """Another expiry, and the session, in one trip."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.hset(self.header, "expires", 1735084800000001)
+        return [decode(text) for text in await self._texts(pipeline)]
+
+    async def _texts(self, pipeline: Any) -> list[bytes]:
         pipeline.hgetall(self.header)
         pipeline.lrange(self.queries, 0, -1)
-        _, _, queries = await pipeline.execute()
-        for body in queries:
-            json.loads(body)
+        *_, queries = await pipeline.execute()
+        return list(queries)
 
 
 class RawListing:

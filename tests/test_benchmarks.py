@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic and output; what they measure is asserted nowhere."""
+"""The benchmarks' own arithmetic and output, and that a baseline does what it stands for; no time is asserted."""
 
 import json
 import platform
@@ -6,13 +6,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from redis.asyncio import Redis
 
 from benchmarks import peers
 from benchmarks.peer_rounds import AFTER_FILLING, Bench, Call
 from benchmarks.plots import Line, draw
 from benchmarks.plotting import plot
+from benchmarks.raw import RawSession
 from benchmarks.report import Facts, Report, machine
 from benchmarks.timing import OURS, Batch, Comparison, in_turn
+from tests.support.deployment import Deployment
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -89,6 +92,33 @@ def test_only_what_has_two_points_is_plotted(tmp_path: Path) -> None:
     plot(Report({}, [compared([3.0], [1.0])], [rates]), tmp_path)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["writers-ms.svg", "writers-rate.svg"]
+
+
+async def test_the_raw_engine_reads_the_whole_session_with_what_was_written(deployment: Deployment) -> None:
+    async with Redis.from_url(deployment.redis_url) as redis:
+        session = await RawSession(redis).fill(2)
+        await session.track()
+
+        found = [await session.read(), await session.update(), await session.extend()]
+
+        stored = await redis.hgetall(session.header)
+        await redis.delete(session.header, session.queries, "raw:recent")
+    assert [[query["figures"]["n"] for query in each] for each in found] == [[0.0, 1.0, 1.0]] * 3
+    assert (stored[b"total"], stored[b"version"], stored[b"c:last_symbol"]) == (b"1", b"2", b'"AAPL"')
+
+
+async def test_a_raw_session_is_created_without_encoding_a_query(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what `create` is timed beside."""
+    async with Redis.from_url(deployment.redis_url) as redis:
+        monkeypatch.delattr("benchmarks.raw.encode_query")
+        session = RawSession(redis)
+
+        await session.create()
+
+        assert await redis.hget(session.header, "title") == b"One"
+        await redis.delete(session.header, "raw:user", "raw:all", "raw:expiry")
 
 
 class CountingPeer:
