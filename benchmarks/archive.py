@@ -1,14 +1,16 @@
 """Archiving: expired sessions from Valkey to PostgreSQL, beside a raw pipeline over the same keys and rows.
 
-The raw pipeline reads the same keys undecoded, COPYs rows that were prepared before into both tables, inserts the words
-that were found before, and removes the keys and index entries. COPY alone, of both tables, is the second baseline.
+The raw pipeline reads the same keys undecoded, COPYs the rows into both tables, inserts the words, and removes the keys
+and index entries: all rows, words and commands were made before. COPY alone, of both tables, is the second baseline.
 """
 
 import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 from redis.asyncio import Redis
@@ -31,6 +33,7 @@ from fiml.testing import FrozenClock
 from tests.support.servers import postgres_server, valkey_server
 
 RAW = "raw pipeline"
+PREFIX = "fiml:"
 QUERIES = 5
 BATCH = 512
 TABLES = "sessions, session_search, session_metrics, rollup_marks"
@@ -38,6 +41,25 @@ PUT_WORDS = """
     INSERT INTO session_search (session_id, words)
     SELECT id, array_to_tsvector(string_to_array(words, ' ')) FROM unnest($1::uuid[], $2::text[]) AS given(id, words)
 """
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is COPYed into a table."""
+
+    table: str
+    columns: list[str]
+    records: list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Some sessions, as the raw pipeline is given them."""
+
+    reading: list[Command]
+    rows: list[Rows]
+    words: tuple[list[UUID], list[str]]
+    leaving: list[Command]
 
 
 class Bench:
@@ -71,20 +93,28 @@ class Bench:
         session.state.context["last_symbol"] = "AAPL"
         return await self._store.update_session(session.id, session)
 
-    async def fiml(self, _sessions: list[Session], _records: list[SessionRecord]) -> float:
+    async def fiml(self, _records: list[SessionRecord]) -> float:
         elapsed_ms = clock.stopwatch()
         await self._store.cleanup_expired_sessions()
         return elapsed_ms()
 
-    async def raw(self, sessions: list[Session], records: list[SessionRecord]) -> float:
-        rows, figures = self._rows(records)
-        found = [" ".join(sorted(words.read(record))) for record in records]
+    async def raw(self, records: list[SessionRecord]) -> float:
+        batches = [_prepared(records[start : start + BATCH]) for start in range(0, len(records), BATCH)]
         elapsed_ms = clock.stopwatch()
-        for start in range(0, len(sessions), BATCH):
-            some = slice(start, start + BATCH)
-            await self._run(command for session in sessions[some] for command in _reading(session))
-            await self._copy(rows[some], figures[some], found[some])
-            await self._run(with_prefix(command, "fiml:") for command in _leaving(records[some]))
+        for batch in batches:
+            await self._run(batch.reading)
+            async with self._connection.transaction():
+                await self._copy(batch.rows)
+                await self._connection.execute(PUT_WORDS, *batch.words)
+            await self._run(batch.leaving)
+        return elapsed_ms()
+
+    async def copy(self, records: list[SessionRecord]) -> float:
+        batches = [_rows(records[start : start + BATCH]) for start in range(0, len(records), BATCH)]
+        elapsed_ms = clock.stopwatch()
+        for rows in batches:
+            async with self._connection.transaction():
+                await self._copy(rows)
         return elapsed_ms()
 
     async def _run(self, commands: Iterable[Command]) -> None:
@@ -93,18 +123,11 @@ class Bench:
             pipeline.execute_command(*command)
         await pipeline.execute()
 
-    async def copy(self, _sessions: list[Session], records: list[SessionRecord]) -> float:
-        rows, figures = self._rows(records)
-        elapsed_ms = clock.stopwatch()
-        for start in range(0, len(rows), BATCH):
-            await self._copy(rows[start : start + BATCH], figures[start : start + BATCH])
-        return elapsed_ms()
-
     async def measure(self, way: Callable[..., Awaitable[float]], count: int, queries: int) -> float:
         """Milliseconds a session."""
         sessions = await self.fill(count, queries)
         records = [record for session in sessions if isinstance(record := (await self._read(session)), SessionRecord)]
-        took_ms = await way(sessions, records)
+        took_ms = await way(records)
         archived = await self._connection.fetchval("SELECT count(*) FROM sessions")
         assert archived == count
         return took_ms / count
@@ -113,33 +136,45 @@ class Bench:
         [record] = await self._store._backend._sweeping.read([session.id])  # type: ignore[attr-defined]
         return record
 
-    def _rows(self, records: list[SessionRecord]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        ended = Ended(clock.now(), write_metrics=True)
-        rows = [archive_rows._session_row(record, ended) for record in records]
-        return rows, [metrics.row_of(record.header, ended.at) for record in records]
-
-    async def _copy(self, rows: list[dict[str, Any]], figures: list[dict[str, Any]], found: Sequence[str] = ()) -> None:
-        async with self._connection.transaction():
-            for table, some in (("sessions", rows), ("session_metrics", figures)):
-                if some:
-                    await self._connection.copy_records_to_table(
-                        table, columns=list(some[0]), records=[tuple(row.values()) for row in some]
-                    )
-            if found:
-                await self._connection.execute(PUT_WORDS, [row["id"] for row in rows], found)
+    async def _copy(self, rows: list[Rows]) -> None:
+        for each in rows:
+            await self._connection.copy_records_to_table(each.table, columns=each.columns, records=each.records)
 
 
-def _reading(session: Session) -> list[Command]:
-    header, entries, queries, _, trail = (f"fiml:{key}" for key in keys.session_keys(session.id))
+def _prepared(records: list[SessionRecord]) -> Prepared:
+    found = [" ".join(sorted(words.read(record))) for record in records]
+    return Prepared(
+        reading=[command for record in records for command in _reading(record.header.id)],
+        rows=_rows(records),
+        words=([record.header.id for record in records], found),
+        leaving=list(_leaving(records)),
+    )
+
+
+def _rows(records: list[SessionRecord]) -> list[Rows]:
+    ended = Ended(clock.now(), write_metrics=True)
+    of_tables = {
+        "sessions": [archive_rows._session_row(record, ended) for record in records],
+        "session_metrics": [metrics.row_of(record.header, ended.at) for record in records],
+    }
+    return [Rows(table, list(rows[0]), [tuple(row.values()) for row in rows]) for table, rows in of_tables.items()]
+
+
+def _reading(session_id: UUID) -> list[Command]:
+    header, entries, queries, _, trail = _keys(session_id)
     return [("HGETALL", header), ("HGETALL", entries), ("LRANGE", queries, 0, -1), ("LRANGE", trail, 0, -1)]
 
 
 def _leaving(records: Sequence[SessionRecord]) -> Iterator[Command]:
     for record in records:
-        for key in keys.session_keys(record.header.id):
-            yield ("DEL", key)
+        yield ("DEL", *_keys(record.header.id))
     for stage in leave(place_of(record.header) for record in records):
-        yield from stage
+        for command in stage:
+            yield with_prefix(command, PREFIX)
+
+
+def _keys(session_id: UUID) -> list[str]:
+    return [PREFIX + key for key in keys.session_keys(session_id)]
 
 
 async def swept(plan: Plan) -> Comparison:

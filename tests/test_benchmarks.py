@@ -2,19 +2,24 @@
 
 import json
 import platform
+from collections.abc import AsyncIterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from benchmarks import peers
+from benchmarks import archive, peers
 from benchmarks.peer_rounds import AFTER_FILLING, Bench, Call
 from benchmarks.plots import Line, draw
 from benchmarks.plotting import plot
 from benchmarks.raw import RawSession
 from benchmarks.report import Facts, Report, machine
 from benchmarks.timing import OURS, Batch, Comparison, in_turn
+from fiml.sessions.records import SessionRecord
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock
 from tests.support.deployment import Deployment
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -119,6 +124,43 @@ async def test_a_raw_session_is_created_without_encoding_a_query(
 
         assert await redis.hget(session.header, "title") == b"One"
         await redis.delete(session.header, "raw:user", "raw:all", "raw:expiry")
+
+
+@pytest.fixture
+async def bench(deployment: Deployment, clock: FrozenClock) -> AsyncIterator[archive.Bench]:
+    connection = await asyncpg.connect(deployment.database_url)
+    async with SessionStore(deployment.settings()) as store, Redis.from_url(deployment.redis_url) as redis:
+        yield archive.Bench(store, redis, connection, clock)
+    await connection.close()
+
+
+async def records_of(bench: archive.Bench, count: int) -> list[SessionRecord]:
+    """New sessions of two queries, as the raw pipeline is given them."""
+    found = [await bench._read(await bench._create(number, 2)) for number in range(count)]
+    return [record for record in found if isinstance(record, SessionRecord)]
+
+
+async def test_the_raw_pipeline_leaves_what_a_sweep_leaves(
+    bench: archive.Bench, clock: FrozenClock, deployment: Deployment
+) -> None:
+    """Else it would be no measure of a sweep."""
+    records = await records_of(bench, 3)
+    clock.advance(hours=2)
+
+    await bench.raw(records)
+
+    assert [key async for key in bench._redis.scan_iter("fiml:*")] == []
+    assert await bench._connection.fetchval("SELECT count(*) FROM session_metrics") == 3
+    async with SessionStore(deployment.settings()) as store:
+        found = [await store.get_session(record.header.id) for record in records]
+        assert [each and (each.is_archived, each.state.history.total_queries) for each in found] == [(True, 2)] * 3
+        assert len(await store.search_sessions(None, "aapl")) == 3
+
+
+async def test_the_raw_pipeline_removes_the_keys_of_a_session_with_one_command(bench: archive.Bench) -> None:
+    commands = archive._prepared(await records_of(bench, 1)).leaving
+
+    assert [len(keys) for name, *keys in commands if name == "DEL"] == [5]
 
 
 class CountingPeer:
