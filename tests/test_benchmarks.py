@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,13 +11,15 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from benchmarks import archive, peers
+from benchmarks import archive, memory, peers
+from benchmarks.bare_file import bare_connection
 from benchmarks.peer_rounds import AFTER_FILLING, Bench, Call
 from benchmarks.plots import Line, draw
 from benchmarks.plotting import plot
 from benchmarks.raw import RawSession
 from benchmarks.report import Facts, Report, machine
 from benchmarks.timing import OURS, Batch, Comparison, in_turn
+from fiml.core.config import Settings
 from fiml.sessions.records import SessionRecord
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
@@ -161,6 +164,19 @@ async def test_the_raw_pipeline_removes_the_keys_of_a_session_with_one_command(b
     commands = archive._prepared(await records_of(bench, 1)).leaving
 
     assert [len(keys) for name, *keys in commands if name == "DEL"] == [5]
+
+
+async def test_the_bare_statements_find_what_a_search_finds(sqlite_settings: Settings) -> None:
+    """One hit is live, the other archived."""
+    async with SessionStore(sqlite_settings) as store:
+        await memory._fill(store, 102)
+        while (await store.search_sessions(None, "needle")).not_indexed:
+            pass
+        with closing(bare_connection(sqlite_settings.embedded_file)) as bare:
+            for asked in memory.SEARCHES:
+                ours = {each.id for each in await store.search_sessions(None, asked.text)}
+                assert memory.find(bare, asked) == ours, asked.what
+                assert len(ours) == (1 if asked.what == "a figure" else 2)
 
 
 class CountingPeer:
