@@ -1,22 +1,38 @@
-"""The embedded file: a tracked query beside one hop to a thread and one bare commit at the same synchronous level."""
+"""The embedded file: a tracked query beside the least that stores one at the same synchronous level.
 
-import asyncio
+That is one hop to a thread and a bare commit of two statements. Beside it stands the floor of this design: the
+statements that fiml needs for a query, on the same file, in one hop, with all they are given ready-made.
+"""
+
 import json
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
+from benchmarks.bare_file import bare_connection, hop
 from benchmarks.engines import Engines, looked_up
 from benchmarks.peers import SQLITE
 from benchmarks.timing import OURS, Comparison, calls_of, in_turn
+from fiml.core import clock
 from fiml.core.config import Settings, Synchronous
+from fiml.sessions.backends import sqlite_headers, sqlite_rows
+from fiml.sessions.changes import Change
+from fiml.sessions.models import QueryRecord
+from fiml.sessions.query_json import encode_query
+from fiml.sessions.records import Header
+from fiml.sessions.rights import ANYBODY
 from fiml.sessions.store import SessionStore
 
 HOP = "one hop and a bare commit"
+FLOOR = "one hop and fiml's own statements"
+READ = f"{sqlite_rows._SELECT} WHERE id = :id AND {sqlite_rows._SEEN}"
 
 
 async def embedded(engines: Engines) -> AsyncIterator[Comparison]:
@@ -27,31 +43,81 @@ async def embedded(engines: Engines) -> AsyncIterator[Comparison]:
 
 
 async def track(engines: Engines, folder: Path, level: Synchronous) -> Comparison:
+    """All are given what they append; ours a record, the others its text."""
+    plan = engines.plan
     body = json.dumps(looked_up(1).to_dict())
     settings = Settings(data_dir=folder / level.value, sqlite_synchronous=level)
-    plan = engines.plan
-    ready = [looked_up(number) for number in range(plan.rounds * (plan.calls + 1))]
-    with closing(_bare_file(folder / f"bare-{level.value}.db", level)) as bare, ThreadPoolExecutor(1) as thread:
-
-        async def hop() -> None:
-            await asyncio.get_running_loop().run_in_executor(thread, partial(_append, bare, body))
-
+    with closing(_two_tables(folder / f"bare-{level.value}.db", level)) as bare, ThreadPoolExecutor(1) as thread:
         async with SessionStore(settings) as store:
-            session = await store.create_session(["S1"], "equity")
+
+            async def ours(calls: int) -> list[float]:
+                session = await store.create_session(["S1"], "equity")
+                ready = [looked_up(number) for number in range(calls + 1)]
+                return await calls_of(lambda: store.record_query(session.id, ready.pop()))(calls)
+
+            async def floor(calls: int) -> list[float]:
+                session = await store.create_session(["S1"], "equity")
+                with closing(bare_connection(settings.embedded_file, level)) as same:
+                    ready = iter(prepared(same, session.id, calls + 1))
+                    return await calls_of(lambda: hop(thread, partial(append_as_ours, same, next(ready))))(calls)
+
             ways = {
-                OURS: calls_of(lambda: store.record_query(session.id, ready.pop())),
-                HOP: calls_of(hop),
-                **(engines.peers.ways("track", SQLITE, history=1) if level is Synchronous.NORMAL else {}),
+                OURS: ours,
+                HOP: calls_of(lambda: hop(thread, partial(_append, bare, body))),
+                FLOOR: floor,
+                # SQLite's own level, which the peer leaves as it is, is full.
+                **(engines.peers.ways("track", SQLITE, history=1) if level is Synchronous.FULL else {}),
             }
             measured = await in_turn(ways, rounds=plan.rounds, calls=plan.calls)
-    note = "the bare commit holds an insert and an update"
+    note = (
+        "the bare commit holds an insert and an update; fiml's own statements are what this design takes at the least"
+    )
     return Comparison(f"track in the embedded file, synchronous {level.value}", measured, HOP, 1.5, note)
 
 
-def _bare_file(path: Path, level: Synchronous) -> sqlite3.Connection:
-    bare = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    bare.execute("PRAGMA journal_mode=WAL")
-    bare.execute(f"PRAGMA synchronous={level.value}")
+@dataclass(frozen=True)
+class Prepared:
+    """What the statements for one query are given."""
+
+    read: dict[str, Any]
+    query: tuple[str, str, str]
+    counted: dict[str, Any]
+    entry: tuple[str, str]
+
+
+def prepared(connection: sqlite3.Connection, session_id: UUID, count: int) -> list[Prepared]:
+    """So many queries for a session, one after the other."""
+    header = sqlite_rows.select_header(connection, session_id)
+    assert header is not None
+    return [_prepared(header, looked_up(number)) for number in range(count)]
+
+
+def _prepared(header: Header, query: QueryRecord) -> Prepared:
+    encoded, key = encode_query(query), header.id.hex
+    change = Change([encoded])
+    header.totals.add(query)
+    header.history_bytes += encoded.size
+    sqlite_rows.change_header(header, change, clock.now())
+    return Prepared(
+        read={"id": key, "user": None},
+        query=(key, encoded.id.hex, encoded.text),
+        counted={"id": key, **sqlite_headers.encode_counted(header)},
+        entry=(key, change.act(ANYBODY, clock.now()).at_version(header.version)),
+    )
+
+
+def append_as_ours(connection: sqlite3.Connection, ready: Prepared) -> None:
+    """What fiml does to the file for a query, and nothing else."""
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(READ, ready.read).fetchone()
+    connection.execute(sqlite_rows._APPEND_QUERY, ready.query)
+    connection.execute(sqlite_rows._UPDATE_COUNTED, ready.counted)
+    connection.execute(sqlite_rows._APPEND_ENTRY, ready.entry)
+    connection.execute("COMMIT")
+
+
+def _two_tables(path: Path, level: Synchronous) -> sqlite3.Connection:
+    bare = bare_connection(path, level)
     bare.execute("CREATE TABLE queries (id INTEGER PRIMARY KEY, body TEXT)")
     bare.execute("CREATE TABLE sessions (id INTEGER PRIMARY KEY, total INTEGER)")
     bare.execute("INSERT INTO sessions VALUES (1, 0)")

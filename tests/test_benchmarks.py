@@ -11,8 +11,9 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from benchmarks import archive, memory, peers
+from benchmarks import archive, embedded, memory, peers
 from benchmarks.bare_file import bare_connection
+from benchmarks.engines import looked_up
 from benchmarks.peer_rounds import AFTER_FILLING, Bench, Call
 from benchmarks.plots import Line, draw
 from benchmarks.plotting import plot
@@ -177,6 +178,34 @@ async def test_the_bare_statements_find_what_a_search_finds(sqlite_settings: Set
                 ours = {each.id for each in await store.search_sessions(None, asked.text)}
                 assert memory.find(bare, asked) == ours, asked.what
                 assert len(ours) == (1 if asked.what == "a figure" else 2)
+
+
+async def test_the_floor_of_the_embedded_file_is_what_fiml_itself_does_to_it(sqlite_settings: Settings) -> None:
+    """The same statements in their order, and a session that fiml reads with all that was appended."""
+    seen: dict[str, list[str]] = {"fiml": [], "floor": []}
+    async with SessionStore(sqlite_settings) as store:
+        session = await store.create_session(["S1"], "equity")
+        file = store._backend._file  # type: ignore[attr-defined]
+        await file.read(lambda connection: connection.set_trace_callback(seen["fiml"].append))
+        seen["fiml"].clear()
+        await store.record_query(session.id, looked_up(0))
+        await file.read(lambda connection: connection.set_trace_callback(None))
+
+        with closing(bare_connection(sqlite_settings.embedded_file)) as bare:
+            first, second = embedded.prepared(bare, session.id, 2)
+            bare.set_trace_callback(seen["floor"].append)
+            embedded.append_as_ours(bare, first)
+            bare.set_trace_callback(None)
+            embedded.append_as_ours(bare, second)
+
+        read = await store.get_session(session.id)
+        trail = await store.get_audit_trail(session.id)
+    begun = {who: [statement.split()[:3] for statement in found] for who, found in seen.items()}
+    assert begun["floor"] == begun["fiml"][: len(begun["floor"])]
+    assert begun["floor"][-1] == ["COMMIT"]
+    assert read is not None
+    assert (read.state.history.total_queries, len(read.state.history.queries), read.version) == (3, 3, 4)
+    assert [entry.did for entry in trail] == ["create", "record", "record", "record"]
 
 
 class CountingPeer:
