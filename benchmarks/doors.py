@@ -20,6 +20,7 @@ from benchmarks import bare_server
 from benchmarks.engines import Engines
 from benchmarks.timing import OURS, Batch, Comparison, calls_of, in_turn
 from fiml.core import clock
+from fiml.core.config import Settings
 from fiml.mcp.results import RECENT_QUERIES
 from fiml.mcp.server import build_server
 from fiml.runtime import open_runtime
@@ -28,6 +29,8 @@ from tests.support.http_server import http_server
 BARE = "bare tool"
 BARE_READ = "bare tool around the same read"
 BARE_START = "bare server"
+FILE = "the embedded file"
+SERVERS = "Valkey and PostgreSQL"
 TOOL = "get-session-info"
 BARE_FILE = Path(bare_server.__file__)
 SERVE = (sys.executable, "-m", "fiml", "serve")
@@ -50,22 +53,23 @@ async def doors(engines: Engines) -> AsyncIterator[Comparison]:
     """Calls in memory, on stdio and HTTP, and starts."""
     with tempfile.TemporaryDirectory(prefix="fiml-bench-") as name:
         folder = Path(name)
-        yield await in_memory(engines, folder)
+        yield await in_memory(engines, engines.settings, over=SERVERS)
+        yield await in_memory(engines, Settings(data_dir=folder), over=FILE)
         yield await on_stdio(engines, folder)
-        yield await on_http(engines, folder)
-        yield await on_http(engines, folder, over="Valkey and PostgreSQL")
+        yield await on_http(engines, folder, {}, over=FILE)
+        yield await on_http(engines, folder, engines.urls, over=SERVERS)
         yield await starts(engines, folder)
 
 
-async def in_memory(engines: Engines, folder: Path) -> Comparison:
+async def in_memory(engines: Engines, settings: Settings, *, over: str) -> Comparison:
     async with AsyncExitStack() as stack:
-        runtime = await stack.enter_async_context(open_runtime(engines.settings))
+        runtime = await stack.enter_async_context(open_runtime(settings))
         ours = await stack.enter_async_context(Client(build_server(runtime)))
         bare = await stack.enter_async_context(Client(bare_server.build()))
-        read = partial(engines.store.get_session, recent_queries=RECENT_QUERIES)
+        store = await runtime.store()
+        read = partial(store.get_session, recent_queries=RECENT_QUERIES)
         reading = await stack.enter_async_context(Client(bare_server.build(read)))
-        others = {BARE: bare, BARE_READ: reading}
-        return await compared(engines, "MCP call in memory, over Valkey and PostgreSQL", ours, others)
+        return await compared(engines, f"MCP call in memory, over {over}", ours, {BARE: bare, BARE_READ: reading})
 
 
 async def on_stdio(engines: Engines, folder: Path) -> Comparison:
@@ -74,11 +78,10 @@ async def on_stdio(engines: Engines, folder: Path) -> Comparison:
     bare = StdioServerParameters(command=sys.executable, args=[str(BARE_FILE)], env=variables)
     with (folder / "stdio.log").open("a") as log:
         async with Client(stdio_client(ours, errlog=log)) as one, Client(stdio_client(bare, errlog=log)) as other:
-            return await compared(engines, "MCP call on stdio, over the embedded file", one, {BARE: other})
+            return await compared(engines, f"MCP call on stdio, over {FILE}", one, {BARE: other})
 
 
-async def on_http(engines: Engines, folder: Path, *, over: str = "the embedded file") -> Comparison:
-    urls = engines.urls if over != "the embedded file" else {}
+async def on_http(engines: Engines, folder: Path, urls: dict[str, str], *, over: str) -> Comparison:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(http_server(folder, **urls))
         url = await stack.enter_async_context(_bare_http())
