@@ -39,7 +39,7 @@ async def nothing(_session_id: str) -> None:
 
 def build(behind: Callable[[str], Awaitable[object]] = nothing) -> MCPServer[None]:
     """The server, whose tool waits for what is behind it."""
-    server = MCPServer[None]("bare")
+    server = MCPServer[None]("bare", log_level="WARNING")  # else uvicorn writes a line for each call
 
     @server.tool(name="get-session-info")
     async def info(sessionId: str) -> Info:  # noqa: N803 - as the protocol has it
