@@ -81,7 +81,7 @@ clean: ## remove .venv, caches and builds
 	@touch .venv/.core $@
 
 .PHONY: bench bench-peers bench-soak
-bench: .venv/.dev ## benchmarks into benchmarks/results; ARGS=--quick takes minutes
+bench: .venv/.dev ## benchmarks into benchmarks/results, a quarter of an hour; ARGS=--quick takes three minutes
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-peers: .peers/.made ## what the benchmarks compare with, in an environment of its own

@@ -1,7 +1,7 @@
 """Runs the benchmarks and writes `benchmarks/results/`.
 
-python -m benchmarks            # in full, under half an hour
-python -m benchmarks --quick    # under three minutes
+python -m benchmarks            # in full, a quarter of an hour
+python -m benchmarks --quick    # three minutes
 python -m benchmarks --only live doors
 """
 
