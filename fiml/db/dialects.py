@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, bindparam, func, select
+from sqlalchemy import JSON, ColumnElement, Connection, Table, Text, bindparam, cast, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.selectable import TableValuedAlias
 
@@ -43,10 +43,16 @@ def _upsert(
 ) -> Any:
     statement = _insert(table, for_postgresql=for_postgresql)
     if for_postgresql:
-        # A column an array: one message to the server, whatever the number of rows.
-        arrays = [bindparam(name, type_=postgresql.ARRAY(table.c[name].type)) for name in names]
+        # A column an array: one message to the server, whatever the number of rows. JSON is text until it is there.
+        types = {name: table.c[name].type for name in names}
+        is_json = {name: isinstance(types[name], JSON) for name in names}
+        arrays = [
+            bindparam(name, type_=postgresql.ARRAY(Text() if is_json[name] else types[name], dimensions=1))
+            for name in names
+        ]
         source = func.unnest(*arrays).table_valued(*names, name="given").render_derived()
-        statement = statement.from_select(names, select(*source.c))
+        given = [cast(source.c[name], types[name]) if is_json[name] else source.c[name] for name in names]
+        statement = statement.from_select(names, select(*given))
     new_values = {name: statement.excluded[name] for name in names if name != key}
     return statement.on_conflict_do_update(
         index_elements=[key], set_=new_values, where=None if where is None else where(statement.excluded)

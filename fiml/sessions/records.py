@@ -32,6 +32,7 @@ FORMAT_OF_ALL_TOTALS = 2
 MAPS = ("context", "preferences", "intermediate_results", "metadata")
 
 Entries = dict[str, dict[str, str]]
+_TYPES = frozenset(SessionType)
 
 
 @dataclass(slots=True)
@@ -255,13 +256,12 @@ def check_whole(record: SessionRecord, query_count: int) -> SessionRecord:
     """
     header = record.header
     lost = None
-    names: list[Any] = [header.assets, header.tags]
     totals = header.totals
-    if not all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in names):
+    if not (_are_names(header.assets) and _are_names(header.tags)):
         lost = "its assets or tags are no lists of names"
-    elif not all(isinstance(number, int) for number in (header.version, totals.total_queries, totals.cache_hits)):
+    elif {type(header.version), type(totals.total_queries), type(totals.cache_hits)} != {int}:
         lost = "its version or its counts are no numbers"
-    elif header.type not in SessionType.__members__.values():
+    elif header.type not in _TYPES:
         lost = f"it is of the type {echo(header.type)}"
     elif query_count != header.totals.total_queries:
         lost = f"its history holds {query_count} of {header.totals.total_queries} queries"
@@ -270,6 +270,10 @@ def check_whole(record: SessionRecord, query_count: int) -> SessionRecord:
     if lost:
         raise CorruptRecord(f"live session {header.id}", lost)
     return record
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and set(map(type, value)) <= {str}
 
 
 def with_all_totals(record: SessionRecord) -> SessionRecord:
@@ -283,7 +287,7 @@ def to_summary(header: Header, *, is_archived: bool) -> SessionSummary:
     Raises:
         CorruptRecord: its type is none.
     """
-    if header.type not in SessionType.__members__.values():
+    if header.type not in _TYPES:
         raise CorruptRecord(f"session {header.id}", f"it is of the type {echo(header.type)}")
     return SessionSummary(
         id=header.id,

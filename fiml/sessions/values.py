@@ -57,6 +57,11 @@ ENCODER = msgspec.json.Encoder(enc_hook=plain)
 """Writes what was checked."""
 
 
+def json_of(value: object) -> str:
+    """Compact JSON of what was checked."""
+    return ENCODER.encode(value).decode()
+
+
 def to_json(value: object, path: str, *, most_bytes: int = MAX_VALUE_BYTES) -> str:
     """Compact JSON that decodes to a value equal to `value` from Redis, SQLite and PostgreSQL alike.
 

@@ -1,6 +1,5 @@
 """Whom ended sessions are given to, in SQL. The functions run in the caller's transaction."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -25,6 +24,7 @@ from sqlalchemy import (
 from fiml.core.errors import SessionConflict
 from fiml.db.dialects import is_postgresql, json_members
 from fiml.db.tables import sessions
+from fiml.sessions import values
 from fiml.sessions.audit import longer_trail
 from fiml.sessions.records import format_when_written
 from fiml.sessions.rights import Caller, GrantChange, Grants, ShareRules, act_of, changed, decode_grants
@@ -79,7 +79,7 @@ def share(connection: Connection, ended: EndedSession, change: GrantChange, rule
         return after
     entry = act_of(change, rules.caller, rules.now).at_version(ended.version + 1)
     new = {
-        "grants": json.dumps(after),
+        "grants": values.json_of(after),
         "trail": longer_trail(ended.trail, entry),
         "version": ended.version + 1,
         "format": format_when_written(ended.format),

@@ -76,9 +76,9 @@ def checked(record: SessionRecord, queries: Sequence[bytes], trail: Sequence[byt
     Raises:
         CorruptRecord: a part is lost, or of another form.
     """
-    if not all(body.startswith(b"{") for body in queries):
+    if [body for body in queries if not body.startswith(b"{")]:
         raise CorruptRecord(f"live session {record.header.id}", "a query of its history is no JSON object")
-    if not all(entry.startswith(b"[") for entry in trail):
+    if [entry for entry in trail if not entry.startswith(b"[")]:
         raise CorruptRecord(f"live session {record.header.id}", "an entry of its audit trail is no JSON array")
     return with_all_totals(check_whole(record, len(queries)))
 

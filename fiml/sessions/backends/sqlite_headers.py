@@ -45,10 +45,10 @@ def encode(header: Header) -> dict[str, Any]:
         "created_at": to_micros(header.created_at),
         "type": header.type,
         "title": header.title,
-        "assets": _json(header.assets),
-        "tags": _json(header.tags),
+        "assets": values.json_of(header.assets),
+        "tags": values.json_of(header.tags),
         "expires_at": to_micros(header.expires_at),
-        "grants": _json(header.grants),
+        "grants": values.json_of(header.grants),
         **encode_counted(header),
     }
 
@@ -63,13 +63,13 @@ def encode_counted(header: Header) -> dict[str, Any]:
         "cache_hits": totals.cache_hits,
         "first_query_at": totals.first_query_at and to_micros(totals.first_query_at),
         "last_query_at": totals.last_query_at and to_micros(totals.last_query_at),
-        "query_types": _json(totals.query_types),
+        "query_types": values.json_of(totals.query_types),
         "timed_queries": totals.timed_queries,
         "total_time_ms": totals.total_time_ms,
         "maps_bytes": header.maps_bytes,
         "history_bytes": header.history_bytes,
-        "time_histogram": _json(totals.time_histogram),
-        "queries_by_day": _json(totals.queries_by_day),
+        "time_histogram": values.json_of(totals.time_histogram),
+        "queries_by_day": values.json_of(totals.queries_by_day),
         "format": header.format,
     }
 
@@ -111,10 +111,6 @@ def decode(row: Sequence[Any]) -> Header:
         )
     except DAMAGE as exc:
         raise CorruptRecord(f"live session {UUID(stored['id'])}", str(exc)) from exc
-
-
-def _json(value: object) -> str:
-    return values.ENCODER.encode(value).decode()
 
 
 def _moment(micros: int | None) -> datetime | None:
