@@ -1,7 +1,10 @@
 """What a hold keeps, what retention ends, and what an erasure leaves: nothing but what is held."""
 
 import asyncio
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
@@ -12,6 +15,7 @@ import pytest
 
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, NotPermitted, SessionNotFound, SessionOnHold
+from fiml.db import kept_copies
 from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.backends import metrics
 from fiml.sessions.models import Session, SessionType
@@ -22,6 +26,15 @@ from fiml.testing.conformance.suite import existing, listing
 
 OWNER = "ann"
 THOUGHT = "a very private thought"
+# An erasure that is killed: what it did stands in the log beside the copy.
+KILLED = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("PRAGMA journal_mode=WAL")
+connection.execute("UPDATE active_sessions SET title = 'touched'")
+connection.commit()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.fixture
@@ -237,6 +250,57 @@ async def test_an_erasure_reaches_the_copy_that_an_upgrade_kept(clock: FrozenClo
     for file in (copy, settings.embedded_file):
         assert other.id.hex.encode() not in without_tombstones(file)
         assert b"xylophone" not in file.read_bytes()
+
+
+async def test_an_erasure_that_was_killed_in_a_copy_is_finished_by_the_next(clock: FrozenClock) -> None:
+    settings = Settings()
+    async with SessionStore(settings) as store:
+        await a_session(store)
+    copy = kept_copies.keep(settings.embedded_file, found="0003", needed="0004_0.4.0")
+    ended = _killed_in(copy)
+    copy.with_name(f"{copy.name}.unfinished").write_text(THOUGHT)
+    copy.with_name("fiml.db.before-removed-wal").write_text(THOUGHT)
+
+    async with SessionStore(settings) as store:
+        receipt = await store.erase_user(OWNER)
+
+    assert ended == -signal.SIGKILL
+    assert (len(receipt.erased), receipt.kept_copies) == (1, [copy.name])
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["fiml.db", copy.name]
+    assert THOUGHT.encode() not in copy.read_bytes()
+
+
+def _killed_in(copy: Path) -> int:
+    return subprocess.run([sys.executable, "-c", KILLED, copy], check=False).returncode
+
+
+async def test_a_copy_that_can_not_be_read_stands_in_the_receipt_and_keeps_nobody_in_the_others(
+    clock: FrozenClock,
+) -> None:
+    settings = Settings()
+    async with SessionStore(settings) as store:
+        await a_session(store)
+    good = kept_copies.keep(settings.embedded_file, found="0003", needed="0004_0.4.0")
+    bad = good.with_name("fiml.db.before-0003")
+    bad.write_bytes(b"no database" * 1000)
+
+    async with SessionStore(settings) as store:
+        receipt = await store.erase_user(OWNER)
+
+    assert receipt.kept_copies == [f"{bad.name} (not cleaned: file is not a database; remove it)", good.name]
+    assert THOUGHT.encode() not in good.read_bytes()
+
+
+def test_a_kept_copy_is_one_file_with_no_log_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "fiml.db"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE one (one)")
+
+    copy = kept_copies.keep(file, found="older", needed="newer")
+
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
 def without_tombstones(file: Path) -> bytes:

@@ -1,8 +1,9 @@
 """Copies of the embedded file from before an upgrade of its schema."""
 
 import os
+import re
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from uuid import UUID
@@ -13,6 +14,8 @@ from fiml.core.errors import Misconfigured
 
 _BEFORE = ".before-"
 _UNFINISHED = ".unfinished"
+# What SQLite keeps beside a file while it is in use, and what a copy is before it is whole.
+_BESIDE = re.compile(r"(-wal|-shm|-journal|\.unfinished)$")
 
 _log = structlog.get_logger()
 
@@ -34,6 +37,7 @@ def keep(file: Path, *, found: str, needed: str) -> Path:
         unfinished.unlink(missing_ok=True)
         with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(unfinished)) as target:
             source.backup(target)
+            target.execute("PRAGMA journal_mode=DELETE")  # one file, with no log beside it
         with unfinished.open("rb") as written:
             os.fsync(written.fileno())
         unfinished.replace(copy)
@@ -46,20 +50,48 @@ def keep(file: Path, *, found: str, needed: str) -> Path:
 
 
 def erase_user(file: Path, user_id: str, held: Collection[UUID]) -> list[str]:
-    """Remove a user's sessions but the held ones from every kept copy of a file; the names of those that had any."""
-    return [copy.name for copy in copies_of(file) if _erase_from(copy, user_id, held)]
+    """Remove a user's sessions but the held ones from every kept copy of a file, and what crashes left beside them.
+
+    The names of the copies that had any; those of copies that can't be cleaned too, with the reason.
+    """
+    for path in list(_left_over(file)):
+        path.unlink(missing_ok=True)
+    return [told for copy in copies_of(file) if (told := _told_of(copy, user_id, held)) is not None]
 
 
 def copies_of(file: Path) -> list[Path]:
     """The kept copies of a file, the oldest schema first."""
-    return sorted(path for path in file.parent.glob(f"{file.name}{_BEFORE}*") if not path.name.endswith("-journal"))
+    return [path for path in _all_of(file) if not _BESIDE.search(path.name)]
+
+
+def _all_of(file: Path) -> list[Path]:
+    begin = file.name + _BEFORE
+    return sorted(path for path in file.parent.iterdir() if path.name.startswith(begin))
+
+
+def _left_over(file: Path) -> Iterator[Path]:
+    """What lies beside no copy: of a copy, SQLite itself takes up what lies beside it."""
+    copies = {copy.name for copy in copies_of(file)}
+    for path in _all_of(file):
+        of, found = _BESIDE.subn("", path.name)
+        if found and (of not in copies or path.name.endswith(_UNFINISHED)):
+            yield path
+
+
+def _told_of(copy: Path, user_id: str, held: Collection[UUID]) -> str | None:
+    try:
+        return copy.name if _erase_from(copy, user_id, held) else None
+    except sqlite3.Error as exc:  # one bad copy must not keep the user in the others
+        _log.warning("kept_copy_not_cleaned", copy=str(copy), problem=str(exc), next_step="remove it")
+        return f"{copy.name} (not cleaned: {exc}; remove it)"
 
 
 def _erase_from(copy: Path, user_id: str, held: Collection[UUID]) -> bool:
     kept = {"user": user_id, **{f"held{n}": session_id.hex for n, session_id in enumerate(held)}}
     is_theirs = f"user_id = :user AND {{}} NOT IN ({', '.join(f':held{n}' for n in range(len(held)))})"
     theirs = f"SELECT id FROM active_sessions WHERE {is_theirs.format('id')}"  # noqa: S608 - constants, here and below
-    with closing(sqlite3.connect(copy)) as connection:
+    with closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=rw", uri=True)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")  # a log that a crash left goes into the copy
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         count = 0
         with connection:
