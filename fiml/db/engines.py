@@ -1,9 +1,12 @@
 """SQLAlchemy engines. On each of them JSON columns take and give text, so that no value is decoded on the way."""
 
 import sqlite3
+import ssl
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.dialects import registry
@@ -22,7 +25,10 @@ CONNECT_TIMEOUT_S = 2
 MAX_CONNECTIONS = 20
 POOL_TIMEOUT_S = 2
 _ADDRESS = ("host", "port")
-_PARAMETERS = ("sslmode", "connect_timeout", "application_name")
+_TLS_FILES = ("sslrootcert", "sslcert", "sslkey")
+_PARAMETERS = ("sslmode", *_TLS_FILES, "connect_timeout", "application_name")
+_TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_MAX_PORT = 65_535
 
 registry.register("postgresql.fiml", "fiml.db.asyncpg_dialect", "AsyncpgDialect")
 
@@ -35,12 +41,12 @@ def postgres_engine(database_url: str) -> AsyncEngine:
     """A pooled engine over asyncpg, from a URL as libpq's tools write it.
 
     Raises:
-        Misconfigured: it is no URL, or has a parameter that isn't known here.
+        Misconfigured: it is no URL, or has a parameter that isn't known here or whose value can't be used.
         MissingExtra: asyncpg is not installed.
     """
     url = _parse(database_url)
     try:
-        return create_async_engine(
+        engine = create_async_engine(
             url.set(drivername="postgresql+fiml", query={k: v for k, v in url.query.items() if k in _ADDRESS}),
             json_serializer=_as_text,
             json_deserializer=_as_text,
@@ -51,8 +57,22 @@ def postgres_engine(database_url: str) -> AsyncEngine:
             pool_pre_ping=True,
             connect_args=_connect_args(url),
         )
+        _check_ports(engine)
     except ModuleNotFoundError as exc:
         raise MissingExtra("PostgreSQL (FIML_DATABASE_URL)", "server") from exc
+    except (ArgumentError, ValueError):
+        raise Misconfigured(
+            "FIML_DATABASE_URL has a host or port that can't be used; valid are postgresql://user@host:5432/name, "
+            "?host=one,two&port=5432,5432 for several servers, and ?host=/folder&port=5432 for a Unix socket"
+        ) from None
+    return engine
+
+
+def _check_ports(engine: AsyncEngine) -> None:
+    _, options = engine.dialect.create_connect_args(engine.url)
+    ports = options.get("port", _MAX_PORT)
+    if not all(0 < port <= _MAX_PORT for port in (ports if isinstance(ports, list) else [ports])):
+        raise ValueError("no port")
 
 
 def _parse(database_url: str) -> URL:
@@ -76,10 +96,34 @@ def _connect_args(url: URL) -> dict[str, Any]:
     given = {name: str(value) for name, value in url.query.items()}
     arguments: dict[str, Any] = {"timeout": _seconds(given.get("connect_timeout"))}
     if "sslmode" in given:
-        arguments["ssl"] = given["sslmode"]
+        arguments["ssl"] = _tls_mode(given["sslmode"])
+    if files := {name: given[name] for name in _TLS_FILES if name in given}:
+        _check_files(files)
+        arguments["dsn"] = f"postgresql://?{urlencode(files)}"  # asyncpg takes them in no other way
     if "application_name" in given:
         arguments["server_settings"] = {"application_name": given["application_name"]}
     return arguments
+
+
+def _tls_mode(text: str) -> str:
+    if text not in _TLS_MODES:
+        raise Misconfigured(f"FIML_DATABASE_URL has sslmode={echo(text)}; valid are {', '.join(_TLS_MODES)}")
+    return text
+
+
+def _check_files(files: Mapping[str, str]) -> None:
+    context, name = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "sslrootcert"
+    try:
+        if name in files:
+            context.load_verify_locations(files[name])
+        name = "sslcert"
+        if name in files:
+            # Else OpenSSL asks at the terminal for the password of a key.
+            context.load_cert_chain(files[name], files.get("sslkey"), password="")
+    except OSError as exc:
+        raise Misconfigured(
+            f"FIML_DATABASE_URL has {name}={echo(files[name])}, which can't be used ({exc}); name a file in PEM"
+        ) from exc
 
 
 def _seconds(text: str | None) -> float:

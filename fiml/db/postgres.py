@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from fiml.core.config import without_secrets
-from fiml.core.errors import Misconfigured, RecordRefused, Unavailable
+from fiml.core.errors import FimlError, Misconfigured, RecordRefused, Unavailable
 from fiml.core.observe import Timed, observed_call
 from fiml.db import schema
 from fiml.db.engines import postgres_engine
@@ -151,8 +151,8 @@ def translated(name: str) -> Iterator[None]:
     try:
         yield
     except (InterfaceError, PoolTimeoutError, OSError, TimeoutError) as exc:
-        if isinstance(_driver_error(exc), ValueError):  # a value that asyncpg can't send
-            raise RecordRefused("the record", str(_driver_error(exc))) from exc
+        if isinstance(refusal := _driver_error(exc), ValueError):
+            raise _refused_by_driver(name, refusal) from exc
         raise Unavailable(name, str(getattr(exc, "orig", None) or exc) or type(exc).__name__) from exc
     except DBAPIError as exc:
         state = getattr(exc.orig, "sqlstate", None) or ""
@@ -160,13 +160,22 @@ def translated(name: str) -> Iterator[None]:
             raise Misconfigured(f"{name} refuses ({exc.orig}); check FIML_DATABASE_URL") from exc
         if state.startswith(_REFUSAL):
             raise RecordRefused("the record", str(exc.orig)) from exc
-        if isinstance(_driver_error(exc), ValueError):
-            raise RecordRefused("the record", str(_driver_error(exc))) from exc
+        if isinstance(refusal := _driver_error(exc), ValueError):
+            raise _refused_by_driver(name, refusal) from exc
         raise Unavailable(name, str(exc.orig)) from exc
 
 
 def _driver_error(exc: BaseException) -> BaseException | None:
     return getattr(getattr(exc, "orig", None), "__cause__", None)
+
+
+def _refused_by_driver(name: str, exc: ValueError) -> FimlError:
+    """A value that asyncpg can't send, or settings with which it can't connect."""
+    from asyncpg import ClientConfigurationError  # noqa: PLC0415 - an extra, which is there: it made the error
+
+    if isinstance(exc, ClientConfigurationError):
+        return Misconfigured(f"{name} can't be reached ({str(exc).splitlines()[0]}); check FIML_DATABASE_URL")
+    return RecordRefused("the record", str(exc))
 
 
 async def upgrade(database_url: str) -> None:

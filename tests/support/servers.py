@@ -236,6 +236,10 @@ class PostgresProcess(ServerProcess):
     def url(self) -> str:
         return f"postgresql://postgres@/postgres?host={self._folder}&port=5432"
 
+    @property
+    def socket(self) -> Path:
+        return self._folder / ".s.PGSQL.5432"
+
     def _prepare(self) -> None:
         if (self._folder / "data").exists():
             return
@@ -256,7 +260,7 @@ class PostgresProcess(ServerProcess):
         goodbye = b"X" + struct.pack("!I", 4)
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
-            connection.connect(str(self._folder / ".s.PGSQL.5432"))
+            connection.connect(str(self.socket))
             answer = _exchange(connection, struct.pack("!I", len(greeting) + 4) + greeting + goodbye)
         return answer.endswith(b"Z" + struct.pack("!I", 5) + b"I")
 

@@ -1,4 +1,4 @@
-"""TLS before a server that has none: a small proxy, and the certificates for it."""
+"""TLS before a server that has none, Valkey or PostgreSQL: a small proxy, and the certificates for it."""
 
 import ipaddress
 import socket
@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 _CLIENT_HELLO = b"\x16"
+# With which a client of PostgreSQL asks for TLS before it begins with it.
+_SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 _CHUNK_BYTES = 1 << 16
 
 
@@ -40,8 +42,11 @@ class Certificates:
 
 
 @contextmanager
-def tls_before(port: int, certificates: Certificates, *, takes_plain: bool = False) -> Iterator[int]:
-    """The port on loopback at which a server is reached with TLS; without, too, where that is taken."""
+def tls_before(address: int | Path, certificates: Certificates, *, takes_plain: bool = False) -> Iterator[int]:
+    """The port on loopback at which a server is reached with TLS; without, too, where that is taken.
+
+    The server itself is at a port on loopback, or at a Unix socket.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates.file)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -55,12 +60,15 @@ def tls_before(port: int, certificates: Certificates, *, takes_plain: bool = Fal
 
     def serve(client: socket.socket) -> None:
         with suppress(OSError), client:
+            if client.recv(len(_SSL_REQUEST), socket.MSG_PEEK) == _SSL_REQUEST:
+                client.recv(len(_SSL_REQUEST))
+                client.sendall(b"S")
             is_tls = client.recv(1, socket.MSG_PEEK) == _CLIENT_HELLO
             if not is_tls and not takes_plain:
                 return
             with (
                 context.wrap_socket(client, server_side=True) if is_tls else client as inside,
-                socket.create_connection(("127.0.0.1", port)) as server,
+                _connected(address) as server,
             ):
                 back = threading.Thread(target=_pass_on, args=(server, inside), daemon=True)
                 back.start()
@@ -78,6 +86,14 @@ def tls_before(port: int, certificates: Certificates, *, takes_plain: bool = Fal
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         accepting.join()
+
+
+def _connected(address: int | Path) -> socket.socket:
+    if isinstance(address, int):
+        return socket.create_connection(("127.0.0.1", address))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(address))
+    return connection
 
 
 def _pass_on(source: socket.socket, target: socket.socket) -> None:
