@@ -6,9 +6,12 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
+from sqlalchemy import select
+from structlog.testing import capture_logs
 
 from fiml.core.config import Maintenance, Settings, Synchronous
 from fiml.core.errors import Unavailable
+from fiml.db.tables import maintenance_jobs
 from fiml.runtime import Runtime, maintaining
 from fiml.sessions import maintenance
 from fiml.sessions.analytics import SessionAnalytics
@@ -110,14 +113,75 @@ async def test_a_job_is_left_to_one_whose_clock_is_ahead(store: SessionStore, cl
     assert await claim("behind")
 
 
-async def test_a_job_that_fails_is_left_to_the_next_who_looks(
+async def test_a_job_that_fails_stops_no_other_and_is_left_to_the_next_who_looks(
     store: SessionStore, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = maintenance.Job("failing", lambda _store: _fail(), lambda _settings: clock.now())
-    monkeypatch.setattr(maintenance, "JOBS", (failing,))
-    for holder in ("one", "other"):
-        with pytest.raises(ZeroDivisionError):
-            await do_due_jobs(store, holder)
+    monkeypatch.setattr(maintenance, "JOBS", (failing, *JOBS))
+
+    with capture_logs() as logged:
+        done = [list(await do_due_jobs(store, holder)) for holder in ("one", "other")]
+
+    assert done == [NAMES, []]
+    assert [(line["event"], line["job"], line["exc_info"]) for line in logged if line["log_level"] == "error"] == [
+        ("job_failed", "failing", True)
+    ] * 2
+
+
+async def test_a_job_that_somebody_else_has_taken_is_ended(
+    store: SessionStore, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a machine that slept."""
+    monkeypatch.setattr(maintenance, "_RENEW_S", 0.01)
+
+    async def be_taken_over(store: SessionStore) -> maintenance.Result:
+        clock.advance(minutes=6)
+        assert await store.keeping.claim_job(
+            "slow", holder="other", now=clock.now(), done_before=clock.now(), hold_for=maintenance.HOLD_FOR
+        )
+        await asyncio.sleep(30)
+        return {}
+
+    slow = maintenance.Job("slow", be_taken_over, lambda _settings: clock.now())
+    monkeypatch.setattr(maintenance, "JOBS", (slow,))
+    with capture_logs() as logged:
+        assert await do_due_jobs(store, "one") == {}
+
+    assert [line["event"] for line in logged] == ["job_taken_over"]
+    assert await store.keeping.keep_job("slow", holder="other", until=clock.now())
+
+
+async def test_a_job_is_held_on_to_after_its_database_was_away(
+    store: SessionStore, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "_RENEW_S", 0.01)
+
+    async def lose_the_database(store: SessionStore) -> maintenance.Result:
+        await store.shutdown()
+        for _ in range(1000):
+            await asyncio.sleep(0.01)
+            if logged:
+                break
+        await store.initialize()
+        clock.advance(minutes=4)
+        until = clock.now() + maintenance.HOLD_FOR
+        tries = 0
+        while await _held_until(store) != until and tries < 1000:
+            tries += 1
+        return {"is_held": await _held_until(store) == until}
+
+    job = maintenance.Job("job", lose_the_database, lambda _settings: clock.now())
+    monkeypatch.setattr(maintenance, "JOBS", (job,))
+    with capture_logs() as logged:
+        done = await do_due_jobs(store, "one")
+
+    assert done == {"job": {"is_held": True}}
+    assert {line["event"] for line in logged} == {"job_not_kept"}
+
+
+async def _held_until(store: SessionStore) -> object:
+    async with store.session_maker() as session:
+        return await session.scalar(select(maintenance_jobs.c.held_until).where(maintenance_jobs.c.name == "job"))
 
 
 async def test_a_job_whose_engine_is_away_stops_no_other(

@@ -141,6 +141,8 @@ async def do_due_jobs(store: SessionStore, holder: str) -> dict[str, Result]:
             result = await _do_if_due(job, store, holder)
         except FimlError as exc:  # the other jobs may fare better, and the next look tries again
             _log.warning("job_failed", job=job.name, code=exc.code, problem=str(exc))
+        except Exception:  # noqa: BLE001 - a fault of ours, reported in full; it must not stop the other jobs either
+            _log.exception("job_failed", job=job.name)
         else:
             done |= {} if result is None else {job.name: result}
     return done
@@ -149,8 +151,24 @@ async def do_due_jobs(store: SessionStore, holder: str) -> dict[str, Result]:
 async def _do_if_due(job: Job, store: SessionStore, holder: str) -> Result | None:
     if not await _claim(job, store, holder):
         return None
-    async with _kept(job, store, holder):
-        return await do(job, store)
+    async with _left_to_others(job, store, holder):
+        return await _do_while_held(job, store, holder)
+
+
+async def _do_while_held(job: Job, store: SessionStore, holder: str) -> Result | None:
+    """Do a job and hold on to it; where somebody else has taken it, it is ended, as by a crash, and left to them."""
+    work, hold = asyncio.create_task(do(job, store)), asyncio.create_task(_hold(job, store, holder))
+    try:
+        await asyncio.wait({work, hold}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        hold.result()
+        _log.warning("job_taken_over", job=job.name, next_step="it is left to who has it now")
+        return None
+    finally:
+        for task in (work, hold):
+            task.cancel()
+        await asyncio.gather(work, hold, return_exceptions=True)
 
 
 async def _claim(job: Job, store: SessionStore, holder: str) -> bool:
@@ -183,22 +201,22 @@ async def do_jobs_when_due(open_store: Callable[[], Awaitable[SessionStore]], *,
 
 
 @asynccontextmanager
-async def _kept(job: Job, store: SessionStore, holder: str) -> AsyncIterator[None]:
-    """Hold on to a job while the block runs; where it fails, leave it to the next who looks."""
-    renewing = asyncio.create_task(_renew(job, store, holder))
+async def _left_to_others(job: Job, store: SessionStore, holder: str) -> AsyncIterator[None]:
+    """Where the block fails, leave the job to the next who looks."""
     try:
         yield
     except BaseException:
         with suppress(FimlError):  # the store may be what failed; then the hold runs out by itself
             await store.keeping.let_go_of_job(job.name, holder=holder)
         raise
-    finally:
-        renewing.cancel()
-        with suppress(asyncio.CancelledError, FimlError):
-            await renewing
 
 
-async def _renew(job: Job, store: SessionStore, holder: str) -> None:
-    while True:
+async def _hold(job: Job, store: SessionStore, holder: str) -> None:
+    """Hold on to a job until somebody else has it."""
+    is_mine = True
+    while is_mine:
         await asyncio.sleep(_RENEW_S)
-        await store.keeping.keep_job(job.name, holder=holder, until=clock.now() + HOLD_FOR)
+        try:
+            is_mine = await store.keeping.keep_job(job.name, holder=holder, until=clock.now() + HOLD_FOR)
+        except FimlError as exc:  # the hold lasts for some more tries
+            _log.warning("job_not_kept", job=job.name, code=exc.code, problem=str(exc))
