@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import timedelta
@@ -333,3 +334,24 @@ async def corrupt(settings: Settings, session_id: UUID, field: str = "created", 
     column = {"created": "assets"}.get(field, field)
     with closing(sqlite3.connect(settings.embedded_file)) as connection, connection:
         connection.execute(f"UPDATE active_sessions SET {column} = ? WHERE id = ?", (value, session_id.hex))  # noqa: S608
+
+
+async def test_a_shutdown_that_is_cancelled_is_finished_by_the_next(clock: FrozenClock) -> None:
+    settings = Settings()
+    store = SessionStore(settings)
+    await store.initialize()
+    session = await store.create_session(["AAPL"], SessionType.EQUITY)
+    before = {thread for thread in threading.enumerate() if thread.name.startswith("fiml-sqlite")}
+
+    closing = asyncio.create_task(store.shutdown())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait({closing})
+    await store.shutdown()
+
+    assert closing.cancelled()
+    assert [file.name for file in settings.embedded_file.parent.iterdir()] == ["fiml.db"]
+    assert before
+    assert not any(thread.is_alive() for thread in before)
+    async with store:
+        assert await store.get_session(session.id) is not None

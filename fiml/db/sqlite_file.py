@@ -63,13 +63,15 @@ class SqliteFile:
         atexit.register(self._write_notes)  # for who doesn't close it
 
     async def close(self) -> None:
-        """Close the file after the calls under way. Closing twice is harmless."""
+        """Close the file after the calls under way, also where the caller is cancelled. Closing twice is harmless."""
         self._noting_on = None
         atexit.unregister(self._write_notes)
-        if self._thread is not None:
-            await self._hop(self._close)
-            self._thread.shutdown()
-            self._thread = None
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            closing = thread.submit(self._close)
+            thread.shutdown(wait=False)  # once that is done
+            await asyncio.shield(asyncio.wrap_future(closing))
+            thread.shutdown()
 
     async def write(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run a function in a transaction that writes; when it raises, nothing was written."""

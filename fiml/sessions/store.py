@@ -46,6 +46,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings or Settings(), ANYBODY)
         self._opened: Backend | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._opening = asyncio.Lock()
         self._tries = 0
         self._failure: FimlError | None = None
@@ -64,6 +65,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
             if self._opened is None:
                 if self._failure is not None and self._tries > tries:
                     raise self._failure  # of a try in this call's time: an engine that hangs holds nobody up twice
+                await self._closed()
                 await self._open()
 
     async def _open(self) -> None:
@@ -77,11 +79,20 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
             self._tries += 1
 
     async def shutdown(self) -> None:
-        """Let go of all connections. Calling it again is harmless."""
+        """Let go of all connections, also where the caller is cancelled meanwhile. Calling it again is harmless."""
         async with self._opening:
             if self._opened is not None:
                 backend, self._opened = self._opened, None
-                await backend.close()
+                self._closing = asyncio.ensure_future(backend.close())
+            await self._closed()
+
+    async def _closed(self) -> None:
+        closing = self._closing
+        if closing is not None:
+            try:
+                await asyncio.shield(closing)
+            finally:
+                self._closing = None if closing.done() else closing
 
     async def __aenter__(self) -> Self:
         await self.initialize()

@@ -56,8 +56,10 @@ class SqliteBackend:
         await self._file.open()
 
     async def close(self) -> None:
-        await self._engine.dispose()
-        await self._file.close()
+        try:
+            await self._engine.dispose()
+        finally:
+            await self._file.close()
 
     async def create(self, record: SessionRecord) -> None:
         await self._file.write(lambda connection: rows.insert(connection, record, []))
