@@ -1,16 +1,17 @@
 """A change of keys: everything comes under the new one while others write, whenever it is cut short."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 import pytest
 
 from fiml.core.config import Settings, Synchronous
-from fiml.core.errors import CorruptRecord, NotEncrypted, NotSupported
+from fiml.core.errors import CorruptRecord, NotEncrypted, NotSupported, Unavailable
 from fiml.db import kept_copies
 from fiml.sessions.backends.reencryption import Progress
 from fiml.sessions.keyring import KeyFile
@@ -104,6 +105,52 @@ async def test_a_running_server_reads_and_writes_with_a_new_key_at_once(store: S
     assert content(await existing(store, old.id)) == content(old)
     assert len((await existing(store, new.id)).state.history.queries) == 4
     assert await store.count_key_usage() == {"k1": 2, "k2": 1}  # one of them has values under both
+
+
+async def test_what_is_written_with_the_old_key_after_the_pass_is_found_by_a_last_look(
+    store: SessionStore, settings: Settings, keys: KeyFile, tmp_path: Path
+) -> None:
+    """As a call does that began before the change."""
+    session = await a_session(store)
+    before = _with_a_copy_of(keys, settings, tmp_path)
+    change_keys(keys, "k2")
+
+    async with SessionStore(before) as late:
+        rounds = [progress.rewritten async for progress in _with_late_writes(store, late, session.id, at=[2])]
+
+    assert rounds == [1, 1, 2, 2, 2, 2]
+    assert await store.count_key_usage() == {"k2": 1}
+
+
+async def test_a_change_of_keys_is_not_done_while_somebody_writes_with_the_old_one(
+    store: SessionStore, settings: Settings, keys: KeyFile, tmp_path: Path
+) -> None:
+    session = await a_session(store)
+    before = _with_a_copy_of(keys, settings, tmp_path)
+    change_keys(keys, "k2")
+
+    async with SessionStore(before) as late:
+        with pytest.raises(Unavailable, match="the change of keys"):
+            _ = [progress async for progress in _with_late_writes(store, late, session.id, at=range(MOST_CALLS))]
+
+
+def _with_a_copy_of(keys: KeyFile, settings: Settings, folder: Path) -> Settings:
+    """Of a process that doesn't hear of a change of keys."""
+    copy = folder / "old"
+    copy.write_bytes(keys.path.read_bytes())
+    copy.chmod(0o600)
+    return Settings(**settings.model_dump(exclude_unset=True) | {"encryption_keys": copy})
+
+
+async def _with_late_writes(
+    store: SessionStore, late: SessionStore, session_id: UUID, *, at: Container[int]
+) -> AsyncIterator[Progress]:
+    number = 0
+    async for progress in store.reencrypt_sessions():
+        number += 1
+        if number in at:
+            await late.remember(session_id, context={"late": number})
+        yield progress
 
 
 async def test_a_key_that_is_not_current_yet_is_not_used(store: SessionStore, keys: KeyFile) -> None:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import structlog
 
-from fiml.core.errors import CorruptRecord, MissingKey, SchemaTooNew
+from fiml.core.errors import CorruptRecord, MissingKey, SchemaTooNew, Unavailable
 from fiml.sessions import sealed
 from fiml.sessions.backends.encrypted import EncryptedBackend
 from fiml.sessions.backends.rewriting import Texts
@@ -18,8 +18,10 @@ from fiml.sessions.damage import DAMAGE
 from fiml.sessions.queries import QueryRecord
 from fiml.sessions.records import SessionRecord, check_format
 
-# A session may move to where the pass has been already: then the next round finds it.
-_ROUNDS = 5
+# A session may move to where the pass has been already, and a call that began before the change of keys may write after
+# the pass: then the next round finds it. So the last two find nothing.
+_ROUNDS = 8
+_LAST_ROUNDS = 2
 
 _log = structlog.get_logger()
 
@@ -46,17 +48,24 @@ class Reencryption:
         self._adopts_plaintext = adopts_plaintext
 
     async def run(self) -> AsyncIterator[Progress]:
-        """How far it came, batch by batch, until a whole round finds nothing more to do."""
-        total = 0
+        """How far it came, batch by batch, until two whole rounds find nothing more to do.
+
+        Raises:
+            Unavailable: somebody goes on writing with an older key; what was done stays done.
+        """
+        total = in_order = 0
         for _ in range(_ROUNDS):
             progress = Progress(rewritten=total)
             async for ids in self._backend.all_ids():
                 for session_id in ids:
                     await self._rewrite(session_id, progress)
                 yield progress
-            if progress.rewritten == total:
+            in_order = in_order + 1 if progress.rewritten == total else 0
+            if in_order == _LAST_ROUNDS:
                 break
             total = progress.rewritten
+        else:
+            raise Unavailable("the change of keys", "sessions are written with an older key without a pause")
         if self._adopts_plaintext:
             progress.kept_copies = await self._backend.scrub()
         yield progress
