@@ -75,6 +75,36 @@ async def test_a_token_is_looked_up_while_somebody_writes_to_the_file(tmp_path: 
     assert principal is not None
 
 
+async def test_a_revoked_token_is_no_good_however_far_the_clock_was_set_back(
+    tmp_path: Path, clock: FrozenClock
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    server, operator = open_tokens(settings), open_tokens(settings)
+    token, info = await operator.issue("ann", scopes=["sessions:read"], days=30)
+    known = await server.principal_of(token)
+    clock.advance(hours=-24)
+
+    await operator.revoke(info.id)
+    found = await server.principal_of(token)
+    await server.aclose()
+    await operator.aclose()
+
+    assert (known is not None, found) == (True, None)
+
+
+async def test_keys_are_fetched_again_after_the_clock_was_set_back(
+    provider: MarketServer, issuer: Issuer, tmp_path: Path, clock: FrozenClock
+) -> None:
+    keys = serve_keys(provider, issuer, tmp_path)
+    await keys.key_of("r")
+
+    clock.advance(hours=-24)
+    with pytest.raises(LookupError):
+        await keys.key_of("new")
+
+    assert provider.requests["/keys"] == 2
+
+
 async def test_keys_are_fetched_once_for_many_and_again_after_a_while(
     provider: MarketServer, issuer: Issuer, tmp_path: Path, clock: FrozenClock
 ) -> None:

@@ -61,6 +61,19 @@ async def test_an_allowance_is_used_up_and_grows_back(allowances: Allowances, cl
     assert whole_again == [NO_WAIT] * BURST + [timedelta(seconds=10)]
 
 
+async def test_a_clock_that_was_set_back_locks_nobody_out(clock: FrozenClock) -> None:
+    own = OwnAllowances(Rate(per_minute=6, burst=BURST))
+    for _ in range(BURST):
+        await own.take("ann")
+
+    clock.advance(hours=-24)
+    refused = await own.take("ann")
+    clock.advance(seconds=10)
+
+    assert refused == timedelta(seconds=10)
+    assert [await own.take("ann") for _ in range(2)] == [NO_WAIT, timedelta(seconds=10)]
+
+
 async def test_each_principal_has_an_allowance_of_its_own(allowances: Allowances, clock: FrozenClock) -> None:
     for _ in range(BURST):
         await allowances.take("ann")

@@ -49,7 +49,7 @@ class IssuerKeys:
         if self._address is None:
             return self._known(key_id)
         is_known = self._find(key_id) is not None
-        if not is_known or self._is_old():
+        if not is_known or not clock.is_within(KEPT_FOR, since=self._fetched_at):
             self._begin()
         if not is_known and self._fetching is not None:
             await asyncio.shield(self._fetching)
@@ -75,12 +75,8 @@ class IssuerKeys:
             return next(iter(self._keys.values()))
         return self._keys.get(key_id) if isinstance(key_id, str) else None
 
-    def _is_old(self) -> bool:
-        return self._fetched_at is None or clock.now() >= self._fetched_at + KEPT_FOR
-
     def _begin(self) -> None:
-        is_too_soon = self._tried_at is not None and clock.now() < self._tried_at + AGAIN_AFTER
-        if self._fetching is None and not is_too_soon:
+        if self._fetching is None and not clock.is_within(AGAIN_AFTER, since=self._tried_at):
             self._tried_at = clock.now()
             self._fetching = asyncio.create_task(self._fetch())
 

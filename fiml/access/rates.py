@@ -7,7 +7,7 @@ trip for a call, and nothing that bunches calls at the turn of a minute.
 import asyncio
 import hashlib
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import structlog
@@ -62,9 +62,12 @@ class OwnAllowances:
 
     async def take(self, user_id: str) -> timedelta:
         now = to_micros(clock.now())
-        whole_at = max(self._whole_at.get(user_id, now), now) + self._rate.cost_micros
+        # Further ahead it lies only where the clock was set back.
+        last = min(max(self._whole_at.get(user_id, now), now), now + self._rate.whole_micros)
+        whole_at = last + self._rate.cost_micros
         wait = whole_at - self._rate.whole_micros - now
         if wait > 0:
+            self._whole_at[user_id] = last
             return timedelta(microseconds=wait)
         if len(self._whole_at) >= MAX_KEPT:
             self._whole_at = {user: moment for user, moment in self._whole_at.items() if moment > now}
@@ -89,11 +92,11 @@ class SharedAllowances:
         self._script = Script.load("fiml.access", "take")
         self._client = RedisClient.of(settings, [self._script])
         self._own = OwnAllowances(rate)
-        self._alone_until = clock.EPOCH
+        self._alone_since: datetime | None = None
 
     async def take(self, user_id: str) -> timedelta:
         now = clock.now()
-        if now < self._alone_until:
+        if clock.is_within(ALONE_FOR, since=self._alone_since):
             return await self._own.take(user_id)
         take = self._script([key_of(user_id)], to_micros(now), self._rate.cost_micros, self._rate.whole_micros)
         try:
@@ -101,7 +104,7 @@ class SharedAllowances:
                 [wait] = await self._client.run([take])
         except (Unavailable, Misconfigured, TimeoutError) as exc:
             _log.warning("rates_not_shared", problem=str(exc) or type(exc).__name__)
-            self._alone_until = now + ALONE_FOR
+            self._alone_since = now
             return await self._own.take(user_id)
         return timedelta(microseconds=wait)
 

@@ -94,7 +94,7 @@ class AccessTokens:
         """In whose name a token speaks; `None` where it lets nobody in."""
         digest = _digest(token)
         looked_at, info = self._known.get(digest, (None, None))
-        if looked_at is None or clock.now() >= looked_at + KNOWN_FOR:
+        if not clock.is_within(KNOWN_FOR, since=looked_at):
             info = await self._find(digest)
             self._remember(digest, info)
         return Principal(info.user_id, info.scopes) if info is not None and info.is_valid else None

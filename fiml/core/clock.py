@@ -48,6 +48,11 @@ def stopwatch() -> Callable[[], float]:
     return lambda: (time.perf_counter() - started) * 1000
 
 
+def is_within(span: timedelta, *, since: datetime | None) -> bool:
+    """Whether less than `span` has passed since a moment; not where it lies ahead, as the clock was set back then."""
+    return since is not None and since <= now() < since + span
+
+
 def to_micros(moment: datetime) -> int:
     """Microseconds since 1970 in UTC, exact."""
     return (moment - EPOCH) // _MICROSECOND
