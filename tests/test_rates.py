@@ -102,6 +102,20 @@ async def test_a_principal_that_is_back_to_its_whole_allowance_is_forgotten(
     assert list(own._whole_at) == ["ann"]
 
 
+async def test_of_too_many_principals_those_who_lack_least_are_forgotten(
+    clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "MAX_KEPT", 4)
+    own = OwnAllowances(Rate(per_minute=6, burst=BURST))
+    for number in range(1, BURST):
+        for _ in range(number):
+            await own.take(f"user {number}")
+
+    await own.take("ann")
+
+    assert sorted(own._whole_at) == ["ann", "user 3", "user 4"]
+
+
 async def test_the_key_in_redis_goes_by_itself_and_does_not_say_who(deployment: Deployment) -> None:
     shared = SharedAllowances(deployment.settings(), Rate(per_minute=6, burst=BURST))
     await shared.take("ann")

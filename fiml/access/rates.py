@@ -6,6 +6,7 @@ trip for a call, and nothing that bunches calls at the turn of a minute.
 
 import asyncio
 import hashlib
+import heapq
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -69,10 +70,15 @@ class OwnAllowances:
         if wait > 0:
             self._whole_at[user_id] = last
             return timedelta(microseconds=wait)
-        if len(self._whole_at) >= MAX_KEPT:
-            self._whole_at = {user: moment for user, moment in self._whole_at.items() if moment > now}
+        if len(self._whole_at) >= MAX_KEPT and user_id not in self._whole_at:
+            self._forget(now)
         self._whole_at[user_id] = whole_at
         return timedelta()
+
+    def _forget(self, now: int) -> None:
+        """Keep who lacks most, half as many as may be kept, so that not each call goes through all of them."""
+        pending = [(moment, user) for user, moment in self._whole_at.items() if moment > now]
+        self._whole_at = {user: moment for moment, user in heapq.nlargest(MAX_KEPT // 2, pending)}
 
     async def aclose(self) -> None:
         """Nothing to let go of."""
