@@ -282,6 +282,7 @@ async def test_only_a_digest_of_a_token_is_kept(tmp_path: Path) -> None:
     ("given", "says"),
     [
         ({"user": ""}, "user"),
+        ({"user": " "}, "user"),
         ({"user": "a\nb"}, "user"),
         ({"user": "a" * 256}, "user"),
         ({"days": 0}, "days"),

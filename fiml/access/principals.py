@@ -16,6 +16,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+MAX_USER_CHARACTERS = 255
 # How a token of our own begins; one that is signed never does.
 TOKEN_PREFIX = "fiml_"  # noqa: S105 - no secret
 USUAL_SCOPES = (Scope.SESSIONS_READ, Scope.SESSIONS_WRITE, Scope.MARKET_READ)
@@ -46,6 +47,11 @@ class Principal:
         for scope in needed:
             if not self.may(scope):
                 raise NotPermitted(f"this token lacks the scope {scope}", "ask for a token that has it")
+
+
+def is_user(name: str) -> bool:
+    """Whether a principal may be called so: as the owner of sessions may be, and with nothing that can't be shown."""
+    return bool(name.strip()) and len(name) <= MAX_USER_CHARACTERS and name.isprintable()
 
 
 LOCAL_USER = Principal(None, frozenset(Scope))

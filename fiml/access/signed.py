@@ -7,12 +7,11 @@ import jwt
 from jwt.exceptions import PyJWTError
 
 from fiml.access.keys import IssuerKeys
-from fiml.access.principals import Principal, Scope, known_scopes
+from fiml.access.principals import Principal, Scope, is_user, known_scopes
 from fiml.core import clock
 from fiml.core.config import Settings
 
 MAX_TOKEN_CHARACTERS = 16_384
-_MAX_USER_CHARACTERS = 255
 # PyJWT before 2.14 lets a header that is nested too deep for `json` through as RecursionError.
 _NOT_TO_BE_TRUSTED = (PyJWTError, ValueError, TypeError, LookupError, RecursionError)
 
@@ -46,7 +45,7 @@ class SignedTokens:
         except _NOT_TO_BE_TRUSTED:
             return None
         subject = claims.get("sub")
-        if not self._is_time(claims) or not isinstance(subject, str) or not _is_user(subject):
+        if not self._is_time(claims) or not isinstance(subject, str) or not is_user(subject):
             return None
         return Principal(subject, _scopes(claims))
 
@@ -81,10 +80,6 @@ def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:
     """Those that we know, of `scope` (with blanks) or `scp` (a list)."""
     given = claims.get("scope", claims.get("scp", ""))
     return known_scopes(given.split(" ") if isinstance(given, str) else given if isinstance(given, list) else [])
-
-
-def _is_user(subject: str) -> bool:
-    return bool(subject.strip()) and len(subject) <= _MAX_USER_CHARACTERS and subject.isprintable()
 
 
 def _number(value: object) -> float | None:

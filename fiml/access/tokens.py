@@ -11,7 +11,15 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import insert, select, update
 
-from fiml.access.principals import TOKEN_PREFIX, Principal, Scope, known_scopes, parse_scopes
+from fiml.access.principals import (
+    MAX_USER_CHARACTERS,
+    TOKEN_PREFIX,
+    Principal,
+    Scope,
+    is_user,
+    known_scopes,
+    parse_scopes,
+)
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, Unavailable, echo
@@ -24,7 +32,6 @@ KNOWN_FOR = timedelta(seconds=30)
 MAX_KNOWN = 10_000
 LOOKUP_TIMEOUT_S = 2.0
 _LISTED = 500
-_MAX_USER_CHARACTERS = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +64,8 @@ class AccessTokens:
         Raises:
             InvalidInput: no user, no scope or an unknown one, or days out of bounds.
         """
-        if not 1 <= len(user_id) <= _MAX_USER_CHARACTERS or not user_id.isprintable():
-            raise InvalidInput("user", f"{echo(user_id)} is no user", f"give 1 to {_MAX_USER_CHARACTERS} characters")
+        if not is_user(user_id):
+            raise InvalidInput("user", f"{echo(user_id)} is no user", f"give 1 to {MAX_USER_CHARACTERS} characters")
         if not 1 <= days <= MAX_DAYS:
             raise InvalidInput("days", f"is {days}", f"give 1 to {MAX_DAYS}")
         wanted = parse_scopes(scopes)
