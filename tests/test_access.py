@@ -5,22 +5,25 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from fiml.access.keys import AGAIN_AFTER, KEPT_FOR, IssuerKeys
-from fiml.access.principals import Principal, Scope, known_scopes
+from fiml.access.keys import AGAIN_AFTER, KEPT_FOR, MAX_KEYS_BYTES, IssuerKeys
+from fiml.access.principals import MAX_USER_CHARACTERS, Principal, Scope, is_user, known_scopes
 from fiml.access.signed import SignedTokens
 from fiml.access.tokens import open_tokens
 from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, Unavailable
+from fiml.sessions import values
 from fiml.testing import FrozenClock
 from tests.support.deployment import Deployment
 from tests.support.http_server import http_server
 from tests.support.issuer import AUDIENCE, ISSUER, Issuer
-from tests.support.market_server import MarketServer, hanging, market_server, refusal
+from tests.support.market_server import MarketServer, hanging, json_reply, market_server, refusal
 from tests.support.servers import valkey_server
 
 LIST_TOOLS = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}'
@@ -162,6 +165,27 @@ async def test_keys_that_cannot_be_had_are_unavailable_and_not_asked_for_at_once
             await keys.key_of("r")
 
     assert provider.requests["/keys"] == 1
+
+
+async def test_keys_beyond_the_limit_are_not_read_and_the_log_has_no_password(
+    provider: MarketServer, issuer: Issuer, tmp_path: Path, clock: FrozenClock
+) -> None:
+    serve_keys(provider, issuer, tmp_path)
+    body = (tmp_path / "keys.json").read_bytes()
+    provider.always("/keys", replace(json_reply({}), body=body + b" " * MAX_KEYS_BYTES))
+    keys = IssuerKeys(f"{provider.url.replace('//', '//fiml:never-shown@')}/keys")
+
+    with capture_logs() as logged, pytest.raises(Unavailable):
+        await keys.key_of("r")
+
+    assert [(line["event"], line["address"]) for line in logged] == [("keys_not_fetched", f"{provider.url}/keys")]
+
+
+@pytest.mark.parametrize("name", ["a" * MAX_USER_CHARACTERS, "é", " a"])
+def test_who_may_be_a_principal_may_own_sessions(name: str) -> None:
+    assert is_user(name)
+    assert values.check_user_id(name) == name
+    assert values.MAX_USER_ID_CHARACTERS == MAX_USER_CHARACTERS
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"keys": []}', '{"keys": [{"kty": "oct", "k": "AAAA"}]}'])

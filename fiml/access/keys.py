@@ -13,6 +13,7 @@ import structlog
 from jwt.exceptions import PyJWTError
 
 from fiml.core import clock
+from fiml.core.config import without_secrets
 from fiml.core.errors import Misconfigured, Unavailable
 
 FETCH_TIMEOUT_S = 3.0
@@ -83,15 +84,24 @@ class IssuerKeys:
     async def _fetch(self) -> None:
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S), httpx2.AsyncClient() as client:
-                answer = await client.get(str(self._address))
-            answer.raise_for_status()
-            self._keys = _read(json.loads(answer.content[:MAX_KEYS_BYTES]))
+                self._keys = _read(json.loads(await _fetched(client, str(self._address))))
             self._fetched_at, self._failed = clock.now(), None
-        except (httpx2.HTTPError, TimeoutError, OSError, ValueError, TypeError, PyJWTError) as exc:
+        except (httpx2.HTTPError, TimeoutError, OSError, ValueError, TypeError, RecursionError, PyJWTError) as exc:
             self._failed = type(exc).__name__
-            _log.warning("keys_not_fetched", address=self._address, problem=self._failed)
+            _log.warning("keys_not_fetched", address=without_secrets(str(self._address)), problem=self._failed)
         finally:
             self._fetching = None
+
+
+async def _fetched(client: httpx2.AsyncClient, address: str) -> bytes:
+    body = bytearray()
+    async with client.stream("GET", address) as answer:
+        answer.raise_for_status()
+        async for piece in answer.aiter_bytes():
+            body += piece
+            if len(body) > MAX_KEYS_BYTES:
+                raise ValueError("too long")
+    return bytes(body)
 
 
 def _read_file(location: str) -> dict[str | None, Any]:
