@@ -30,6 +30,7 @@ from tests.support.doctor import (
     line_about,
     run,
 )
+from tests.support.proxy import postgres_proxy
 from tests.support.servers import postgres_server, valkey_server
 
 
@@ -307,3 +308,13 @@ class TestHealth:
 def at(redis_url: str) -> Settings:
     """Of a server deployment whose database nobody asks."""
     return Settings(redis_url=redis_url, database_url=f"postgresql://{AWAY}/fiml")
+
+
+@pytest.mark.parametrize("answered", [1, 3])
+async def test_a_postgresql_that_stands_still_is_given_up(postgres: str, answered: int) -> None:
+    async with postgres_proxy(postgres) as (proxy, url):
+        proxy.hang(after_replies=answered)
+
+        async with asyncio.timeout(60):
+            with pytest.raises(Unavailable):
+                await postgres_facts(url)

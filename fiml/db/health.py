@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, NullPool, create_engine, func, select, text
 
 from fiml.core.clock import from_micros, now, stopwatch, to_micros
-from fiml.core.config import Settings, without_secrets
+from fiml.core.config import Settings
 from fiml.core.errors import MissingExtra, Unavailable
 from fiml.db import schema
-from fiml.db.engines import postgres_engine
-from fiml.db.postgres import translated as postgres_translated
+from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_replies import lowest_moment, moment_of
 from fiml.db.sqlite_file import translated as sqlite_translated
 from fiml.db.tables import active_sessions
@@ -140,31 +139,13 @@ async def postgres_facts(url: str) -> PostgresFacts:
     Raises:
         Misconfigured: the URL is wrong, or the server refuses this user or database.
         MissingExtra: asyncpg is not installed.
-        Unavailable: it can't be reached.
+        Unavailable: it can't be reached, or doesn't answer within two seconds.
     """
-    engine = postgres_engine(url)
+    database = PostgresDatabase(url)
     try:
-        with postgres_translated(f"PostgreSQL at {without_secrets(url)}"):
-            async with engine.connect() as connection:
-                await connection.execution_options(postgresql_readonly=True)
-                version = str(await connection.scalar(text("SHOW server_version")))
-                elapsed_ms = stopwatch()
-                await connection.execute(text("SELECT 1"))
-                latency_ms = elapsed_ms()
-                before = now()
-                ahead_s = _ahead_s(await connection.scalar(text("SELECT clock_timestamp()")), before, now())
-                replicas = await connection.scalar(text("SELECT count(*) FROM pg_stat_replication"))
-                revision = await connection.run_sync(schema.revision)
+        return await database.look(_postgres_facts)
     finally:
-        await engine.dispose()
-    return PostgresFacts(
-        name="PostgreSQL",
-        version=version.split(maxsplit=1)[0],
-        latency_ms=latency_ms,
-        schema=_schema_facts(revision),
-        ahead_s=ahead_s,
-        replicas=replicas or 0,
-    )
+        await database.close()
 
 
 async def sqlite_facts(file: Path) -> SqliteFacts | None:
@@ -204,6 +185,23 @@ async def _told(asked: Awaitable[list[Any]]) -> list[Any] | None:
         if isinstance(exc.__cause__, ResponseError):
             return None
         raise
+
+
+def _postgres_facts(connection: Connection) -> PostgresFacts:
+    version = str(connection.scalar(text("SHOW server_version")))
+    elapsed_ms = stopwatch()
+    connection.execute(text("SELECT 1"))
+    latency_ms = elapsed_ms()
+    before = now()
+    ahead_s = _ahead_s(connection.scalar(text("SELECT clock_timestamp()")), before, now())
+    return PostgresFacts(
+        name="PostgreSQL",
+        version=version.split(maxsplit=1)[0],
+        latency_ms=latency_ms,
+        schema=_schema_facts(schema.revision(connection)),
+        ahead_s=ahead_s,
+        replicas=connection.scalar(text("SELECT count(*) FROM pg_stat_replication")) or 0,
+    )
 
 
 def _sqlite_facts(file: Path) -> SqliteFacts | None:

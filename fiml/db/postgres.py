@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from fiml.core.config import without_secrets
 from fiml.core.errors import FimlError, Misconfigured, RecordRefused, Unavailable
@@ -44,6 +45,7 @@ class PostgresDatabase:
         self._name = without_secrets(database_url)
         self.engine = postgres_engine(database_url)
         self._autocommitting = self.engine.execution_options(isolation_level="AUTOCOMMIT")  # over the same pool
+        self._reading = self.engine.execution_options(postgresql_readonly=True)  # as above
         self._is_prepared = False
         self._preparing: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -78,6 +80,10 @@ class PostgresDatabase:
         """Run a function that only reads, each statement for itself, without trips to begin and end. As `transact`."""
         return await self._transact(function, CALL_S, autocommit=True)
 
+    async def look(self, function: Callable[[Connection], Result]) -> Result:
+        """Run a function in a transaction that can't write, whatever the schema is. Two seconds at most."""
+        return await self._in_time(self._run(function, self._reading), CALL_S)
+
     async def upgrade(self) -> None:
         """Bring the schema up to date, however long that takes."""
         await self._in_time(self._run(schema.upgrade), None)
@@ -87,7 +93,7 @@ class PostgresDatabase:
     ) -> Result:
         if not self._is_prepared:
             await self._prepare()
-        return await self._in_time(self._run(function, autocommit=autocommit), within_s)
+        return await self._in_time(self._run(function, self._autocommitting if autocommit else None), within_s)
 
     async def _prepare(self) -> None:
         # All who come wait for one look: a server that stands still holds nobody up twice.
@@ -106,10 +112,9 @@ class PostgresDatabase:
             schema.check(found)
         self._is_prepared = True
 
-    async def _run(self, function: Callable[[Connection], Result], *, autocommit: bool = False) -> Result:
-        engine = self._autocommitting if autocommit else self.engine
+    async def _run(self, function: Callable[[Connection], Result], engine: AsyncEngine | None = None) -> Result:
         with translated(f"PostgreSQL at {self._name}"):
-            async with engine.begin() as connection:
+            async with (engine or self.engine).begin() as connection:
                 return await connection.run_sync(function)
 
     async def _in_time(self, work: Coroutine[Any, Any, Result], within_s: float | None) -> Result:
