@@ -279,14 +279,30 @@ async def test_all_sentinels_stay_known_when_many_connect_at_once() -> None:
         await client.close()
 
 
-async def test_a_service_that_the_sentinels_do_not_know_is_unavailable() -> None:
+async def test_a_service_that_the_sentinels_do_not_know_is_misconfigured() -> None:
     with watched_valkeys() as watched:
         client = RedisClient(watched.url.replace(f"/{SERVICE}/", "/nobody/"))
-        with pytest.raises(Unavailable) as caught:
+        with pytest.raises(Misconfigured) as caught:
             await client.open()
         await client.close()
 
-    name = watched.url.replace(f"/{SERVICE}/", "/nobody/")
     assert str(caught.value) == (
-        f"Redis at {name} is away (no Sentinel that answers names a master); try again, or run `fiml doctor`"
+        f"the Sentinels of FIML_REDIS_URL know no master 'nobody', but {SERVICE}; "
+        "put the right name after their addresses"
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("redis://127.0.0.1:{port}/99", "has no database of that number; end FIML_REDIS_URL with one that it has"),
+        ("redis+sentinel://127.0.0.1:{port}/main", "is no Sentinel; begin FIML_REDIS_URL with redis://"),
+    ],
+)
+async def test_an_address_that_the_server_does_not_serve_is_misconfigured(
+    valkey: ValkeyProcess, url: str, problem: str
+) -> None:
+    client = RedisClient(url.format(port=valkey.port))
+    with pytest.raises(Misconfigured, match=problem):
+        await client.open()
+    await client.close()

@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from fiml.core.errors import Misconfigured, Unavailable
+from fiml.core.errors import Misconfigured, Unavailable, echo
 from fiml.core.shared_look import SharedLook
 from fiml.db.redis_commands import SCRIPT_COMMAND, Command
 from fiml.db.redis_url import Kind, RedisAddress
@@ -93,6 +93,8 @@ class Node:
             await self.suspect()
             raise Unavailable(f"Redis at {self.name}", str(exc) or type(exc).__name__) from exc
         except RedisError as exc:
+            if (wrong := _wrong_address(str(exc))) is not None:
+                raise Misconfigured(f"Redis at {self.name} {wrong}") from exc
             raise Unavailable(f"Redis at {self.name}", f"it refused: {exc}") from exc
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
@@ -188,10 +190,37 @@ class _AskingPool(SentinelConnectionPool):
 
     def __init__(self, service: str, sentinel: Sentinel, **options: Any) -> None:
         super().__init__(service, sentinel, **options)  # type: ignore[no-untyped-call]  # as above
-        self._looking: SharedLook[tuple[str, int]] = SharedLook(super().get_master_address)
+        self._looking: SharedLook[tuple[str, int]] = SharedLook(self._look)
 
     async def get_master_address(self) -> tuple[str, int]:
         return await self._looking.result()
+
+    async def _look(self) -> tuple[str, int]:
+        try:
+            return await super().get_master_address()  # type: ignore[no-any-return, no-untyped-call]  # as above
+        except MasterNotFoundError:
+            known = await self._known_names()
+            if known is not None and self.service_name not in known:
+                raise Misconfigured(
+                    f"the Sentinels of FIML_REDIS_URL know no master {echo(self.service_name)}, but "
+                    f"{', '.join(sorted(known)) or 'none at all'}; put the right name after their addresses"
+                ) from None
+            raise
+
+    async def _known_names(self) -> set[str] | None:
+        """The masters that any Sentinel names; `None` where none answers."""
+        asked = (sentinel.sentinel_masters() for sentinel in self.sentinel_manager.sentinels)
+        told = [answer for answer in await asyncio.gather(*asked, return_exceptions=True) if isinstance(answer, dict)]
+        return {str(name) for answer in told for name in answer} if told else None
+
+
+def _wrong_address(refusal: str) -> str | None:
+    """What a refusal of the server's says about the URL."""
+    if "DB index is out of range" in refusal:
+        return "has no database of that number; end FIML_REDIS_URL with one that it has, such as /0"
+    if "unknown command 'SENTINEL'" in refusal:
+        return "is no Sentinel; begin FIML_REDIS_URL with redis://"
+    return None
 
 
 def _new_connection(pool: ConnectionPool) -> Connection:
