@@ -13,6 +13,7 @@ FimlError
 ├── NotPermitted            ask as somebody else
 ├── NotSupported            another way is needed
 ├── Unavailable             try again later
+│   ├── Unconfirmed         it is done, and may get lost: read again first
 │   ├── RateLimited         at the named time
 │   └── BadData             what the provider sent can't be used
 ├── Misconfigured           tell the operator
