@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from fiml.core.config import Settings
-from fiml.core.errors import Misconfigured
+from fiml.core.errors import Misconfigured, Unavailable
 from fiml.core.shared_look import SharedLook
 from fiml.metrics.exposing import exposing
 from fiml.runtime import open_runtime
@@ -138,6 +138,24 @@ async def test_all_who_scrape_at_once_wait_for_one_look() -> None:
     await shared.result()
 
     assert looks == 2
+
+
+async def test_a_look_that_is_closed_ends_and_who_waits_for_it_is_told() -> None:
+    before, begun = asyncio.all_tasks(), asyncio.Event()
+
+    async def look() -> StoreFigures:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    shared = SharedLook(look)
+    waiting = asyncio.ensure_future(shared.result())
+    await begun.wait()
+    await shared.close()
+
+    with pytest.raises(Unavailable, match="closed meanwhile"):
+        await waiting
+    assert asyncio.all_tasks() == before
 
 
 async def test_beyond_what_is_counted_postgresql_estimates(

@@ -77,6 +77,8 @@ class Node:
         """Close all connections."""
         connections, self._idle = [*self._idle, *self._in_use], []
         await asyncio.gather(*(connection.disconnect() for connection in connections))
+        if isinstance(self._pool, _AskingPool):
+            await self._pool.looking.close()
         if self._sentinel is not None:
             await self._sentinel.aclose()
 
@@ -190,10 +192,10 @@ class _AskingPool(SentinelConnectionPool):
 
     def __init__(self, service: str, sentinel: Sentinel, **options: Any) -> None:
         super().__init__(service, sentinel, **options)  # type: ignore[no-untyped-call]  # as above
-        self._looking: SharedLook[tuple[str, int]] = SharedLook(self._look)
+        self.looking: SharedLook[tuple[str, int]] = SharedLook(self._look)
 
     async def get_master_address(self) -> tuple[str, int]:
-        return await self._looking.result()
+        return await self.looking.result()
 
     async def _look(self) -> tuple[str, int]:
         try:
