@@ -124,9 +124,10 @@ def demo(
 @db.command()
 def upgrade() -> None:
     """Bring the database to the schema of this version; an empty one is created."""
-    from fiml.cli.running import run_plain  # noqa: PLC0415 - what only this command needs
+    import asyncio  # noqa: PLC0415 - below, what only this command needs
+
     from fiml.core.config import Settings  # noqa: PLC0415
     from fiml.sessions.backends import upgrade_schema  # noqa: PLC0415
 
-    revision = run_plain(upgrade_schema(Settings()))
+    revision = asyncio.run(upgrade_schema(Settings()))
     typer.echo(f"the database is at schema {revision}")

@@ -1,12 +1,12 @@
 """`fiml analytics`: what sessions add up to, and the rows behind it."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fiml.cli.running import run_plain
 from fiml.runtime import open_runtime
 
 if TYPE_CHECKING:  # SQLAlchemy, which not every command needs
@@ -27,7 +27,7 @@ def show(user: User = None, type_: Type = None, days: Days = 30) -> None:
         async with open_runtime() as runtime:
             return await runtime.stats(user, type_, days)
 
-    typer.echo(json.dumps(run_plain(stats()), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(asyncio.run(stats()), indent=2, ensure_ascii=False))
 
 
 @analytics.command()
@@ -44,4 +44,4 @@ def export(
             rows: SessionAnalytics = await runtime.analytics()
             return await rows.export(file, user_id=user, session_type=type_, days=days)
 
-    typer.echo(f"{run_plain(write())} rows written to {file}")
+    typer.echo(f"{asyncio.run(write())} rows written to {file}")

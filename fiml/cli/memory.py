@@ -5,11 +5,9 @@ from typing import Annotated
 
 import typer
 
-from fiml.cli.running import plain, with_sessions
+from fiml.cli.running import SessionId, plain, with_sessions
 from fiml.sessions.listing import SearchPage
 from fiml.sessions.values import parse_moment
-
-SessionId = Annotated[str, typer.Argument(help="the session's id", metavar="ID")]
 
 
 def search(

@@ -5,11 +5,9 @@ from typing import Annotated
 
 import typer
 
-from fiml.cli.running import plain, with_sessions
+from fiml.cli.running import SessionId, plain, with_sessions
 
 quarantine = typer.Typer(help="List, show and retry sessions that could not be archived.", no_args_is_help=True)
-
-SessionId = Annotated[str, typer.Argument(help="the session's id", metavar="ID")]
 
 
 @quarantine.command("list")

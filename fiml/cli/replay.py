@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fiml.cli.running import plain
+from fiml.cli.running import SessionId, plain
 from fiml.core.config import MarketData, Settings
 from fiml.core.errors import SessionNotFound
 from fiml.replay import DEFAULT_TOLERANCE, Drift, Replay, ReplayedQuery
@@ -18,7 +18,7 @@ _SHOWN_DRIFTS = 12
 
 
 def replay(
-    session_id: Annotated[str, typer.Argument(help="the session's id", metavar="ID")],
+    session_id: SessionId,
     tolerance: Annotated[float, typer.Option(help="by how much a figure may move, as a fraction")] = DEFAULT_TOLERANCE,
     market_data: Annotated[MarketData | None, typer.Option(help="another source than FIML_MARKET_DATA's")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text")] = False,

@@ -1,13 +1,16 @@
-"""Runs the verbs of a command on a runtime that lives as long as the command."""
+"""What commands share: their runtime, which lives as long as they do, a session's id, and what a terminal is shown."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
 
 from fiml.runtime import open_runtime
 from fiml.sessions.store import PrincipalStore
 
 Result = TypeVar("Result")
+SessionId = Annotated[str, typer.Argument(help="the session's id", metavar="ID")]
 
 
 def with_sessions(work: Callable[[PrincipalStore], Awaitable[Result]]) -> Result:
@@ -23,8 +26,3 @@ def with_sessions(work: Callable[[PrincipalStore], Awaitable[Result]]) -> Result
 def plain(text: str) -> str:
     """Without what would steer a terminal: an assistant may have written it."""
     return "".join(character if character.isprintable() else "�" for character in text)
-
-
-def run_plain(work: Coroutine[Any, Any, Result]) -> Result:
-    """What a coroutine returns."""
-    return asyncio.run(work)

@@ -1,5 +1,6 @@
 """`fiml sessions`: find, read, end, resume, delete and export sessions."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ import typer
 from fiml.cli.memory import context, note, search
 from fiml.cli.quarantine import quarantine
 from fiml.cli.replay import replay
-from fiml.cli.running import plain, run_plain, with_sessions
+from fiml.cli.running import SessionId, plain, with_sessions
 from fiml.cli.sharing import share, shares, trail, unshare
 from fiml.core.errors import InvalidInput, SessionNotFound
 from fiml.runtime import open_runtime
@@ -25,7 +26,6 @@ sessions.add_typer(quarantine, name="quarantine")
 for _command in (search, context, note, replay, share, unshare, shares, trail):
     sessions.command()(_command)
 
-SessionId = Annotated[str, typer.Argument(help="the session's id", metavar="ID")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text")]
 
 
@@ -124,7 +124,7 @@ def sweep() -> None:
         async with open_runtime() as runtime:
             return await (await runtime.store()).sweep()
 
-    report = run_plain(sweep_all())
+    report = asyncio.run(sweep_all())
     typer.echo(f"{report.archived} session{'' if report.archived == 1 else 's'} moved to the archive")
     if report.quarantined:
         typer.echo(f"{report.quarantined} set aside: fiml sessions quarantine list")

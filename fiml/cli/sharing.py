@@ -5,13 +5,11 @@ from typing import Annotated
 
 import typer
 
-from fiml.cli.running import plain, with_sessions
+from fiml.cli.running import SessionId, plain, with_sessions
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions.audit import AuditEntry
 from fiml.sessions.rights import Share, ShareCode
 from fiml.sessions.store import PrincipalStore
-
-SessionId = Annotated[str, typer.Argument(help="the session's id", metavar="ID")]
 
 
 def share(
