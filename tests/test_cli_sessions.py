@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,28 @@ def test_a_session_is_deleted_only_when_it_is_meant() -> None:
 
     assert fiml("sessions", "delete", session_id, "--yes").stdout == "deleted\n"
     assert fiml("sessions", "list", "--archived").stdout == "no sessions\n"
+
+
+def damage(session: Session) -> None:
+    with closing(sqlite3.connect(Settings().embedded_file)) as connection, connection:
+        connection.execute("UPDATE active_sessions SET type = 'poetry' WHERE id = ?", [session.id.hex])
+
+
+@pytest.mark.parametrize("is_quarantined", [False, True])
+def test_a_session_that_can_not_be_read_is_deleted_once_it_is_meant(clock: FrozenClock, is_quarantined: bool) -> None:
+    with using(clock):
+        session = make_session(ttl_hours=1)
+        damage(session)
+        clock.advance(hours=2 if is_quarantined else 0)
+        assert ("1 set aside" in fiml("sessions", "sweep").stdout) is is_quarantined
+
+        refused = fiml("sessions", "delete", str(session.id), answer="n\n")
+        deleted = fiml("sessions", "delete", str(session.id), answer="y\n")
+
+        assert (refused.exit_code, deleted.exit_code) == (1, 0)
+        assert f"Delete session {session.id}, which can't be read" in refused.stdout
+        with pytest.raises(SessionNotFound):
+            fiml("sessions", "show", str(session.id))
 
 
 def test_an_export_holds_the_whole_session(tmp_path: Path) -> None:

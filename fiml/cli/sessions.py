@@ -12,7 +12,7 @@ from fiml.cli.quarantine import quarantine
 from fiml.cli.replay import replay
 from fiml.cli.running import SessionId, plain, with_sessions
 from fiml.cli.sharing import share, shares, trail, unshare
-from fiml.core.errors import InvalidInput, SessionNotFound
+from fiml.core.errors import CorruptRecord, InvalidInput, SessionNotFound
 from fiml.runtime import open_runtime
 from fiml.sessions.backends.base import SweepReport
 from fiml.sessions.listing import SummaryPage
@@ -89,9 +89,9 @@ def delete(
     session_id: SessionId, yes: Annotated[bool, typer.Option("--yes", help="don't ask whether it is meant")] = False
 ) -> None:
     """Delete a session for good, from everywhere."""
-    session = with_sessions(lambda store: _get(store, session_id, 0))
+    named = with_sessions(lambda store: _named(store, session_id))
     if not yes:
-        typer.confirm(f"Delete {_title(session)} with {_count(session.state.history.total_queries)}?", abort=True)
+        typer.confirm(f"Delete {named}?", abort=True)
     with_sessions(lambda store: store.delete_session(session_id))
     typer.echo("deleted")
 
@@ -164,6 +164,15 @@ async def _get(store: PrincipalStore, session_id: str, recent: int | None) -> Se
     if session is None:
         raise SessionNotFound(parsed)
     return session
+
+
+async def _named(store: PrincipalStore, session_id: str) -> str:
+    """What a session is about; of one that can't be read, so much."""
+    try:
+        session = await _get(store, session_id, 0)
+    except CorruptRecord as exc:
+        return f"session {session_id}, which can't be read ({plain(exc.problem)})"
+    return f"{_title(session)} with {_count(session.state.history.total_queries)}"
 
 
 def _show_page(page: SummaryPage) -> None:
