@@ -113,6 +113,15 @@ def test_the_settings_of_the_environment_go_along_and_nothing_else(tmp_path: Pat
     assert "FIML_NONSENSE is no setting" in result.stderr
 
 
+def test_every_path_is_written_whole(tmp_path: Path) -> None:
+    paths = {"FIML_DATA_DIR": "~/sessions", "FIML_ENCRYPTION_KEYS": "keys", "FIML_AUTH_JWKS": "jwks.json"}
+    result = run("cursor", **paths, FIML_AUTH_ISSUER="https://issuer.example", FIML_AUTH_AUDIENCE="fiml")
+
+    env = json.loads(result.stdout)["mcpServers"]["fiml"]["env"]
+    whole = [tmp_path / "home/sessions", tmp_path / "project/keys", tmp_path / "project/jwks.json"]
+    assert [env[name] for name in paths] == [str(path) for path in whole]
+
+
 def test_without_write_nothing_is_written(home: Path) -> None:
     result = run("cursor")
 

@@ -173,6 +173,22 @@ def test_a_path_is_no_key(path: str) -> None:
     assert str(Settings(encryption_keys=path).encryption_keys).endswith(path.removeprefix("~"))
 
 
+def test_a_path_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable in ("FIML_DATA_DIR", "FIML_ENCRYPTION_KEYS", "FIML_AUTH_JWKS"):
+        monkeypatch.setenv(variable, "~/fiml")
+
+    settings = Settings(auth_issuer="https://issuer.example", auth_audience="fiml")
+
+    assert (settings.data_dir, settings.encryption_keys) == (tmp_path / "fiml", tmp_path / "fiml")
+    assert settings.auth_jwks == str(tmp_path / "fiml")
+
+
+def test_a_home_folder_that_is_not_there_is_named() -> None:
+    with pytest.raises(Misconfigured, match="FIML_DATA_DIR: begins with ~"):
+        Settings(data_dir="~nobody-of-this-name/fiml")
+
+
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(Misconfigured, match="session_ttl"):
         Settings(session_ttl=5)

@@ -141,10 +141,14 @@ def _settings_as_far_as_possible() -> Settings:
     return Settings.model_construct(
         redis_url=redis_url if redis_url.startswith(REDIS_SCHEMES) else None,
         database_url=database_url if database_url.startswith(DATABASE_SCHEMES) else None,
-        data_dir=Path(folder) if folder else None,
+        data_dir=_path(folder) if folder else None,
         market_data=MarketData(market) if market in set(MarketData) else MarketData.AUTO,
-        encryption_keys=Path(keys) if keys and not is_a_key(keys) else None,
+        encryption_keys=_path(keys) if keys and not is_a_key(keys) else None,
     )
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - leaves what it can't expand
 
 
 def _deployment(settings: Settings) -> Check:

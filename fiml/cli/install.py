@@ -47,8 +47,9 @@ def install(
 
     The configuration goes to standard output, all explanation to standard error.
     """
-    source = _data_source(Settings())
-    variables = _variables()
+    settings = Settings()
+    source = _data_source(settings)
+    variables = _variables(settings)
     file = configuration_file(client)
     _explain(f"configuration file of {client}: {file}")
     _explain(f"market data: {source}")
@@ -92,14 +93,12 @@ def _data_source(settings: Settings) -> str:
     return f"{market_source(settings)} (FIML_MARKET_DATA is {settings.market_data})"
 
 
-def _variables() -> dict[str, str]:
+def _variables(settings: Settings) -> dict[str, str]:
     """The settings of the environment, by variable. The client starts fiml in a folder of its own choice."""
     ours = {variable(field) for field in Settings.model_fields}
     given = {name.upper(): value for name, value in sorted(os.environ.items()) if value}
-    found = {name: value for name, value in given.items() if name in ours}
-    if "FIML_DATA_DIR" in found:
-        found["FIML_DATA_DIR"] = str(Path(found["FIML_DATA_DIR"]).absolute())
-    return found
+    paths = {variable(field): str(path.absolute()) for field, path in settings.paths.items()}
+    return {name: paths.get(name, value) for name, value in given.items() if name in ours}
 
 
 def _masked(variables: dict[str, str]) -> dict[str, str]:

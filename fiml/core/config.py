@@ -182,6 +182,11 @@ class Settings(BaseSettings):
             raise ValueError(f"must begin with {', '.join(BROKER_SCHEMES)}")
         return value
 
+    @field_validator("data_dir", "encryption_keys")
+    @classmethod
+    def _at_home(cls, value: Path | None) -> Path | None:
+        return None if value is None else _expanded(value)
+
     @field_validator("encryption_keys")
     @classmethod
     def _file_of_keys(cls, value: Path | None) -> Path | None:
@@ -237,7 +242,7 @@ class Settings(BaseSettings):
     @classmethod
     def _keys(cls, value: str | None) -> str | None:
         if value is None or "://" not in value:
-            return value
+            return None if value is None else str(_expanded(Path(value)))
         is_local = value.startswith("http://") and _host(value) in {"127.0.0.1", "localhost", "::1"}
         if not is_local and not (value.startswith("https://") and _host(value)):
             raise ValueError("must be a file, or begin with https:// and name a host")
@@ -291,9 +296,25 @@ class Settings(BaseSettings):
         return self.redis_url is None
 
     @property
+    def paths(self) -> dict[str, Path]:
+        """The paths that are set, by field."""
+        found = {"data_dir": self.data_dir, "encryption_keys": self.encryption_keys}
+        if self.auth_jwks is not None and "://" not in self.auth_jwks:
+            found["auth_jwks"] = Path(self.auth_jwks)
+        return {field: path for field, path in found.items() if path is not None}
+
+    @property
     def embedded_file(self) -> Path:
         """The SQLite file of the embedded deployment."""
         return (self.data_dir or _user_data_folder()) / "fiml.db"
+
+
+def _expanded(path: Path) -> Path:
+    # Clients, .env files and systemd start us without a shell that would do it.
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~, and there is no such home folder; give the whole path") from None
 
 
 def _host(url: str) -> str | None:
