@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 import redis
 
-from fiml.core.config import Settings
+from fiml.core.config import MAX_COUNT, Settings
 from fiml.core.errors import (
     CorruptRecord,
     FimlError,
@@ -355,3 +355,13 @@ async def test_a_shutdown_that_is_cancelled_is_finished_by_the_next(clock: Froze
     assert not any(thread.is_alive() for thread in before)
     async with store:
         assert await store.get_session(session.id) is not None
+
+
+async def test_a_session_may_be_as_large_as_the_settings_can_say(backend_settings: Settings) -> None:
+    largest = {"session_max_queries_per_session": MAX_COUNT, "session_max_changes": MAX_COUNT}
+
+    async with SessionStore(backend_settings.model_copy(update=largest)) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY)
+        totals = await store.record_query(session.id, QueryRecord("price"))
+
+    assert totals.total_queries == 1

@@ -28,8 +28,10 @@ SIGNATURE_ALGORITHMS = (
 MAX_TTL_HOURS = 24 * 365 * 10
 MAX_TASK_MINUTES = 24 * 60
 MAX_RETENTION_DAYS = 365 * 100
+MAX_COUNT = (1 << 53) - 1  # Redis counts in double precision, SQL in 64 bits
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
 class MarketData(StrEnum):
@@ -88,8 +90,8 @@ class Settings(BaseSettings):
     session_retention_days: int = Field(
         30, ge=1, le=MAX_RETENTION_DAYS, description="archived sessions are kept this long, days"
     )
-    session_max_queries_per_session: PositiveInt = Field(1000, description="queries one session holds at most")
-    session_max_changes: PositiveInt = Field(100_000, description="changes one session takes at most: its audit trail")
+    session_max_queries_per_session: Count = Field(1000, description="queries one session holds at most")
+    session_max_changes: Count = Field(100_000, description="changes one session takes at most: its audit trail")
     session_smart_ttl: bool = Field(default=False, description="whether a session in use near its end lives on")
     session_enable_analytics: bool = Field(
         default=True, description="whether a session's metrics are written when it ends"
