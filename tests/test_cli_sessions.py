@@ -214,6 +214,17 @@ def test_a_full_device_is_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_what_a_terminal_can_not_write_is_escaped() -> None:
+    session_id = str(make_session(title="“Quarter”").id)
+
+    shown = run_fiml("sessions", "show", session_id, PYTHONIOENCODING="latin-1")
+    refused = run_fiml("sessions", "list", "--type", "“", PYTHONIOENCODING="ascii")
+
+    assert (shown.returncode, refused.returncode) == (0, 1)
+    assert "\\u201cQuarter\\u201d: AAPL, MSFT" in shown.stdout
+    assert "Traceback" not in refused.stderr
+
+
 def test_the_demo_tells_the_whole_story_and_leaves_nothing(tmp_path: Path) -> None:
     done = run_fiml("demo", TMPDIR=str(tmp_path), FIML_DATA_DIR=str(tmp_path / "mine"))
 

@@ -1,6 +1,7 @@
 """The command line: each command parses, calls one verb and shows what came back."""
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -34,6 +35,9 @@ app.command()(doctor)
 
 def main() -> None:
     """Run the command line; an error is one line on standard error and the exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal or a pipe that isn't UTF-8
     _configure_logging()
     try:
         app(prog_name="fiml")
