@@ -4,7 +4,10 @@ import asyncio
 import json
 import re
 import signal
+import socket
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -119,6 +122,19 @@ async def test_a_server_that_is_told_to_stop_finishes_a_call_under_way(tmp_path:
     async with http_server(tmp_path / "data") as server, server.caller() as caller:
         info = await caller.answer("get-session-info", sessionId=session_id.decode())
     assert info["assets"] == ["AAPL"]
+
+
+def test_a_port_that_is_taken_is_said_in_a_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-m", "fiml", "serve", "--http", address], capture_output=True, text=True, check=False
+        )
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"fiml: --http {address} can't be served on")
+    assert "address already in use" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8765", "localhost:1", "[::1]:65535"])

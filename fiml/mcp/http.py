@@ -8,6 +8,7 @@ listing the sessions hands out every one.
 import asyncio
 import ipaddress
 import signal
+import socket
 import sys
 
 import structlog
@@ -165,8 +166,6 @@ async def serve_http(settings: Settings, address: str) -> None:
     async with open_runtime(settings) as runtime, exposing(runtime):
         config = uvicorn.Config(
             NamedRequests(LoggedInALine(build_app(runtime, host, verifier, allowances))),
-            host=host,
-            port=port,
             http=HeadersInTime,
             ws="none",
             log_config=None,
@@ -177,13 +176,28 @@ async def serve_http(settings: Settings, address: str) -> None:
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
-        _log.info("serving_http", address=address, path=PATH, authenticated=settings.is_authenticated)
         try:
-            await uvicorn.Server(config).serve()
+            sockets = await _bound_sockets(host, port)
+            _log.info("serving_http", address=address, path=PATH, authenticated=settings.is_authenticated)
+            await uvicorn.Server(config).serve(sockets)
         finally:
             for part in (verifier, allowances):
                 if part is not None:
                     await part.aclose()
+
+
+async def _bound_sockets(host: str, port: int) -> list[socket.socket]:
+    """One for each address of the host. uvicorn would end the process where it can't have them."""
+    try:
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+    except OSError as exc:
+        raise Misconfigured(
+            f"--http {host}:{port} can't be served on ({exc.strerror}); give an address of this machine and a port "
+            "that is free"
+        ) from exc
+    sockets = [each.dup() for each in server.sockets]
+    server.close()
+    return sockets
 
 
 def _leave(_signal: int, _frame: object) -> None:
