@@ -83,6 +83,13 @@ async def test_a_page_of_another_site_does_not_get_in(tmp_path: Path) -> None:
     assert not [answer.text for answer in (host, origin, nobody) if "create-analysis" in answer.text]
 
 
+async def test_a_server_is_reached_at_whatever_address_it_serves_on(tmp_path: Path) -> None:
+    async with http_server(tmp_path / "data", host="127.0.0.2") as server, server.caller() as caller:
+        created = await caller.create("AAPL")
+
+    assert created
+
+
 async def test_bodies_that_are_too_large_or_no_messages_are_refused_and_the_server_goes_on(tmp_path: Path) -> None:
     async with http_server(tmp_path / "data") as server:
         large = await server.post(b" " * (MAX_BODY_BYTES + 1))

@@ -85,7 +85,7 @@ def build_app(
         # An event stream would be cut off when the server is told to stop, and no tool has anything to say meanwhile.
         json_response=True,
         max_request_body_size=MAX_BODY_BYTES,
-        transport_security=_security(runtime.settings.hosts),
+        transport_security=_security(host, runtime.settings.hosts),
         host=host,
     )
     app.add_exception_handler(Exception, _not_known)
@@ -211,13 +211,14 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _security(names: list[str]) -> TransportSecuritySettings:
-    """Loopback and the names that the settings give: a page of another site that has its name point here stays out."""
+def _security(bound: str, names: list[str]) -> TransportSecuritySettings:
+    """Loopback, the address itself and the names of the settings: another site whose name points here stays out."""
     hosts = ("127.0.0.1", "localhost", "[::1]")
+    itself = f"[{bound}]" if ":" in bound else bound
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
         # A browser leaves the usual port away.
-        allowed_hosts=[each for name in (*hosts, *names) for each in (name, f"{name}:*")],
+        allowed_hosts=[each for name in (*hosts, itself, *names) for each in (name, f"{name}:*")],
         allowed_origins=[
             *(f"http://{host}{port}" for host in hosts for port in ("", ":*")),
             *(f"https://{name}" for name in names),

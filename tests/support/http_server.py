@@ -62,7 +62,9 @@ class HttpServer:
 
 
 @asynccontextmanager
-async def http_server(folder: Path, *, before: str = "", **variables: str) -> AsyncIterator[HttpServer]:
+async def http_server(
+    folder: Path, *, before: str = "", host: str = "127.0.0.1", **variables: str
+) -> AsyncIterator[HttpServer]:
     """A server with its data in `folder`, or where `variables` say; ended at the end of the block.
 
     `before` is Python that its process runs first.
@@ -72,14 +74,14 @@ async def http_server(folder: Path, *, before: str = "", **variables: str) -> As
     with log.open("w") as stderr:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", f"{before}\nfrom fiml.cli import main; main()"),
-            *("serve", "--http", f"127.0.0.1:{port}"),
+            *("serve", "--http", f"{host}:{port}"),
             stdin=PIPE,
             stdout=PIPE,
             stderr=stderr,
             cwd=ROOT,
             env={"PATH": os.defpath} | environment(folder) | variables,
         )
-    server = HttpServer(process, f"http://127.0.0.1:{port}", log)
+    server = HttpServer(process, f"http://{host}:{port}", log)
     try:
         await _wait_until_it_answers(server)
         yield server
