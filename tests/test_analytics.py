@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -20,6 +21,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput
 from fiml.db.tables import session_metrics
 from fiml.sessions.analytics import SessionAnalytics
+from fiml.sessions.analytics.export import COLUMNS, open_target, write
 from fiml.sessions.analytics.figures import Filters, statement
 from fiml.sessions.backends import metrics
 from fiml.sessions.histogram import QUERY_TIME_ERROR, percentile_ms, time_bucket
@@ -230,6 +232,24 @@ async def test_an_export_refuses_what_it_can_not_write(analytics: SessionAnalyti
 
     assert (tmp_path / "there.csv").read_text() == "mine"
     assert not (tmp_path / "rows.xls").exists()
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+async def test_an_export_that_does_not_fit_leaves_no_file(form: str, tmp_path: Path) -> None:
+    target = open_target(tmp_path / f"rows.{form}", None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+
+    async def one_row(last: object) -> list[dict[str, Any]]:
+        return [] if last else [dict.fromkeys(COLUMNS)]
+
+    try:
+        with pytest.raises(InvalidInput, match="can't be written"):
+            await write(target, one_row)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert not target.path.exists()
 
 
 async def test_results_become_data_frames(store: SessionStore, analytics: SessionAnalytics, clock: FrozenClock) -> None:

@@ -168,6 +168,30 @@ def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
     assert file.read_text() == "mine"
 
 
+async def record(session_id: str, parameters: dict[str, str]) -> None:
+    async with SessionStore() as store:
+        await store.record_query(session_id, QueryRecord("price", parameters))
+
+
+def test_an_export_that_does_not_fit_leaves_no_file(tmp_path: Path) -> None:
+    session_id, file = str(make_session().id), tmp_path / "session.json"
+    asyncio.run(record(session_id, {"text": "x" * 100_000}))
+    fiml("sessions", "archive", session_id)  # reading it writes nothing
+    limited = (
+        "import resource; limit = resource.RLIMIT_FSIZE;"
+        "resource.setrlimit(limit, (40_000, resource.getrlimit(limit)[1]));"
+        "from fiml.cli import main; main()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "sessions", "export", session_id, "--output", str(file)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, file.exists()) == (1, False)
+    assert done.stderr == f"fiml: --output {file} can't be written (File too large); name another file\n"
+
+
 def test_a_sweep_archives_what_has_expired(clock: FrozenClock) -> None:
     with using(clock):
         session_id = str(make_session(ttl_hours=1).id)

@@ -106,13 +106,7 @@ def export(
     if output is None:
         typer.echo(document)
         return
-    try:
-        with output.open("x", encoding="utf-8") as file:
-            file.write(document + "\n")
-    except FileExistsError:
-        raise InvalidInput("--output", f"{output} exists already", "name a new file, or remove that one") from None
-    except OSError as exc:
-        raise InvalidInput("--output", f"{output} can't be written ({exc.strerror})", "name another file") from exc
+    _write_new(output, document + "\n")
     typer.echo(f"{_count(session.state.history.total_queries)} written to {output}")
 
 
@@ -173,6 +167,26 @@ async def _named(store: PrincipalStore, session_id: str) -> str:
     except CorruptRecord as exc:
         return f"session {session_id}, which can't be read ({plain(exc.problem)})"
     return f"{_title(session)} with {_count(session.state.history.total_queries)}"
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that isn't there yet, as a whole or not at all."""
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise InvalidInput("--output", f"{path} exists already", "name a new file, or remove that one") from None
+    except OSError as exc:
+        raise _not_written(path, exc) from exc
+    try:
+        with file:
+            file.write(text)
+    except OSError as exc:
+        path.unlink(missing_ok=True)
+        raise _not_written(path, exc) from exc
+
+
+def _not_written(path: Path, exc: OSError) -> InvalidInput:
+    return InvalidInput("--output", f"{path} can't be written ({exc.strerror})", "name another file")
 
 
 def _show_page(page: SummaryPage) -> None:

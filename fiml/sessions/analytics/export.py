@@ -3,7 +3,8 @@
 import csv
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -141,25 +142,46 @@ def open_target(path: Path, format_name: str | None) -> Target:
     except FileExistsError:
         raise InvalidInput("file", f"{path} exists already", "name a new file, or remove that one") from None
     except OSError as exc:
-        raise InvalidInput("file", f"{path} can't be written ({exc.strerror})", "name another file") from exc
+        raise _not_written(path, exc) from exc
     return _TARGETS[name](path)
 
 
 async def write(target: Target, read_page: Callable[[Row | None], Awaitable[list[Row]]]) -> int:
-    """Write all pages; how many rows."""
+    """Write all pages; how many rows.
+
+    Raises:
+        InvalidInput: the file can't be written to its end.
+    """
     count, last = 0, None
     is_finished = False
-    target.open()
     try:
-        while rows := await read_page(last):
-            target.add(rows)
-            count, last = count + len(rows), rows[-1]
+        with _writing(target.path):
+            target.open()
+        try:
+            while rows := await read_page(last):
+                with _writing(target.path):
+                    target.add(rows)
+                count, last = count + len(rows), rows[-1]
+        finally:
+            with _writing(target.path):
+                target.close()
         is_finished = True
     finally:
-        target.close()
         if not is_finished:
             target.path.unlink(missing_ok=True)
     return count
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise _not_written(path, exc) from exc
+
+
+def _not_written(path: Path, exc: OSError) -> InvalidInput:
+    return InvalidInput("file", f"{path} can't be written ({exc.strerror or exc})", "name another file")
 
 
 def _pyarrow() -> tuple[Any, Any]:
