@@ -294,13 +294,16 @@ def test_a_session_is_shared_taken_back_and_its_trail_shown() -> None:
     made = fiml("sessions", "share", session_id, "--hours", "2")
     shown = fiml("sessions", "shares", session_id).stdout
     [code_id] = re.findall(r"^code (\w+)  viewer", shown, re.MULTILINE)
-    fiml("sessions", "unshare", session_id, "bob")
+    taken_back = fiml("sessions", "unshare", session_id, "bob").stdout
+    with pytest.raises(InvalidInput, match="wasn't shared with 'bob'"):
+        fiml("sessions", "unshare", session_id, "bob")
     fiml("sessions", "unshare", session_id, "--code", code_id)
     trail = fiml("sessions", "trail", session_id).stdout.splitlines()
     entries = json.loads(fiml("sessions", "trail", session_id, "--json").stdout)
 
     assert made.stdout.startswith("share_")
     assert "bob  editor" in shown
+    assert taken_back == "taken back from bob\n"
     assert made.stdout.strip() not in shown
     assert fiml("sessions", "shares", session_id).stdout == "not shared\n"
     assert [entry["did"] for entry in entries] == ["create", "record", "share", "share", "revoke", "revoke"]

@@ -33,7 +33,8 @@ def test_a_token_is_printed_once_listed_without_itself_and_revoked(tmp_path: Pat
     assert token not in listed.stdout
     assert "ann  valid" in listed.stdout
     assert (revoked.stdout, after.stdout.count("revoked")) == ("revoked\n", 1)
-    assert "no such token" in again.stdout
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "is of no token, or of one that was revoked already" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,20 @@ def unshare(
     if (user is None) == (code is None):
         raise InvalidInput("unshare", "takes a user or a code", "name one of them")
     if user is not None:
-        with_sessions(lambda store: store.unshare_session(session_id, user))
-        typer.echo(f"not shared with {plain(user)}")
+        with_sessions(lambda store: _take_back(store, session_id, user))
+        typer.echo(f"taken back from {plain(user)}")
     elif with_sessions(lambda store: store.revoke_share_code(session_id, str(code))):
         typer.echo("revoked")
     else:
         raise InvalidInput("--code", "is the id of no open code", f"`fiml sessions shares {session_id}` lists them")
+
+
+async def _take_back(store: PrincipalStore, session_id: str, user: str) -> None:
+    if all(given.user_id != user for given in await store.list_shares(session_id)):
+        raise InvalidInput(
+            "session", f"wasn't shared with {echo(user)}", f"`fiml sessions shares {session_id}` says with whom it is"
+        )
+    await store.unshare_session(session_id, user)
 
 
 def shares(session_id: SessionId) -> None:

@@ -55,8 +55,10 @@ def revoke(token_id: Annotated[str, typer.Argument(help="as `list` shows it", me
         parsed = UUID(token_id)
     except ValueError:
         raise InvalidInput("token id", f"{echo(token_id)} is malformed", "give an id of `fiml token list`") from None
-    is_revoked = _with_tokens(lambda tokens: tokens.revoke(parsed))
-    typer.echo("revoked" if is_revoked else "there is no such token, or it was revoked already")
+    if not _with_tokens(lambda tokens: tokens.revoke(parsed)):
+        problem = f"{parsed} is of no token, or of one that was revoked already"
+        raise InvalidInput("token id", problem, "`fiml token list` lists them")
+    typer.echo("revoked")
 
 
 def _with_tokens(work: Callable[["AccessTokens"], Awaitable[Result]]) -> Result:
