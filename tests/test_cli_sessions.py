@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -190,6 +191,15 @@ def test_an_export_that_does_not_fit_leaves_no_file(tmp_path: Path) -> None:
 
     assert (done.returncode, file.exists()) == (1, False)
     assert done.stderr == f"fiml: --output {file} can't be written (File too large); name another file\n"
+
+
+def test_the_id_of_a_note_is_all_that_is_on_standard_output() -> None:
+    session_id = str(make_session().id)
+
+    written = fiml("sessions", "note", session_id, "margins fall")
+
+    assert f"margins fall  [{UUID(written.stdout.strip())}]" in fiml("sessions", "show", session_id).stdout
+    assert "written" in written.stderr
 
 
 def test_a_sweep_archives_what_has_expired(clock: FrozenClock) -> None:

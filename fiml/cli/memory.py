@@ -59,7 +59,8 @@ def note(
     [written] = with_sessions(
         lambda store: store.remember(session_id, notes=notes, conclusions=conclusions, cites=cite or [])
     )
-    typer.echo(f"written: {written.id}")
+    typer.echo(str(written.id))
+    typer.echo("written; this is its id", err=True)
 
 
 def _show_found(page: SearchPage) -> None:
