@@ -146,6 +146,14 @@ def test_a_session_that_can_not_be_read_is_deleted_once_it_is_meant(clock: Froze
             fiml("sessions", "show", str(session.id))
 
 
+@pytest.mark.parametrize("command", ["show", "retry"])
+def test_a_session_that_is_well_is_said_not_to_be_in_quarantine(command: str) -> None:
+    session_id = str(make_session().id)
+
+    with pytest.raises(InvalidInput, match=f"session {session_id} isn't in quarantine"):
+        fiml("sessions", "quarantine", command, session_id)
+
+
 def test_an_export_holds_the_whole_session(tmp_path: Path) -> None:
     session = make_session()
     file = tmp_path / "session.json"

@@ -1,11 +1,14 @@
 """`fiml sessions quarantine`: list, show and retry what could not be archived."""
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
 
-from fiml.cli.running import SessionId, plain, with_sessions
+from fiml.cli.running import Result, SessionId, plain, with_sessions
+from fiml.core.errors import InvalidInput, SessionNotFound
+from fiml.sessions.store import PrincipalStore
 
 quarantine = typer.Typer(help="List, show and retry sessions that could not be archived.", no_args_is_help=True)
 
@@ -24,11 +27,19 @@ def list_(limit: Annotated[int, typer.Option(help="how many, 1 to 200")] = 50) -
 @quarantine.command()
 def show(session_id: SessionId) -> None:
     """Show one with all that was stored of it, as JSON."""
-    typer.echo(json.dumps(with_sessions(lambda store: store.get_quarantined(session_id)), indent=2))
+    typer.echo(json.dumps(_with_quarantined(lambda store: store.get_quarantined(session_id)), indent=2))
 
 
 @quarantine.command()
 def retry(session_id: SessionId) -> None:
     """Try again to archive one."""
-    with_sessions(lambda store: store.retry_quarantined(session_id))
+    _with_quarantined(lambda store: store.retry_quarantined(session_id))
     typer.echo("archived")
+
+
+def _with_quarantined(work: Callable[[PrincipalStore], Awaitable[Result]]) -> Result:
+    try:
+        return with_sessions(work)
+    except SessionNotFound as exc:  # it may be there, and all is well with it
+        problem = f"{exc.session_id} isn't in quarantine"
+        raise InvalidInput("session", problem, "`fiml sessions quarantine list` shows what is") from None
