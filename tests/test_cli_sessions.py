@@ -210,6 +210,14 @@ def test_the_id_of_a_note_is_all_that_is_on_standard_output() -> None:
     assert "written" in written.stderr
 
 
+def test_the_replay_of_a_query_without_figures_says_no_more_than_that() -> None:
+    session_id = str(make_session().id)
+
+    shown = fiml("sessions", "replay", session_id).stdout
+
+    assert "  AAPL: it holds no figures that can be asked for again\n" in shown
+
+
 def test_a_sweep_archives_what_has_expired(clock: FrozenClock) -> None:
     with using(clock):
         session_id = str(make_session(ttl_hours=1).id)

@@ -59,8 +59,10 @@ def _show(found: Replay) -> None:
 
 
 def _headline(query: ReplayedQuery) -> str:
-    then = f"{plain(query.source_then or '?')} {query.as_of_then or '?'}"
-    head = f"{str(query.record_id)[:8]}  {query.asked_at[:16]}  {plain(query.symbol or '-')}: {then}"
+    head = f"{str(query.record_id)[:8]}  {query.asked_at[:16]}  {plain(query.symbol or '-')}: "
+    if query.source_then is None and query.as_of_then is None and query.problem is not None:
+        return head + plain(query.problem)
+    head += f"{plain(query.source_then or '?')} {query.as_of_then or '?'}"
     if query.source_now is not None:
         head += f" -> {plain(query.source_now)} {query.as_of_now}"
     if query.compared:
