@@ -218,6 +218,13 @@ def test_the_replay_of_a_query_without_figures_says_no_more_than_that() -> None:
     assert "  AAPL: it holds no figures that can be asked for again\n" in shown
 
 
+def test_the_trail_names_a_query_as_the_session_does() -> None:
+    session_id = str(make_session().id)
+    [query_id] = re.findall(r"USD  \[([0-9a-f-]{36})\]", fiml("sessions", "show", session_id).stdout)
+
+    assert f"record {query_id}\n" in fiml("sessions", "trail", session_id).stdout
+
+
 def test_a_sweep_archives_what_has_expired(clock: FrozenClock) -> None:
     with using(clock):
         session_id = str(make_session(ttl_hours=1).id)

@@ -1,7 +1,9 @@
 """`fiml sessions share`, `unshare`, `shares` and `trail`."""
 
 import json
+import re
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -80,9 +82,14 @@ def trail(
         typer.echo(_line(entry))
 
 
+def _with_dashes(name: object) -> str:
+    """An id as it is shown elsewhere; any other name as it is."""
+    return str(UUID(str(name))) if re.fullmatch("[0-9a-f]{32}", str(name)) else str(name)
+
+
 def _line(entry: AuditEntry) -> str:
     who = "the local user" if entry.by is None else echo(entry.by)
     detail = entry.detail or {}
     about = [str(detail[name]) for name in ("with", "role", "code") if name in detail]
-    about += [", ".join(map(str, detail[name])) for name in ("queries", "parts") if name in detail]
+    about += [", ".join(map(_with_dashes, detail[name])) for name in ("queries", "parts") if name in detail]
     return plain(f"{entry.at:%Y-%m-%d %H:%M:%S}  v{entry.version}  {who}: {entry.did} {' '.join(about)}".rstrip())
