@@ -7,13 +7,14 @@ import re
 import sqlite3
 import subprocess
 import sys
+import tomllib
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from fiml import __version__
-from fiml.cli.doctor import Check, Mark
+from fiml.cli.doctor import EXTRAS, Check, Mark
 from fiml.core.config import Settings
 from fiml.db import schema
 from tests.support.doctor import (
@@ -142,6 +143,12 @@ class TestSettings:
         assert line.startswith("PROBLEM")
         assert "pip install 'fiml[yahoo]'" in line
 
+    def test_of_a_source_that_is_none_nothing_is_said_but_that(self) -> None:
+        result = run(FIML_MARKET_DATA="Live")
+
+        assert "FIML_MARKET_DATA" in line_about("settings", result)
+        assert "market data: " not in result.output
+
 
 class TestExtras:
     def test_extras_that_are_there_are_named(self) -> None:
@@ -160,6 +167,20 @@ class TestExtras:
             "ok      extra [server]: not installed (asyncpg missing), and not needed here"
         )
         assert line_about("extra [testing]", result).startswith("ok")
+
+    def test_every_extra_is_looked_at(self) -> None:
+        declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+        assert set(EXTRAS) == declared.keys() - {"all", "dev"}
+        assert [name for name in EXTRAS if not line_about(f"extra [{name}]", run())] == []
+
+    def test_traces_that_are_asked_for_and_can_not_be_had_are_noted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
+
+        line = line_about("extra [tracing]", run(OTEL_TRACES_EXPORTER="otlp"))
+
+        assert line.startswith("note")
+        assert line.endswith("pip install 'fiml[tracing]'")
 
     def test_a_missing_extra_that_the_settings_need_is_a_problem(self, monkeypatch: pytest.MonkeyPatch) -> None:
         forget_redis_py(monkeypatch)

@@ -75,7 +75,10 @@ def options(
 @app.command()
 def serve(
     http: Annotated[
-        str | None, typer.Option(help="serve HTTP on this loopback address instead", metavar="HOST:PORT")
+        str | None,
+        typer.Option(
+            help="serve HTTP on this address instead, a loopback one where no tokens are taken", metavar="HOST:PORT"
+        ),
     ] = None,
 ) -> None:
     """Serve an MCP client on standard input and output, or clients on HTTP."""

@@ -29,6 +29,7 @@ from fiml.core.config import (
     without_secrets,
 )
 from fiml.core.errors import FimlError, Misconfigured, Unavailable
+from fiml.core.tracing import wanted_exporter
 
 if TYPE_CHECKING:  # loaded by the command, not by every start of the command line
     from fiml.db.health import PostgresFacts, RedisFacts, SchemaFacts
@@ -37,6 +38,9 @@ EXTRAS = {
     "server": ("redis", "hiredis", "asyncpg", "celery"),
     "yahoo": ("yfinance", "exchange_calendars", "stamina", "aiolimiter"),
     "ccxt": ("ccxt", "stamina", "aiolimiter"),
+    "parquet": ("pyarrow",),
+    "pandas": ("pandas",),
+    "polars": ("polars",),
     "metrics": ("prometheus_client",),
     "tracing": ("opentelemetry.sdk", "opentelemetry.exporter"),
     "testing": ("hypothesis", "pytest", "pytest_asyncio"),
@@ -95,7 +99,7 @@ async def examine() -> list[Check]:
         *await _databases(settings),
         *_encryption(settings),
         *_extras(settings),
-        _market(settings),
+        *_market(settings),
     ]
 
 
@@ -195,9 +199,14 @@ async def _redis(settings: Settings, url: str) -> list[Check]:
         Check(Mark.OK, "Redis", f"{without_secrets(url)} is reachable, {server}, {facts.latency_ms:.1f} ms"),
         _eviction(facts),
         _durability(facts),
-        *_clock_and_replicas(facts, max(settings.expected_replicas, settings.redis_wait_replicas)),
+        *_clock_and_replicas(facts, *_expected_in_redis(settings)),
         _backlog(facts.most_waiting, facts.oldest_waiting, settings.session_cleanup_interval_minutes, is_exact=False),
     ]
+
+
+def _expected_in_redis(settings: Settings) -> tuple[int, str]:
+    waited_for = settings.redis_wait_replicas, "FIML_REDIS_WAIT_REPLICAS"
+    return max((settings.expected_replicas, "FIML_EXPECTED_REPLICAS"), waited_for, key=lambda each: each[0])
 
 
 def _eviction(facts: "RedisFacts") -> Check:
@@ -229,17 +238,17 @@ async def _postgres(url: str, expected_replicas: int) -> list[Check]:
     server = f"{facts.name} {facts.version}"
     return [
         Check(Mark.OK, "PostgreSQL", f"{without_secrets(url)} is reachable, {server}, {facts.latency_ms:.1f} ms"),
-        *_clock_and_replicas(facts, expected_replicas),
+        *_clock_and_replicas(facts, expected_replicas, "FIML_EXPECTED_REPLICAS"),
         _schema(facts.schema, outdated=Mark.PROBLEM, upgrade="run `fiml db upgrade`"),
     ]
 
 
-def _clock_and_replicas(facts: "RedisFacts | PostgresFacts", expected: int) -> list[Check]:
+def _clock_and_replicas(facts: "RedisFacts | PostgresFacts", expected: int, name: str) -> list[Check]:
     checks = []
     if facts.ahead_s is not None:
         checks.append(_clock(f"{facts.name} clock", facts.ahead_s))
     if expected:
-        checks.append(_replicas(f"{facts.name} replicas", facts.replicas, expected))
+        checks.append(_replicas(f"{facts.name} replicas", facts.replicas, expected, name))
     return checks
 
 
@@ -250,12 +259,12 @@ def _clock(subject: str, ahead_s: float) -> Check:
     return Check(Mark.NOTE, subject, finding, "let both machines keep time, with NTP or chrony")
 
 
-def _replicas(subject: str, found: int | None, expected: int) -> Check:
+def _replicas(subject: str, found: int | None, expected: int, name: str) -> Check:
     if found is None:
         return Check(Mark.NOTE, subject, "unknown, as the server doesn't tell")
     if found >= expected:
         return Check(Mark.OK, subject, str(found))
-    finding = f"{found}, and FIML_EXPECTED_REPLICAS is {expected}"
+    finding = f"{found}, and {name} is {expected}"
     return Check(Mark.NOTE, subject, finding, "start those that are missing, or see why they don't follow")
 
 
@@ -347,26 +356,37 @@ def _extras(settings: Settings) -> list[Check]:
             is_needed=settings.metrics_address is not None,
             purpose="FIML_METRICS_ADDRESS needs it",
         ),
-        _extra("tracing", is_needed=False, purpose="traces by OpenTelemetry need it"),
+        _extra(
+            "tracing",
+            is_needed=wanted_exporter() is not None,
+            purpose="the OTEL_ variables of traces need it",
+            mark=Mark.NOTE,  # they may be meant for others
+        ),
+        *(
+            _extra(each, is_needed=False, purpose="exports or frames need it")
+            for each in ("parquet", "pandas", "polars")
+        ),
         _extra("testing", is_needed=False, purpose="only tests that use fiml.testing need it"),
     ]
 
 
-def _extra(name: str, *, is_needed: bool, purpose: str) -> Check:
+def _extra(name: str, *, is_needed: bool, purpose: str, mark: Mark = Mark.PROBLEM) -> Check:
     missing = [module for module in EXTRAS[name] if find_spec(module) is None]
     if not missing:
         return Check(Mark.OK, f"extra [{name}]", "installed")
     finding = f"not installed ({', '.join(missing)} missing)"
     if is_needed:
-        return Check(Mark.PROBLEM, f"extra [{name}]", f"{finding}, but {purpose}", f"pip install 'fiml[{name}]'")
+        return Check(mark, f"extra [{name}]", f"{finding}, but {purpose}", f"pip install 'fiml[{name}]'")
     return Check(Mark.OK, f"extra [{name}]", f"{finding}, and not needed here")
 
 
-def _market(settings: Settings) -> Check:
+def _market(settings: Settings) -> list[Check]:
     from fiml.market.service import market_source  # noqa: PLC0415 - only this command needs it
 
+    if _environment().get("FIML_MARKET_DATA", settings.market_data) != settings.market_data:
+        return []  # what is set is none: the settings' own line says so
     try:
         source = market_source(settings)
     except FimlError as exc:
-        return Check(Mark.PROBLEM, "market data", str(exc))
-    return Check(Mark.OK, "market data", f"{source} (FIML_MARKET_DATA is {settings.market_data})")
+        return [Check(Mark.PROBLEM, "market data", str(exc))]
+    return [Check(Mark.OK, "market data", f"{source} (FIML_MARKET_DATA is {settings.market_data})")]

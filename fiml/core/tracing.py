@@ -25,7 +25,7 @@ def tracing() -> Iterator[None]:
     `OTEL_TRACES_EXPORTER` is `otlp` or `console` (to standard error), and `otlp` where only an endpoint is named. What
     is asked for and can't be had is logged: the variables may be meant for others.
     """
-    wanted = _wanted()
+    wanted = wanted_exporter()
     if wanted is None:
         yield
         return
@@ -43,7 +43,8 @@ def flush() -> None:
         _provider.force_flush(_FLUSH_MS)
 
 
-def _wanted() -> str | None:
+def wanted_exporter() -> str | None:
+    """Which exporter of traces the OTEL_ variables ask for; `None`: none."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     named = os.environ.get("OTEL_TRACES_EXPORTER", "").strip()
