@@ -33,10 +33,11 @@ from fiml.mcp import memory_results, results
 from fiml.mcp.http import MAX_BODY_BYTES
 from fiml.mcp.memory_tools import memory_tools
 from fiml.mcp.tools import session_tools
-from fiml.replay import MAX_TOLERANCE, Replay
+from fiml.replay import MAX_TOLERANCE, Drift, Replay, ReplayedQuery
 from fiml.runtime import Runtime
 from fiml.sessions import analytics, models, notes, searching, store, values
 from fiml.sessions.backends.base import MAX_SEARCHED
+from fiml.sessions.care import ErasureReceipt
 from fiml.sessions.context_pack import MAX_TOKENS, MIN_TOKENS, ContextPack
 from fiml.sessions.notes import Note
 
@@ -320,6 +321,10 @@ def test_every_error_is_in_the_reference_with_its_code() -> None:
         Note,
         ContextPack,
         Replay,
+        ReplayedQuery,
+        Drift,
+        ErasureReceipt,
+        Runtime,
         analytics.SessionAnalytics,
     ],
     ids=lambda cls: cls.__name__,
