@@ -9,6 +9,7 @@ from fiml.core.config import Maintenance, Settings
 from fiml.market.service import MarketService, open_market
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import PrincipalStore, SessionStore
+from fiml.sessions.values import check_user_id
 
 if TYPE_CHECKING:  # SQLAlchemy, which few calls need
     from fiml.sessions.analytics import SessionAnalytics
@@ -59,9 +60,10 @@ class Runtime:
         """Statistics over live and ended sessions, as `SessionAnalytics.get_session_stats`; of a principal, its own.
 
         Raises:
+            InvalidInput: the user's id is empty, or can't be one.
             NotPermitted: the user is another one than the principal.
         """
-        user_id = (await self.sessions(principal)).acting_as(user_id)
+        user_id = (await self.sessions(principal)).acting_as(check_user_id(user_id))
         analytics = await self.analytics()
         return await analytics.get_session_stats(user_id=user_id, session_type=session_type, days=days)
 

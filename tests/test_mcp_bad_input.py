@@ -202,7 +202,11 @@ CURSORS = [
 ]
 FILTERS = [
     listing(name, **{name: value}) for name in ("tag", "asset") for value in each(NUL, HALF, HUGE, 5, ["a"], {"a": 1})
-] + [listing("user_id", userId=value) for value in each("", NUL, HALF, HUGE)]
+] + [
+    Bad(tool, {"userId": value}, says=["user_id"])
+    for tool in ("list-sessions", "get-session-analytics")
+    for value in each("", NUL, HALF, HUGE)
+]
 SYMBOLS = [
     *(
         bad

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from fiml.core.config import MarketData, Settings
-from fiml.core.errors import MissingExtra
+from fiml.core.errors import InvalidInput, MissingExtra
 from fiml.mcp.server import build_server
 from fiml.runtime import Runtime, maintaining, open_runtime
 from fiml.sessions.models import SessionType
@@ -34,6 +34,12 @@ async def test_a_server_without_its_market_refuses_to_start(monkeypatch: pytest.
 
     with pytest.raises(MissingExtra, match="live market data"):
         build_server(Runtime(Settings(market_data=MarketData.LIVE)))
+
+
+async def test_statistics_of_a_user_without_a_name_are_nobody_s() -> None:
+    async with open_runtime() as runtime:
+        with pytest.raises(InvalidInput, match="user_id"):
+            await runtime.stats("", None, 30)
 
 
 async def test_the_store_of_a_process_is_one() -> None:
