@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from fiml.core import clock
 from fiml.core.model import Model
-from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer
+from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer, Moment
 from fiml.sessions.models import Session
 
 _DEPTHS = list(Depth)
@@ -39,7 +39,7 @@ class Held(Model):
 
     kind: AssetKind
     depth: Depth
-    looked_at: datetime
+    looked_at: Moment
     compared_with: list[str]
     answer: MarketAnswer
 

@@ -299,6 +299,27 @@ async def test_a_value_of_somebody_else_s_under_the_key_is_as_if_nothing_was_hel
     assert again.cache_hit is True
 
 
+ODD_TIMES = ("2024-12-24T15:30:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00")
+
+
+@pytest.mark.parametrize("odd", ODD_TIMES)
+@pytest.mark.parametrize("place", ["looked_at", "known_at", "fresh_until", "market_time"])
+async def test_an_earlier_answer_with_a_time_that_is_no_moment_is_as_if_nothing_was_held(
+    store: SessionStore, market: MarketService, place: str, odd: str
+) -> None:
+    session = await begin(store)
+    await ask(AAPL, market=market, sessions=store, session_id=session.id)
+    session = await current(store, session)
+    held = session.state.get_intermediate_result(result_key("AAPL"))
+    answer = held["answer"]
+    {"looked_at": held, "market_time": answer["quote"]}.get(place, answer["delivery"]["quote"])[place] = odd
+    await store.update_session(session.id, session)
+
+    again = await ask(AAPL, market=market, sessions=store, session_id=session.id)
+
+    assert (again.cache_hit, again.tracked, again.since_last_look) == (False, True, None)
+
+
 async def test_what_the_user_put_into_the_session_stays(store: SessionStore, market: MarketService) -> None:
     session = await begin(store)
     session.state.update_context("user_preference", "detailed_analysis")

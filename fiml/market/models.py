@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from fiml.core.model import Model
 
@@ -76,6 +76,14 @@ class _Model(Model):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as exc:
+        raise ValueError("UTC is not in the years 1 to 9999") from exc
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Missing = Annotated[dict[str, str], Field(description="field -> why it is null")]
 Fraction = Annotated[float | None, Field(description="fraction: 0.01 is one per cent")]
 
@@ -104,7 +112,7 @@ class Quote(_Model):
     exchange: str | None
     source: str
     as_of: date = Field(description="date of the last bar; every figure is of this day")
-    market_time: datetime | None = Field(None, description="moment of the price, where the source tells it")
+    market_time: Moment | None = Field(None, description="moment of the price, where the source tells it")
     adjustment: Adjustment
     change: float | None = Field(description="price minus previous_close, in `currency`")
     change_percent: float | None = Field(description="change against previous_close: 1 is one per cent")
@@ -189,8 +197,8 @@ class Delivery(_Model):
     """How one part of an answer got here."""
 
     layer: Literal["provider", "l1", "l2"] = Field(description="who answered: the provider, or which cache")
-    known_at: datetime = Field(description="when it was learnt from the provider")
-    fresh_until: datetime | None = Field(description="until when it is current; null: always, as history is")
+    known_at: Moment = Field(description="when it was learnt from the provider")
+    fresh_until: Moment | None = Field(description="until when it is current; null: always, as history is")
     is_stale: bool = Field(description="the provider failed, and this is its last answer")
     age_seconds: int = Field(description="since known_at")
 
