@@ -13,7 +13,16 @@ import structlog
 from pydantic import Field
 
 from fiml.core import clock
-from fiml.core.errors import CorruptRecord, FimlError, InvalidInput, NotSupported, SessionFull, Unavailable, echo
+from fiml.core.errors import (
+    CorruptRecord,
+    FimlError,
+    InvalidInput,
+    NotSupported,
+    SessionFull,
+    Unavailable,
+    Unconfirmed,
+    echo,
+)
 from fiml.core.model import Model
 from fiml.looks import Held, SinceLastLook, as_deep_as, held_in, holding, result_key, since
 from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer
@@ -82,7 +91,7 @@ class Answer(Model):
     layer: str = Field("provider", description="who answered: the session, a cache (l1, l2) or the provider")
     tracked: bool = False
     record_id: UUID | None = Field(None, description="of the query in the session's history, to be cited")
-    reason: str | None = Field(None, description="why the question is not in a session's history")
+    reason: str | None = Field(None, description="why the question is not in a session's history, or may be lost")
     session_id: UUID | None = None
     total_queries: int | None = None
     since_last_look: SinceLastLook | None = None
@@ -273,6 +282,8 @@ async def _record_failure(
     try:
         async with _store_limit(timeout_s - elapsed_ms / 1000 + RECORD_TIMEOUT_S):
             await sessions.record_query(session.id, query)
+    except Unconfirmed as exc:
+        _log.warning("failed_query_unconfirmed", session_id=str(session.id), reason=str(exc))
     except _UNTRACKABLE as exc:
         # The caller is told of the failure itself; that it stands in no history is for the log.
         _log.warning("failed_query_not_recorded", session_id=str(session.id), reason=str(exc))
@@ -289,6 +300,8 @@ async def _track(answer: Answer, query: QueryRecord, sessions: SessionVerbs, kep
                 context={"last_symbol": symbol, "last_query_type": query.query_type},
                 intermediate_results={result_key(symbol): kept.model_dump(mode="json")},
             )
+    except Unconfirmed as exc:  # it is in the history, whose totals nobody told
+        return answer.model_copy(update={"tracked": True, "record_id": query.id, "reason": str(exc)})
     except _UNTRACKABLE as exc:
         return answer.model_copy(update={"reason": str(exc)})
     return answer.model_copy(update={"tracked": True, "record_id": query.id, "total_queries": totals.total_queries})

@@ -4,10 +4,18 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 
+from fiml.analysis import Question, ask
 from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, Unavailable, Unconfirmed
-from fiml.sessions.models import SessionType
+from fiml.market.models import Depth, Instrument, Quote
+from fiml.market.providers.sample import SampleProvider
+from fiml.market.service import MarketService
+from fiml.sessions.backends.base import WriteResult
+from fiml.sessions.models import QueryTotals, SessionType
+from fiml.sessions.rights import Caller
+from fiml.sessions.smart_ttl import METADATA_KEY, live_on
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import existing
@@ -49,6 +57,61 @@ async def test_too_few_replicas_are_said_and_the_write_is_there(watched: Watched
     assert isinstance(caught.value, Unavailable)
     assert [each.id for each in found.state.history.queries] == [query.id]
     assert [each.id for each in again.state.history.queries] == [query.id]
+
+
+async def test_a_question_that_too_few_replicas_have_is_tracked_and_says_so(
+    watched: Watched, deployment: Deployment
+) -> None:
+    market = MarketService(SampleProvider())
+    async with SessionStore(confirming(watched, deployment, 1)) as careful:
+        session = await careful.create_session(["AAPL"], SessionType.EQUITY)
+        async with SessionStore(confirming(watched, deployment, 2)) as store:
+            answer = await ask(Question(symbol="AAPL"), market=market, sessions=store, session_id=session.id)
+        [query] = (await existing(careful, session.id)).state.history.queries
+
+    assert (answer.tracked, answer.record_id, answer.total_queries) == (True, query.id, None)
+    assert "1 of 2 replicas have it" in (answer.reason or "")
+
+
+class Closed(SampleProvider):
+    """A market that is away."""
+
+    async def quote(self, instrument: Instrument) -> Quote:
+        raise Unavailable("the market", f"closed for {instrument.symbol}")
+
+
+async def test_a_failed_question_that_too_few_replicas_have_is_logged_as_such(
+    watched: Watched, deployment: Deployment
+) -> None:
+    question = Question(symbol="AAPL", depth=Depth.QUICK)
+    async with SessionStore(confirming(watched, deployment, 1)) as careful:
+        session = await careful.create_session(["AAPL"], SessionType.EQUITY)
+        async with SessionStore(confirming(watched, deployment, 2)) as store:
+            with capture_logs() as logs, pytest.raises(Unavailable, match="closed for AAPL"):
+                await ask(question, market=MarketService(Closed()), sessions=store, session_id=session.id)
+        [query] = (await existing(careful, session.id)).state.history.queries
+
+    assert query.error == "unavailable"
+    assert [line["event"] for line in logs] == ["failed_query_unconfirmed"]
+
+
+async def test_an_extension_that_too_few_replicas_have_is_one(
+    watched: Watched, deployment: Deployment, clock: FrozenClock
+) -> None:
+    """The write before it was confirmed: a replica left in between."""
+    async with SessionStore(confirming(watched, deployment, 1)) as careful:
+        session = await careful.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=24)
+        clock.advance(hours=23)
+        written = WriteResult(session.version, 0, session.expires_at, QueryTotals(), is_new_version=True)
+        async with SessionStore(confirming(watched, deployment, 2)) as store:
+            backend = store._backend
+            with capture_logs() as logs:
+                extended = await live_on(backend, store.settings, session.id, written, caller=Caller(None))
+        found = await existing(careful, session.id)
+
+    assert METADATA_KEY in found.state.metadata
+    assert (extended.version, extended.expires_at) == (found.version, found.expires_at)
+    assert [line["event"] for line in logs] == ["session_extension_unconfirmed"]
 
 
 async def test_what_is_unconfirmed_on_a_cluster_is_whole(deployment: Deployment) -> None:

@@ -6,6 +6,7 @@ expiry stays within it. What was done stands in the metadata, under `fiml.smart_
 """
 
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -13,7 +14,7 @@ import structlog
 
 from fiml.core import clock
 from fiml.core.config import Settings
-from fiml.core.errors import CorruptRecord, FimlError, NotPermitted, SessionConflict, SessionExpired
+from fiml.core.errors import CorruptRecord, FimlError, NotPermitted, SessionConflict, SessionExpired, Unconfirmed
 from fiml.sessions.backends.base import Backend, WriteResult, WriteRules
 from fiml.sessions.changes import Change
 from fiml.sessions.damage import DAMAGE
@@ -46,6 +47,9 @@ async def live_on(
         return await _extend(backend, settings, session_id, result, expires_at, caller) or result
     except (SessionConflict, SessionExpired, NotPermitted):
         return result  # somebody else wrote to it in between, and extends it, has ended it, or has taken it back
+    except Unconfirmed as exc:
+        _log.warning("session_extension_unconfirmed", session_id=str(session_id), problem=str(exc))
+        return replace(result, version=result.version + 1, expires_at=expires_at)
     except FimlError as exc:
         _log.warning("session_not_extended", session_id=str(session_id), problem=str(exc))
         return result
