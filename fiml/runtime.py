@@ -76,9 +76,11 @@ class Runtime:
 
     async def close(self) -> None:
         """Let go of everything."""
-        if self._market is not None:
-            await self._market.aclose()
-        await self._store.shutdown()
+        try:
+            if self._market is not None:
+                await self._market.aclose()
+        finally:
+            await self._store.shutdown()
 
 
 @asynccontextmanager

@@ -5,7 +5,9 @@ import asyncio
 import pytest
 
 from fiml.core.config import MarketData, Settings
-from fiml.core.errors import InvalidInput, MissingExtra
+from fiml.core.errors import InvalidInput, MissingExtra, Unavailable
+from fiml.market.providers.sample import SampleProvider
+from fiml.market.service import MarketService
 from fiml.mcp.server import build_server
 from fiml.runtime import Runtime, maintaining, open_runtime
 from fiml.sessions.models import SessionType
@@ -34,6 +36,22 @@ async def test_a_server_without_its_market_refuses_to_start(monkeypatch: pytest.
 
     with pytest.raises(MissingExtra, match="live market data"):
         build_server(Runtime(Settings(market_data=MarketData.LIVE)))
+
+
+class Stuck(SampleProvider):
+    """A market that can't be closed."""
+
+    async def aclose(self) -> None:
+        raise OSError("stuck")
+
+
+async def test_the_store_is_shut_down_though_the_market_cannot_be_closed() -> None:
+    with pytest.raises(OSError, match="stuck"):
+        async with open_runtime(market=MarketService(Stuck())) as runtime:
+            store = await runtime.store()
+
+    with pytest.raises(Unavailable, match="it is not open"):
+        await store.list_user_sessions(None)
 
 
 async def test_statistics_of_a_user_without_a_name_are_nobody_s() -> None:
