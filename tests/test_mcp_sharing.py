@@ -1,16 +1,19 @@
 """Sharing through the MCP door, each caller with a token of its own. A call here that goes through is a break-in."""
 
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from fiml.core.clock import to_iso
 from fiml.core.config import Settings
 from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock
 from tests.support.issuer import Issuer
-from tests.support.mcp_client import Caller
+from tests.support.mcp_client import Caller, door
 from tests.test_mcp_tokens import everything_on, guarded
 
 WRITES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -140,3 +143,23 @@ async def test_the_trail_names_who_called_also_an_admin(tmp_path: Path, issuer: 
         trail = await store.get_audit_trail(session_id)
 
     assert [(each.by, each.did) for each in trail] == [("ann", "create"), ("ann", "record"), ("root", "archive")]
+
+
+@pytest.mark.parametrize(("max_hours", "hours"), [(5, 5), (168, 24)])
+async def test_hours_that_are_left_out_are_within_the_maximum(
+    sqlite_settings: Settings, clock: FrozenClock, max_hours: int, hours: int
+) -> None:
+    settings = sqlite_settings.model_copy(update={"session_default_ttl_hours": 1, "session_max_ttl_hours": max_hours})
+    async with door(settings) as caller:
+        schemas = {tool.name: tool.input_schema["properties"] for tool in (await caller.client.list_tools()).tools}
+        session_id = await caller.create()
+        extended = await caller.answer("extend-session", sessionId=session_id)
+        shared = await caller.answer("share-session", sessionId=session_id)
+        code = await (await caller.runtime.store()).create_share_code(session_id)
+
+    until = clock.now() + timedelta(hours=hours)
+    assert schemas["extend-session"]["hours"]["default"] == hours
+    assert schemas["share-session"]["codeHours"]["default"] == hours
+    assert extended["time_remaining_hours"] == min(hours + 1, max_hours)
+    assert [each["expires_at"] for each in shared["open_codes"]] == [to_iso(until)]
+    assert code.expires_at == until

@@ -14,6 +14,7 @@ from fiml.mcp.results import Result
 from fiml.mcp.tooling import make_tool, sessions_of
 from fiml.runtime import Runtime
 from fiml.sessions.rights import ShareCode
+from fiml.sessions.sharing import DEFAULT_CODE_HOURS
 from fiml.sessions.values import parse_session_id
 from fiml.sessions.verbs import SessionVerbs
 
@@ -54,7 +55,7 @@ class SharingTools:
         sessionId: args.SessionId,
         withUser: args.WithUser = None,
         role: args.ShareRole = "viewer",
-        codeHours: args.CodeHours = 24,
+        codeHours: args.CodeHours = DEFAULT_CODE_HOURS,
         revokeCode: args.RevokeCode = None,
         redeemCode: args.RedeemCode = None,
     ) -> SharedSession:
@@ -104,7 +105,10 @@ async def _as_owner(sessions: SessionVerbs, session_id: UUID, code: ShareCode | 
 def sharing_tools(runtime: Runtime) -> list[Tool]:
     """The tool of sharing."""
     tools = SharingTools(runtime)
-    return [make_tool(tools.share_session, "Share session", SHARE_TEXT, kind="adds")]
+    code_hours = min(DEFAULT_CODE_HOURS, runtime.settings.session_max_ttl_hours)
+    return [
+        make_tool(tools.share_session, "Share session", SHARE_TEXT, kind="adds", defaults={"codeHours": code_hours})
+    ]
 
 
 SHARE_TEXT = (

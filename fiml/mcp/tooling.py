@@ -1,7 +1,9 @@
 """How a method becomes a tool: its result as compact JSON, fiml's errors as tool errors."""
 
 import functools
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from mcp.server.mcpserver.tools import Tool
@@ -15,6 +17,7 @@ from fiml.mcp.refusals import refuse, with_refusals
 from fiml.runtime import Runtime
 from fiml.sessions.store import PrincipalStore
 
+_Answer = Callable[..., Awaitable[CallToolResult]]
 Kind = Literal["reads", "adds", "asks"]
 _SCOPES = {"reads": Scope.SESSIONS_READ, "adds": Scope.SESSIONS_WRITE, "asks": Scope.MARKET_READ}
 
@@ -26,10 +29,14 @@ def make_tool(
     *,
     kind: Kind,
     is_open_world: bool = False,
+    defaults: Mapping[str, int] = MappingProxyType({}),
 ) -> Tool:
-    """The tool named after a method; `is_open_world` where it may ask a market's provider."""
+    """The tool named after a method; `is_open_world` where it may ask a market's provider.
+
+    `defaults` of arguments, which settings bound, take the place of those in the method's signature.
+    """
     tool = Tool.from_function(
-        _answering(method, _SCOPES[kind]),
+        _with_defaults(_answering(method, _SCOPES[kind]), defaults),
         name=method.__name__.replace("_", "-"),
         title=title,
         description=description,
@@ -51,7 +58,14 @@ async def sessions_of(runtime: Runtime) -> PrincipalStore:
     return await runtime.sessions(principal.owner, name=principal.user_id)
 
 
-def _answering(method: Callable[..., Awaitable[BaseModel]], scope: Scope) -> Callable[..., Awaitable[CallToolResult]]:
+def _with_defaults(answer: _Answer, defaults: Mapping[str, int]) -> _Answer:
+    signature = inspect.signature(answer)
+    changed = [each.replace(default=defaults.get(each.name, each.default)) for each in signature.parameters.values()]
+    answer.__signature__ = signature.replace(parameters=changed)  # type: ignore[attr-defined]  # what inspect reads
+    return answer
+
+
+def _answering(method: Callable[..., Awaitable[BaseModel]], scope: Scope) -> _Answer:
     """The method with its result as compact JSON, and fiml's errors as tool errors."""
 
     @functools.wraps(method)

@@ -27,6 +27,8 @@ from fiml.mcp.tooling import make_tool, sessions_of
 from fiml.runtime import Runtime
 from fiml.sessions.values import parse_session_id
 
+EXTENSION_HOURS = 24
+
 
 class SessionTools:
     """The seven tools over one runtime, each call in the name of its principal."""
@@ -87,7 +89,7 @@ class SessionTools:
         lines = [SessionLine.of(summary) for summary in page]
         return SessionList(sessions=lines, next_cursor=page.next_cursor, partial=page.partial)
 
-    async def extend_session(self, sessionId: args.SessionId, hours: args.Hours = 24) -> ExtendedSession:
+    async def extend_session(self, sessionId: args.SessionId, hours: args.Hours = EXTENSION_HOURS) -> ExtendedSession:
         session = await (await sessions_of(self._runtime)).extend_session(sessionId, hours)
         return ExtendedSession(
             session_id=session.id, expires_at=session.expires_at, time_remaining_hours=remaining_hours(session)
@@ -151,7 +153,13 @@ def session_tools(runtime: Runtime) -> list[Tool]:
         make_tool(tools.create_analysis_session, "Create analysis session", create_text, kind="adds"),
         make_tool(tools.get_session_info, "Get session info", GET_TEXT, kind="reads"),
         make_tool(tools.list_sessions, "List sessions", LIST_TEXT, kind="reads"),
-        make_tool(tools.extend_session, "Extend session", _extend_text(runtime.settings), kind="adds"),
+        make_tool(
+            tools.extend_session,
+            "Extend session",
+            _extend_text(runtime.settings),
+            kind="adds",
+            defaults={"hours": min(EXTENSION_HOURS, runtime.settings.session_max_ttl_hours)},
+        ),
         make_tool(tools.get_session_analytics, "Get session analytics", STATS_TEXT, kind="reads"),
         make_tool(tools.search_by_symbol, "Search by symbol", SYMBOL_TEXT, kind="asks", is_open_world=is_open),
         make_tool(tools.search_by_coin, "Search by coin", COIN_TEXT, kind="asks", is_open_world=is_open),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fiml.sessions.backends.base import Backend
 
 MAX_CODE_CHARACTERS: Final = 100
+DEFAULT_CODE_HOURS: Final = 24
 
 
 class SharingVerbs:
@@ -63,15 +64,19 @@ class SharingVerbs:
         await self._share(values.parse_session_id(session_id), take_back(_named(user_id)))
 
     async def create_share_code(
-        self, session_id: UUID | str, role: Role | str = Role.VIEWER, hours: int = 24
+        self, session_id: UUID | str, role: Role | str = Role.VIEWER, hours: int | None = None
     ) -> ShareCode:
         """A code that gives a role to the first who redeems it within `hours`. It is shown only now.
+
+        Left out, they are 24, or the maximum TTL where that is less.
 
         Raises:
             InvalidInput: the role is unknown, the hours are out of bounds, or 20 codes are open already.
         """
         parsed = values.parse_session_id(session_id)
-        lasting = values.check_hours(hours, "hours", max_hours=self.settings.session_max_ttl_hours)
+        max_hours = self.settings.session_max_ttl_hours
+        given = min(DEFAULT_CODE_HOURS, max_hours) if hours is None else hours
+        lasting = values.check_hours(given, "hours", max_hours=max_hours)
         change, code = new_code(Role.parse(role), clock.now() + timedelta(hours=lasting))
         await self._share(parsed, change)
         return code
