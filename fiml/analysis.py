@@ -291,14 +291,14 @@ async def _record_failure(
 
 async def _track(answer: Answer, query: QueryRecord, sessions: SessionVerbs, kept: Held, timeout_s: float) -> Answer:
     assert answer.session_id is not None  # noqa: S101 - only a question within a session is tracked
-    symbol = kept.answer.quote.symbol
+    quote = kept.answer.quote
     try:
         async with _store_limit(timeout_s):
             totals = await sessions.record_query(
                 answer.session_id,
                 query,
-                context={"last_symbol": symbol, "last_query_type": query.query_type},
-                intermediate_results={result_key(symbol): kept.model_dump(mode="json")},
+                context={"last_symbol": quote.symbol, "last_query_type": query.query_type},
+                intermediate_results={result_key(quote): kept.model_dump(mode="json")},
             )
     except Unconfirmed as exc:  # it is in the history, whose totals nobody told
         return answer.model_copy(update={"tracked": True, "record_id": query.id, "reason": str(exc)})

@@ -8,8 +8,9 @@ from pydantic import Field, ValidationError
 
 from fiml.core import clock
 from fiml.core.model import Model
-from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer, Moment
+from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer, Moment, Quote
 from fiml.sessions.models import Session
+from fiml.sessions.values import ANSWER_PREFIX
 
 _DEPTHS = list(Depth)
 _SECTIONS = ("quote", "technicals", "fundamentals")
@@ -69,14 +70,15 @@ class Held(Model):
         return is_deep_enough and is_compared and self.is_current(depth)
 
 
-def result_key(symbol: str) -> str:
-    """Under which key of the intermediate results a session keeps its last answer on a symbol."""
-    return f"answer:{symbol}"
+def result_key(of: Instrument | Quote) -> str:
+    """Under which key of the intermediate results a session keeps its last answer on an instrument."""
+    place = f"/{of.currency}@{of.exchange}" if of.kind is AssetKind.COIN else ""
+    return f"{ANSWER_PREFIX}{of.symbol}{place}"
 
 
 def held_in(session: Session, instrument: Instrument, *, is_sample: bool) -> Held | None:
     """What the session holds on an instrument; the sample's figures never meet live ones."""
-    stored = session.state.get_intermediate_result(result_key(instrument.symbol))
+    stored = session.state.get_intermediate_result(result_key(instrument))
     if stored is None:
         return None
     try:

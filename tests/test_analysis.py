@@ -18,12 +18,12 @@ from fiml.core.errors import (
     SymbolNotFound,
     Unavailable,
 )
-from fiml.looks import result_key
 from fiml.market.models import AssetKind, Depth, Instrument, Quote
 from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
+from fiml.sessions.values import ANSWER_PREFIX
 from fiml.testing import FrozenClock, open_temporary_store
 from fiml.testing.conformance.suite import OpenStore
 from tests.support.deployment import Deployment
@@ -289,7 +289,7 @@ async def test_a_value_of_somebody_else_s_under_the_key_is_as_if_nothing_was_hel
     store: SessionStore, market: MarketService, stranger: object
 ) -> None:
     session = await begin(store)
-    session.state.store_intermediate_result(result_key("AAPL"), stranger)
+    session.state.store_intermediate_result(ANSWER_PREFIX + "AAPL", stranger)
     await store.update_session(session.id, session)
 
     answer = await ask(AAPL, market=market, sessions=store, session_id=session.id)
@@ -310,7 +310,7 @@ async def test_an_earlier_answer_with_a_time_that_is_no_moment_is_as_if_nothing_
     session = await begin(store)
     await ask(AAPL, market=market, sessions=store, session_id=session.id)
     session = await current(store, session)
-    held = session.state.get_intermediate_result(result_key("AAPL"))
+    held = session.state.get_intermediate_result(ANSWER_PREFIX + "AAPL")
     answer = held["answer"]
     {"looked_at": held, "market_time": answer["quote"]}.get(place, answer["delivery"]["quote"])[place] = odd
     await store.update_session(session.id, session)

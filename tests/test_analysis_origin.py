@@ -139,11 +139,13 @@ class Exchanges(SampleProvider):
         if kind is AssetKind.EQUITY and symbol == "ETH":
             kind, symbol = AssetKind.EQUITY, "KO"
         found = await super().instrument(symbol, kind, market=market)
-        return found if exchange is None else found.model_copy(update={"exchange": exchange})
+        named = {} if exchange is None else {"exchange": exchange}
+        return found.model_copy(update={**named, "currency": pair})
 
     async def quote(self, instrument: Instrument) -> Quote:
         quote = await super().quote(instrument)
-        return quote.model_copy(update={"exchange": instrument.exchange})
+        place = {"exchange": instrument.exchange, "currency": instrument.currency}
+        return quote.model_copy(update={"source": self.source, **place})
 
 
 async def test_the_same_coin_on_another_exchange_is_another_first_look(store: SessionStore) -> None:
@@ -157,6 +159,18 @@ async def test_the_same_coin_on_another_exchange_is_another_first_look(store: Se
     answer = await ask(on("bitstamp"), market=market, sessions=store, session_id=session.id)
 
     assert (answer.market.quote.exchange, answer.cache_hit, answer.since_last_look) == ("bitstamp", False, None)
+
+
+async def test_each_market_of_a_coin_has_an_earlier_look_of_its_own(store: SessionStore) -> None:
+    session = await store.create_session(["BTC"], "crypto")
+    market = MarketService(Exchanges())
+    places = [{"exchange": "kraken"}, {"exchange": "bitstamp"}, {"exchange": "kraken", "pair": "EUR"}]
+    questions = [Question(symbol="BTC", kind=AssetKind.COIN, depth=Depth.QUICK, **place) for place in places]
+
+    answers = [await ask(question, market=market, sessions=store, session_id=session.id) for question in questions * 2]
+
+    assert [each.since_last_look is not None for each in answers] == [False] * 3 + [True] * 3
+    assert [each.market.quote.exchange for each in answers] == ["kraken", "bitstamp", "kraken"] * 2
 
 
 async def test_a_coin_is_compared_with_coins_though_an_equity_has_the_symbol(store: SessionStore) -> None:

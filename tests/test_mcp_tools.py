@@ -193,7 +193,7 @@ async def test_the_context_accumulates_with_the_questions(sqlite_settings: Setti
     assert state.get_context("last_symbol") == "BTC"
     held = state.get_intermediate_result("answer:AAPL")
     assert held["answer"]["quote"]["price"] == 173.93
-    assert state.get_intermediate_result("answer:BTC")["answer"]["technicals"] is None
+    assert state.get_intermediate_result("answer:BTC/USD@Bitstamp")["answer"]["technicals"] is None
 
 
 async def test_an_asset_outside_the_sample_is_named_with_the_reason(sqlite_settings: Settings) -> None:

@@ -20,7 +20,7 @@ from uuid import UUID
 from fiml.core import clock
 from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.notes import Note, is_note, notes_in
-from fiml.sessions.values import check_whole
+from fiml.sessions.values import ANSWER_PREFIX, check_whole
 
 BYTES_PER_TOKEN = 4
 MIN_TOKENS = 300
@@ -33,7 +33,6 @@ _NOTES_SHARE = 0.4
 _ENTRIES_SHARE = 0.2
 _SHORTEST_LINE = len('{"id":"","text":""},')
 _SHORTEST_RECORD = _SHORTEST_LINE + len("01234567-89ab-cdef-0123-456789abcdef2024-12-24T15:30:00Z p: ")
-_ANSWER_PREFIX = "answer:"
 _KEY_FIGURES = ("price", "pe_ratio", "market_cap", "rsi_14")
 
 
@@ -173,7 +172,7 @@ def _entry_lines(session: Session) -> list[Offer]:
         "preferences": state.preferences,
         "context": {key: value for key, value in state.context.items() if not is_note(key, value)},
         "intermediate_results": {
-            key: value for key, value in state.intermediate_results.items() if not key.startswith(_ANSWER_PREFIX)
+            key: value for key, value in state.intermediate_results.items() if not key.startswith(ANSWER_PREFIX)
         },
     }
     return [

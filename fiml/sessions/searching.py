@@ -20,7 +20,7 @@ import msgspec
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions.records import Header, SessionRecord
 from fiml.sessions.sealed import PREFIX
-from fiml.sessions.values import check_text
+from fiml.sessions.values import ANSWER_PREFIX, check_text
 
 MAX_TEXT_CHARACTERS = 500
 MAX_WORDS = 20
@@ -41,7 +41,6 @@ _FIGURE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}(?::[A-Z0-9.^=/-]{1,32})?")
 _WORD = re.compile(r"[^\W_]+")
 _BLANKED = "".join(letter if letter.isalnum() else " " for letter in map(chr, range(128)))
 _WANTED = re.compile(r"[^\W_]+\*?")
-_ANSWER_PREFIX = "answer:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +153,7 @@ def words_of(record: SessionRecord) -> set[str]:
     for entries in record.entries.values():
         for key, text in entries.items():
             # The market's last answers are left out: their records say the same.
-            if not key.startswith(_ANSWER_PREFIX):
+            if not key.startswith(ANSWER_PREFIX):
                 words |= _words([key, *_texts(msgspec.json.decode(text))])
     for query in msgspec.json.decode(record.history):
         if isinstance(query, dict):

@@ -27,6 +27,8 @@ MAX_MAPS_BYTES = 4 * 1024 * 1024
 # PostgreSQL keeps at most 256 MiB in one JSONB value.
 MAX_HISTORY_BYTES = 128 * 1024 * 1024
 MAX_INTEGER_DIGITS = 1000
+# Of the intermediate results under such keys, which are the market's last answers, the records say the same.
+ANSWER_PREFIX = "answer:"
 # What an encrypted value may take: an accepted one, a query's three parts together, always fits.
 STORED_VALUE_BYTES = 2 * 1024 * 1024
 # 32 years: no session's times add up to an infinity.
