@@ -68,11 +68,19 @@ class Question:
         object.__setattr__(self, "depth", _choice("depth", self.depth, Depth))
 
     def parameters(self, instrument: Instrument | None) -> dict[str, Any]:
-        """What the record of the query says was asked; without an instrument, as it was asked."""
-        symbol = self.symbol.strip().upper() if instrument is None else instrument.symbol
-        exchange = self.exchange if instrument is None else instrument.exchange
-        place = {"exchange": exchange, "pair": self.pair} if self.kind is AssetKind.COIN else {"market": self.market}
+        """What the record of the query says was asked, in one spelling; without an instrument, as far as it goes."""
+        symbol = _folded(self.symbol) if instrument is None else instrument.symbol
+        if self.kind is AssetKind.COIN:
+            exchange = self.exchange if instrument is None else instrument.exchange
+            pair = _folded(self.pair) if instrument is None else instrument.currency
+            place = {"exchange": exchange, "pair": pair}
+        else:
+            place = {"market": _folded(self.market)}
         return {"symbol": symbol, **place, "depth": self.depth.value}
+
+
+def _folded(name: str) -> str:
+    return name.strip().upper()
 
 
 def _choice(field: str, value: object, choices: type[Choice]) -> Choice:

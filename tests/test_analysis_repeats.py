@@ -17,7 +17,7 @@ from fiml.market.service import MarketService
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import open_temporary_store
-from fiml.testing.conformance.suite import OpenStore
+from fiml.testing.conformance.suite import OpenStore, existing
 from tests.support.mcp_client import door
 
 AAPL = Question(symbol="AAPL", depth=Depth.QUICK)
@@ -102,6 +102,30 @@ async def test_the_id_of_another_question_is_refused_and_records_nothing(
         kept = await recorded(store, session)
 
     assert kept == [record_id]
+
+
+@pytest.mark.parametrize(
+    ("question", "spellings"),
+    [
+        (AAPL, [{"market": "us"}, {"market": " Us "}, {"symbol": " aapl"}]),
+        (BTC, [{"pair": "usd"}, {"pair": " Usd "}, {"exchange": "BITSTAMP"}, {"symbol": "btc "}]),
+    ],
+    ids=["stock", "coin"],
+)
+async def test_a_question_in_another_spelling_is_the_same_one(
+    open_store: OpenStore, market: MarketService, question: Question, spellings: list[dict[str, Any]]
+) -> None:
+    record_id = uuid4()
+    async with open_store() as store:
+        session = await begin(store)
+        for spelling in ({}, *spellings):
+            asked = replace(question, **spelling)
+            for name in (record_id, uuid4()):
+                await ask(asked, market=market, sessions=store, session_id=session.id, record_id=name)
+        history = (await existing(store, session.id)).state.history
+
+    assert history.total_queries == len(spellings) + 2
+    assert len({tuple(query.parameters.items()) for query in history.queries}) == 1
 
 
 async def test_far_back_in_a_history_an_id_still_records_nothing_twice(
