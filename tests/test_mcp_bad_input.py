@@ -250,11 +250,12 @@ TWO_NAMES = [
 ]
 NULL = "is the text 'null'"
 TEXT_FOR_NULL = [
-    searching(NULL, sessionId="null"),
-    coin(NULL, sessionId=" null "),
-    coin(NULL, exchange="null"),
-    *(creating(NULL, **{name: "null"}) for name in ("userId", "title", "tags", "ttlHours")),
-    *(listing(NULL, **{name: "null"}) for name in ("userId", "cursor", "sessionType", "tag", "asset")),
+    searching("'null' is malformed", "invalid_session_id", sessionId="null"),
+    coin("' null ' is malformed", "invalid_session_id", sessionId=" null "),
+    coin("'null' is not available", exchange="null"),
+    *(creating(NULL, **{name: "null"}) for name in ("tags", "ttlHours")),
+    listing(NULL, sessionType=" null "),
+    listing("next_cursor of the page before", cursor="null"),
 ]
 UNKNOWN_TOOLS = [
     Bad(name, {}, "unknown_tool", ["create-analysis-session", "search-by-coin"])

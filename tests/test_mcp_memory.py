@@ -8,6 +8,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import PromptReference, ResourceTemplateReference, TextContent, TextResourceContents
 
 from fiml.core.config import Settings
+from fiml.sessions.notes import notes_in
 from fiml.testing import FrozenClock
 from tests.support.mcp_client import ERAS, Door, door, tokens
 
@@ -230,3 +231,23 @@ async def test_the_ids_of_sessions_are_completed(sqlite_settings: Settings) -> N
             nothing = await caller.client.complete(reference, {"name": name, "value": "zzz"})
             assert completed.completion.values == [session_id]
             assert nothing.completion.values == []
+
+
+JSON_TEXTS = ('{"decision":"hold"}', '["Q3"]', "null", "12", '"quoted"', "true")
+
+
+@pytest.mark.parametrize("text", JSON_TEXTS)
+async def test_a_text_that_happens_to_be_json_is_taken_as_it_is(sqlite_settings: Settings, text: str) -> None:
+    async with door(sqlite_settings) as caller:
+        session_id = await caller.create(title=text, userId=text, tags=[text])
+        await caller.answer("update-session-context", sessionId=session_id, note=text, conclusion=text)
+        listed = await caller.answer("list-sessions", userId=text, tag=text)
+        none = await caller.answer("list-sessions", asset=text)
+        stats = await caller.answer("get-session-analytics", userId=text)
+        session = await caller.session(session_id)
+
+    assert (session.title, session.user_id) == (text, text)
+    assert [note.text for note in notes_in(session.state.context)] == [text, text]
+    assert [each["session_id"] for each in listed["sessions"]] == [session_id]
+    assert none["sessions"] == []
+    assert stats["total_sessions"] == 1

@@ -4,9 +4,10 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel
 
@@ -47,9 +48,19 @@ def make_tool(
             open_world_hint=is_open_world,
         ),
     )
+    tool.fn_metadata = _TextsAsGiven(**dict(tool.fn_metadata))
     assert tool.fn_metadata.output_schema is not None  # noqa: S101 - every method returns a model
     tool.fn_metadata.output_schema = with_refusals(tool.fn_metadata.output_schema)
     return tool
+
+
+class _TextsAsGiven(FuncMetadata):
+    """Takes a text as it was given where a text may stand: the SDK would read a note that happens to be JSON."""
+
+    def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
+        fields = self.arg_model.model_fields
+        texts = {name for name, field in fields.items() if str in get_args(field.annotation)}
+        return super().pre_parse_json(data) | {name: data[name] for name in texts & data.keys()}
 
 
 async def sessions_of(runtime: Runtime) -> PrincipalStore:
