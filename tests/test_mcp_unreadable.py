@@ -40,8 +40,20 @@ def exchange(*lines: str) -> list[dict[str, Any]]:
         r'{"assets":["AAPL"],"sessionType":"equity","title":"\ud800"}',
         '{"assets":["AAPL"],"sessionType":"equity","ttlHours":1' + "0" * 5000 + "}",
         '{"assets":["AAPL"],"sessionType":"equity","title":' + "[" * 300 + "]" * 300 + "}",
+        '{"assets":["AAPL"],"sessionType":"equity","title":' + "[" * 5000 + "]" * 5000 + "}",
+        '{"assets":["AAPL"],"sessionType":"equity","context":' + '{"id":' * 5000 + "1" + "}" * 5000 + "}",
+        '{"assets":["AAPL"],"sessionType":"equity",}',
+        '{"assets":["AAPL"],"title":"\\"id\\":9, {[","sessionType":equity}',
     ],
-    ids=["half a character", "a very long integer", "deep nesting"],
+    ids=[
+        "half a character",
+        "a very long integer",
+        "deep nesting",
+        "very deep nesting",
+        "very deep objects",
+        "a comma too many",
+        "a bare word",
+    ],
 )
 def test_a_call_that_cant_be_read_is_a_tool_error_and_the_server_goes_on(arguments: str) -> None:
     readable = '{"assets":["AAPL"],"sessionType":"equity"}'
@@ -62,3 +74,30 @@ def test_another_request_that_cant_be_read_is_a_parse_error() -> None:
 
     assert answer["id"] == 3
     assert answer["error"]["code"] == -32700
+
+
+DEEP = "[" * 2000 + "]" * 2000
+
+
+@pytest.mark.parametrize(
+    ("line", "request_id"),
+    [
+        ('{"jsonrpc":"2.0","id":3,"method":"prompts/list","params":{"cursor":' + DEEP + "}}", 3),
+        ('{"jsonrpc":"2.0","method":"prompts/list","params":{"cursor":' + DEEP + '},"id":"a"}', "a"),
+        ('{"jsonrpc":"2.0","id":3,"method":"prompts/list","params":{"id":4}', 3),
+        ('{"jsonrpc":"2.0","method":"tools/call","params":{"id":4,}}', None),
+        ('{"jsonrpc":"2.0","method":"tools/call","params":[{"id":4],"id":5}', None),
+        ('{"jsonrpc":"2.0","id":"cut off', None),
+        (r'{"jsonrpc":"2.0","id":"\ud800","method":"tools/call"}', None),
+        ('{"jsonrpc":"2.0","id":1e999,"method":"tools/call",}', None),
+        ("no JSON at all", None),
+        ("{", None),
+    ],
+)
+def test_what_is_no_json_is_a_parse_error_with_the_id_where_it_can_be_found(line: str, request_id: object) -> None:
+    blank, pong = " ", '{"jsonrpc":"2.0","id":8,"method":"ping"}'
+
+    answer, alive = exchange(line, f"{blank}\n{pong}")
+
+    assert (answer["id"], answer["error"]["code"]) == (request_id, -32700)
+    assert alive["id"] == 8

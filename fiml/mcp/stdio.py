@@ -1,10 +1,11 @@
 """The stdio transport, which answers every request, also one that can't be read.
 
 The SDK passes over a line that isn't JSON to its parser (half a character, an integer of thousands of digits, three
-hundred brackets), and the client waits for ever.
+hundred brackets, a comma too many), and the client waits for ever.
 """
 
 import json
+import re
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +18,9 @@ from pydantic import ValidationError
 from fiml.mcp.refusals import refuse_unreadable
 
 _MAX_DIGITS = 18
+_TOKEN = re.compile(r"""\s*("(?:[^"\\]++|\\.)*+"|[][{},:]|[^][{},:"\s]++)""")
+_CLOSING = {"{": "}", "[": "]"}
+_NAMES = {'"id"', '"method"'}
 
 
 async def run_on_stdio(server: MCPServer[None]) -> None:
@@ -70,24 +74,64 @@ class _AnsweredStream:
 
 
 def answer_unreadable(error: ValidationError) -> JSONRPCResponse | JSONRPCError | None:
-    """The reply to a line that isn't JSON to the SDK; `None` where it wasn't a request."""
+    """The reply to a line that isn't JSON to the SDK; `None` where it is blank, or a notification."""
     [problem, *_] = error.errors(include_url=False, include_context=False)
-    request = _read_leniently(problem["input"])
-    request_id = request.get("id")
-    if isinstance(request_id, bool) or not isinstance(request_id, int | str):
+    line = problem["input"]
+    if problem["type"] != "json_invalid" or not isinstance(line, str) or not line.strip():
         return None
-    if request.get("method") != "tools/call":
+    try:
+        request = _read_leniently(line)
+    except (ValueError, RecursionError):
+        request = {"id": None} | _outline(line)
+    if "id" not in request:
+        return None
+    request_id = request["id"] if _is_id(request["id"]) else None
+    if request_id is None or request.get("method") != "tools/call":
         return JSONRPCError(jsonrpc="2.0", id=request_id, error=ErrorData(code=PARSE_ERROR, message=problem["msg"]))
     result = refuse_unreadable(problem["msg"]).model_dump(by_alias=True, mode="json", exclude_none=True)
     return JSONRPCResponse(jsonrpc="2.0", id=request_id, result=result)
 
 
-def _read_leniently(line: object) -> dict[str, Any]:
-    """What Python's own parser, which takes more, makes of a line; empty where that is no object either."""
-    if not isinstance(line, str | bytes):
-        return {}
-    try:
-        read = json.loads(line, parse_int=lambda digits: int(digits) if len(digits) <= _MAX_DIGITS else None)
-    except (ValueError, RecursionError):
-        return {}
+def _is_id(value: object) -> bool:
+    if isinstance(value, str):
+        return value.isprintable()  # half a character can't be sent back
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _read_leniently(line: str) -> dict[str, Any]:
+    """What Python's own parser, which takes more, makes of a line; empty where that is no object.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON to it either.
+    """
+    read = json.loads(line, parse_int=_integer)
     return read if isinstance(read, dict) else {}
+
+
+def _outline(line: str) -> dict[str, Any]:
+    """Id and method of what begins as a request, as far as its brackets fit. However deep it is, nothing recurses."""
+    closing: list[str] = []
+    outermost: list[str] = []
+    position = 0
+    while token := _TOKEN.match(line, position):
+        position, text = token.end(), token[1]
+        if text in _CLOSING:
+            closing.append(_CLOSING[text])
+        elif text in _CLOSING.values():
+            if not closing or closing.pop() != text:
+                break
+        elif closing == ["}"]:
+            outermost.append(text)
+    named = zip(outermost, outermost[1:], outermost[2:], strict=False)
+    return {key[1:-1]: _scalar(value) for key, colon, value in named if colon == ":" and key in _NAMES}
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return json.loads(text, parse_int=_integer)
+    except ValueError:
+        return None
+
+
+def _integer(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _MAX_DIGITS else None
