@@ -10,6 +10,8 @@ from mcp.shared.exceptions import MCPDeprecationWarning
 from mcp_types import Tool
 
 from fiml.core.config import Settings
+from fiml.core.errors import FimlError, NotPermitted, Unavailable, Unconfirmed
+from fiml.mcp.refusals import next_step_of
 from tests.support.mcp_client import ERAS, HANDSHAKE, TOOLS, Door, door, structured, tokens
 
 SEVEN_TOKENS = 6000
@@ -106,6 +108,28 @@ async def test_every_argument_is_described(sqlite_settings: Settings) -> None:
     for tool in (await tools(sqlite_settings)).values():
         for name, schema in tool.input_schema["properties"].items():
             assert len(schema.get("description", "")) > 5, f"{tool.name}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("days", ["1 to 3650", "e.g."]),
+        ("hours", ["1 to the maximum above", "e.g."]),
+        ("codeHours", ["1 to the maximum above", "e.g."]),
+        ("userId", ["at most 255 characters", "e.g."]),
+        *((name, ["e.g."]) for name in ("tag", "asset", "createdFrom", "createdBefore")),
+    ],
+)
+async def test_bounds_and_an_example_stand_in_the_description(
+    sqlite_settings: Settings, argument: str, says: list[str]
+) -> None:
+    changed = sqlite_settings.model_copy(update={"session_max_ttl_hours": 77})
+    taking = [tool for tool in (await tools(changed)).values() if argument in tool.input_schema["properties"]]
+
+    for tool in taking:
+        description = tool.input_schema["properties"][argument]["description"]
+        assert all(words in description for words in says), f"{tool.name}: {description}"
+        assert "maximum above" not in description or " 77" in (tool.description or ""), tool.name
 
 
 async def test_a_session_is_named_in_the_same_words_everywhere(sqlite_settings: Settings) -> None:
@@ -259,6 +283,22 @@ async def test_every_refusal_fits_the_output_schema_of_its_tool(sqlite_settings:
         assert not validator.is_valid({}), tool.name
         assert not validator.is_valid({"status": "success"}), tool.name
         assert not validator.is_valid({"status": "error"}), tool.name
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "never"),
+    [
+        (Unavailable("the session store", "refused"), "call again in a minute", "get-session-context"),
+        (Unconfirmed("Redis", 0, 1), "before you call again", "in a minute"),
+        (NotPermitted("the scope sessions:write is missing", "ask for it"), "whom to ask", "userId"),
+    ],
+    ids=["away", "unconfirmed", "a missing scope"],
+)
+def test_the_next_step_is_one_that_can_help(error: FimlError, says: str, never: str) -> None:
+    step = next_step_of(error) or ""
+
+    assert says in step
+    assert never not in step
 
 
 async def test_a_refusal_is_short(sqlite_settings: Settings) -> None:

@@ -20,6 +20,7 @@ from fiml.core.errors import (
     SessionNotFound,
     SymbolNotFound,
     Unavailable,
+    Unconfirmed,
     echo,
 )
 
@@ -28,10 +29,11 @@ _NEXT_STEPS: dict[type[FimlError], str] = {
     SessionExpired: "call resume-session to go on with it, or create-analysis-session to begin anew",
     SessionArchived: "call resume-session to go on with it, or create-analysis-session to begin anew",
     RateLimited: "tell the user when to ask again, and go on with what the session knows",
-    Unavailable: "call again in a minute; get-session-context tells what is known already",
+    Unconfirmed: "look at what is there (get-session-info, list-sessions) before you call again",
+    Unavailable: "call again in a minute; if it still fails, tell the user what is away",
     SymbolNotFound: "call again with one of these; coins: search-by-coin, others: search-by-symbol",
     InvalidInput: "mend the argument and call again",
-    NotPermitted: "act as yourself (leave userId out), or tell the user what is missing and whom to ask",
+    NotPermitted: "call again within what is permitted, or tell the user what is missing and whom to ask",
 }
 
 
