@@ -16,7 +16,7 @@ _STATUS_TOKENS = 6
 
 
 class MemoryTools:
-    """The tools over one runtime, in the name of the local user, who sees every session."""
+    """The tools over one runtime, each call in the name of its principal."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
