@@ -42,10 +42,14 @@ RequestId = Annotated[
 ]
 UserId = Annotated[
     str | None,
-    Field(validation_alias=_also("userId"), description="whose sessions, e.g. analyst_001; left out: no user, or all"),
+    Field(
+        validation_alias=_also("userId"),
+        description=f"whose, at most {values.MAX_USER_ID_CHARACTERS} characters, e.g. analyst_001; left out: no user,"
+        " or all",
+    ),
 ]
 OptionalSessionType = Annotated[
-    SessionType | None, Field(validation_alias=_also("sessionType"), description="only sessions of this type")
+    SessionType | None, Field(validation_alias=_also("sessionType"), description="only of this type, e.g. equity")
 ]
 Assets = Annotated[
     list[str], Field(description=f'1 to {values.MAX_ASSETS} symbols the analysis is about, e.g. ["AAPL", "MSFT"]')
@@ -66,11 +70,13 @@ IncludeArchived = Annotated[
     bool, Field(validation_alias=_also("includeArchived"), description="also sessions that have ended")
 ]
 Limit = Annotated[int, Field(description=f"sessions per page, 1 to {values.MAX_PAGE}"), _Whole]
-Cursor = Annotated[str | None, Field(description="next_cursor of the page before", max_length=500)]
-Tag = Annotated[str | None, Field(description="only sessions with this tag")]
-Asset = Annotated[str | None, Field(description="only sessions about this asset")]
-Hours = Annotated[int, Field(description="hours to add, e.g. 24; the sum is cut at the maximum from now"), _Whole]
-Days = Annotated[int, Field(description="sessions created within so many days, e.g. 30"), _Whole]
+Cursor = Annotated[str | None, Field(description="next_cursor of the page before, as it was", max_length=500)]
+Tag = Annotated[str | None, Field(description="only with this tag, e.g. tech")]
+Asset = Annotated[str | None, Field(description="only about this asset, e.g. AAPL")]
+Hours = Annotated[
+    int, Field(description="hours to add, 1 to the maximum above, e.g. 24; the sum is cut at it from now"), _Whole
+]
+Days = Annotated[int, Field(description="sessions created within so many days, 1 to 3650, e.g. 30"), _Whole]
 Symbol = Annotated[str, Field(description="ticker, e.g. AAPL or ^GSPC", max_length=1000)]
 CoinSymbol = Annotated[str, Field(description="coin, e.g. BTC", max_length=1000)]
 Market = Annotated[str, Field(description="market of the ticker, e.g. US")]
@@ -111,7 +117,12 @@ ShareRole = Annotated[
     Field(description="viewer: reads; editor: also tracks, notes, extends, closes; none: takes it back"),
 ]
 CodeHours = Annotated[
-    int, Field(validation_alias=_also("codeHours"), description="hours a new code can be redeemed"), _Whole
+    int,
+    Field(
+        validation_alias=_also("codeHours"),
+        description="hours a new code can be redeemed, 1 to the maximum above, e.g. 24",
+    ),
+    _Whole,
 ]
 RevokeCode = Annotated[
     str | None, Field(validation_alias=_also("revokeCode"), description="id of an open code", max_length=100)
@@ -120,12 +131,15 @@ RedeemCode = Annotated[
     str | None,
     Field(validation_alias=_also("redeemCode"), description="code that you were given, share_...", max_length=100),
 ]
-ResumeHours = Annotated[int | None, Field(description="hours it lives from now, e.g. 24"), _Whole]
+ResumeHours = Annotated[
+    int | None, Field(description="hours it lives from now, 1 to the maximum above, e.g. 24"), _Whole
+]
 SearchText = Annotated[str | None, Field(description="words (word* for a beginning), conditions: margin pe_ratio < 30")]
 SearchSymbol = Annotated[str | None, Field(description="among the assets or asked about, e.g. AAPL", max_length=1000)]
 CreatedFrom = Annotated[
     str | None, Field(validation_alias=_also("createdFrom"), description="date or time, e.g. 2024-12-24")
 ]
 CreatedBefore = Annotated[
-    str | None, Field(validation_alias=_also("createdBefore"), description="date or time; itself not included")
+    str | None,
+    Field(validation_alias=_also("createdBefore"), description="date or time, itself not included, e.g. 2024-12-25"),
 ]

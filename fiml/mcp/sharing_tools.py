@@ -105,14 +105,23 @@ async def _as_owner(sessions: SessionVerbs, session_id: UUID, code: ShareCode | 
 def sharing_tools(runtime: Runtime) -> list[Tool]:
     """The tool of sharing."""
     tools = SharingTools(runtime)
-    code_hours = min(DEFAULT_CODE_HOURS, runtime.settings.session_max_ttl_hours)
+    max_hours = runtime.settings.session_max_ttl_hours
+    code_hours = min(DEFAULT_CODE_HOURS, max_hours)
     return [
-        make_tool(tools.share_session, "Share session", SHARE_TEXT, kind="adds", defaults={"codeHours": code_hours})
+        make_tool(
+            tools.share_session,
+            "Share session",
+            _share_text(max_hours),
+            kind="adds",
+            defaults={"codeHours": code_hours},
+        )
     ]
 
 
-SHARE_TEXT = (
-    "Give a session to another user by name (withUser, role), or make a code for whoever redeems it first; also takes a"
-    " role back, revokes a code, or redeems one that you were given (redeemCode). Only the owner shares. Use it when"
-    " the user asks for it, never on your own. Shared sessions show in the other's list-sessions and search."
-)
+def _share_text(max_hours: int) -> str:
+    return (
+        "Give a session to another user by name (withUser, role), or make a code for whoever redeems it first within"
+        f" codeHours, at most {max_hours}; also takes a role back, revokes a code, or redeems one that you were given"
+        " (redeemCode). Only the owner shares. Use it when the user asks for it, never on your own. Shared sessions"
+        " show in the other's list-sessions and search."
+    )
