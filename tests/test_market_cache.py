@@ -11,7 +11,7 @@ import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, text
 from structlog.testing import capture_logs
 
 from fiml.cache import AnswerCache, CacheEntry, cache_key, open_caches
@@ -216,6 +216,23 @@ class TestSecond:
         await second.aclose()
 
         assert await second.get("a") == entry
+
+    @pytest.mark.parametrize("damage", ["'soon'", "''", "7", "x'00ff'", "'2024-13-01 00:00:00.000000'"])
+    @pytest.mark.parametrize("column", ["known_at", "fresh_until", "keep_until"])
+    async def test_a_damaged_time_is_a_miss_and_is_logged(
+        self, tmp_path: Path, clock: FrozenClock, column: str, damage: str
+    ) -> None:
+        cache = L2Cache(SqliteFile(tmp_path / "fiml.db", Synchronous.OFF))
+        await cache.put("a", make_entry(clock.now()))
+        await cache._database.transact(
+            lambda connection: connection.execute(market_cache.update().values({column: text(damage)}))
+        )
+
+        with capture_logs() as logs:
+            assert await cache.get("a") is None
+
+        assert [log["event"] for log in logs] == ["cache_value_damaged"]
+        await cache.aclose()
 
     async def test_old_rows_go_now_and_then(self, second: L2Cache, clock: FrozenClock) -> None:
         for number in range(5):

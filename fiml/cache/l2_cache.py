@@ -33,7 +33,11 @@ class L2Cache:
 
     async def get(self, key: str) -> CacheEntry | None:
         wanted = select(*(market_cache.c[name] for name in _COLUMNS)).where(market_cache.c.key == key)
-        row = await self._database.view(lambda connection: connection.execute(wanted).one_or_none())
+        try:
+            row = await self._database.view(lambda connection: connection.execute(wanted).one_or_none())
+        except (ValueError, TypeError) as exc:  # a time that is none
+            _log.warning("cache_value_damaged", layer=self.layer, key=key, problem=str(exc))
+            return None
         if row is None:
             return None
         entry = CacheEntry(*row)
