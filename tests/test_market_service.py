@@ -395,5 +395,5 @@ class TestOpening:
     def test_live_without_a_source_is_refused_with_the_extra_to_install(self, extras: Extras) -> None:
         extras.are_installed([])
 
-        with pytest.raises(MissingExtra, match=r"live market data needs the extra \[yahoo\]"):
+        with pytest.raises(MissingExtra, match=r"of stocks \(of coins: 'fiml\[ccxt\]'\) needs the extra \[yahoo\]"):
             open_market(Settings(market_data=MarketData.LIVE))

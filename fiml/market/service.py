@@ -181,7 +181,7 @@ def market_source(settings: Settings) -> str:
     if live_extras():
         return LIVE
     if settings.market_data is MarketData.LIVE:
-        raise MissingExtra("live market data", "yahoo")
+        raise MissingExtra("live market data of stocks (of coins: 'fiml[ccxt]')", "yahoo")
     return SOURCE
 
 
