@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 from structlog.testing import capture_logs
 
 from fiml.cache import CacheEntry
@@ -16,6 +17,7 @@ from fiml.core.config import Synchronous
 from fiml.core.errors import BadData, InvalidInput, RateLimited, SymbolNotFound, Unavailable
 from fiml.db.redis_client import RedisClient
 from fiml.db.sqlite_file import SqliteFile
+from fiml.market.cached_values import NotFound, decode, encode
 from fiml.market.fetching import Fetching
 from fiml.market.models import AssetKind, Bars, Delivery, Instrument, Quote
 from fiml.market.providers.sample import SampleProvider
@@ -429,3 +431,22 @@ async def test_the_sample_is_never_cached_and_is_always_current(clock: FrozenClo
 
     assert not memory._entries
     assert {(one.delivery.layer, one.delivery.fresh_until) for one in found} == {("provider", None)}
+
+
+@pytest.mark.parametrize("meant", [None, "A"])
+@pytest.mark.parametrize("is_nearest", [True, False])
+def test_that_there_is_no_such_symbol_says_the_same_from_a_cache(*, is_nearest: bool, meant: str | None) -> None:
+    error = SymbolNotFound("ALPHA", source="exchange", known=["A"], is_nearest=is_nearest, meant=meant)
+    adapter = TypeAdapter(str)
+
+    again = decode(encode(NotFound.of(error), adapter), adapter)
+
+    assert isinstance(again, NotFound)
+    assert str(again.error()) == str(error)
+    assert (again.is_nearest, again.meant) == (is_nearest, meant)
+
+
+def test_that_there_is_no_such_symbol_is_read_as_it_was_kept_before() -> None:
+    text = '{"not_found":{"symbol":"B","source":"exchange","known":["A"],"is_nearest":true}}'
+
+    assert decode(text, TypeAdapter(str)) == NotFound(symbol="B", source="exchange", known=["A"], is_nearest=True)

@@ -80,7 +80,7 @@ class InvalidSessionId(InvalidInput):
 
 
 class SymbolNotFound(InvalidInput):
-    """The market has no such symbol; `known` are the nearest or all that it has."""
+    """The market has no such symbol; `known` are the nearest or all that it has, `meant` one whose name was given."""
 
     code = "symbol_not_found"
 
@@ -90,6 +90,8 @@ class SymbolNotFound(InvalidInput):
         self.symbol = symbol
         self.source = source
         self.known = known
+        self.is_nearest = is_nearest
+        self.meant = meant
         listed = ", ".join(known)
         next_step = f"it has {listed}" if meant is None else f"did you mean {meant}? It has {listed}"
         if is_nearest:

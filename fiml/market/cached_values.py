@@ -18,17 +18,24 @@ class NotFound(BaseModel):
     source: str
     known: list[str]
     is_nearest: bool
+    meant: str | None = None
 
     @classmethod
     def of(cls, error: SymbolNotFound) -> "NotFound":
         """What an error says."""
-        # The error keeps only the words that it made of this.
-        is_nearest = not error.valid.startswith("it has ")
-        return cls(symbol=error.symbol, source=error.source, known=error.known, is_nearest=is_nearest)
+        return cls(
+            symbol=error.symbol,
+            source=error.source,
+            known=error.known,
+            is_nearest=error.is_nearest,
+            meant=error.meant,
+        )
 
     def error(self) -> SymbolNotFound:
         """The error again."""
-        return SymbolNotFound(self.symbol, source=self.source, known=self.known, is_nearest=self.is_nearest)
+        return SymbolNotFound(
+            self.symbol, source=self.source, known=self.known, is_nearest=self.is_nearest, meant=self.meant
+        )
 
 
 class _NotFoundText(BaseModel):
