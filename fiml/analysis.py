@@ -26,6 +26,7 @@ from fiml.core.errors import (
 from fiml.core.model import Model
 from fiml.looks import Held, SinceLastLook, as_deep_as, held_in, holding, result_key, since
 from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer
+from fiml.market.providers.base import SAMPLE
 from fiml.market.service import MarketService
 from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.values import parse_session_id
@@ -210,7 +211,7 @@ async def _look(question: Question, market: MarketService, session: Session) -> 
     instrument = await _instrument(question, market)
     others = [asset for asset in session.assets if asset.upper() != instrument.symbol]
     compared = others[:MAX_COMPARED] if question.depth is Depth.DEEP else []
-    held = held_in(session, instrument, is_sample=market.source == "sample")
+    held = held_in(session, instrument, is_sample=market.source == SAMPLE)
     is_hit = held is not None and held.answers(question.depth, compared)
     if held is not None and is_hit:
         found = as_deep_as(held.answer, question.depth)

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from fiml.core import clock
 from fiml.core.model import Model
 from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer, Moment, Quote
+from fiml.market.providers.base import SAMPLE
 from fiml.sessions.models import Session
 from fiml.sessions.values import ANSWER_PREFIX
 
@@ -47,7 +48,7 @@ class Held(Model):
     @property
     def is_sample(self) -> bool:
         """Whether its figures are the sample's."""
-        return self.answer.quote.source == "sample"
+        return self.answer.quote.source == SAMPLE
 
     def is_current(self, depth: Depth) -> bool:
         """Whether no part that goes into such an answer is due to be asked for again. The sample's never are."""

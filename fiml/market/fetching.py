@@ -18,9 +18,8 @@ from fiml.core.observe import Counted, Timed, count, observed
 from fiml.market.cached_values import NotFound, decode, encode
 from fiml.market.freshness import NOT_FOUND_LIFE, Part, fresh_until
 from fiml.market.models import AssetKind, Bars, Delivery, Fundamentals, Instrument, Quote
-from fiml.market.providers.base import MarketProvider, to_symbol
+from fiml.market.providers.base import SAMPLE, MarketProvider, to_symbol
 
-SAMPLE = "sample"
 MAX_STALE = timedelta(hours=24)
 RESOLVE_TIMEOUT_S = 5.0
 FETCH_TIMEOUT_S = 8.0

@@ -227,11 +227,6 @@ class MarketAnswer(_Model):
             figures |= {f"{name}:{comparison.other}": number for name, number in numbers.items()}
         return figures
 
-    @property
-    def is_stale(self) -> bool:
-        """Whether a part is the last answer of a provider that failed."""
-        return any(delivery.is_stale for delivery in self.delivery.values())
-
 
 _NO_FIGURES = {"bars_used", "volatility_days", "overlap_days"}
 

@@ -68,11 +68,6 @@ class MarketService:
         """Where all figures come from."""
         return self._provider.source
 
-    @property
-    def is_live(self) -> bool:
-        """Whether figures may change from one question to the next; those of the sample don't."""
-        return self.source != SOURCE
-
     async def equity(self, symbol: str, market: str = "US") -> Instrument:
         """The equity or index with this symbol."""
         async with self._within(self._resolve_timeout_s):

@@ -9,6 +9,7 @@ from fiml.analysis import Question, ask
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, Misconfigured, SessionNotFound, Unavailable, echo
 from fiml.market.models import AssetKind, Depth
+from fiml.market.providers.base import SAMPLE
 from fiml.market.service import MarketService, market_source
 from fiml.mcp import arguments as args
 from fiml.mcp.auth import current_principal
@@ -147,7 +148,7 @@ def _parse_request_id(text: str) -> UUID:
 def session_tools(runtime: Runtime) -> list[Tool]:
     """The tools of a server."""
     tools = SessionTools(runtime)
-    is_open = market_source(runtime.settings) != "sample"
+    is_open = market_source(runtime.settings) != SAMPLE
     create_text = _create_text(runtime.settings)
     return [
         make_tool(tools.create_analysis_session, "Create analysis session", create_text, kind="adds"),

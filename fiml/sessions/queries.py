@@ -10,9 +10,6 @@ import msgspec
 from fiml.core import clock
 from fiml.sessions.histogram import time_bucket
 
-MARKET_MOMENT = date | datetime
-"""When the market stood so: a day of which figures are, or a moment that the source tells."""
-
 
 class QueryRecord(msgspec.Struct, frozen=True, gc=False):
     """One question and what came back. A fact: it never changes, and its `id` makes appending it twice harmless.

@@ -6,6 +6,8 @@ from fiml.core.errors import InvalidInput, echo
 from fiml.market.models import AssetKind, Bars, Fundamentals, Instrument, Quote
 
 MAX_SYMBOL_CHARACTERS = 32
+# The source of figures that never change.
+SAMPLE = "sample"
 
 
 class MarketProvider(Protocol):

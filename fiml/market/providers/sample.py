@@ -10,9 +10,9 @@ from importlib.resources import files
 
 from fiml.core.errors import InvalidInput, Misconfigured, SymbolNotFound
 from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Fundamentals, Instrument, Quote
-from fiml.market.providers.base import check_choice, to_symbol
+from fiml.market.providers.base import SAMPLE, check_choice, to_symbol
 
-SOURCE = "sample"
+SOURCE = SAMPLE
 CURRENCY = "USD"
 MARKETS = ["US"]
 EXCHANGES = ["Bitstamp"]

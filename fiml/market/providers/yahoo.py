@@ -12,9 +12,9 @@ from fiml.core import clock
 from fiml.core.errors import BadData, InvalidInput, NotSupported, SymbolNotFound, Unavailable
 from fiml.market.models import AssetKind, Bars, Fundamentals, Instrument, Quote
 from fiml.market.providers.guard import Guard
-from fiml.market.providers.yahoo_client import NAME, SOURCE, YahooClient
+from fiml.market.providers.yahoo_client import YahooClient
 from fiml.market.providers.yahoo_company import fundamentals_of, no_fundamentals
-from fiml.market.providers.yahoo_figures import KINDS, Chart, bars_of, quote_of, read_instrument
+from fiml.market.providers.yahoo_figures import KINDS, NAME, SOURCE, Chart, bars_of, quote_of, read_instrument
 from fiml.market.providers.yahoo_symbols import is_symbol, to_yahoo
 
 T = TypeVar("T")

@@ -14,12 +14,10 @@ from fiml.core import clock
 from fiml.core.errors import BadData, FimlError, MissingExtra, RateLimited, SymbolNotFound, Unavailable
 from fiml.market.providers.guard import retry_moment
 from fiml.market.providers.texts import clean
-from fiml.market.providers.yahoo_figures import Chart, read_chart
+from fiml.market.providers.yahoo_figures import NAME, SOURCE, Chart, read_chart
 
 T = TypeVar("T")
 
-NAME = "Yahoo"
-SOURCE = "yahoo"
 PERIOD = "2y"
 SUMMARY_MODULES = "price,quoteType,summaryDetail,defaultKeyStatistics,financialData,assetProfile"
 
