@@ -250,12 +250,11 @@ TWO_NAMES = [
 ]
 NULL = "is the text 'null'"
 TEXT_FOR_NULL = [
-    searching("'null' is malformed", "invalid_session_id", sessionId="null"),
-    coin("' null ' is malformed", "invalid_session_id", sessionId=" null "),
-    coin("'null' is not available", exchange="null"),
-    *(creating(NULL, **{name: "null"}) for name in ("tags", "ttlHours")),
-    listing(NULL, sessionType=" null "),
-    listing("next_cursor of the page before", cursor="null"),
+    searching(NULL, sessionId="null"),
+    coin(NULL, sessionId=" null "),
+    coin(NULL, exchange="null"),
+    *(creating(NULL, **{name: "null"}) for name in ("userId", "title", "tags", "ttlHours")),
+    *(listing(NULL, **{name: "null"}) for name in ("userId", "cursor", "sessionType", "tag", "asset")),
 ]
 UNKNOWN_TOOLS = [
     Bad(name, {}, "unknown_tool", ["create-analysis-session", "search-by-coin"])

@@ -233,7 +233,7 @@ async def test_the_ids_of_sessions_are_completed(sqlite_settings: Settings) -> N
             assert nothing.completion.values == []
 
 
-JSON_TEXTS = ('{"decision":"hold"}', '["Q3"]', "null", "12", '"quoted"', "true")
+JSON_TEXTS = ('{"decision":"hold"}', '["Q3"]', "[null]", "12", '"quoted"', "true")
 
 
 @pytest.mark.parametrize("text", JSON_TEXTS)

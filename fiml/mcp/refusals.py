@@ -151,8 +151,9 @@ def _misfit(tool: Tool, arguments: dict[str, Any], accepted: Mapping[str, str]) 
         ]
         return _error("invalid_input", "; ".join(problems), _NEXT_STEPS[InvalidInput])
     for given, value in arguments.items():
-        # The SDK reads texts as JSON where no text may stand: `"null"` for a type would be taken for every type.
-        if isinstance(value, str) and taken[accepted[given]] is None:
+        # So a model leaves an argument out: as a text it would be a user, or a tag that nobody has; and where no text may
+        # stand, the SDK reads it as JSON, and takes every type for it.
+        if isinstance(value, str) and (value.strip() == "null" or taken[accepted[given]] is None):
             return _error("invalid_input", f"{given} is the text 'null'", "leave the argument out, or give a value")
     return None
 
