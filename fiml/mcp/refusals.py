@@ -2,7 +2,8 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver.tools import Tool
@@ -150,10 +151,12 @@ def _misfit(tool: Tool, arguments: dict[str, Any], accepted: Mapping[str, str]) 
             for error in exc.errors(include_url=False, include_context=False)[:5]
         ]
         return _error("invalid_input", "; ".join(problems), _NEXT_STEPS[InvalidInput])
+    fields = tool.fn_metadata.arg_model.model_fields
     for given, value in arguments.items():
-        # So a model leaves an argument out: as a text it would be a user, or a tag that nobody has; and where no text may
-        # stand, the SDK reads it as JSON, and takes every type for it.
-        if isinstance(value, str) and (value.strip() == "null" or taken[accepted[given]] is None):
+        # So a model leaves an argument out. Taken as a text it would be a user, or a tag that nobody has; where no text
+        # may stand, the SDK reads it as JSON, and takes every type for it.
+        is_optional = NoneType in get_args(fields[accepted[given]].annotation)
+        if isinstance(value, str) and (taken[accepted[given]] is None or (is_optional and value.strip() == "null")):
             return _error("invalid_input", f"{given} is the text 'null'", "leave the argument out, or give a value")
     return None
 
