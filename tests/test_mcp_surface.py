@@ -239,6 +239,30 @@ async def test_every_result_fits_its_output_schema_and_two_thousand_tokens(sqlit
             assert tokens(result) < RESULT_TOKENS, tool.name
 
 
+@pytest.mark.parametrize(("tool", "asked"), [("list-sessions", {}), ("search-sessions", {"tag": "wide"})])
+async def test_a_page_of_wide_sessions_is_shorter_and_leads_to_all(
+    sqlite_settings: Settings, tool: str, asked: dict[str, Any]
+) -> None:
+    found: list[str] = []
+    async with door(sqlite_settings) as caller:
+        made = {
+            await caller.create(assets=[f"A{number:05}" for number in range(100)], tags=["wide"]) for _ in range(10)
+        }
+        cursor = None
+        while len(found) < 20:
+            page = await caller.answer(tool, cursor=cursor, **asked)
+            assert tokens(page) < RESULT_TOKENS
+            found += [each["session_id"] for each in page["sessions"]]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                break
+        [one] = (await caller.answer(tool, limit=1, **asked))["sessions"]
+
+    assert len(one["assets"]) == 100
+    assert len(found) == len(made)
+    assert set(found) == made
+
+
 @pytest.mark.parametrize(("tool", "symbol"), [("search-by-symbol", "MSFT"), ("search-by-coin", "BTC")])
 async def test_a_quick_quote_takes_less_than_six_hundred_tokens(
     sqlite_settings: Settings, tool: str, symbol: str

@@ -1,12 +1,15 @@
 """The tools of the memory: what a session knows, what is noted in it, how it ends and goes on, and the search."""
 
+from functools import partial
+
 from mcp.server.mcpserver.tools import Tool
 
 from fiml.core.config import Settings
 from fiml.core.errors import SessionNotFound
 from fiml.mcp import arguments as args
 from fiml.mcp.memory_results import ClosedSession, FoundSessions, ResumedSession, SessionContext, UpdatedContext
-from fiml.mcp.results import SessionLine, remaining_hours
+from fiml.mcp.pages import page_that_fits
+from fiml.mcp.results import remaining_hours
 from fiml.mcp.tooling import make_tool, sessions_of
 from fiml.runtime import Runtime
 from fiml.sessions.values import parse_moment, parse_session_id
@@ -81,7 +84,8 @@ class MemoryTools:
         limit: args.Limit = 10,
         cursor: args.Cursor = None,
     ) -> FoundSessions:
-        page = await (await sessions_of(self._runtime)).search_sessions(
+        search = partial(
+            (await sessions_of(self._runtime)).search_sessions,
             userId,
             text,
             symbol=None if symbol is None else symbol.strip(),
@@ -90,11 +94,11 @@ class MemoryTools:
             since=None if createdFrom is None else parse_moment(createdFrom, "createdFrom"),
             until=None if createdBefore is None else parse_moment(createdBefore, "createdBefore"),
             include_archived=includeArchived,
-            limit=limit,
             cursor=cursor,
         )
+        page, lines = await page_that_fits(lambda most: search(limit=most), limit)
         return FoundSessions(
-            sessions=[SessionLine.of(summary) for summary in page],
+            sessions=lines,
             next_cursor=page.next_cursor,
             searched=list(page.searched),
             truncated=page.truncated,

@@ -13,13 +13,13 @@ from fiml.market.providers.base import SAMPLE
 from fiml.market.service import MarketService, market_source
 from fiml.mcp import arguments as args
 from fiml.mcp.auth import current_principal
+from fiml.mcp.pages import page_that_fits
 from fiml.mcp.results import (
     RECENT_QUERIES,
     CreatedSession,
     ExtendedSession,
     SearchResult,
     SessionInfo,
-    SessionLine,
     SessionList,
     Statistics,
     remaining_hours,
@@ -84,10 +84,11 @@ class SessionTools:
         tag: args.Tag = None,
         asset: args.Asset = None,
     ) -> SessionList:
-        page = await (await sessions_of(self._runtime)).list_user_sessions(
-            userId, includeArchived, limit, cursor, sessionType, tag, asset
+        sessions = await sessions_of(self._runtime)
+        page, lines = await page_that_fits(
+            lambda most: sessions.list_user_sessions(userId, includeArchived, most, cursor, sessionType, tag, asset),
+            limit,
         )
-        lines = [SessionLine.of(summary) for summary in page]
         return SessionList(sessions=lines, next_cursor=page.next_cursor, partial=page.partial)
 
     async def extend_session(self, sessionId: args.SessionId, hours: args.Hours = EXTENSION_HOURS) -> ExtendedSession:

@@ -1,0 +1,29 @@
+"""Pages of sessions that a model can take in: what would be too much is left for the next page."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from fiml.mcp.results import SessionLine
+from fiml.sessions.context_pack import BYTES_PER_TOKEN
+from fiml.sessions.listing import SummaryPage
+
+# Ten sessions, as many as are listed where nobody says how many, with what stands around them: 2,000.
+_LINE_TOKENS = 180
+_Page = TypeVar("_Page", bound=SummaryPage)
+
+
+async def page_that_fits(look: Callable[[int], Awaitable[_Page]], limit: int) -> tuple[_Page, list[SessionLine]]:
+    """At most `limit` sessions, and fewer where their assets and tags are many; at least one. `look` gives so many."""
+    page = await look(limit)
+    lines = [SessionLine.of(summary) for summary in page]
+    room = limit * _LINE_TOKENS * BYTES_PER_TOKEN
+    fitting = 0
+    for line in lines:
+        room -= len(line.model_dump_json().encode())
+        if room < 0:
+            break
+        fitting += 1
+    if fitting == len(lines) or len(lines) == 1:
+        return page, lines
+    page = await look(max(fitting, 1))
+    return page, [SessionLine.of(summary) for summary in page]
