@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, delete, select
 
 from fiml.cache.entries import CacheEntry, Layer
 from fiml.core import clock
+from fiml.core.errors import CorruptRecord
 from fiml.db.dialects import upsert
 from fiml.db.lazy import Database, LazyDatabase
 from fiml.db.tables import market_cache
@@ -35,8 +36,8 @@ class L2Cache:
         wanted = select(*(market_cache.c[name] for name in _COLUMNS)).where(market_cache.c.key == key)
         try:
             row = await self._database.view(lambda connection: connection.execute(wanted).one_or_none())
-        except (ValueError, TypeError) as exc:  # a time that is none
-            _log.warning("cache_value_damaged", layer=self.layer, key=key, problem=str(exc))
+        except CorruptRecord as exc:
+            _log.warning("cache_value_damaged", layer=self.layer, key=key, problem=exc.problem)
             return None
         if row is None:
             return None
