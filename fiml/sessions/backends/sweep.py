@@ -1,6 +1,7 @@
 """The sweep of the server deployment: expired sessions go from Redis to PostgreSQL, and the indexes are cleared up."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime
 from secrets import SystemRandom
 from uuid import UUID
@@ -20,6 +21,8 @@ from fiml.sessions.records import FORMAT, Header, SessionRecord
 
 # One look is at some of the parts of the index: a sweeper keeps these many entries in mind, whatever the backlog.
 _PARTS_A_LOOK = 8
+# While an engine is busy with one batch, the other one is prepared.
+_LANES = 2
 _ENTRIES_A_PART = 64
 _BATCH_BYTES = 8 * 1024 * 1024
 _RECORD_BYTES = 1024
@@ -32,7 +35,7 @@ class Sweep:
     """One sweep over everything that expired by `ended.at`.
 
     Several may run at once: each goes through the parts of the index in an order of its own, and leaves to the others
-    the sessions that they have in hand.
+    the sessions that they have in hand. It has two batches in hand itself.
     """
 
     def __init__(self, live: RedisTier, sweeping: RedisSweep, database: PostgresDatabase, ended: Ended) -> None:
@@ -45,6 +48,22 @@ class Sweep:
         """What each batch came to."""
         parts = list(range(keys.PARTS))
         _random.shuffle(parts)
+        lanes = going_on = [self._sweep_lane(parts[lane::_LANES]) for lane in range(_LANES)]
+        try:
+            while going_on:
+                reports = await asyncio.gather(*map(_next, going_on), return_exceptions=True)
+                for report in reports:
+                    if isinstance(report, SweepReport):
+                        yield report
+                for problem in reports:
+                    if isinstance(problem, BaseException):
+                        raise problem
+                going_on = [lane for lane, report in zip(going_on, reports, strict=True) if report is not None]
+        finally:
+            for lane in lanes:
+                await lane.aclose()
+
+    async def _sweep_lane(self, parts: list[int]) -> AsyncGenerator[SweepReport, None]:
         for start in range(0, len(parts), _PARTS_A_LOOK):
             async for report in self._sweep_parts(parts[start : start + _PARTS_A_LOOK]):
                 yield report
@@ -153,6 +172,11 @@ class Sweep:
             report.quarantined += 1
             _log.error("session_quarantined", session_id=str(session_id), problem=problem)
         return None
+
+
+async def _next(lane: AsyncIterator[SweepReport]) -> SweepReport | None:
+    """What its next batch came to; `None` where there is no more."""
+    return await anext(lane, None)
 
 
 def _next_look(entry: ExpiryEntry, look: Look) -> datetime:
