@@ -149,7 +149,8 @@ async def test_writers_go_on_after_a_failover(
     with capsys.disabled():
         sys.stdout.write(f"\n{fleet}, {replicas} confirming: {lost} of {told.count} lost, {dict(told.refusals)}\n")
     assert set(told.refusals) <= {Unavailable, Unconfirmed}
-    assert lost < told.count
+    # Without a replica that confirms, what it didn't have yet is lost: the last moments of seconds of writing.
+    assert lost == 0 if replicas else lost < told.count / 2
 
 
 @pytest.mark.soak
