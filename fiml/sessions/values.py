@@ -1,6 +1,5 @@
 """What a session may hold: the limits, and JSON that comes back equal from every tier."""
 
-import json
 import math
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -220,11 +219,6 @@ def refuse_sealed(path: str) -> NoReturn:
     raise InvalidInput(
         shown_path(path), f"begins with {sealed.PREFIX}", "this marks encrypted values; put it into a list or an object"
     )
-
-
-def from_json(text: str | bytes) -> Any:
-    """The inverse of `to_json`."""
-    return json.loads(text)
 
 
 def _encode_text(value: str, path: str) -> str:
