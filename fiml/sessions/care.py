@@ -44,7 +44,7 @@ class ErasureReceipt:
     metrics: int
     """Rows of metrics that were left of sessions which retention had removed before."""
     kept_copies: list[str] = field(default_factory=list)
-    """Copies of the file from before an upgrade that were cleaned too; of one that couldn't be, the reason with its name."""
+    """Copies of the file from before an upgrade that were cleaned too, and those that couldn't be, with the reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
