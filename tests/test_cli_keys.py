@@ -21,12 +21,13 @@ class Shell:
         self.keys = folder / "keys"
         self._data = folder / "data"
 
-    def run(self, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    def run(self, *arguments: str, answer: str | None = None, **more: str) -> "subprocess.CompletedProcess[str]":
         named = {"FIML_DATA_DIR": str(self._data), "FIML_ENCRYPTION_KEYS": str(self.keys)}
         return subprocess.run(
             [sys.executable, "-m", "fiml", *arguments],
             capture_output=True,
             encoding="utf-8",
+            input=answer,
             env=os.environ | named | more,
             check=False,
         )
@@ -120,3 +121,15 @@ def test_the_doctor_says_which_key_is_current_and_what_is_wrong_with_the_file(sh
     assert ill.returncode == 1
     assert f"run: chmod 600 {shell.keys}" in ill.stdout
     assert shell.keys.read_text().partition(":")[2].strip() not in well.stdout + ill.stdout
+
+
+def test_a_session_whose_key_is_lost_is_deleted_once_it_is_meant(shell: Shell) -> None:
+    shell.run("keys", "new", "--id", "lost")
+    session_id = shell.begin_a_session()
+    shell.keys.unlink()
+    shell.run("keys", "new", "--id", "other")
+
+    deleted = shell.run("sessions", "delete", str(session_id), answer="y\n")
+
+    assert (deleted.returncode, deleted.stderr) == (0, "")
+    assert f"Delete session {session_id}, which can't be read (its key lost is not here)?" in deleted.stdout

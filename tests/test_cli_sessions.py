@@ -146,6 +146,17 @@ def test_a_session_that_can_not_be_read_is_deleted_once_it_is_meant(clock: Froze
             fiml("sessions", "show", str(session.id))
 
 
+def test_a_session_of_a_later_fiml_is_deleted_once_it_is_meant() -> None:
+    session = make_session()
+    with closing(sqlite3.connect(Settings().embedded_file)) as connection, connection:
+        connection.execute("UPDATE active_sessions SET format = 999")
+
+    deleted = fiml("sessions", "delete", str(session.id), answer="y\n")
+
+    assert f"Delete session {session.id}, which can't be read (a later fiml wrote it)?" in deleted.stdout
+    assert fiml("sessions", "list").stdout == "no sessions\n"
+
+
 @pytest.mark.parametrize("command", ["show", "retry"])
 def test_a_session_that_is_well_is_said_not_to_be_in_quarantine(command: str) -> None:
     session_id = str(make_session().id)

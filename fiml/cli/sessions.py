@@ -12,7 +12,7 @@ from fiml.cli.quarantine import quarantine
 from fiml.cli.replay import replay
 from fiml.cli.running import SessionId, plain, with_sessions
 from fiml.cli.sharing import share, shares, trail, unshare
-from fiml.core.errors import CorruptRecord, InvalidInput, SessionNotFound
+from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, SchemaTooNew, SessionNotFound
 from fiml.runtime import open_runtime
 from fiml.sessions.backends.base import SweepReport
 from fiml.sessions.listing import SummaryPage
@@ -166,6 +166,10 @@ async def _named(store: PrincipalStore, session_id: str) -> str:
         session = await _get(store, session_id, 0)
     except CorruptRecord as exc:
         return f"session {session_id}, which can't be read ({plain(exc.problem)})"
+    except MissingKey as exc:
+        return f"session {session_id}, which can't be read (its key {plain(exc.key_id)} is not here)"
+    except SchemaTooNew:
+        return f"session {session_id}, which can't be read (a later fiml wrote it)"
     return f"{_title(session)} with {_count(session.state.history.total_queries)}"
 
 
