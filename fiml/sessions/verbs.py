@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Final, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 from uuid import UUID
 
 from fiml.core import clock
@@ -20,7 +20,7 @@ from fiml.core.errors import (
 )
 from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_json
-from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteResult, WriteRules
+from fiml.sessions.backends.base import LOOKS, Backend, Ended, PageQuery, WriteResult, WriteRules
 from fiml.sessions.care import CareVerbs
 from fiml.sessions.changes import Change, baseline_of, change_of, note_attempt, settle
 from fiml.sessions.listing import Cursor, SummaryPage, decode_cursor, encode_cursor
@@ -32,9 +32,6 @@ from fiml.sessions.records import SessionRecord, header_of, to_session, to_summa
 from fiml.sessions.rights import Caller
 from fiml.sessions.sharing import SharingVerbs
 from fiml.sessions.smart_ttl import live_on
-
-# A session may move between the tiers while it is looked for; it can't do so three times in one call.
-_LOOKS: Final = 3
 
 SessionId = UUID | str
 Found = TypeVar("Found")
@@ -109,8 +106,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         parsed = values.parse_session_id(session_id)
         if recent_queries is not None:
             values.check_whole(recent_queries, "recent_queries", at_least=0, at_most=values.MAX_VERSION)
-        for look in range(_LOOKS):
-            if look % 2 == 0:
+        for part in LOOKS:
+            if part == "live":
                 record = await self._backend.read(parsed, now=clock.now(), caller=self._caller, recent=recent_queries)
             else:
                 record = await self._backend.read_archived(parsed, caller=self._caller)
@@ -321,8 +318,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
             SessionArchived: it is archived.
             SessionNotFound: it is nowhere.
         """
-        for look in range(_LOOKS):
-            if look % 2 == 0:
+        for part in LOOKS:
+            if part == "live":
                 found = await operation()
                 if found is not None:
                     return found

@@ -33,6 +33,8 @@ Row = TypeVar("Row")
 
 MAX_SEARCHED = 1000
 Part = Literal["live", "archive"]
+# A session may move between the parts while it is looked for, but hardly twice within one call.
+LOOKS: tuple[Part, ...] = ("live", "archive", "live")
 COUNTED_EXACTLY = 100_000
 
 

@@ -28,6 +28,7 @@ from fiml.sessions.backends import (
     words,
 )
 from fiml.sessions.backends.base import (
+    LOOKS,
     Ended,
     Found,
     Page,
@@ -279,8 +280,8 @@ class TieredBackend:
         return found[0]
 
     async def owners_view(self, session_id: UUID, *, caller: Caller = ANYBODY) -> tuple[Grants, str] | None:
-        for look in range(3):
-            if look % 2 == 0:
+        for part in LOOKS:
+            if part == "live":
                 found = await self._live.read_whole(session_id, caller=caller, recent=0)
                 if found is not None:
                     demand(session_id, found[1], Right.OWN)
@@ -297,8 +298,8 @@ class TieredBackend:
         return live | await self._database.view(lambda connection: archived_grants.given_ids(connection, user_id))
 
     async def exists(self, session_id: UUID, *, needs: Right = Right.OWN, caller: Caller = ANYBODY) -> bool:
-        for look in range(3):
-            if look % 2 == 0:
+        for part in LOOKS:
+            if part == "live":
                 is_there = await self._locate(session_id, caller, needs) is not None
             else:
                 is_there = await self._find_at_rest(session_id, caller, needs) is not None
