@@ -1,8 +1,5 @@
 """A question asked within a session: the market's answer, the record of it, and what changed since the last look."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -13,6 +10,7 @@ import structlog
 from pydantic import Field
 
 from fiml.core import clock
+from fiml.core.deadlines import answer_within
 from fiml.core.errors import (
     CorruptRecord,
     FimlError,
@@ -42,6 +40,7 @@ ANSWER_TIMEOUT_S = 17.0
 # A store that stands still costs a question no more than this before it is asked, and behind its limit.
 STORE_TIMEOUT_S = 5.0
 RECORD_TIMEOUT_S = 2.0
+_STORE = "the session store"
 _CHOSEN = {"exchange"}
 _UNTRACKABLE = (SessionFull, Unavailable, InvalidInput, CorruptRecord)
 _TYPE_OF_DEPTH = {Depth.QUICK: "price", Depth.STANDARD: "technical", Depth.DEEP: "comparative"}
@@ -133,7 +132,7 @@ async def ask(
     parsed = parse_session_id(session_id)
     elapsed_ms = clock.stopwatch()
     try:
-        async with _store_limit(STORE_TIMEOUT_S):
+        async with answer_within(STORE_TIMEOUT_S, _STORE):
             recent = 0 if record_id is None else RECENT_QUERIES
             session = refuse_unless_live(parsed, await sessions.get_session(parsed, recent_queries=recent))
     except (Unavailable, CorruptRecord) as exc:
@@ -141,7 +140,7 @@ async def ask(
         return answer.model_copy(update={"session_id": parsed})
     record_id = record_id or uuid4()
     try:
-        async with _limit(market, timeout_s - elapsed_ms() / 1000):
+        async with answer_within(timeout_s - elapsed_ms() / 1000, _name_of(market)):
             looked = await _look(question, market, session)
     except (Unavailable, NotSupported) as exc:
         # A failure has an id of its own: the question that is asked again may succeed.
@@ -161,28 +160,14 @@ def _refuse_another_question(asked: dict[str, Any], session: Session, record_id:
 
 
 async def _ask_alone(question: Question, market: MarketService, timeout_s: float, *, reason: str) -> Answer:
-    async with _limit(market, timeout_s):
+    async with answer_within(timeout_s, _name_of(market)):
         found = await market.answer(await _instrument(question, market), question.depth)
     layer = found.delivery["quote"].layer
     return Answer(market=found, depth=question.depth, cache_hit=_is_cached(found), layer=layer, reason=reason)
 
 
-@asynccontextmanager
-async def _store_limit(timeout_s: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except TimeoutError as exc:
-        raise Unavailable("the session store", f"no answer within {timeout_s:.3g} s") from exc
-
-
-@asynccontextmanager
-async def _limit(market: MarketService, timeout_s: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except TimeoutError as exc:
-        raise Unavailable(f"the market ({market.source})", f"no answer within {timeout_s:.3g} s") from exc
+def _name_of(market: MarketService) -> str:
+    return f"the market ({market.source})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +274,7 @@ async def _record_failure(
         error=error.code,
     )
     try:
-        async with _store_limit(timeout_s - elapsed_ms / 1000 + RECORD_TIMEOUT_S):
+        async with answer_within(timeout_s - elapsed_ms / 1000 + RECORD_TIMEOUT_S, _STORE):
             await sessions.record_query(session.id, query)
     except Unconfirmed as exc:
         _log.warning("failed_query_unconfirmed", session_id=str(session.id), reason=str(exc))
@@ -302,7 +287,7 @@ async def _track(answer: Answer, query: QueryRecord, sessions: SessionVerbs, kep
     assert answer.session_id is not None  # noqa: S101 - only a question within a session is tracked
     quote = kept.answer.quote
     try:
-        async with _store_limit(timeout_s):
+        async with answer_within(timeout_s, _STORE):
             totals = await sessions.record_query(
                 answer.session_id,
                 query,

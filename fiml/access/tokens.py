@@ -1,6 +1,5 @@
 """Tokens of small teams, kept in the database as digests."""
 
-import asyncio
 import hashlib
 import secrets
 from collections.abc import Iterable
@@ -22,7 +21,8 @@ from fiml.access.principals import (
 )
 from fiml.core import clock
 from fiml.core.config import Settings
-from fiml.core.errors import InvalidInput, Unavailable, echo
+from fiml.core.deadlines import answer_within
+from fiml.core.errors import InvalidInput, echo
 from fiml.db.lazy import Database, LazyDatabase, database_of
 from fiml.db.tables import access_tokens
 
@@ -112,11 +112,8 @@ class AccessTokens:
 
     async def _find(self, digest: str) -> AccessTokenInfo | None:
         wanted = select(access_tokens).where(access_tokens.c.digest == digest)
-        try:
-            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
-                row = await self._database.view(lambda connection: connection.execute(wanted).mappings().one_or_none())
-        except TimeoutError as exc:
-            raise Unavailable("the database of tokens", f"no answer within {LOOKUP_TIMEOUT_S:g} s") from exc
+        async with answer_within(LOOKUP_TIMEOUT_S, "the database of tokens"):
+            row = await self._database.view(lambda connection: connection.execute(wanted).mappings().one_or_none())
         return None if row is None else _info(row)
 
     def _remember(self, digest: str, info: AccessTokenInfo | None) -> None:

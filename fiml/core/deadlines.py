@@ -1,21 +1,38 @@
-"""Limits on how long a call may take, for much less than `asyncio.timeout` costs each one.
+"""Limits on how long a call may take: `answer_within` for a block, and `Deadlines` where calls are many.
 
-One timer looks after all calls that are under way, so that a call arms none of its own.
+`asyncio.timeout` arms a timer for each call. `Deadlines` watches all calls with one timer, which costs far less.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+
+from fiml.core.errors import Unavailable
 
 TICK_S = 0.05
 
 Result = TypeVar("Result")
 
 
-class Deadlines:
-    """The calls under way and when each is too late: ended up to a twentieth of a second early, never later.
+@asynccontextmanager
+async def answer_within(seconds: float, what: str) -> AsyncIterator[None]:
+    """Give `what`, which the block asks, this long to answer.
 
-    It serves one event loop at a time.
+    Raises:
+        Unavailable: it took longer, and the block was cancelled.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as exc:
+        raise Unavailable(what, f"no answer within {seconds:.3g} s") from exc
+
+
+class Deadlines:
+    """The calls under way, each with its deadline: it is ended up to a twentieth of a second early, never late.
+
+    Serves one event loop at a time.
     """
 
     def __init__(self) -> None:
@@ -24,13 +41,13 @@ class Deadlines:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def within(self, seconds: float, call: Coroutine[Any, Any, Result]) -> Result:
-        """What a call returns. A task is in one such call at a time.
+        """Return what a call returns. A task may make only one such call at a time.
 
         Raises:
-            TimeoutError: it took longer, and was cancelled.
+            TimeoutError: the call took longer, and was cancelled.
         """
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine that is awaited runs in one
+        assert task is not None  # noqa: S101 - an awaited coroutine runs in a task
         cancellations = task.cancelling()
         self._ends_at[task] = loop.time() + seconds - TICK_S
         if self._loop is not loop:

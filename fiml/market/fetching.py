@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from fiml.cache.entries import AnswerCache, CacheEntry, cache_key
 from fiml.cache.forgiving import ForgivingCache
 from fiml.core import clock
+from fiml.core.deadlines import answer_within
 from fiml.core.errors import BadData, SymbolNotFound, Unavailable
 from fiml.core.observe import Counted, Timed, count, observed
 from fiml.market.cached_values import NotFound, decode, encode
@@ -226,10 +227,8 @@ class Fetching:
 
     async def _in_time(self, wanted: _Wanted[Value]) -> Value:
         try:
-            async with asyncio.timeout(wanted.timeout_s):
+            async with answer_within(wanted.timeout_s, self._provider.source):
                 return await wanted.ask()
-        except TimeoutError as exc:
-            raise Unavailable(self._provider.source, f"no answer within {wanted.timeout_s:g} s") from exc
         except ValidationError as exc:  # figures that fit no answer, such as an infinite change
             raise BadData(self._provider.source, f"{exc.error_count()} figures that fit no answer") from exc
 

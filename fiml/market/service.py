@@ -1,14 +1,15 @@
 """Answers about instruments, made from one source."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from types import MappingProxyType
 
 from fiml.cache.entries import AnswerCache
 from fiml.cache.opening import open_caches
 from fiml.core.config import MarketData, Settings
+from fiml.core.deadlines import answer_within
 from fiml.core.errors import BadData, InvalidInput, MissingExtra, NotSupported, SymbolNotFound, Unavailable
 from fiml.market.fetching import MAX_STALE, Fetched, Fetching
 from fiml.market.indicators import compare, technicals
@@ -70,22 +71,22 @@ class MarketService:
 
     async def equity(self, symbol: str, market: str = "US") -> Instrument:
         """The equity or index with this symbol."""
-        async with self._within(self._resolve_timeout_s):
+        async with answer_within(self._resolve_timeout_s, self.source):
             return (await self._fetching.instrument(symbol, AssetKind.EQUITY, market=market)).value
 
     async def coin(self, symbol: str, exchange: str | None = None, pair: str = "USD") -> Instrument:
         """The coin with this symbol, on the provider's choice of exchanges where none is named."""
-        async with self._within(self._resolve_timeout_s):
+        async with answer_within(self._resolve_timeout_s, self.source):
             return (await self._fetching.instrument(symbol, AssetKind.COIN, exchange=exchange, pair=pair)).value
 
     async def find(self, symbol: str) -> Instrument | None:
         """The instrument with this symbol, an equity or index before a coin; None if there is none."""
-        async with self._within(self._resolve_timeout_s):
+        async with answer_within(self._resolve_timeout_s, self.source):
             return await self._find(symbol)
 
     async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
         """Instruments whose symbol or name holds `text`, the nearest first."""
-        async with self._within(self._resolve_timeout_s):
+        async with answer_within(self._resolve_timeout_s, self.source):
             return await self._provider.search(text, limit=limit)
 
     async def answer(
@@ -97,7 +98,7 @@ class MarketService:
         Another that the source doesn't have or can't tell about now, or that shares fewer than 2 dates, stands in
         `not_compared`; it is no error.
         """
-        async with self._within(self._answer_timeout_s):
+        async with answer_within(self._answer_timeout_s, self.source):
             if depth is Depth.QUICK:
                 return _answer(await self._fetching.quote(instrument))
             quote, bars, fundamentals, compared = await asyncio.gather(
@@ -153,14 +154,6 @@ class MarketService:
             return _symbol(other), f"not now: {exc}"
         except TimeoutError:
             return _symbol(other), "not now: no answer in time"
-
-    @asynccontextmanager
-    async def _within(self, seconds: float) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(seconds):
-                yield
-        except TimeoutError as exc:
-            raise Unavailable(self.source, f"no answer within {seconds:g} s") from exc
 
 
 def market_source(settings: Settings) -> str:

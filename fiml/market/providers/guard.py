@@ -11,6 +11,7 @@ from aiolimiter import AsyncLimiter
 from stamina import AsyncRetryingCaller
 
 from fiml.core import clock
+from fiml.core.deadlines import answer_within
 from fiml.core.errors import BadData, InvalidInput, NotSupported, RateLimited, Unavailable
 
 DEFAULT_WAIT = timedelta(seconds=60)
@@ -82,11 +83,8 @@ class Guard:
     async def _attempt(self, function: Callable[[], Awaitable[T]], turn: "_Turn") -> T:
         await self._limiter.acquire()
         turn.has_come = True
-        try:
-            async with asyncio.timeout(self.attempt_timeout_s):
-                return await function()
-        except TimeoutError as exc:
-            raise Unavailable(self.name, f"no answer within {self.attempt_timeout_s:g} s") from exc
+        async with answer_within(self.attempt_timeout_s, self.name):
+            return await function()
 
 
 class _Turn:
