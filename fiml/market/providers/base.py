@@ -1,5 +1,6 @@
 """The contract between fiml and a source of market figures."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from fiml.core.errors import InvalidInput, echo
@@ -8,6 +9,7 @@ from fiml.market.models import AssetKind, Bars, Fundamentals, Instrument, Quote
 MAX_SYMBOL_CHARACTERS = 32
 # The source of figures that never change.
 SAMPLE = "sample"
+_FUNDAMENTALS = ("as_of", "market_cap", "pe_ratio", "eps", "dividend_yield", "revenue", "sector")
 
 
 class MarketProvider(Protocol):
@@ -65,6 +67,34 @@ def to_symbol(text: object) -> str:
         valid = f"give 1 to {MAX_SYMBOL_CHARACTERS} printable characters without blanks, such as AAPL"
         raise InvalidInput("symbol", f"{echo(text)} is not a symbol", valid)
     return symbol.upper()
+
+
+def check_limit(limit: int) -> None:
+    """Refuse a search for fewer than one instrument.
+
+    Raises:
+        InvalidInput: the limit is below 1.
+    """
+    if limit < 1:
+        raise InvalidInput("limit", f"{limit} is below 1", "give 1 or more")
+
+
+def matching(instruments: Iterable[Instrument], text: str) -> list[Instrument]:
+    """Instruments whose symbol or name holds `text`: the symbol itself first, then symbols that begin with it."""
+    wanted = text.strip().upper()
+    found = [each for each in instruments if wanted in each.symbol or wanted in each.name.upper()]
+    return sorted(found, key=lambda each: (each.symbol != wanted, not each.symbol.startswith(wanted), each.symbol))
+
+
+def no_fundamentals(instrument: Instrument, *, source: str, reason: str) -> Fundamentals:
+    """An instrument's fundamentals where the source has none; every figure is missing for the same reason."""
+    return Fundamentals(
+        symbol=instrument.symbol,
+        source=source,
+        currency=instrument.currency,
+        missing=dict.fromkeys(_FUNDAMENTALS, reason),
+        **dict.fromkeys(_FUNDAMENTALS),
+    )
 
 
 def check_choice(field: str, value: str, valid: list[str]) -> str:

@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from fiml.core import clock
-from fiml.core.errors import BadData, InvalidInput, NotSupported, SymbolNotFound, Unavailable
+from fiml.core.errors import BadData, NotSupported, SymbolNotFound, Unavailable
 from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Fundamentals, Instrument, Quote
-from fiml.market.providers.base import check_choice, to_symbol
+from fiml.market.providers.base import check_choice, check_limit, matching, no_fundamentals, to_symbol
 from fiml.market.providers.coin_exchange import CoinExchange, moment_of, price_before
 from fiml.market.providers.guard import Guard
 
@@ -22,7 +22,6 @@ PAIRS = ["USD", "EUR", "GBP", "USDT", "USDC", "BTC"]
 
 _NEAREST = 5
 _DAY = timedelta(hours=24)
-_NO_FUNDAMENTALS = ("as_of", "market_cap", "pe_ratio", "eps", "dividend_yield", "revenue", "sector")
 _NOTE = "change, high, low and volume are of the last 24 hours; previous_close is the price then, to the hour"
 
 
@@ -62,9 +61,8 @@ class CoinProvider:
 
     async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
         """Coins of the first exchange that answers, against the first of the pairs."""
-        if limit < 1:
-            raise InvalidInput("limit", f"{limit} is below 1", "give 1 or more")
-        return (await self._first(lambda one: self._search(one, text.strip().upper())))[:limit]
+        check_limit(limit)
+        return (await self._first(lambda one: self._search(one, text)))[:limit]
 
     async def quote(self, instrument: Instrument) -> Quote:
         """The last price, and the step from the one 24 hours before, as the exchange's hourly candles have it."""
@@ -93,13 +91,8 @@ class CoinProvider:
             raise BadData(exchange.name, f"{_market(instrument)}: {exc}") from exc
 
     async def fundamentals(self, instrument: Instrument) -> Fundamentals:
-        return Fundamentals(
-            symbol=instrument.symbol,
-            source=f"{instrument.exchange} via ccxt",
-            currency=instrument.currency,
-            missing=dict.fromkeys(_NO_FUNDAMENTALS, "coins have no company figures"),
-            **dict.fromkeys(_NO_FUNDAMENTALS),
-        )
+        source = f"{instrument.exchange} via ccxt"
+        return no_fundamentals(instrument, source=source, reason="coins have no company figures")
 
     async def aclose(self) -> None:
         """Let go of connections; may be called twice."""
@@ -131,12 +124,10 @@ class CoinProvider:
         nearest = get_close_matches(coin, coins, n=_NEAREST, cutoff=0.5)
         raise SymbolNotFound(coin, source=f"{exchange.name} {pair}", known=nearest, is_nearest=True)
 
-    async def _search(self, exchange: CoinExchange, wanted: str) -> list[Instrument]:
+    async def _search(self, exchange: CoinExchange, text: str) -> list[Instrument]:
         markets = await exchange.markets()
         coins = [str(market["base"]) for market in markets.values() if market["quote"] == PAIRS[0]]
-        named = [_instrument(exchange, coin, PAIRS[0]) for coin in coins]
-        found = [one for one in named if wanted in one.symbol or wanted in one.name.upper()]
-        return sorted(found, key=lambda one: (one.symbol != wanted, not one.symbol.startswith(wanted), one.symbol))
+        return matching([_instrument(exchange, coin, PAIRS[0]) for coin in coins], text)
 
 
 def _instrument(exchange: CoinExchange, coin: str, pair: str) -> Instrument:

@@ -8,9 +8,9 @@ from datetime import date
 from functools import cache
 from importlib.resources import files
 
-from fiml.core.errors import InvalidInput, Misconfigured, SymbolNotFound
+from fiml.core.errors import Misconfigured, SymbolNotFound
 from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Fundamentals, Instrument, Quote
-from fiml.market.providers.base import SAMPLE, check_choice, to_symbol
+from fiml.market.providers.base import SAMPLE, check_choice, check_limit, matching, no_fundamentals, to_symbol
 
 SOURCE = SAMPLE
 CURRENCY = "USD"
@@ -18,7 +18,6 @@ MARKETS = ["US"]
 EXCHANGES = ["Bitstamp"]
 PAIRS = ["USD"]
 
-_NO_FUNDAMENTALS = ("as_of", "market_cap", "pe_ratio", "eps", "dividend_yield", "revenue", "sector")
 _KINDS_FOUND_AS = {
     AssetKind.EQUITY: (AssetKind.EQUITY, AssetKind.INDEX),
     AssetKind.INDEX: (AssetKind.INDEX,),
@@ -49,12 +48,8 @@ class SampleProvider:
         return _find(symbol, _KINDS_FOUND_AS[kind]).instrument
 
     async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
-        if limit < 1:
-            raise InvalidInput("limit", f"{limit} is below 1", "give 1 or more")
-        wanted = text.strip().upper()
-        instruments = [entry.instrument for entry in _sample().values()]
-        found = [one for one in instruments if wanted in one.symbol or wanted in one.name.upper()]
-        return sorted(found, key=lambda one: _distance(one, wanted))[:limit]
+        check_limit(limit)
+        return matching([entry.instrument for entry in _sample().values()], text)[:limit]
 
     async def quote(self, instrument: Instrument) -> Quote:
         return _quote(_find(instrument.symbol))
@@ -63,19 +58,7 @@ class SampleProvider:
         return _find(instrument.symbol).bars
 
     async def fundamentals(self, instrument: Instrument) -> Fundamentals:
-        return Fundamentals(
-            symbol=instrument.symbol,
-            source=SOURCE,
-            as_of=None,
-            currency=instrument.currency,
-            market_cap=None,
-            pe_ratio=None,
-            eps=None,
-            dividend_yield=None,
-            revenue=None,
-            sector=None,
-            missing=dict.fromkeys(_NO_FUNDAMENTALS, "the sample has prices only"),
-        )
+        return no_fundamentals(instrument, source=SOURCE, reason="the sample has prices only")
 
     async def aclose(self) -> None:
         """Nothing is held open."""
@@ -88,10 +71,6 @@ def _find(symbol: str, kinds: Iterable[AssetKind] = tuple(AssetKind)) -> _Entry:
         named = (key for key, entry in sorted(entries.items()) if wanted in entry.instrument.name.upper())
         raise SymbolNotFound(wanted, source=SOURCE, known=sorted(entries), meant=next(named, None))
     return entries[wanted]
-
-
-def _distance(instrument: Instrument, wanted: str) -> tuple[bool, bool, str]:
-    return instrument.symbol != wanted, not instrument.symbol.startswith(wanted), instrument.symbol
 
 
 def _quote(entry: _Entry) -> Quote:

@@ -9,11 +9,12 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from fiml.core import clock
-from fiml.core.errors import BadData, InvalidInput, NotSupported, SymbolNotFound, Unavailable
+from fiml.core.errors import BadData, NotSupported, SymbolNotFound, Unavailable
 from fiml.market.models import AssetKind, Bars, Fundamentals, Instrument, Quote
+from fiml.market.providers.base import check_limit, no_fundamentals
 from fiml.market.providers.guard import Guard
 from fiml.market.providers.yahoo_client import YahooClient
-from fiml.market.providers.yahoo_company import fundamentals_of, no_fundamentals
+from fiml.market.providers.yahoo_company import fundamentals_of
 from fiml.market.providers.yahoo_figures import KINDS, NAME, SOURCE, Chart, bars_of, quote_of, read_instrument
 from fiml.market.providers.yahoo_symbols import is_symbol, to_yahoo
 
@@ -54,8 +55,7 @@ class YahooProvider:
         return found
 
     async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
-        if limit < 1:
-            raise InvalidInput("limit", f"{limit} is below 1", "give 1 or more")
+        check_limit(limit)
         symbols = await self._symbols_like(text, limit)
         if not symbols:
             return []
@@ -74,7 +74,8 @@ class YahooProvider:
         try:
             answer = await self._call(lambda: self._client.summary(instrument.symbol))
         except SymbolNotFound:  # its prices are there: Yahoo has no summary of an index, nor of some funds
-            return no_fundamentals(instrument)
+            reason = "Yahoo has no company figures for this symbol"
+            return no_fundamentals(instrument, source=SOURCE, reason=reason)
         return fundamentals_of(instrument, answer)
 
     async def aclose(self) -> None:

@@ -10,7 +10,6 @@ from fiml.market.models import Fundamentals, Instrument
 from fiml.market.providers.texts import clean
 from fiml.market.providers.yahoo_figures import HUNDREDTHS, NAME, SOURCE, moment_of, number
 
-_FIELDS = ("market_cap", "pe_ratio", "eps", "dividend_yield", "revenue", "sector")
 # Field -> where quoteSummary has it.
 _PLACES = {
     "market_cap": (("price", "marketCap"), ("summaryDetail", "marketCap")),
@@ -49,17 +48,6 @@ def fundamentals_of(instrument: Instrument, answer: Any) -> Fundamentals:
         currency=currency,
         missing={field: missing[field] for field, figure in figures.items() if figure is None},
         **figures,
-    )
-
-
-def no_fundamentals(instrument: Instrument) -> Fundamentals:
-    """Yahoo knows nothing of it beyond prices."""
-    return Fundamentals(
-        symbol=instrument.symbol,
-        source=SOURCE,
-        currency=instrument.currency,
-        missing=dict.fromkeys((*_FIELDS, "as_of"), "Yahoo has no company figures for this symbol"),
-        **dict.fromkeys((*_FIELDS, "as_of")),
     )
 
 
