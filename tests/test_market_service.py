@@ -12,6 +12,7 @@ from fiml.cache import CacheEntry
 from fiml.cache.l1_cache import MemoryL1Cache
 from fiml.core.config import MarketData, Settings
 from fiml.core.errors import InvalidInput, MissingExtra, SymbolNotFound, Unavailable
+from fiml.market.freshness import trading_of
 from fiml.market.models import Adjustment, AssetKind, Bars, Delivery, Depth, Instrument, MarketAnswer, Quote
 from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService, open_market
@@ -339,6 +340,7 @@ class TestLiveMarket:
     @pytest.mark.parametrize("other", ["NVDA", NVIDIA], ids=["symbol", "instrument"])
     async def test_another_that_hangs_is_not_compared(self, clock: FrozenClock, other: Instrument | str) -> None:
         exchange = Exchange(hanging={"bars of NVDA"})
+        await trading_of(APPLE, clock.now())  # the calendar takes seconds to load, which are not the source's
         async with closing(MarketService(exchange, (MemoryL1Cache(),), answer_timeout_s=0.4)) as market:
             answer = await market.answer(APPLE, Depth.DEEP, [other, "AMZN"])
 
