@@ -161,7 +161,7 @@ def _refuse_another_question(asked: dict[str, Any], session: Session, record_id:
 
 async def _ask_alone(question: Question, market: MarketService, timeout_s: float, *, reason: str) -> Answer:
     async with answer_within(timeout_s, _name_of(market)):
-        found = await market.answer(await _instrument(question, market), question.depth)
+        found = await market.answer(await resolve(question, market), question.depth)
     layer = found.delivery["quote"].layer
     return Answer(market=found, depth=question.depth, cache_hit=_is_cached(found), layer=layer, reason=reason)
 
@@ -193,7 +193,7 @@ class _Look:
 
 
 async def _look(question: Question, market: MarketService, session: Session) -> _Look:
-    instrument = await _instrument(question, market)
+    instrument = await resolve(question, market)
     others = [asset for asset in session.assets if asset.upper() != instrument.symbol]
     compared = others[:MAX_COMPARED] if question.depth is Depth.DEEP else []
     held = held_in(session, instrument, is_sample=market.source == SAMPLE)
@@ -321,7 +321,8 @@ def summarize(answer: MarketAnswer) -> str:
     return f"{line}, source {quote.source}{stale}{compared}"
 
 
-async def _instrument(question: Question, market: MarketService) -> Instrument:
+async def resolve(question: Question, market: MarketService) -> Instrument:
+    """The instrument that a question is about; errors are those of `MarketProvider.instrument`."""
     if question.kind is AssetKind.COIN:
         return await market.coin(question.symbol, question.exchange, question.pair)
     return await market.equity(question.symbol, question.market)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from fiml.analysis import Question
+from fiml.analysis import Question, resolve
 from fiml.core import clock
 from fiml.core.errors import FimlError, InvalidInput, echo
 from fiml.market.models import AssetKind, Depth, MarketAnswer
@@ -167,12 +167,8 @@ async def _ask_all(wanted: Sequence[_Asked], market: MarketService) -> list[Mark
 
 
 async def _answer(asked: _Asked, market: MarketService) -> MarketAnswer:
-    question = asked.question
-    if question.kind is AssetKind.COIN:
-        instrument = await market.coin(question.symbol, question.exchange, question.pair)
-    else:
-        instrument = await market.equity(question.symbol, question.market)
-    return await market.answer(instrument, question.depth, asked.others)
+    instrument = await resolve(asked.question, market)
+    return await market.answer(instrument, asked.question.depth, asked.others)
 
 
 def _compare(query: QueryRecord, answer: MarketAnswer | FimlError | None, tolerance: float) -> ReplayedQuery:
