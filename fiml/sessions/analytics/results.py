@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any, Self
 
 from fiml.core.errors import MissingExtra
+from fiml.sessions.analytics.export import flat
 from fiml.sessions.histogram import QUERY_TIME_ERROR, percentile_ms
 
 TOP = 10
@@ -102,8 +103,6 @@ class MetricsTable(list[dict[str, Any]]):
         Raises:
             MissingExtra: polars is not installed.
         """
-        from fiml.sessions.analytics.export import flat  # noqa: PLC0415 - which builds on this
-
         return _polars().DataFrame([flat(row) for row in self], infer_schema_length=None)
 
 
