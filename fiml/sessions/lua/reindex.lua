@@ -1,8 +1,8 @@
--- Move an entry of the expiry index, or drop it, unless somebody moved it since it was read.
+-- Move an entry of the expiry index, unless somebody has moved it since it was read.
 -- KEYS 1 the part of the index
--- ARGV 1 member, 2 the expiry that was read, 3 the new expiry ('' drops the entry), in microseconds
+-- ARGV 1 member, 2 the expiry that was read, 3 the new expiry, in microseconds
 local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not score or tonumber(score) ~= tonumber(ARGV[2]) then return 0 end
 redis.call('ZREM', KEYS[1], ARGV[1])  -- first, as in remove.lua
-if ARGV[3] ~= '' then redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1]) end
+redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 return 1
