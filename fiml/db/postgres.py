@@ -100,7 +100,7 @@ class PostgresDatabase:
         preparing = self._preparing
         if preparing is None or preparing.done():
             preparing = self._preparing = asyncio.create_task(self._look_at_schema())
-            preparing.add_done_callback(_look_at)
+            preparing.add_done_callback(_retrieve_exception)
         await asyncio.wait({preparing})
         self._outcome(preparing)
 
@@ -129,7 +129,7 @@ class PostgresDatabase:
             raise
         if not done:
             task.cancel()
-            task.add_done_callback(_look_at)
+            task.add_done_callback(_retrieve_exception)
             raise Unavailable(f"PostgreSQL at {self._name}", f"no answer within {within_s:g} s")
         return self._outcome(task)
 
@@ -144,8 +144,8 @@ def _hang_up(connection: Any, _record: object) -> None:
     connection.driver_connection.terminate()
 
 
-def _look_at(task: "asyncio.Task[Any]") -> None:
-    """An outcome that nobody waits for any more is no fault of the process."""
+def _retrieve_exception(task: "asyncio.Task[Any]") -> None:
+    """Keep asyncio from reporting a failure that nobody is waiting for any more."""
     if not task.cancelled():
         task.exception()
 

@@ -160,9 +160,11 @@ class Cluster:
             raise Unavailable(f"Redis at {self._address.name}", "no server of the Cluster answers")
 
     def _is_due(self) -> bool:
-        if self._is_known or self._learned_at is None:
-            return not self._is_known
-        # While a master is away every call fails, and would ask anew.
+        if self._is_known:
+            return False
+        if self._learned_at is None:
+            return True
+        # While a master is away, every call fails and would ask again.
         return asyncio.get_running_loop().time() >= self._learned_at + LEARN_S
 
     async def _told(self, host: Host) -> list[Any] | None:

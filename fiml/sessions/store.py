@@ -65,7 +65,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
             if self._opened is None:
                 if self._failure is not None and self._tries > tries:
                     raise self._failure  # of a try in this call's time: an engine that hangs holds nobody up twice
-                await self._closed()
+                await self._finish_closing()
                 await self._open()
 
     async def _open(self) -> None:
@@ -84,9 +84,9 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
             if self._opened is not None:
                 backend, self._opened = self._opened, None
                 self._closing = asyncio.ensure_future(backend.close())
-            await self._closed()
+            await self._finish_closing()
 
-    async def _closed(self) -> None:
+    async def _finish_closing(self) -> None:
         closing = self._closing
         if closing is not None:
             try:
