@@ -159,23 +159,23 @@ def _select_whole(connection: sqlite3.Connection, header: Header) -> SessionReco
 
 
 def _dump(connection: sqlite3.Connection, session_id: UUID) -> Dump:
-    names = tuple(table for table, _ in _PARTS.values())
     connection.text_factory = bytes  # as it is stored, UTF-8 or not
     try:
-        return _dump_bytes(connection, session_id, names)
+        return _dump_bytes(connection, session_id)
     finally:
         connection.text_factory = str
 
 
-def _dump_bytes(connection: sqlite3.Connection, session_id: UUID, names: tuple[str, ...]) -> Dump:
+def _dump_bytes(connection: sqlite3.Connection, session_id: UUID) -> Dump:
+    tables = [table for table, _ in _PARTS.values()]
     schema = connection.execute(
-        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name IN (?, ?, ?, ?) ORDER BY name", names
+        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name IN (?, ?, ?, ?) ORDER BY name", tables
     )
     parts: dict[str, Any] = {"tables": [sql.decode() for (sql,) in schema]}
     for part, (table, column) in _PARTS.items():
         found = connection.execute(f"SELECT * FROM {table} WHERE {column} = ?", (session_id.hex,))  # noqa: S608 - constants
-        names_of = [description[0] for description in found.description]
-        parts[part] = [dict(zip(names_of, map(_as_text, row), strict=True)) for row in found]
+        columns = [description[0] for description in found.description]
+        parts[part] = [dict(zip(columns, map(_as_text, row), strict=True)) for row in found]
     return Dump("sqlite", parts)
 
 

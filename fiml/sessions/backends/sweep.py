@@ -148,7 +148,8 @@ class Sweep:
         session_id = entry.session_id
         dump = await self._sweeping.dump(session_id)
         if is_empty(dump):
-            return await self._sweeping.drop([entry])  # another sweeper was faster
+            await self._sweeping.drop([entry])  # another sweeper was faster
+            return
         user_id = entry.place.user_id or user_in(dump)
         put = await self._database.maintain(
             lambda connection: quarantine.put(
@@ -162,16 +163,15 @@ class Sweep:
             )
         )
         if put == "busy":
-            return None  # a sweep to come finds it, if it is still there
+            return  # a later sweep finds it, if it is still there
         outcome = await self._sweeping.take_out(session_id, dump)
         if outcome == "changed":
             await self._database.maintain(lambda connection: quarantine.take_back(connection, session_id, dump))
-            return None
+            return
         await self._sweeping.drop([entry])
         if put == "kept" and outcome == "removed":
             report.quarantined += 1
             _log.error("session_quarantined", session_id=str(session_id), problem=problem)
-        return None
 
 
 async def _next(lane: AsyncIterator[SweepReport]) -> SweepReport | None:
