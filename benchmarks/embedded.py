@@ -112,7 +112,7 @@ def append_as_ours(connection: sqlite3.Connection, ready: Prepared) -> None:
     connection.execute(READ, ready.read).fetchone()
     connection.execute(sqlite_rows._APPEND_QUERY, ready.query)
     connection.execute(sqlite_rows._UPDATE_COUNTED, ready.counted)
-    connection.execute(sqlite_rows._APPEND_ENTRY, ready.entry)
+    connection.execute(sqlite_rows._ADD_TO_TRAIL, ready.entry)
     connection.execute("COMMIT")
 
 

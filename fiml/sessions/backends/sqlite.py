@@ -119,7 +119,7 @@ class SqliteBackend:
                 refuse_more_changes(session_id, rules.max_changes)
             header.expires_at = later
             rows.new_version(connection, header, now)
-            rows.enter(connection, header, Act("extend", caller.name, now))
+            rows.add_to_trail(connection, header, Act("extend", caller.name, now))
             return rows.select_record(connection, header)
 
         return await self._file.write(extend)
@@ -129,7 +129,7 @@ class SqliteBackend:
             header = rows.select_header(driver(connection), session_id, caller, Right.WRITE)
             if header is None:
                 return False
-            rows.enter(driver(connection), header, Act("archive", caller.name, ended.at))
+            rows.add_to_trail(driver(connection), header, Act("archive", caller.name, ended.at))
             sqlite_sweep.move(connection, [header], ended)
             return True
 
@@ -184,7 +184,7 @@ class SqliteBackend:
             if after is not None and after != live.grants:
                 live.grants = after
                 rows.new_version(driver(connection), live, live.last_accessed_at)
-                rows.enter(driver(connection), live, act_of(change, rules.caller, rules.now))
+                rows.add_to_trail(driver(connection), live, act_of(change, rules.caller, rules.now))
             return after
 
         return await self._file.transact(share)
@@ -315,7 +315,7 @@ def _write(
     rows.change_header(header, change, rules.now)
     is_counted = not (change.scalars or change.assets or change.tags)
     rows.update_header(connection, header, only_counted=is_counted)
-    rows.enter(connection, header, change.act(rules.caller, rules.now))
+    rows.add_to_trail(connection, header, change.act(rules.caller, rules.now))
     return header, _result(header, is_new_version=True)
 
 
@@ -336,7 +336,7 @@ def _go_on(
     if now >= live.expires_at:
         live.expires_at = until
         rows.new_version(connection, live, now)
-        rows.enter(connection, live, Act("resume", caller.name, now))
+        rows.add_to_trail(connection, live, Act("resume", caller.name, now))
     else:
         rows.touch(connection, live, now)
     return rows.select_record(connection, live)

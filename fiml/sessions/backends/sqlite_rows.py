@@ -37,7 +37,7 @@ _SET_ENTRY = (
     " ON CONFLICT (session_id, map, key) DO UPDATE SET value = excluded.value"
 )
 _APPEND_QUERY = "INSERT INTO active_queries (session_id, id, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-_APPEND_ENTRY = "INSERT INTO active_trail (session_id, entry) VALUES (?, ?)"
+_ADD_TO_TRAIL = "INSERT INTO active_trail (session_id, entry) VALUES (?, ?)"
 # The first term lets an index have only those that are given to anybody; CASE, since what is damaged is no JSON.
 _GIVEN = (
     "(grants <> '{}' AND CASE WHEN json_valid(grants)"
@@ -166,9 +166,9 @@ def select_trail(connection: sqlite3.Connection, session_id: UUID) -> str:
     return trail_json(entry for (entry,) in rows)
 
 
-def enter(connection: sqlite3.Connection, header: Header, act: Act) -> None:
-    """Append what was done to the audit trail, at the version that the header has now."""
-    connection.execute(_APPEND_ENTRY, (header.id.hex, act.at_version(header.version)))
+def add_to_trail(connection: sqlite3.Connection, header: Header, act: Act) -> None:
+    """Append what was done to the audit trail, at the header's version."""
+    connection.execute(_ADD_TO_TRAIL, (header.id.hex, act.at_version(header.version)))
 
 
 def insert(connection: sqlite3.Connection, record: SessionRecord, queries: Iterable[EncodedQuery]) -> None:
@@ -176,7 +176,7 @@ def insert(connection: sqlite3.Connection, record: SessionRecord, queries: Itera
     header, entries = record.header, record.entries
     connection.execute(_INSERT, headers.encode(header))
     trail = trail_entries(f"session {header.id}", record.trail)
-    connection.executemany(_APPEND_ENTRY, [(header.id.hex, entry) for entry in trail])
+    connection.executemany(_ADD_TO_TRAIL, [(header.id.hex, entry) for entry in trail])
     connection.executemany(
         _SET_ENTRY, [(header.id.hex, name, key, text) for name, texts in entries.items() for key, text in texts.items()]
     )
