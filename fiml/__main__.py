@@ -1,4 +1,4 @@
-"""The command `fiml`, which `python -m fiml` is too."""
+"""The command `fiml`, also run as `python -m fiml`."""
 
 import gc
 import os
@@ -6,18 +6,18 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, with what it needs loaded without the garbage collector.
+    """Run the command line, and keep the garbage collector off while its modules load.
 
-    What is loaded stays to the end: to look through it again and again took a tenth of the time until the first
-    answer, for which a client waits.
+    Loaded modules stay until the end: scanning them again and again took a tenth of the time that a client waits for
+    its first answer.
     """
     gc.disable()
     is_server = sys.argv[1:2] == ["serve"]
     if is_server:
-        # Libraries load it for terminals, where no server writes, and a twentieth of the start goes into it.
-        sys.modules["rich"] = None  # type: ignore[assignment]  # the import system takes it as not installed
+        # Libraries load rich to write to terminals, which a server never does; it takes a twentieth of the start.
+        sys.modules["rich"] = None  # type: ignore[assignment]  # to the import system, it isn't installed
         os.environ["TYPER_USE_RICH"] = "false"
-    from fiml.cli import main as run_command  # noqa: PLC0415 - loaded here, as said above
+    from fiml.cli import main as run_command  # noqa: PLC0415 - see the docstring
 
     if is_server:
         import fiml.mcp.server  # noqa: F401, PLC0415 - as above

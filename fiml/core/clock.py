@@ -43,13 +43,13 @@ def using(clock: Clock) -> Iterator[None]:
 
 
 def stopwatch() -> Callable[[], float]:
-    """Start measuring; calling the result gives the milliseconds since. Independent of the clock."""
+    """Start measuring; calling the result returns the milliseconds since then. Independent of the clock above."""
     started = time.perf_counter()
     return lambda: (time.perf_counter() - started) * 1000
 
 
 def is_within(span: timedelta, *, since: datetime | None) -> bool:
-    """Whether less than `span` has passed since a moment; not where it lies ahead, as the clock was set back then."""
+    """Whether less than `span` has passed since a moment; `False` if it is in the future (the clock was set back)."""
     return since is not None and since <= now() < since + span
 
 
@@ -64,5 +64,5 @@ def from_micros(micros: int) -> datetime:
 
 
 def to_iso(moment: datetime) -> str:
-    """As fiml writes times in JSON: `2024-12-24T15:30:00Z`, with microseconds where there are any."""
+    """A time as fiml writes it in JSON: `2024-12-24T15:30:00Z`, with microseconds if there are any."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

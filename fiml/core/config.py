@@ -20,7 +20,7 @@ BROKER_SCHEMES = (
     *("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://"),
     *("amqp://", "amqps://"),
 )
-# Asymmetric ones only: with a shared secret, whoever verifies can sign.
+# Asymmetric algorithms only: with a shared secret, whoever can verify can also sign.
 SIGNATURE_ALGORITHMS = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     *("ES256", "ES384", "ES512", "EdDSA"),
@@ -50,14 +50,14 @@ class Maintenance(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """How a log line is written: for people, or for what collects logs."""
+    """How a log line is written: for people, or for programs that collect logs."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class LogLevel(StrEnum):
-    """From which level on events are logged."""
+    """The lowest level that is logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -66,7 +66,7 @@ class LogLevel(StrEnum):
 
 
 class Synchronous(StrEnum):
-    """SQLite's `synchronous` level: `full` outlives a power cut, `normal` and `off` trade that for speed."""
+    """SQLite's `synchronous` level: writes survive a power cut with `full`; `normal` and `off` trade that for speed."""
 
     FULL = "full"
     NORMAL = "normal"
@@ -193,7 +193,7 @@ class Settings(BaseSettings):
     @classmethod
     def _file_of_keys(cls, value: Path | None) -> Path | None:
         if value is not None and is_a_key(str(value)):
-            # As the name of a file it would be told in errors.
+            # Errors show the name of the file, and would show the key.
             raise ValueError("holds a key itself; put it into a file and name that one")
         return value
 
@@ -279,12 +279,12 @@ class Settings(BaseSettings):
 
     @property
     def is_authenticated(self) -> bool:
-        """Whether HTTP takes bearer tokens, and nobody without one."""
+        """Whether HTTP accepts bearer tokens, and refuses callers without one."""
         return self.auth_tokens or self.auth_issuer is not None
 
     @property
     def signature_algorithms(self) -> list[str]:
-        """The algorithms of signatures that are taken."""
+        """The signature algorithms that are accepted."""
         return _listed(self.auth_algorithms)
 
     @property
@@ -312,7 +312,7 @@ class Settings(BaseSettings):
 
 
 def _expanded(path: Path) -> Path:
-    # Clients, .env files and systemd start us without a shell that would do it.
+    # Started by a client, an .env file or systemd, there is no shell that would expand the path.
     try:
         return path.expanduser()
     except RuntimeError:
@@ -331,10 +331,10 @@ def _listed(text: str) -> list[str]:
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Host and port from `HOST:PORT`, an IPv6 host in brackets.
+    """Host and port from `HOST:PORT`, with an IPv6 host in brackets.
 
     Raises:
-        ValueError: it isn't of that form.
+        ValueError: the text doesn't have that form.
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
@@ -351,18 +351,18 @@ def variable(field: str) -> str:
 def without_secrets(url: str) -> str:
     """`url` without user, password and query, for messages and reports."""
     scheme, _, rest = url.partition("://")
-    # The last @ first: a password may hold any character, even one that it shouldn't.
+    # Split at the last @: a password may contain one, even unescaped.
     location = rest.rpartition("@")[2].partition("?")[0]
     return f"{scheme}://{location}"
 
 
 def is_a_key(text: str) -> bool:
-    """Whether a text is 32 bytes in BASE64, with or without a name before them, rather than a path."""
+    """Whether a text is a key (32 bytes in BASE64, with or without its name in front) rather than a path."""
     return re.fullmatch(r"(\*?[\w.-]+:)?[A-Za-z0-9+/_-]{43}=", text) is not None
 
 
 def _user_data_folder() -> Path:
-    from platformdirs import user_data_path  # noqa: PLC0415 - needed on a first start only
+    from platformdirs import user_data_path  # noqa: PLC0415 - not needed if a folder is set
 
     return user_data_path("fiml", appauthor=False)
 

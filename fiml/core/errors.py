@@ -11,10 +11,10 @@ FimlError
 ├── SessionConflict         read again, then write again
 ├── SessionOnHold           release it first
 ├── NotPermitted            ask as somebody else
-├── NotSupported            another way is needed
+├── NotSupported            find another way
 ├── Unavailable             try again later
-│   ├── Unconfirmed         it is done, and may get lost: read again first
-│   ├── RateLimited         at the named time
+│   ├── Unconfirmed         the write was done but may get lost: read again first
+│   ├── RateLimited         try again at the named time
 │   └── BadData             what the provider sent can't be used
 ├── Misconfigured           tell the operator
 │   ├── MissingExtra
@@ -24,7 +24,7 @@ FimlError
 ├── RecordRefused           the database refuses a session's record; nothing was changed
 └── CorruptRecord           a stored record can't be read; nothing was changed
     ├── NotEncrypted        an operator encrypts it, or finds out who wrote it
-    └── SessionQuarantined
+    └── SessionQuarantined  an operator mends the cause, and retries it
 """
 
 from datetime import datetime
@@ -35,10 +35,10 @@ _ECHO_CHARACTERS = 80
 
 
 def echo(value: object) -> str:
-    """A caller's value as it may stand in a message: escaped, at most 80 characters, a text in quotes."""
+    """A caller's value, made safe for a message: escaped, at most 80 characters, text in quotes."""
     try:
         text = value if isinstance(value, str) else repr(value)
-    except ValueError:  # an integer too long to be written
+    except ValueError:  # an integer with too many digits to convert
         return f"a very long {type(value).__name__}"
     cut = text if len(text) <= _ECHO_CHARACTERS else text[: _ECHO_CHARACTERS - 1] + "…"
     if not cut.isprintable():
@@ -66,7 +66,7 @@ class InvalidInput(FimlError):
 
 
 class InvalidSessionId(InvalidInput):
-    """The id is not of the form of a session's id."""
+    """The text doesn't have the form of a session's id."""
 
     code = "invalid_session_id"
 
@@ -80,7 +80,12 @@ class InvalidSessionId(InvalidInput):
 
 
 class SymbolNotFound(InvalidInput):
-    """The market has no such symbol; `known` are the nearest or all that it has, `meant` one whose name was given."""
+    """The market has no such symbol.
+
+    Attributes:
+        known: all symbols that the source has, or the nearest ones (`is_nearest`).
+        meant: the symbol of the instrument whose name was given instead.
+    """
 
     code = "symbol_not_found"
 
@@ -115,7 +120,7 @@ class SessionNotFound(_AboutSession):
 
 
 class SessionExpired(_AboutSession):
-    """The session has ended and awaits its archiving; it can be read and resumed."""
+    """The session has expired and waits to be archived; it can be read and resumed."""
 
     code = "session_expired"
 
@@ -142,7 +147,7 @@ class SessionArchived(_AboutSession):
 
 
 class SessionFull(_AboutSession):
-    """The session holds as many queries, or as many bytes of them, or has had as many changes, as a session may."""
+    """The session has reached a limit: of queries, of their bytes, or of changes."""
 
     code = "session_full"
 
@@ -159,7 +164,7 @@ class SessionFull(_AboutSession):
 
 
 class SessionConflict(_AboutSession):
-    """Somebody wrote in between; `expected` and `actual` are versions."""
+    """Somebody else wrote to the session in between; `expected` and `actual` are versions."""
 
     code = "session_conflict"
 
@@ -173,7 +178,7 @@ class SessionConflict(_AboutSession):
 
 
 class SessionOnHold(_AboutSession):
-    """The session is on legal hold: it can't be deleted, and retention keeps it."""
+    """The session is on legal hold: neither a caller nor retention can delete it."""
 
     code = "session_on_hold"
 
@@ -187,7 +192,7 @@ class SessionOnHold(_AboutSession):
 
 
 class NotPermitted(FimlError):
-    """The principal may not do this in another's name."""
+    """The principal may not do this."""
 
     code = "not_permitted"
 
@@ -215,11 +220,12 @@ class Unavailable(FimlError):
 
 
 class Unconfirmed(Unavailable):
-    """A write is done, but fewer replicas than `FIML_REDIS_WAIT_REPLICAS` have it: a failover may lose it.
+    """A write was done, but reached fewer replicas than `FIML_REDIS_WAIT_REPLICAS`: a failover may lose it.
 
     Attributes:
-        reached: how many replicas have it.
-        session_id: the session that the call made, which nothing else tells; `None` of every other call.
+        reached: how many replicas have the write.
+        wanted: how many should have it.
+        session_id: the session that the call created, whose id the caller learns only here; `None` for other calls.
     """
 
     code = "unconfirmed"
@@ -237,7 +243,7 @@ class Unconfirmed(Unavailable):
 
 
 class RateLimited(Unavailable):
-    """A provider, or fiml itself on HTTP, takes no more questions until `retry_at`."""
+    """A provider, or fiml itself on HTTP, accepts no more questions until `retry_at`."""
 
     code = "rate_limited"
 
@@ -248,7 +254,7 @@ class RateLimited(Unavailable):
 
 
 class BadData(Unavailable):
-    """A provider answered with what can't be used: no JSON, a figure of another type, a price below zero."""
+    """A provider's answer can't be used: it isn't JSON, a figure has the wrong type, or a price is below zero."""
 
     code = "bad_data"
 
@@ -265,7 +271,7 @@ class Misconfigured(FimlError):
 
 
 class MissingExtra(Misconfigured):
-    """A part is needed whose extra is not installed."""
+    """A part is needed, but its extra is not installed."""
 
     code = "missing_extra"
 
@@ -315,7 +321,7 @@ class SchemaTooNew(Misconfigured):
 
 
 class RecordRefused(FimlError):
-    """The database is there, but takes this record at no time; the session was left where it is."""
+    """The database is reachable but will never accept this record; the session was left where it is."""
 
     code = "record_refused"
 
@@ -339,7 +345,7 @@ class CorruptRecord(FimlError):
 
 
 class NotEncrypted(CorruptRecord):
-    """A value stands in clear where encrypted ones are expected: from before encryption, or from somebody else."""
+    """A value is in clear text, but encrypted ones are expected: it predates encryption, or fiml didn't write it."""
 
     code = "not_encrypted"
 

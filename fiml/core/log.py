@@ -1,7 +1,7 @@
-"""Logs: an event name and fields, one event a line, to standard error, since on stdio standard output is the wire.
+"""Logs: an event name and fields, one event a line, to standard error: on stdio, standard output is the wire.
 
-A line names the request that it belongs to, and the trace where there is one. No line holds what a user stored or
-asked: of an exception that nobody expected it has the type and the places, not the words.
+A line names the request that it belongs to, and the trace if there is one. No line contains what a user stored or
+asked: an unexpected exception is logged by its type and its stack, without its message.
 """
 
 import logging
@@ -24,7 +24,7 @@ Event = MutableMapping[str, Any]
 
 
 def configure_logging(level: LogLevel = LogLevel.INFO, form: LogFormat = LogFormat.TEXT) -> None:
-    """Let every log of the process go to standard error, that of libraries from warnings on."""
+    """Send every log of the process to standard error; libraries log warnings and above."""
     shared: list[Any] = [
         merge_contextvars,
         _add_trace,
@@ -55,7 +55,7 @@ def configure_logging(level: LogLevel = LogLevel.INFO, form: LogFormat = LogForm
 
 @contextmanager
 def in_request(request_id: str | None = None) -> Iterator[str]:
-    """Let the lines that the block logs name a request; the id, a new one where none is given."""
+    """Let the lines that the block logs name a request. Yields its id, a new one if none is given."""
     known = request_id or uuid4().hex
     with bound_contextvars(**{_REQUEST: known}):
         yield known
@@ -73,7 +73,7 @@ def _add_trace(_logger: object, _method: str, event: Event) -> Event:
 
 
 def _without_words(_logger: object, _method: str, event: Event) -> Event:
-    """An exception as its types and places, and no row that PostgreSQL quotes: their words may be a user's."""
+    """Reduce an exception to its types and stack, and drop rows that PostgreSQL quotes: both may hold a user's text."""
     found = event.pop("exc_info", None)
     if found is True:
         found = sys.exc_info()

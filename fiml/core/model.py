@@ -1,12 +1,12 @@
-"""The base of what is answered: a pydantic model."""
+"""The base class of answers: a pydantic model."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Model(BaseModel):
-    """A model whose validator is made when it is first needed by itself.
+    """A model that builds its own validator at first use.
 
-    Most stand within another's schema and never are: to make them all took a fiftieth of a server's start.
+    Most models are only parts of another one and never need theirs: building all took a fiftieth of a server's start.
     """
 
     model_config = ConfigDict(defer_build=True)

@@ -1,8 +1,8 @@
-"""What is done, how it ends and how long it takes, for whoever wants to know: a meter, and OpenTelemetry's traces.
+"""What is done, how it ends and how long it takes: measurements for a meter, and OpenTelemetry's spans.
 
-Nothing is measured unless somebody asked for it: `measure_with` gives the meter, and spans are made where the process
-has a tracer provider. Neither ever sees an argument, an id of a session or a user, or the words of an error: only the
-names of verbs, engines and jobs, and the code of how each ended.
+Nothing is measured unless somebody asks for it: `measure_with` sets the meter, and spans are made if the process has a
+tracer provider. Neither ever sees an argument, the id of a session or user, or an error's message: only the names of
+verbs, engines and jobs, and a code for how each ended.
 """
 
 import functools
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 from fiml.core.clock import stopwatch
 from fiml.core.errors import CorruptRecord, FimlError, Misconfigured, RecordRefused, Unavailable
 
-if TYPE_CHECKING:  # a library that nobody traces doesn't wait for it to load
+if TYPE_CHECKING:  # loading it takes time, which a process without traces should not spend
     from opentelemetry.trace import Span
 
 OK = "ok"
 _SCOPE = "fiml"
-# Errors that tell of us or of an engine; the others tell of the caller's question.
+# Errors that are the fault of fiml or of an engine; the others are about the caller's question.
 _FAULTS = (Unavailable, Misconfigured, RecordRefused, CorruptRecord)
 
 Parameters = ParamSpec("Parameters")
@@ -37,22 +37,22 @@ class Timed(StrEnum):
     CALL = "call"
     """A request of an MCP client, by its method or tool."""
     OPERATION = "operation"
-    """A verb of the store; verbs that it calls in turn are part of it."""
+    """A verb of the store, including the verbs that it calls."""
     ENGINE = "engine"
     """One exchange with Redis, PostgreSQL or the file."""
     JOB = "job"
     """A job of the maintenance."""
     FETCH = "fetch"
-    """A part of an answer that a market provider was asked for."""
+    """A question to a market provider, for one part of an answer."""
 
 
 class Counted(StrEnum):
-    """What is counted, with the labels in their order."""
+    """What is counted; each docstring names the labels, in order."""
 
     JOB_SESSIONS = "job_sessions"
     """Sessions that a job dealt with: job, outcome."""
     MARKET_ANSWERS = "market_answers"
-    """Parts of answers: layer that gave it, whether it was stale."""
+    """Parts of answers: the layer that gave the part, whether it was stale."""
     PROVIDER_ERRORS = "provider_errors"
     """Questions to a provider that failed: provider, code."""
 
@@ -67,29 +67,29 @@ class Meter(Protocol):
 
 _meter: Meter | None = None
 _operation_is_watched: ContextVar[bool | None] = ContextVar("fiml_operation_is_watched", default=None)
-"""Within an operation, whether anybody watches it: its engines needn't ask again."""
+"""Whether the current operation is measured or traced, so that its engines needn't find out again."""
 
 
 def measure_with(meter: Meter | None) -> None:
-    """Let a meter take the measurements of this process; `None` ends it."""
+    """Send this process's measurements to a meter; `None` stops measuring."""
     global _meter  # noqa: PLW0603 - the one meter of the process
     _meter = meter
 
 
 def count(what: Counted, *labels: str, by: float = 1) -> None:
-    """Count something, where somebody measures."""
+    """Count something, if there is a meter."""
     if _meter is not None:
         _meter.counted(what, *labels, by=by)
 
 
 def note(kind: Timed, name: str, code: str, seconds: float) -> None:
-    """Note what was timed elsewhere, where somebody measures."""
+    """Pass on a duration that was measured elsewhere, if there is a meter."""
     if _meter is not None:
         _meter.timed(kind, name, code, seconds)
 
 
 def code_of(exc: BaseException) -> str:
-    """How something ended that raised, as a word of a small set."""
+    """A code for how something ended that raised; there are only a few."""
     if isinstance(exc, FimlError):
         return exc.code
     return "error" if isinstance(exc, Exception) else "cancelled"
@@ -114,7 +114,7 @@ def observed(kind: Timed, name: str) -> Iterator[None]:
 def observed_call(
     kind: Timed, name: str
 ) -> Callable[[Callable[Parameters, Coroutine[Any, Any, Result]]], Callable[Parameters, Coroutine[Any, Any, Result]]]:
-    """A method that is measured and traced; where nobody watches, it costs a microsecond."""
+    """Measure and trace a method. Without a meter or a tracer it costs a microsecond a call."""
 
     def decorate(
         method: Callable[Parameters, Coroutine[Any, Any, Result]],
@@ -133,7 +133,7 @@ def observed_call(
 
 
 def observed_verbs(*but: str) -> Callable[[Class], Class]:
-    """A class whose public coroutine methods, inherited ones too, are operations under their own names."""
+    """Measure and trace a class's public coroutine methods, including inherited ones, `but` the named ones."""
 
     def decorate(cls: Class) -> Class:
         for name in dir(cls):
@@ -170,9 +170,9 @@ def _is_watched() -> bool:
 
 
 def is_traced() -> bool:
-    """Whether spans go anywhere. Without OpenTelemetry loaded, nobody can have said so."""
+    """Whether a tracer provider is set. If OpenTelemetry isn't loaded, nobody can have set one."""
     trace = sys.modules.get("opentelemetry.trace")
-    # OpenTelemetry's own attribute, for speed: where a version has none, its function is asked.
+    # A private attribute, for speed; a version that lacks it is asked through its public function.
     if trace is None or (getattr(trace, "_TRACER_PROVIDER", trace) is None and not _is_provider_named()):
         return False
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
@@ -180,12 +180,12 @@ def is_traced() -> bool:
 
 @functools.cache
 def _is_provider_named() -> bool:
-    """Whether a variable names the provider. OpenTelemetry looks there each time, which takes 3% of a call."""
+    """Whether a variable names the provider. OpenTelemetry reads it every time, which would take 3% of a call."""
     return "OTEL_PYTHON_TRACER_PROVIDER" in os.environ
 
 
 def trace_headers() -> dict[str, str]:
-    """Headers that let another process go on with the trace of this moment; none where there is no trace."""
+    """Headers that let another process continue the current trace; empty if there is none."""
     headers: dict[str, str] = {}
     if is_traced():
         from opentelemetry.propagate import inject  # noqa: PLC0415 - as above
@@ -196,7 +196,7 @@ def trace_headers() -> dict[str, str]:
 
 @contextmanager
 def going_on(headers: dict[str, str]) -> Iterator[None]:
-    """Let what the block does belong to the trace that another process's headers name."""
+    """Continue, within the block, the trace that another process's headers name."""
     if not is_traced():
         yield
         return
@@ -211,7 +211,7 @@ def going_on(headers: dict[str, str]) -> Iterator[None]:
 
 
 def trace_id() -> str | None:
-    """The id of the trace of this moment, as logs name it."""
+    """The id of the current trace, as logs write it."""
     if not is_traced():
         return None
     from opentelemetry.trace import format_trace_id, get_current_span  # noqa: PLC0415 - as above
@@ -222,7 +222,7 @@ def trace_id() -> str | None:
 
 @contextmanager
 def _span(kind: Timed, name: str) -> "Iterator[Span | None]":
-    # A call's span is the MCP library's own.
+    # The MCP library makes the span of a call itself.
     if kind is Timed.CALL or not is_traced():
         yield None
         return
@@ -233,7 +233,7 @@ def _span(kind: Timed, name: str) -> "Iterator[Span | None]":
         name if kind is Timed.OPERATION else f"{kind} {name}",
         kind=SpanKind.CLIENT if is_outside else SpanKind.INTERNAL,
         attributes={"db.system.name": name} if kind is Timed.ENGINE else {},
-        # An exception's words may hold what a user wrote.
+        # An exception's message may contain what a user wrote.
         record_exception=False,
         set_status_on_exception=False,
     ) as span:

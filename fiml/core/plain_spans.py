@@ -1,4 +1,4 @@
-"""Spans without words: what libraries note of an error may hold what a user wrote. Needs the extra `[tracing]`."""
+"""Spans without messages: what libraries record of an error may contain a user's words. Needs the extra `[tracing]`."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from opentelemetry.trace import Status
 
 
 class PlainSpans(SpanExporter):
-    """Gives spans to an exporter without the descriptions of their status and without events."""
+    """Passes spans to an exporter without their events and the description of their status."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter

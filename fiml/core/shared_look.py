@@ -1,4 +1,4 @@
-"""A question that many ask at once and that is put once."""
+"""One look that serves all who ask for it at the same time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,7 @@ Answer = TypeVar("Answer")
 
 
 class SharedLook(Generic[Answer]):
-    """One look at a time: who asks while one is under way gets what it finds, and who leaves cuts nobody off."""
+    """Runs one look at a time: callers that ask meanwhile share its result. Cancelling one leaves it to the others."""
 
     def __init__(self, look: Callable[[], Awaitable[Answer]]) -> None:
         self._look = look
@@ -20,18 +20,18 @@ class SharedLook(Generic[Answer]):
         """What the look finds.
 
         Raises:
-            Unavailable: it was closed meanwhile.
+            Unavailable: `close` was called meanwhile.
         """
         if self._under_way is None or self._under_way.done():
             self._under_way = asyncio.ensure_future(self._look())
         look = self._under_way
-        await asyncio.wait({look})  # who is cancelled here leaves it to the others
+        await asyncio.wait({look})  # a caller that is cancelled here leaves the look running for the others
         if look.cancelled():
             raise Unavailable("what was asked", "it was closed meanwhile")
         return look.result()
 
     async def close(self) -> None:
-        """End a look under way."""
+        """Cancel a look that is under way."""
         look, self._under_way = self._under_way, None
         if look is not None:
             look.cancel()

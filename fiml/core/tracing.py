@@ -20,10 +20,10 @@ _provider: "TracerProvider | None" = None
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """Trace this process while the block runs, where an OTEL_ variable asks for it.
+    """Trace this process while the block runs, if an OTEL_ variable asks for it.
 
-    `OTEL_TRACES_EXPORTER` is `otlp` or `console` (to standard error), and `otlp` where only an endpoint is named. What
-    is asked for and can't be had is logged: the variables may be meant for others.
+    `OTEL_TRACES_EXPORTER` is `otlp` or `console` (to standard error), and defaults to `otlp` if an endpoint is named.
+    If the exporter can't be provided, that is only logged: the variables may be meant for other programs.
     """
     wanted = wanted_exporter()
     if wanted is None:
@@ -38,13 +38,13 @@ def tracing() -> Iterator[None]:
 
 
 def flush() -> None:
-    """Send what was traced, before a process ends that says no goodbye."""
+    """Send what was traced so far, for a process that may end without cleaning up."""
     if _provider is not None:
         _provider.force_flush(_FLUSH_MS)
 
 
 def wanted_exporter() -> str | None:
-    """Which exporter of traces the OTEL_ variables ask for; `None`: none."""
+    """The exporter of traces that the OTEL_ variables ask for, or `None`."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     named = os.environ.get("OTEL_TRACES_EXPORTER", "").strip()
@@ -56,7 +56,7 @@ def wanted_exporter() -> str | None:
 def _provide(wanted: str) -> "TracerProvider | None":
     global _provider  # noqa: PLW0603 - OpenTelemetry has one for the process
     try:
-        from opentelemetry import trace  # noqa: PLC0415 - below, an extra
+        from opentelemetry import trace  # noqa: PLC0415 - an extra, as are those below
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
@@ -70,7 +70,7 @@ def _provide(wanted: str) -> "TracerProvider | None":
     if exporter is None:
         _log.warning("not_traced", problem="OTEL_TRACES_EXPORTER must be otlp, console or none")
         return None
-    # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say stands above this.
+    # A name from OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES takes precedence.
     resource = Resource.create() if _is_named() else Resource.create({SERVICE_NAME: "fiml"})
     _provider = TracerProvider(resource=resource)
     _provider.add_span_processor(BatchSpanProcessor(PlainSpans(exporter)))
