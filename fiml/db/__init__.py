@@ -1,1 +1,1 @@
-"""Engines, tables, migrations, the Redis client. Knows no rules of sessions."""
+"""Engines, tables, migrations and the Redis client. Knows nothing of the rules of sessions."""

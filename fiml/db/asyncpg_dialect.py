@@ -6,15 +6,16 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 
 class AsyncpgDialect(PGDialect_asyncpg):
-    """Pings outside a transaction. SQLAlchemy's own begins one for it and rolls it back: three trips for one.
+    """Pings outside a transaction, in one round trip.
 
-    It does so for poolers such as PgBouncer, which may change the server with each transaction.
+    SQLAlchemy's own dialect begins a transaction for the ping and rolls it back, which takes three. It does so for
+    poolers such as PgBouncer, which may choose another server for each transaction.
     """
 
     supports_statement_cache = True
 
     def do_ping(self, dbapi_connection: Any) -> bool:
-        """Whether a connection that lay idle is still good."""
+        """Whether an idle connection still works."""
         dbapi_connection.autocommit = True
         try:
             dbapi_connection.ping()

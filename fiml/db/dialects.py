@@ -1,4 +1,4 @@
-"""What PostgreSQL and SQLite say differently: inserting many rows, and looking into JSON."""
+"""Where PostgreSQL's SQL and SQLite's differ: inserting many rows, and reading JSON."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -22,9 +22,10 @@ def upsert(
     key: str,
     where: Callable[[Any], ColumnElement[bool]] | None = None,
 ) -> None:
-    """Insert rows that all have the same columns, and replace those of the same `key` where `where` says so.
+    """Insert rows, which all have the same columns. A row with the same `key` is replaced if `where` allows it.
 
-    `where` is given the columns of the new row. It is a function of a module: a statement is built once for each.
+    `where` gets the columns of the new row and returns the condition. Statements are cached by it, so it must be a
+    function of a module, not a lambda.
     """
     names = tuple(rows[0])
     for_postgresql = is_postgresql(connection)
@@ -43,7 +44,7 @@ def _upsert(
 ) -> Any:
     statement = _insert(table, for_postgresql=for_postgresql)
     if for_postgresql:
-        # A column an array: one message to the server, whatever the number of rows. JSON is text until it is there.
+        # One array for each column: one message to the server for any number of rows. JSON travels as text.
         types = {name: table.c[name].type for name in names}
         is_json = {name: isinstance(types[name], JSON) for name in names}
         arrays = [
@@ -64,23 +65,23 @@ def _insert(table: Table, *, for_postgresql: bool) -> Any:
 
 
 def json_elements(connection: Connection, column: ColumnElement[Any]) -> TableValuedAlias:
-    """The texts of a JSON array, as rows of one column `value`."""
+    """The strings of a JSON array, as rows with one column, `value`."""
     each = func.jsonb_array_elements_text if is_postgresql(connection) else func.json_each
     return each(column).table_valued("value", joins_implicitly=True)
 
 
 def json_members(connection: Connection, column: ColumnElement[Any]) -> TableValuedAlias:
-    """The members of a JSON object, as rows of `key` and `value`, both text."""
+    """The members of a JSON object, as rows with the columns `key` and `value`, both text."""
     each = func.jsonb_each_text if is_postgresql(connection) else func.json_each
     return each(column).table_valued("key", "value", joins_implicitly=True)
 
 
 def json_object(connection: Connection, key: ColumnElement[Any], value: ColumnElement[Any]) -> Any:
-    """The aggregate that makes one JSON object of many pairs."""
+    """The aggregate that makes one JSON object from many pairs."""
     collect = func.jsonb_object_agg if is_postgresql(connection) else func.json_group_object
     return collect(key, value)
 
 
 def is_postgresql(connection: Connection) -> bool:
-    """Whether it isn't SQLite."""
+    """Whether the database is PostgreSQL; otherwise it is SQLite."""
     return connection.dialect.name == "postgresql"

@@ -1,4 +1,4 @@
-"""SQLAlchemy engines. On each of them JSON columns take and give text, so that no value is decoded on the way."""
+"""SQLAlchemy engines. JSON columns take and return text on each of them, so that no value is decoded on the way."""
 
 import sqlite3
 import ssl
@@ -38,10 +38,10 @@ def _as_text(value: str) -> str:
 
 
 def postgres_engine(database_url: str) -> AsyncEngine:
-    """A pooled engine over asyncpg, from a URL as libpq's tools write it.
+    """A pooled engine over asyncpg, from a URL in libpq's form.
 
     Raises:
-        Misconfigured: it is no URL, or has a parameter that isn't known here or whose value can't be used.
+        Misconfigured: the URL can't be parsed, or has an unknown parameter or one with a value that can't be used.
         MissingExtra: asyncpg is not installed.
     """
     url = _parse(database_url)
@@ -53,7 +53,7 @@ def postgres_engine(database_url: str) -> AsyncEngine:
             pool_size=MAX_CONNECTIONS,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_S,
-            # A trip each time, so that no call fails for a connection that the server's restart has cut.
+            # Costs a round trip each time, so that no call fails because a restart of the server cut the connection.
             pool_pre_ping=True,
             connect_args=_connect_args(url),
         )
@@ -79,7 +79,7 @@ def _parse(database_url: str) -> URL:
     try:
         url = make_url(database_url)
     except (ArgumentError, ValueError):
-        # Their messages repeat the URL, and with it the password.
+        # The original message repeats the URL, and with it the password.
         raise Misconfigured(
             "FIML_DATABASE_URL is no URL; valid is postgresql://user@host/name, with reserved characters of a "
             "password percent-encoded"
@@ -92,14 +92,14 @@ def _parse(database_url: str) -> URL:
 
 
 def _connect_args(url: URL) -> dict[str, Any]:
-    """What libpq calls otherwise than asyncpg."""
+    """The parameters that libpq and asyncpg name differently."""
     given = {name: str(value) for name, value in url.query.items()}
     arguments: dict[str, Any] = {"timeout": _seconds(given.get("connect_timeout"))}
     if "sslmode" in given:
         arguments["ssl"] = _tls_mode(given["sslmode"])
     if files := {name: given[name] for name in _TLS_FILES if name in given}:
         _check_files(files)
-        arguments["dsn"] = f"postgresql://?{urlencode(files)}"  # asyncpg takes them in no other way
+        arguments["dsn"] = f"postgresql://?{urlencode(files)}"  # asyncpg takes them only this way
     if "application_name" in given:
         arguments["server_settings"] = {"application_name": given["application_name"]}
     return arguments
@@ -118,7 +118,7 @@ def _check_files(files: Mapping[str, str]) -> None:
             context.load_verify_locations(files[name])
         name = "sslcert"
         if name in files:
-            # Else OpenSSL asks at the terminal for the password of a key.
+            # Without a password, OpenSSL would ask for that of an encrypted key at the terminal.
             context.load_cert_chain(files[name], files.get("sslkey"), password="")
     except OSError as exc:
         raise Misconfigured(
@@ -136,7 +136,7 @@ def _seconds(text: str | None) -> float:
 
 
 def sqlite_engine(file: Path, synchronous: Synchronous) -> Engine:
-    """An engine over the standard library's driver whose transactions are the application's own."""
+    """An engine over the standard library's driver, in which the application begins the transactions."""
     engine = create_engine(
         URL.create("sqlite", database=str(file)),
         json_serializer=_as_text,
@@ -161,7 +161,7 @@ def async_sqlite_engine(file: Path, synchronous: Synchronous) -> AsyncEngine:
 
 
 def _write_ahead(cursor: sqlite3.Cursor) -> None:
-    # SQLite waits for a lock everywhere but here, and two processes may open a new file at once.
+    # Two processes may open a new file at once, and this is the one statement for which SQLite doesn't wait for a lock.
     for _ in range(_WAL_TRIES):
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
@@ -177,7 +177,7 @@ def _write_ahead(cursor: sqlite3.Cursor) -> None:
 def _set_up_sqlite(engine: Engine, synchronous: Synchronous, *, begin: str) -> None:
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: object) -> None:
-        # The driver would begin transactions by rules of its own, and none for a change of the schema.
+        # Otherwise the driver begins transactions by its own rules, and none for a change of the schema.
         connection.isolation_level = None
         cursor = connection.cursor()
         _write_ahead(cursor)

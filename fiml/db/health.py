@@ -1,4 +1,4 @@
-"""What can be found out about the databases without changing anything in them."""
+"""Facts about the databases, found out without changing anything in them."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # redis-py is an extra
 
 
 class SchemaState(StrEnum):
-    """How a database's schema stands to this version of fiml."""
+    """How a database's schema compares with the one that this version of fiml needs."""
 
     NONE = "none yet"
     CURRENT = "current"
@@ -37,7 +37,7 @@ class SchemaState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SchemaFacts:
-    """The revision of a database, `None` where it is empty, and what that means."""
+    """The revision of a database (`None` if it is empty), and how it compares."""
 
     revision: str | None
     state: SchemaState
@@ -45,40 +45,43 @@ class SchemaFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisFacts:
-    """A server that was reached. `None` is what it didn't tell."""
+    """Facts about a server that was reached. `None` is what the server didn't tell."""
 
     name: str
     version: str | None
     masters: int
-    """One, or as many as its Cluster has."""
+    """How many masters its Cluster has; otherwise 1."""
     latency_ms: float
     eviction_policy: str | None
     is_append_only: bool | None
     most_waiting: int | None
-    """Live sessions whose expiry may have passed: extended ones are counted until the sweeper has looked at them."""
+    """At most this many sessions wait to be archived: an extended session counts until the sweeper looks at it."""
     oldest_waiting: datetime | None
-    """When the first of them expired; `None` where none waits, too."""
+    """When the first of them expired; `None` also if none waits."""
     ahead_s: float | None
-    """By how much its clock is ahead of ours; behind, where it is negative."""
+    """By how much its clock is ahead of ours; negative if it is behind."""
     replicas: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresFacts:
-    """A server that was reached."""
+    """Facts about a server that was reached."""
 
     name: str
     version: str
     latency_ms: float
     schema: SchemaFacts
     ahead_s: float
-    """By how much its clock is ahead of ours; behind, where it is negative."""
+    """By how much its clock is ahead of ours; negative if it is behind."""
     replicas: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqliteFacts:
-    """A file that is there; `size_bytes` with its log, `waiting` live sessions whose expiry has passed, since when."""
+    """Facts about a file that exists.
+
+    `size_bytes` includes its log. `waiting` counts the live sessions that have expired, the first at `oldest_waiting`.
+    """
 
     name: str
     version: str
@@ -90,18 +93,18 @@ class SqliteFacts:
 
 
 async def redis_facts(settings: Settings, *, expiry_keys: Sequence[str]) -> RedisFacts:
-    """What Redis or Valkey tells about itself; `expiry_keys` are its indexes of what expires when.
+    """What Redis or Valkey tells about itself; `expiry_keys` are the parts of its expiry index.
 
-    Of the masters of a Cluster, what is worst.
+    If the masters of a Cluster differ, the worst value counts.
 
     Raises:
-        Misconfigured: the URL is none.
+        Misconfigured: the URL can't be used.
         MissingExtra: redis-py is not installed.
-        Unavailable: it can't be reached, or doesn't let us in.
+        Unavailable: the server can't be reached, or doesn't let us in.
     """
     client = _redis_client(settings)
     try:
-        await client.ask_all([("PING",)])  # connects, which is no part of a round trip
+        await client.ask_all([("PING",)])  # connects, so that the round trip below is timed alone
         elapsed_ms = stopwatch()
         masters = len(await client.ask_all([("PING",)]))
         latency_ms = elapsed_ms()
@@ -139,7 +142,7 @@ async def postgres_facts(url: str) -> PostgresFacts:
     Raises:
         Misconfigured: the URL is wrong, or the server refuses this user or database.
         MissingExtra: asyncpg is not installed.
-        Unavailable: it can't be reached, or doesn't answer within two seconds.
+        Unavailable: the server can't be reached, or doesn't answer within two seconds.
     """
     database = PostgresDatabase(url)
     try:
@@ -149,18 +152,18 @@ async def postgres_facts(url: str) -> PostgresFacts:
 
 
 async def sqlite_facts(file: Path) -> SqliteFacts | None:
-    """What the embedded file tells; `None` where there is no file yet, and none is made.
+    """Facts about the embedded file; `None` if there is no file yet. It is not created.
 
     Raises:
-        Misconfigured: it can't be opened, or is no database.
-        CorruptRecord: it is damaged.
-        Unavailable: the disk refuses.
+        Misconfigured: the file can't be opened, or is not a database.
+        CorruptRecord: the file is damaged.
+        Unavailable: the disk reports an error.
     """
     return await asyncio.to_thread(_sqlite_facts, file)
 
 
 def can_write(file: Path) -> bool:
-    """Whether this user may write a file, or make it with its folders where it is missing."""
+    """Whether this user may write to a file, or create it and its folders if they are missing."""
     if file.exists() and not os.access(file, os.W_OK):
         return False
     folder = next(parent for parent in file.absolute().parents if parent.exists())
@@ -176,8 +179,8 @@ def _redis_client(settings: Settings) -> "RedisClient":
 
 
 async def _told(asked: Awaitable[list[Any]]) -> list[Any] | None:
-    """The replies, `None` where the server forbids one of the commands."""
-    from redis.exceptions import ResponseError  # noqa: PLC0415 - an extra, which is there: it made the client
+    """The replies, or `None` if the server forbids one of the commands."""
+    from redis.exceptions import ResponseError  # noqa: PLC0415 - an extra, installed if there is a client
 
     try:
         return await asked
@@ -209,7 +212,8 @@ def _sqlite_facts(file: Path) -> SqliteFacts | None:
     if not file.exists():
         return None
     size_bytes = file.stat().st_size + (log.stat().st_size if log.exists() else 0)
-    # SQLite's own read-only mode makes a log beside the file and leaves it there. Without a log nobody is writing.
+    # SQLite's read-only mode would create a log beside the file and leave it there. If there is no log, nobody writes
+    # to the file, and it can be opened as immutable.
     mode = "mode=ro" if log.exists() else "immutable=1"
     uri = f"{file.absolute().as_uri()}?{mode}"
     engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True), poolclass=NullPool)
@@ -239,7 +243,7 @@ def _waiting(connection: Connection) -> tuple[int, datetime | None]:
 
 
 def _ahead_s(theirs: datetime, before: datetime, after: datetime) -> float:
-    """They said it at some moment between our two."""
+    """By how much their clock is ahead, if they read it halfway between our two moments."""
     return (theirs - (before + (after - before) / 2)).total_seconds()
 
 

@@ -1,4 +1,4 @@
-"""Copies of the embedded file from before an upgrade of its schema."""
+"""Copies of the embedded file that are kept from before each upgrade of its schema."""
 
 import os
 import re
@@ -14,19 +14,19 @@ from fiml.core.errors import Misconfigured
 
 _BEFORE = ".before-"
 _UNFINISHED = ".unfinished"
-# What SQLite keeps beside a file while it is in use, and what a copy is before it is whole.
+# The files that SQLite keeps beside a file in use, and the name of a copy that is not finished yet.
 _BESIDE = re.compile(r"(-wal|-shm|-journal|\.unfinished)$")
 
 _log = structlog.get_logger()
 
 
 def keep(file: Path, *, found: str, needed: str) -> Path:
-    """Copy a file as it is, by SQLite's own backup; the caller holds the lock of those who write to it.
+    """Copy a file with SQLite's own backup. The caller holds the lock that keeps others from writing to the file.
 
-    A copy that was cut short is made anew, and said so.
+    If an earlier upgrade was interrupted, its copy is replaced, and a warning logged.
 
     Raises:
-        Misconfigured: it can't be made.
+        Misconfigured: the copy can't be made.
     """
     copy = file.with_name(f"{file.name}{_BEFORE}{needed}")
     unfinished = copy.with_name(copy.name + _UNFINISHED)
@@ -50,9 +50,9 @@ def keep(file: Path, *, found: str, needed: str) -> Path:
 
 
 def erase_user(file: Path, user_id: str, held: Collection[UUID]) -> list[str]:
-    """Remove a user's sessions but the held ones from every kept copy of a file, and what crashes left beside them.
+    """Remove a user's sessions, except the held ones, from every kept copy of a file, and remove files left by crashes.
 
-    The names of the copies that had any; those of copies that can't be cleaned too, with the reason.
+    Returns the names of the copies that had some, and of those that could not be cleaned, with the reason.
     """
     for path in list(_left_over(file)):
         path.unlink(missing_ok=True)
@@ -70,7 +70,7 @@ def _all_of(file: Path) -> list[Path]:
 
 
 def _left_over(file: Path) -> Iterator[Path]:
-    """What lies beside no copy: of a copy, SQLite itself takes up what lies beside it."""
+    """Files left by crashes: unfinished copies, and logs without their copy. SQLite itself uses a log beside a copy."""
     copies = {copy.name for copy in copies_of(file)}
     for path in _all_of(file):
         of, found = _BESIDE.subn("", path.name)
@@ -81,7 +81,7 @@ def _left_over(file: Path) -> Iterator[Path]:
 def _told_of(copy: Path, user_id: str, held: Collection[UUID]) -> str | None:
     try:
         return copy.name if _erase_from(copy, user_id, held) else None
-    except sqlite3.Error as exc:  # one bad copy must not keep the user in the others
+    except sqlite3.Error as exc:  # one bad copy must not keep the others from being cleaned
         _log.warning("kept_copy_not_cleaned", copy=str(copy), problem=str(exc), next_step="remove it")
         return f"{copy.name} (not cleaned: {exc}; remove it)"
 
@@ -91,7 +91,7 @@ def _erase_from(copy: Path, user_id: str, held: Collection[UUID]) -> bool:
     is_theirs = f"user_id = :user AND {{}} NOT IN ({', '.join(f':held{n}' for n in range(len(held)))})"
     theirs = f"SELECT id FROM active_sessions WHERE {is_theirs.format('id')}"  # noqa: S608 - constants, here and below
     with closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=rw", uri=True)) as connection:
-        connection.execute("PRAGMA journal_mode=DELETE")  # a log that a crash left goes into the copy
+        connection.execute("PRAGMA journal_mode=DELETE")  # merges a log that a crash left behind
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         count = 0
         with connection:
@@ -109,8 +109,8 @@ def _erase_from(copy: Path, user_id: str, held: Collection[UUID]) -> bool:
             ).rowcount
             if "session_rollups" in tables:
                 connection.execute("DELETE FROM session_rollups WHERE user_id = ?", (user_id,))
-        if "session_fts" in tables:  # it only notes what was removed, until its parts are merged
+        if "session_fts" in tables:  # the index only marks words as removed, until its parts are merged
             connection.execute("INSERT INTO session_fts (session_fts) VALUES ('optimize')")
             connection.commit()
-        connection.execute("VACUUM")  # what was deleted stands in the file's free pages until then
+        connection.execute("VACUUM")  # until then, deleted rows remain in the file's free pages
     return count > 0

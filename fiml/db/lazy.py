@@ -1,4 +1,4 @@
-"""A database that is opened when it is first asked, for those who may never ask it."""
+"""A database that opens at its first use, for callers that may never use it."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class Database(Protocol):
-    """What both deployments' databases can; `SqliteFile` and `PostgresDatabase` are such."""
+    """What the databases of both deployments have in common: `SqliteFile` and `PostgresDatabase`."""
 
     async def open(self) -> None: ...
 
@@ -24,10 +24,10 @@ class Database(Protocol):
 
 
 class LazyDatabase:
-    """A database that its first call opens, and each later one where that failed.
+    """A database that the first call opens; if that fails, the next call tries again.
 
     Raises:
-        Misconfigured, Unavailable: from every call, as the database has it.
+        Misconfigured, Unavailable: from every call, when the database can't be opened.
     """
 
     def __init__(self, database: Database) -> None:
@@ -36,7 +36,7 @@ class LazyDatabase:
         self._is_open = False
 
     async def transact(self, function: Callable[[Connection], Result]) -> Result:
-        """Run a function in a transaction; when it raises, nothing was written."""
+        """Run a function in a transaction; if it raises, nothing is written."""
         await self._open()
         return await self._database.transact(function)
 
@@ -59,7 +59,7 @@ class LazyDatabase:
 
 
 def database_of(settings: Settings) -> Database:
-    """The database that the settings name, not open yet."""
+    """The database that the settings name; it is not opened."""
     if settings.database_url is None:
         from fiml.db.sqlite_file import SqliteFile  # noqa: PLC0415 - one deployment doesn't load the other
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL database behind one pool: a call is one transaction."""
+"""A PostgreSQL database behind one pool: each call is one transaction."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -18,13 +18,12 @@ from fiml.db.engines import postgres_engine
 
 Result = TypeVar("Result")
 
-# Classes of SQLSTATE: who we are, which database, and what is in it.
+# Classes of SQLSTATE: wrong credentials, wrong database, missing tables or rights.
 _CONFIGURATION = ("28", "3D", "42")
-# Data, constraints and limits: what was sent is at fault, and will be at any time.
+# Data, constraints and limits: the record itself is at fault, and sending it again won't help.
 _REFUSAL = ("22", "23", "54")
 
-
-# What a caller waits for a transaction, the wait for a connection included; and what the maintenance does.
+# How long a caller waits for a transaction, including the wait for a connection; and how long the maintenance waits.
 CALL_S = 2.0
 MAINTENANCE_S = 60.0
 
@@ -32,13 +31,13 @@ MAINTENANCE_S = 60.0
 class PostgresDatabase:
     """The database of the server deployment.
 
-    Its schema is looked at before the first transaction, or before the first one that gets through where the server is
-    away at first.
+    Its schema is checked before the first transaction; if the server is away at first, before the first one that
+    reaches it.
 
     Raises:
-        Unavailable: from every call, when the server is away or refuses, or doesn't answer in time. A transaction that
-            was under way then may have been written.
-        Misconfigured: it is there, but doesn't let us in or lacks what we need.
+        Unavailable: from every call, when the server is away, refuses, or doesn't answer in time. A transaction that
+            was under way may have been committed.
+        Misconfigured: the server is there, but doesn't let us in or lacks what we need.
     """
 
     def __init__(self, database_url: str) -> None:
@@ -51,7 +50,7 @@ class PostgresDatabase:
         self._under_way: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
-        """Connect. An empty database gets its schema; one with another schema is refused."""
+        """Connect. An empty database gets the schema; one with a different schema is refused."""
         await self._prepare()
 
     async def close(self) -> None:
@@ -72,16 +71,16 @@ class PostgresDatabase:
         return await self._transact(function, CALL_S)
 
     async def maintain(self, function: Callable[[Connection], Result]) -> Result:
-        """As `transact`, for what takes longer: a minute at most."""
+        """As `transact`, for longer work: a minute at most."""
         return await self._transact(function, MAINTENANCE_S)
 
     @observed_call(Timed.ENGINE, "postgresql")
     async def view(self, function: Callable[[Connection], Result]) -> Result:
-        """Run a function that only reads, each statement for itself, without trips to begin and end. As `transact`."""
+        """As `transact`, for a function that only reads: without BEGIN and COMMIT, which take two round trips."""
         return await self._transact(function, CALL_S, autocommit=True)
 
     async def look(self, function: Callable[[Connection], Result]) -> Result:
-        """Run a function in a transaction that can't write, whatever the schema is. Two seconds at most."""
+        """Run a function in a transaction that can't write, without checking the schema. Two seconds at most."""
         return await self._in_time(self._run(function, self._reading), CALL_S)
 
     async def upgrade(self) -> None:
@@ -96,7 +95,7 @@ class PostgresDatabase:
         return await self._in_time(self._run(function, self._autocommitting if autocommit else None), within_s)
 
     async def _prepare(self) -> None:
-        # All who come wait for one look: a server that stands still holds nobody up twice.
+        # All callers wait for the same check, so that a server that hangs holds none of them up twice.
         preparing = self._preparing
         if preparing is None or preparing.done():
             preparing = self._preparing = asyncio.create_task(self._look_at_schema())
@@ -118,7 +117,7 @@ class PostgresDatabase:
                 return await connection.run_sync(function)
 
     async def _in_time(self, work: Coroutine[Any, Any, Result], within_s: float | None) -> Result:
-        """What `work` returns. One that is late is given up by its caller at once, and cleans up behind itself."""
+        """Return what `work` returns. If it is late, the caller gives up at once, and the work cleans up by itself."""
         task = asyncio.create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
@@ -140,7 +139,7 @@ class PostgresDatabase:
 
 
 def _hang_up(connection: Any, _record: object) -> None:
-    """End a connection without a goodbye, which would wait for a server that may stand still."""
+    """Drop a connection. Closing it properly would wait for the server, which may hang."""
     connection.driver_connection.terminate()
 
 
@@ -152,7 +151,7 @@ def _retrieve_exception(task: "asyncio.Task[Any]") -> None:
 
 @contextmanager
 def translated(name: str) -> Iterator[None]:
-    """SQLAlchemy's errors as fiml's; `name` says which database, without secrets."""
+    """Turn SQLAlchemy's errors into fiml's; `name` says which database, without secrets."""
     try:
         yield
     except (InterfaceError, PoolTimeoutError, OSError, TimeoutError) as exc:
@@ -175,8 +174,8 @@ def _driver_error(exc: BaseException) -> BaseException | None:
 
 
 def _refused_by_driver(name: str, exc: ValueError) -> FimlError:
-    """A value that asyncpg can't send, or settings with which it can't connect."""
-    from asyncpg import ClientConfigurationError  # noqa: PLC0415 - an extra, which is there: it made the error
+    """The error for a value that asyncpg can't send, or for settings with which it can't connect."""
+    from asyncpg import ClientConfigurationError  # noqa: PLC0415 - an extra, installed if it raised this
 
     if isinstance(exc, ClientConfigurationError):
         return Misconfigured(f"{name} can't be reached ({str(exc).splitlines()[0]}); check FIML_DATABASE_URL")

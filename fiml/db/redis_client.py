@@ -1,4 +1,4 @@
-"""A Redis or Valkey client that sends scripts and commands in pipelines: one call, one round trip."""
+"""A Redis or Valkey client that sends scripts and commands in pipelines: each call is one round trip."""
 
 from collections.abc import Coroutine, Sequence
 from copy import copy
@@ -20,10 +20,10 @@ MAINTENANCE_S = 60.0
 
 
 class Servers(Protocol):
-    """What stands behind the client."""
+    """The server or servers behind the client."""
 
     keeps_order: bool
-    """Whether what is sent at once is done in order, whatever its keys."""
+    """Whether commands sent at once are executed in order, whatever their keys."""
 
     async def send(self, commands: Sequence[Command], confirmed_by: list[int] | None = None) -> list[Any]: ...
 
@@ -49,15 +49,15 @@ class _One:
 
 
 class RedisClient:
-    """A pooled client. No command is sent twice on its own account, unless it was refused: not all of them may be.
+    """A pooled client. It sends a command again only if the server refused it, since not every command may be repeated.
 
-    Each round trip is over within two seconds, whatever it waits for.
+    Each round trip ends within two seconds, whatever it waits for.
 
     Args:
-        url: a server, Sentinels or a Cluster, as `FIML_REDIS_URL` names them.
-        scripts: those that commands will run.
-        prefix: put before each key of a command, with a colon; nothing where it is empty.
-        replicas: how many must have what `write` wrote.
+        url: a server, Sentinels or a Cluster, in the form of `FIML_REDIS_URL`.
+        scripts: the scripts that commands will run.
+        prefix: put before each key of a command, with a colon, unless it is empty.
+        replicas: how many replicas must have what `write` wrote.
 
     Raises:
         Misconfigured: the URL can't be used.
@@ -84,13 +84,13 @@ class RedisClient:
         return cls(settings.redis_url, scripts, prefix=settings.redis_prefix, replicas=settings.redis_wait_replicas)
 
     def patient(self) -> Self:
-        """This client for maintenance, whose round trips may be long: each is over within a minute."""
+        """This client for maintenance, whose round trips may be long: each ends within a minute."""
         other = copy(self)
         other.within_s = MAINTENANCE_S
         return other
 
     async def open(self) -> None:
-        """Reach the servers and give them the scripts."""
+        """Connect to the servers and load the scripts there."""
         await self.ask_all([("SCRIPT LOAD", script.text) for script in self._scripts] or [("PING",)])
 
     async def close(self) -> None:
@@ -98,28 +98,28 @@ class RedisClient:
         await self._servers.close()
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands in one round trip; their replies, in order. Those on one slot are done in order.
+        """Send commands in one round trip and return their replies, in order. Commands on one slot run in order.
 
-        A server that lost the scripts gets them again, and then only the commands that it didn't know.
+        If a server has lost the scripts, they are loaded again, and the commands that failed for it are repeated.
         """
         return self._none_refused(await self.run_each(commands))
 
     async def run_each(self, commands: Sequence[Command]) -> list[Any]:
-        """As `run`, with the `ResponseError` of a command that the server refused in the place of its reply."""
+        """As `run`, but a command that the server refused has its `ResponseError` as the reply."""
         return await self._run(commands)
 
     async def run_in_order(self, *stages: Sequence[Command]) -> list[Any]:
-        """As `run`; each stage is done before the next one begins.
+        """As `run`, but each stage ends before the next one begins.
 
-        It is one round trip, and on a Cluster one for each stage that isn't empty.
+        One round trip; on a Cluster, one for each stage that isn't empty.
         """
         return await self._run_stages(stages)
 
     async def write(self, *stages: Sequence[Command]) -> list[Any]:
-        """As `run_in_order`, for what must not get lost.
+        """As `run_in_order`, for writes that must not get lost.
 
         Raises:
-            Unconfirmed: it is done, and fewer replicas than there should be have it.
+            Unconfirmed: the write was done, but reached too few replicas.
         """
         if not self._replicas:
             return await self._run_stages(stages)
@@ -131,7 +131,7 @@ class RedisClient:
 
     @observed_call(Timed.ENGINE, "redis")
     async def ask_all(self, commands: Sequence[Command]) -> list[list[Any]]:
-        """What each server replies to commands without a key; each master's, on a Cluster."""
+        """The replies of each server (on a Cluster, each master) to commands without a key."""
         told = await self._within(self._servers.send_to_all(commands))
         return [self._none_refused(replies) for replies in told]
 

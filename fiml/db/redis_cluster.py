@@ -1,4 +1,4 @@
-"""A Redis or Valkey Cluster: which master has a slot, and one exchange with each of those that are meant."""
+"""A Redis or Valkey Cluster: which master has which slot, and one exchange with each master concerned."""
 
 import asyncio
 import random
@@ -17,17 +17,17 @@ from fiml.db.redis_url import RedisAddress
 
 LEARN_S = 0.5
 _NEXT_TRY_S = 0.02
-# Less than the two seconds that a call has: what it is refused for is a better reason than that they are over.
+# Together less than the two seconds of a call: the reason of a refusal tells more than a timeout.
 _MAX_TRIES = 80
 
 Host = tuple[str, int]
 
 
 class Cluster:
-    """Sends each command to the master of its slot, those of a master in one pipeline, all masters at once.
+    """Sends each command to the master of its slot: one pipeline for each master, all masters at once.
 
-    redis-py has a client for this, which sends a command again where it can't know whether it was done. Here nothing
-    is sent twice but what was refused: a slot that is elsewhere (`MOVED`, `ASK`), or on its way (`TRYAGAIN`).
+    redis-py's own client for a Cluster repeats a command without knowing whether it was executed. Here a command is
+    only repeated after a refusal: its slot is elsewhere (`MOVED`, `ASK`) or is being moved (`TRYAGAIN`).
     """
 
     keeps_order = False
@@ -41,10 +41,10 @@ class Cluster:
         self._is_known = False
         self._learned_at: float | None = None
         self._learning = asyncio.Lock()
-        self._node(address.hosts[0])  # which says whether the options are any
+        self._node(address.hosts[0])  # raises if the options are not valid
 
     async def send(self, commands: Sequence[Command], confirmed_by: list[int] | None = None) -> list[Any]:
-        """As `Node.send`. Commands on one slot are done in order, others in any."""
+        """As `Node.send`. Commands on one slot run in order, others in any order."""
         await self._learn()
         replies: list[Any] = [None] * len(commands)
         waiting = list(range(len(commands)))
@@ -58,12 +58,12 @@ class Cluster:
         return replies
 
     async def send_to_all(self, commands: Sequence[Command]) -> list[list[Any]]:
-        """What each master replies to commands without a key; those too that only get their first slot."""
+        """The replies of each master to commands without a key, even of one that is just getting its first slot."""
         await self._learn()
         return await self._gathered([self._node(host).send(commands) for host in sorted(self._all_masters())])
 
     async def suspect(self) -> None:
-        """Somebody else may be the master by now: ask before the next call."""
+        """Another server may be the master by now: learn the masters again before the next call."""
         self._is_known = False
         await asyncio.gather(*(node.suspect() for node in self._nodes.values()))
 
@@ -91,8 +91,7 @@ class Cluster:
             answers = await self._node(host).send(sent, confirmed_by)
             for index in reversed(wanted):
                 reply = replies[index] = answers.pop()
-                # redis-py's MovedError is an AskError. A server that doesn't know under which name it is reached
-                # says only a port.
+                # redis-py's MovedError is an AskError. A server that doesn't know its own host name sends only a port.
                 if isinstance(reply, AskError) and not reply.host:
                     reply.host = host[0]
                 if index in asked:
@@ -101,7 +100,7 @@ class Cluster:
         await self._gathered([exchange(*each) for each in of_hosts.items()])
 
     async def _gathered(self, calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-        """What all calls came to. None goes on when this returns."""
+        """The results of all calls; all have ended when this returns."""
         try:
             if len(calls) == 1:
                 return [await calls[0]]
@@ -115,12 +114,12 @@ class Cluster:
         return outcomes
 
     async def _redirected(self, replies: Sequence[Any], waiting: Sequence[int]) -> dict[int, Host]:
-        """Where to ask this once; a slot that has moved for good is known from now on."""
+        """Where to send commands this one time (`ASK`). Slots that have moved for good (`MOVED`) are remembered."""
         asked = {}
         for index in waiting:
             reply = replies[index]
             if isinstance(reply, MovedError):
-                # One has moved, others may have: before the next call all are asked for.
+                # If one slot has moved, others may have: the next call learns all of them again.
                 self._masters[reply.slot_id], self._is_known = (reply.host, reply.port), False
             elif isinstance(reply, AskError):
                 asked[index] = (reply.host, reply.port)
@@ -182,7 +181,7 @@ class Cluster:
     def _take(self, asked: Host, ranges: Sequence[Any]) -> None:
         masters: list[Host | None] = [None] * SLOTS
         for first, last, (name, port, *_), *_ in ranges:
-            # As with MOVED, the name may be left out.
+            # As with MOVED, the host name may be missing.
             host = (name.decode() if name else asked[0], int(port))
             masters[first : last + 1] = [host] * (last + 1 - first)
         self._masters, self._asked = masters, set()

@@ -1,4 +1,4 @@
-"""What is sent to Redis or Valkey: commands whose keys are known, and scripts."""
+"""What is sent to Redis or Valkey: scripts, and commands of which it is known where their keys are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Script:
 
     @classmethod
     def load(cls, package: str, *names: str) -> "Script":
-        """The script `lua/<name>.lua` of a package; of several names, one file after the other."""
+        """The script `lua/<name>.lua` of a package; several files are joined in the order of their names here."""
         text = "".join(files(package).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8") for name in names)
         return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
@@ -30,7 +30,7 @@ class Script:
 
 
 def with_prefix(command: Command, prefix: str) -> Command:
-    """A command with its keys under a prefix: those that a script declares, else the one behind the name."""
+    """A command with a prefix before its keys: those that a script declares, or a command's first argument."""
     if command[0] != SCRIPT_COMMAND:
         name, key, *arguments = command
         return (name, prefix + str(key), *arguments)
@@ -39,5 +39,5 @@ def with_prefix(command: Command, prefix: str) -> Command:
 
 
 def key_of(command: Command) -> str:
-    """The key that says where a command belongs; all keys of a script share their slot."""
+    """The key that determines a command's slot; all keys of a script are in one slot."""
     return str(command[3] if command[0] == SCRIPT_COMMAND else command[1])

@@ -28,7 +28,7 @@ from fiml.db.redis_url import Kind, RedisAddress
 
 MAX_CONNECTIONS = 64
 CONNECT_S = 2
-# Asked one after the other, within the time that a call has.
+# Sentinels are asked one after the other, all within the time of one call.
 SENTINEL_S = 0.5
 CONFIRM_MS = 1000
 
@@ -36,12 +36,12 @@ CONFIRM_MS = 1000
 class Node:
     """Connections to one server, as many as are needed at once, up to a limit.
 
-    Who calls sees to it that no wait is endless. The connections are redis-py's; its pool and its client are left out,
-    since they take longer for a call than the server does.
+    The caller limits how long a call may wait. The connections are redis-py's, but not the pool and the client: these
+    take longer for a call than the server does.
 
     Raises:
         Unavailable: from every call, when the server is away.
-        Misconfigured: it lets nobody in with this password.
+        Misconfigured: from every call, when the server doesn't accept the user or password.
     """
 
     def __init__(self, name: str, pool: ConnectionPool, *, replicas: int = 0, sentinel: Sentinel | None = None) -> None:
@@ -55,9 +55,9 @@ class Node:
         self._in_use: set[Connection] = set()
 
     async def send(self, commands: Sequence[Command], confirmed_by: list[int] | None = None) -> list[Any]:
-        """The replies in order, a `ResponseError` in the place of that of a refused command: one round trip.
+        """Send commands in one round trip; their replies, in order. A refused command's reply is its `ResponseError`.
 
-        Where it is asked for, how many replicas have what was written, after a second at most.
+        With `confirmed_by`, wait for the replicas, a second at most, and append to it how many have what was written.
         """
         if confirmed_by is None:
             return await self._translated(commands)
@@ -68,7 +68,7 @@ class Node:
         return replies
 
     async def suspect(self) -> None:
-        """The server may be another one by now: connect anew. Each idle connection would fail a call of its own."""
+        """Another server may have taken over: drop the idle connections, each of which would make a call fail."""
         idle, self._idle = self._idle, []
         for connection in idle:
             await connection.disconnect(nowait=True)
@@ -88,7 +88,7 @@ class Node:
                 return await self._exchange(commands)
         except AuthenticationError as exc:
             raise Misconfigured(f"Redis at {self.name} refuses ({exc}); check FIML_REDIS_URL") from exc
-        except MasterNotFoundError as exc:  # redis-py tells everything about each of its clients
+        except MasterNotFoundError as exc:  # its message describes every Sentinel at length
             await self.suspect()
             raise Unavailable(f"Redis at {self.name}", "no Sentinel that answers names a master") from exc
         except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
@@ -113,13 +113,13 @@ class Node:
             if is_over:
                 self._idle.append(connection)
             else:
-                # A reply may be on its way, which the next call would take for its own.
+                # A reply may still arrive, and the next call would take it for its own.
                 await connection.disconnect(nowait=True)
 
     async def _connected(self) -> Connection:
         while self._idle:
             connection = self._idle.pop()
-            # What can be read before anything was asked is the end, or left over.
+            # If there is something to read before anything was sent, the connection has ended or has an old reply.
             if not await connection.can_read():
                 return connection
             await connection.disconnect(nowait=True)
@@ -129,7 +129,7 @@ class Node:
 
     async def _reply(self, connection: Connection, name: str) -> Any:
         try:
-            if name == SCRIPT_COMMAND:  # its reply has no form of its own that redis-py would know
+            if name == SCRIPT_COMMAND:  # redis-py doesn't convert a script's reply
                 return await connection.read_response()
             return await self._redis.parse_response(connection, name)
         except ResponseError as exc:
@@ -137,13 +137,13 @@ class Node:
 
 
 def connect(address: RedisAddress, host: tuple[str, int] | None = None, *, replicas: int = 0) -> Node:
-    """A node at an address; at one of its hosts, where it is given. It connects at the first call.
+    """A node at an address, or at one `host` of it. It connects at the first call.
 
     Raises:
         Misconfigured: the options don't fit the kind of connection.
     """
     options = {
-        # Without it nobody would say whether a connection has something left to read.
+        # Enabled, these notifications would make it impossible to tell whether a connection has an old reply to read.
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         "socket_connect_timeout": CONNECT_S,
         "socket_timeout": None,
@@ -157,10 +157,10 @@ def connect(address: RedisAddress, host: tuple[str, int] | None = None, *, repli
             options |= {"host": host[0], "port": host[1]}
         connection_class = options.pop("connection_class", Connection)
         pool = ConnectionPool(connection_class=connection_class, **options)
-        _new_connection(pool)  # it says whether it takes the options
+        _new_connection(pool)  # raises if the options are not valid
         return Node(address.name if host is None else f"{host[0]}:{host[1]}", pool, replicas=replicas)
     except (TypeError, ValueError, RedisError):
-        # Its message may hold a value.
+        # The original message may contain a password.
         raise Misconfigured(
             "FIML_REDIS_URL has a parameter whose value can't be used; see docs/reference/settings.md"
         ) from None
@@ -185,9 +185,10 @@ def _behind_sentinels(address: RedisAddress, options: dict[str, Any], replicas: 
 
 
 class _AskingPool(SentinelConnectionPool):
-    """Asks the Sentinels once for all who connect at the same time.
+    """Asks the Sentinels once for all callers that connect at the same time.
 
-    redis-py sorts its list of them while they answer: asked by several at once it loses some, and knows others twice.
+    redis-py reorders its list of Sentinels while they answer: with several callers at once, it loses some Sentinels and
+    lists others twice.
     """
 
     def __init__(self, service: str, sentinel: Sentinel, **options: Any) -> None:
@@ -210,14 +211,14 @@ class _AskingPool(SentinelConnectionPool):
             raise
 
     async def _known_names(self) -> set[str] | None:
-        """The masters that any Sentinel names; `None` where none answers."""
+        """The names of all masters that the Sentinels know; `None` if no Sentinel answers."""
         asked = (sentinel.sentinel_masters() for sentinel in self.sentinel_manager.sentinels)
         told = [answer for answer in await asyncio.gather(*asked, return_exceptions=True) if isinstance(answer, dict)]
         return {str(name) for answer in told for name in answer} if told else None
 
 
 def _wrong_address(refusal: str) -> str | None:
-    """What a refusal of the server's says about the URL."""
+    """What the server's refusal says is wrong with the URL, or `None`."""
     if "DB index is out of range" in refusal:
         return "has no database of that number; end FIML_REDIS_URL with one that it has, such as /0"
     if "unknown command 'SENTINEL'" in refusal:
@@ -233,7 +234,7 @@ def _packed(command: Command) -> bytes:
     words: tuple[Any, ...] = command
     if command[0] != SCRIPT_COMMAND:
         name, *others = command
-        # As redis-py has it, which knows the replies of some commands by a name of two words.
+        # redis-py knows how to convert some replies by a command name of two words, such as CONFIG GET.
         words = (*str(name).split(), *others)
     packed: bytes = pack_command(words)
     return packed

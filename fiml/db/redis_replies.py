@@ -1,4 +1,4 @@
-"""What Redis answers, as values of ours."""
+"""Redis's replies, converted."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -14,11 +14,11 @@ def lowest_moment(replies: Sequence[Any]) -> datetime | None:
 
 
 def moment_of(reply: Sequence[Any]) -> datetime:
-    """What `TIME` answers."""
+    """The time in a reply to `TIME`."""
     seconds, micros = reply
     return from_micros(0) + timedelta(seconds=int(seconds), microseconds=int(micros))
 
 
 def _score(reply: Any) -> Any:
-    # Pairs, or a flat list, as the version of the protocol has it.
+    # RESP3 replies with pairs, RESP2 with one flat list.
     return reply[0][1] if isinstance(reply[0], list | tuple) else reply[1]

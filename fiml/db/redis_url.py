@@ -33,17 +33,17 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where to connect, and with what."""
+    """Where to connect, and with which options."""
 
     kind: Kind
     name: str
-    """The URL as messages may have it."""
+    """The URL without secrets, for messages."""
     hosts: tuple[tuple[str, int], ...]
-    """Of the Sentinels, or some of the Cluster; none for one server, whose options say where it is."""
+    """The Sentinels, or some servers of the Cluster; empty for a single server, which `options` locate."""
     service: str
-    """As the Sentinels know it."""
+    """The name under which the Sentinels know the master."""
     options: dict[str, Any] = field(repr=False)
-    """Of each connection, as redis-py has them."""
+    """redis-py's options for each connection."""
     sentinel_options: dict[str, Any] = field(repr=False)
     is_tls: bool
 
@@ -52,7 +52,7 @@ def parse_redis_url(url: str) -> RedisAddress:
     """The address in a URL.
 
     Raises:
-        Misconfigured: it can't be used; the message says why, and holds no secret.
+        Misconfigured: the URL can't be used; the message says why and contains no secret.
     """
     scheme = url.partition("://")[0]
     transport, _, suffix = scheme.partition("+")
@@ -70,7 +70,7 @@ def parse_redis_url(url: str) -> RedisAddress:
             hosts = _hosts(kind, location)
             options = parse_url(f"{transport}://{account}{at}localhost/{database}?{parts.query}")
     except ValueError:
-        # Its message may hold a piece of the password.
+        # The original message may contain a part of the password.
         raise Misconfigured(
             f"FIML_REDIS_URL is no URL; valid is {_EXAMPLES[kind]}, with reserved characters of a password "
             "percent-encoded"

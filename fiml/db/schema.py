@@ -1,4 +1,4 @@
-"""The schema of a database: created where it is empty, checked where it isn't, upgraded by Alembic."""
+"""The schema of a database: created if the database is empty, else checked; upgraded by Alembic."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from fiml.core.errors import SchemaOutdated, SchemaTooNew
 REVISIONS = ("0001", "0002_0.2.0", "0003_0.3.0", "0004_0.4.0")
 """Every revision, oldest first; a database at the last one is current.
 
-From the second on, a revision ends with the release that brought it: a fiml that meets a later one reads there what to
-install.
+From the second one on, a revision's name ends with the release that introduced it, so that an older fiml can say which
+release to install.
 """
 
 VERSION_TABLE = "fiml_schema_version"
@@ -19,7 +19,7 @@ _INITIALIZE_LOCK = 0x66696D6C
 
 
 def revision(connection: Connection) -> str | None:
-    """The revision of a database, `None` where it is empty."""
+    """The revision of a database, or `None` if it is empty."""
     if not connection.dialect.has_table(connection, VERSION_TABLE):
         return None
     found = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608  a constant
@@ -30,8 +30,8 @@ def check(found: str | None) -> None:
     """Refuse a database that this version of fiml can't work with.
 
     Raises:
-        SchemaOutdated: it is behind.
-        SchemaTooNew: it is ahead.
+        SchemaOutdated: its revision is older.
+        SchemaTooNew: its revision is newer.
     """
     if found is None:
         raise SchemaOutdated("none", REVISIONS[-1])
@@ -42,10 +42,10 @@ def check(found: str | None) -> None:
 
 
 def upgrade(connection: Connection) -> None:
-    """Bring a database to the current revision, in the transaction of the connection. An empty one is created.
+    """Bring a database to the current revision, within the connection's transaction. An empty one gets the schema.
 
     Raises:
-        SchemaTooNew: it is ahead of this version of fiml.
+        SchemaTooNew: the database's revision is newer.
     """
     if connection.dialect.name == "postgresql":
         # Several processes may start at once; the second finds the work done.

@@ -1,4 +1,4 @@
-"""One SQLite file behind one thread: a call is one hop to the thread and back."""
+"""One SQLite file behind one thread: each call is one hop to the thread and back."""
 
 import asyncio
 import atexit
@@ -24,7 +24,7 @@ from fiml.db.engines import BUSY_TIMEOUT_S, SQLITE_BEGIN, sqlite_engine
 Result = TypeVar("Result")
 Note = Callable[[sqlite3.Connection], object]
 
-# What was sent is at fault, and will be at any time.
+# The record itself is at fault, and sending it again won't help.
 _REFUSAL = ("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")
 
 _NOTES_WITHIN_S = 0.1
@@ -45,11 +45,11 @@ class SqliteFile:
         self._engine = sqlite_engine(path, synchronous)
         self._thread: ThreadPoolExecutor | None = None
         self._connection: Connection | None = None
-        self._notes: dict[Hashable, Note] = {}  # the thread's
-        self._noting_on: asyncio.AbstractEventLoop | None = None  # where they will soon be written from
+        self._notes: dict[Hashable, Note] = {}  # changed in the thread only
+        self._noting_on: asyncio.AbstractEventLoop | None = None  # the loop that has a timer for writing the notes
 
     async def open(self) -> None:
-        """Open the file, created with its folder and schema where it is missing.
+        """Open the file; if it is missing, create it with its folder and schema.
 
         Raises:
             Misconfigured: the folder can't be written, the file is no database, or a later fiml wrote it.
@@ -60,35 +60,35 @@ class SqliteFile:
         except BaseException:
             await self.close()
             raise
-        atexit.register(self._write_notes)  # for who doesn't close it
+        atexit.register(self._write_notes)  # in case the file is never closed
 
     async def close(self) -> None:
-        """Close the file after the calls under way, also where the caller is cancelled. Closing twice is harmless."""
+        """Close the file after the calls under way, even if the caller is cancelled. Closing twice is harmless."""
         self._noting_on = None
         atexit.unregister(self._write_notes)
         thread, self._thread = self._thread, None
         if thread is not None:
             closing = thread.submit(self._close)
-            thread.shutdown(wait=False)  # once that is done
+            thread.shutdown(wait=False)  # the thread ends when the file is closed
             await asyncio.shield(asyncio.wrap_future(closing))
             thread.shutdown()
 
     async def write(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
-        """Run a function in a transaction that writes; when it raises, nothing was written."""
+        """Run a function in a transaction that writes; if it raises, nothing is written."""
         return await self._hop(lambda: self._in_transaction(function, "BEGIN IMMEDIATE"))
 
     async def read_and_note(
         self, function: Callable[[sqlite3.Connection], Result | None], note: Note, *, about: Hashable
     ) -> Result | None:
-        """As `read`; where that finds something, `note` writes about it when the answer is long on its way.
+        """As `read`. If the function finds something, `note` writes about it later, after the result was returned.
 
-        So reading writes nothing, and waits neither for the disk nor for another process that writes. The notes of a
-        tenth of a second are written together, the last about each thing, and before that as soon as anything but
-        reading and writing of single sessions is done with this file, or the process ends. A note that finds the file
-        locked is tried again. A crash may take it.
+        Reading thus waits neither for the disk nor for another process that writes. The notes of a tenth of a second
+        are written together, only the last one about each thing. They are written earlier if the process ends or the
+        file is used for anything but reading and writing single sessions. If the file is locked, they are tried again.
+        A crash may lose them.
 
-        SQLite's log has the transactions in their order, and who waits for the disk waits for all that are before: what
-        is written for good never depends on a note that may go.
+        SQLite's log keeps the order of transactions, and a durable write also makes all earlier ones durable: what is
+        acknowledged never depends on a note that a crash may lose.
         """
 
         def read() -> Result | None:
@@ -104,7 +104,7 @@ class SqliteFile:
         return result
 
     async def read(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
-        """Run a function on one consistent view of the file; it waits for nobody who writes."""
+        """Run a function on one consistent view of the file, without waiting for writers."""
 
         def read() -> Result:
             self._write_notes()
@@ -113,19 +113,22 @@ class SqliteFile:
         return await self._hop(read)
 
     async def view(self, function: Callable[[Connection], Result]) -> Result:
-        """As `read`, in a transaction of SQLAlchemy's."""
+        """As `read`, with a connection of SQLAlchemy."""
         return await self._hop(lambda: self._in_sqlalchemy(function, "BEGIN"))
 
     async def transact(self, function: Callable[[Connection], Result]) -> Result:
-        """Run a function in a transaction of SQLAlchemy's; `driver` gives the driver's connection in it."""
+        """As `write`, with a connection of SQLAlchemy; `driver` returns the driver's connection under it."""
         return await self._hop(lambda: self._in_sqlalchemy(function))
 
     async def maintain(self, function: Callable[[Connection], Result]) -> Result:
-        """As `transact`: a file is never away."""
+        """As `transact`: the limits on time that `PostgresDatabase.maintain` raises don't exist here."""
         return await self.transact(function)
 
     async def erase_traces(self, user_id: str, held: Collection[UUID]) -> list[str]:
-        """Leave nothing of deleted rows in the file, and nothing of a user in its kept copies; which had something."""
+        """Remove deleted rows from the file's free pages, and a user from its kept copies.
+
+        Returns the names of the copies that had something of the user's.
+        """
 
         def erase() -> list[str]:
             with translated(self.path):
@@ -135,7 +138,7 @@ class SqliteFile:
         return await self._hop(erase)
 
     async def scrub(self) -> list[str]:
-        """Leave nothing of deleted or replaced rows in the file; the kept copies, which stay as they are."""
+        """Remove deleted and replaced rows from the file's free pages; the names of its kept copies, left unchanged."""
 
         def scrub() -> list[str]:
             with translated(self.path):
@@ -157,10 +160,10 @@ class SqliteFile:
             raise Misconfigured(f"the folder {self.path.parent} can't be made ({exc}); set FIML_DATA_DIR") from exc
         with translated(self.path):
             self._connection = self._engine.connect()
-            # Most often there is nothing to do, and so nobody to wait for.
+            # Usually the schema is current: then there is no need to wait for the write lock.
             if self._in_sqlalchemy(schema.revision, "BEGIN") == schema.REVISIONS[-1]:
                 return
-            # Its own transaction holds the lock of those who write: nothing comes between the copy and the upgrade.
+            # This transaction holds the write lock, so that nobody writes between the copy and the upgrade.
             self._in_sqlalchemy(self._upgrade)
 
     def _upgrade(self, connection: Connection) -> None:
@@ -171,7 +174,7 @@ class SqliteFile:
 
     def _scrub(self) -> None:
         connection = driver(self._opened)
-        # The full-text index only notes what was removed, until its parts are merged.
+        # The full-text index only marks words as removed, until its parts are merged.
         connection.execute("INSERT INTO session_fts (session_fts) VALUES ('optimize')")
         connection.execute("VACUUM")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -213,7 +216,7 @@ class SqliteFile:
             self._note_soon(loop)
 
     def _write_notes(self) -> None:
-        """Write the notes, without waiting. They stay where the file is in use or the disk is full."""
+        """Write the notes, without waiting for a lock. If the file is in use or the disk is full, they are kept."""
         if not self._notes or self._connection is None:
             return
         connection = driver(self._connection)
@@ -224,7 +227,7 @@ class SqliteFile:
             self._in_transaction(self._write_all_notes, "BEGIN IMMEDIATE")
         except Unavailable:
             return
-        except Exception:  # noqa: BLE001 - whatever it is, no reader has a part in it
+        except Exception:  # noqa: BLE001 - whatever failed, it is not the fault of the reader whose call this is
             _log.exception("notes_lost", file=str(self.path), count=len(self._notes))
         finally:
             connection.execute(f"PRAGMA synchronous={self._synchronous}")
@@ -257,7 +260,7 @@ def driver(connection: Connection) -> sqlite3.Connection:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """The driver's errors as fiml's."""
+    """Turn the driver's errors into fiml's."""
     try:
         yield
     except DBAPIError as exc:
@@ -267,7 +270,7 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def _translate(path: Path, exc: BaseException) -> Exception:
-    if "Could not decode to UTF-8" in str(exc):  # the driver's own words, without a code
+    if "Could not decode to UTF-8" in str(exc):  # this error has no code
         return CorruptRecord("a record", str(exc))
     match getattr(exc, "sqlite_errorname", ""):
         case "SQLITE_NOTADB":

@@ -1,4 +1,4 @@
-"""The tables. `sessions` and `session_metrics` are the specification's, with further columns that have defaults."""
+"""The tables. `sessions` and `session_metrics` follow the specification, with further columns that have defaults."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -34,22 +34,22 @@ from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from fiml.core.errors import CorruptRecord
 
 shared = MetaData()
-"""On both databases: ended sessions and what remains of them."""
+"""Tables of both databases: ended sessions, and what remains of removed ones."""
 
 embedded = MetaData()
-"""On SQLite only: live sessions, which the server deployment keeps in Redis, and the words of all."""
+"""Tables of SQLite only: live sessions, which the server deployment keeps in Redis, and the words of all sessions."""
 
 server = MetaData()
-"""On PostgreSQL only: the words of ended sessions."""
+"""Tables of PostgreSQL only: the words of ended sessions."""
 
-# The engines take and give JSON as text (see `engines.py`): it travels as it is stored.
+# The engines take and return JSON as text (see `engines.py`), so that it isn't decoded on the way.
 Json = JSON().with_variant(JSONB(), "postgresql")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware time in UTC. SQLite keeps no time zone: there it is written in UTC and read as such.
+    """An aware time in UTC. SQLite stores no time zone: there, times are written and read as UTC.
 
-    SQLite takes anything for a time: what is none raises `CorruptRecord` where it is read.
+    SQLite stores anything as a time: a value that is not one raises `CorruptRecord` when it is read.
     """
 
     impl = DateTime(timezone=True)
@@ -149,8 +149,8 @@ tombstones = Table(
     Column("deleted_at", UtcDateTime, nullable=False),
 )
 
-# What the metrics of one day's sessions add up to, by user and type, and once more over all users (`everybody`).
-# `user_id` is empty where a session has none, and over all users.
+# The totals of one day's metrics, by user and type, and again over all users (`everybody`). `user_id` is empty for
+# sessions without a user, and in the rows over all users.
 session_rollups = Table(
     "session_rollups",
     shared,
@@ -174,8 +174,8 @@ session_rollups = Table(
     Index("session_rollups_by_day", "day"),
 )
 
-# A row says that the metrics of a day changed since its rollups were made. Rows are only added and removed, so that
-# those who archive never wait for each other.
+# A row says that a day's metrics have changed since its rollups were computed. Rows are only added and removed, never
+# updated, so that processes that archive never wait for each other.
 rollup_marks = Table(
     "rollup_marks",
     shared,
@@ -184,7 +184,7 @@ rollup_marks = Table(
     Index("rollup_marks_by_day", "day"),
 )
 
-# Whether it is live, archived or in quarantine: a hold is on the session, and stands here alone.
+# A hold applies to a session whether it is live, archived or in quarantine, and is stored here only.
 session_holds = Table(
     "session_holds",
     shared,
@@ -214,11 +214,11 @@ maintenance_jobs = Table(
     Column("result", Json),
 )
 
-# Sessions whose words are to be indexed before the next search: on SQLite after each change, on PostgreSQL those that
-# were archived by a version without a search.
+# Sessions that must be indexed before the next search: on SQLite those that changed, on PostgreSQL those that were
+# archived by a version that had no search.
 search_pending = Table("search_pending", shared, Column("session_id", Uuid, primary_key=True))
 
-# Tokens of small teams. Only a digest is kept: who reads the table can't act as anybody.
+# Tokens for small teams. Only digests are stored, so that nobody who reads the table can use a token.
 access_tokens = Table(
     "access_tokens",
     shared,
@@ -231,7 +231,7 @@ access_tokens = Table(
     Column("revoked_at", UtcDateTime),
 )
 
-# Answers of live market providers: the second cache. Nothing in them is a user's.
+# The second cache, of answers from live market providers. It contains nothing of a user's.
 market_cache = Table(
     "market_cache",
     shared,
@@ -243,7 +243,7 @@ market_cache = Table(
     Index("market_cache_by_keeping", "keep_until"),
 )
 
-# Times of the live tables are microseconds since 1970 in UTC, ids 32 hexadecimal digits, JSON is text.
+# In the tables of live sessions, times are microseconds since 1970 in UTC, ids 32 hexadecimal digits, and JSON is text.
 active_sessions = Table(
     "active_sessions",
     embedded,
@@ -313,8 +313,8 @@ session_words = Table(
     Column("words", Text, nullable=False),
 )
 
-# What changed is indexed when somebody searches: a tracked query costs no full text. No OR IGNORE, since the statement
-# that fires a trigger decides on conflicts.
+# Changed sessions are indexed when somebody searches, so that tracking a query costs no full-text work. OR IGNORE would
+# have no effect here: the conflict clause of the statement that fires a trigger overrides the trigger's own.
 _PENDING = (
     "CREATE TRIGGER {name} AFTER {event} BEGIN INSERT INTO search_pending (session_id)"
     " SELECT {id} WHERE NOT EXISTS (SELECT 1 FROM search_pending WHERE session_id = {id}); END"
@@ -350,7 +350,7 @@ FULL_TEXT = (
         )
     ),
 )
-"""SQLite's full-text index over `session_words`, which follows it by triggers, as the words follow their session."""
+"""SQLite's full-text index over `session_words`. Triggers keep both in step with the sessions."""
 
 for _statement in FULL_TEXT:
     event.listen(session_words, "after_create", DDL(_statement))  # type: ignore[no-untyped-call]  # as SQLAlchemy has it

@@ -1,4 +1,4 @@
-"""Runs the migrations in the connection that `fiml.db.schema` hands over, inside its transaction."""
+"""Runs the migrations on the connection that `fiml.db.schema` passes in, inside its transaction."""
 
 from alembic import context
 
