@@ -1,1 +1,1 @@
-"""Who may act: principals, what they may do, and the tokens that say who they are."""
+"""Who may act: principals, what they may do, and the tokens that identify them."""

@@ -18,7 +18,7 @@ from fiml.core.errors import Misconfigured, Unavailable
 
 FETCH_TIMEOUT_S = 3.0
 MAX_KEYS_BYTES = 256 * 1024
-# Keys are asked for again after this long, and when a token names one that isn't known, but not more often than this.
+# Keys are fetched again after KEPT_FOR, and earlier if a token names an unknown one, but never within AGAIN_AFTER.
 KEPT_FOR = timedelta(minutes=5)
 AGAIN_AFTER = timedelta(seconds=30)
 
@@ -26,10 +26,10 @@ _log = structlog.get_logger()
 
 
 class IssuerKeys:
-    """Keys by their ids, from a file that is read once, or from an address.
+    """Keys by id, from a file that is read once, or from an address.
 
-    A key that is known is given at once, also while the address doesn't answer. Nobody can have us ask it more often
-    than every half a minute.
+    A known key is returned at once, even while the address doesn't answer. No token can make us ask the address more
+    often than every thirty seconds.
     """
 
     def __init__(self, location: str) -> None:
@@ -41,11 +41,11 @@ class IssuerKeys:
         self._fetching: asyncio.Task[None] | None = None
 
     async def key_of(self, key_id: object) -> Any:
-        """A key by the id that a token names; where it names none, the only one.
+        """The key with the id that a token names; if the token names none, the only key there is.
 
         Raises:
             LookupError: there is no such key.
-            Unavailable: it isn't known, and the address doesn't answer.
+            Unavailable: the key isn't known, and the address doesn't answer.
         """
         if self._address is None:
             return self._known(key_id)
@@ -59,7 +59,7 @@ class IssuerKeys:
         return self._known(key_id)
 
     async def aclose(self) -> None:
-        """End a fetch under way."""
+        """Cancel a fetch that is under way."""
         fetching = self._fetching
         if fetching is not None:
             fetching.cancel()
@@ -112,12 +112,12 @@ def _read_file(location: str) -> dict[str | None, Any]:
 
 
 def _read(document: Any) -> dict[str | None, Any]:
-    """The public keys for signatures; shared secrets, keys for encryption and what we can't use are passed over.
+    """The public signature keys of a JWK set. Shared secrets, encryption keys and unusable keys are skipped.
 
-    Source: RFC 7517, section 5: keys that aren't understood are ignored.
+    RFC 7517, section 5, says to ignore keys that aren't understood.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there is no usable key.
     """
     listed = document.get("keys") if isinstance(document, Mapping) else None
     keys: dict[str | None, Any] = {}

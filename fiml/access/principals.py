@@ -17,32 +17,32 @@ class Scope(StrEnum):
 
 
 MAX_USER_CHARACTERS = 255
-# How a token of our own begins; one that is signed never does.
+# fiml's own tokens begin with this; signed tokens never do.
 TOKEN_PREFIX = "fiml_"  # noqa: S105 - no secret
 USUAL_SCOPES = (Scope.SESSIONS_READ, Scope.SESSIONS_WRITE, Scope.MARKET_READ)
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """In whose name a call is made: a user with scopes, or `None` for the local user, who may do all."""
+    """In whose name a call is made: a user with scopes. The local user has no `user_id`, and may do everything."""
 
     user_id: str | None
     scopes: frozenset[Scope]
 
     @property
     def owner(self) -> str | None:
-        """Whose sessions it sees; `None` sees all."""
+        """The user whose sessions the principal sees; `None` if it sees everybody's."""
         return None if Scope.ADMIN in self.scopes else self.user_id
 
     def may(self, scope: Scope) -> bool:
-        """Whether its scopes let it do something."""
+        """Whether the principal has a scope."""
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
     def check(self, *needed: Scope) -> None:
-        """Refuse what no scope allows.
+        """Demand scopes.
 
         Raises:
-            NotPermitted: names the scope that is missing.
+            NotPermitted: one is missing; the message names it.
         """
         for scope in needed:
             if not self.may(scope):
@@ -50,7 +50,7 @@ class Principal:
 
 
 def is_user(name: str) -> bool:
-    """Whether a principal may be called so: as the owner of sessions may be, and with nothing that can't be shown."""
+    """Whether a name may be a user's: not blank, at most 255 characters, all of them printable."""
     return bool(name.strip()) and len(name) <= MAX_USER_CHARACTERS and name.isprintable()
 
 
@@ -72,5 +72,5 @@ def parse_scopes(names: Iterable[str]) -> frozenset[Scope]:
 
 
 def known_scopes(names: Iterable[object]) -> frozenset[Scope]:
-    """Those of the names that are scopes; what a token says beyond them lets nobody do anything."""
+    """The scopes among the names in a token; other names are ignored, and permit nothing."""
     return frozenset(Scope(name) for name in names if isinstance(name, str) and name in Scope.__members__.values())

@@ -1,7 +1,7 @@
 """How often a principal may call: an allowance of calls that grows back, shared by all replicas.
 
-It is kept as one moment, when it would be whole again (the generic cell rate algorithm): one small key and one round
-trip for a call, and nothing that bunches calls at the turn of a minute.
+An allowance is stored as one moment: when it would be full again (the generic cell rate algorithm). A call takes one
+small key and one round trip, and calls don't bunch up at the start of each minute.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, MissingExtra, Unavailable
 
 TAKE_TIMEOUT_S = 1.0
-# Where Redis doesn't answer, it is left alone for so long: a call must not wait for it each time.
+# After Redis failed to answer, it isn't asked for this long, so that not every call waits for it.
 ALONE_FOR = timedelta(seconds=5)
 MAX_KEPT = 10_000
 _MINUTE_MICROS = 60_000_000
@@ -29,19 +29,19 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many calls a minute, and so many at once."""
+    """How many calls a minute, and how many at once."""
 
     per_minute: int
     burst: int
 
     @property
     def cost_micros(self) -> int:
-        """In which time a call grows back."""
+        """How long one call takes to grow back."""
         return _MINUTE_MICROS // self.per_minute
 
     @property
     def whole_micros(self) -> int:
-        """In which time the whole allowance does."""
+        """How long the whole allowance takes to grow back."""
         return self.cost_micros * self.burst
 
 
@@ -49,13 +49,13 @@ class Allowances(Protocol):
     """The allowances of all principals."""
 
     async def take(self, user_id: str) -> timedelta:
-        """Take a call; nothing where it was there, else how long until one is."""
+        """Take one call. Returns how long to wait for it: zero if it was taken."""
 
     async def aclose(self) -> None: ...
 
 
 class OwnAllowances:
-    """Those of one process, for the embedded deployment."""
+    """Allowances of one process, for the embedded deployment."""
 
     def __init__(self, rate: Rate) -> None:
         self._rate = rate
@@ -63,7 +63,7 @@ class OwnAllowances:
 
     async def take(self, user_id: str) -> timedelta:
         now = to_micros(clock.now())
-        # Further ahead it lies only where the clock was set back.
+        # A moment further ahead is possible only if the clock was set back.
         last = min(max(self._whole_at.get(user_id, now), now), now + self._rate.whole_micros)
         whole_at = last + self._rate.cost_micros
         wait = whole_at - self._rate.whole_micros - now
@@ -76,22 +76,23 @@ class OwnAllowances:
         return timedelta()
 
     def _forget(self, now: int) -> None:
-        """Keep who lacks most, half as many as may be kept, so that not each call goes through all of them."""
+        """Keep the emptiest allowances, half of the maximum, so that not every further call has to clean up again."""
         pending = [(moment, user) for user, moment in self._whole_at.items() if moment > now]
         self._whole_at = {user: moment for moment, user in heapq.nlargest(MAX_KEPT // 2, pending)}
 
     async def aclose(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to close."""
 
 
 class SharedAllowances:
-    """Those of an installation, in its Redis. While that is away, each process counts for itself.
+    """Allowances of an installation, in its Redis. While Redis is away, each process counts for itself.
 
-    The replicas' clocks count: one that is behind by some seconds lets a principal make so many seconds' calls less.
+    The clocks of fiml's replicas are used: one that is some seconds behind grants that many seconds' worth of calls
+    less.
     """
 
     def __init__(self, settings: Settings, rate: Rate) -> None:
-        from fiml.db.redis_client import RedisClient  # noqa: PLC0415 - the server deployment's only
+        from fiml.db.redis_client import RedisClient  # noqa: PLC0415 - only the server deployment needs it
         from fiml.db.redis_commands import Script  # noqa: PLC0415 - as above
 
         self._rate = rate
@@ -115,15 +116,15 @@ class SharedAllowances:
         return timedelta(microseconds=wait)
 
     async def aclose(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self._client.close()
 
 
 def open_allowances(settings: Settings) -> Allowances | None:
-    """The allowances of an installation; `None` where nobody is limited.
+    """The allowances of an installation; `None` if nobody is limited.
 
     Raises:
-        MissingExtra: they are in Redis, and the client isn't installed.
+        MissingExtra: the allowances are in Redis, and redis-py isn't installed.
     """
     if not settings.http_rate_per_minute:
         return None
@@ -137,5 +138,5 @@ def open_allowances(settings: Settings) -> Allowances | None:
 
 
 def key_of(user_id: str) -> str:
-    """The key of a principal: of one length, whatever the name."""
+    """The key of a principal, of the same length for every name."""
     return f"rate:{hashlib.sha256(user_id.encode()).hexdigest()[:32]}"

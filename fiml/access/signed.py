@@ -12,12 +12,12 @@ from fiml.core import clock
 from fiml.core.config import Settings
 
 MAX_TOKEN_CHARACTERS = 16_384
-# PyJWT before 2.14 lets a header that is nested too deep for `json` through as RecursionError.
+# The last one: PyJWT before 2.14 doesn't catch the RecursionError of a header that is nested too deeply for `json`.
 _NOT_TO_BE_TRUSTED = (PyJWTError, ValueError, TypeError, LookupError, RecursionError)
 
 
 class SignedTokens:
-    """Verifies tokens: signature with pinned algorithms, issuer, audience, times with a leeway, subject.
+    """Verifies tokens: signature (with pinned algorithms), issuer, audience, times (with a leeway) and subject.
 
     Raises:
         Misconfigured: from the constructor, when the file of keys can't be read.
@@ -29,16 +29,16 @@ class SignedTokens:
         self._keys = IssuerKeys(settings.auth_jwks)
 
     async def principal_of(self, token: str) -> Principal | None:
-        """In whose name a token speaks; `None` where it isn't to be trusted.
+        """The principal that a token identifies; `None` if the token can't be trusted.
 
         Raises:
-            Unavailable: its key isn't known, and the issuer's keys can't be had.
+            Unavailable: the token's key isn't known, and the issuer's keys can't be fetched.
         """
         if len(token) > MAX_TOKEN_CHARACTERS:
             return None
         try:
             header = jwt.get_unverified_header(token)
-            # The header's word for it is never taken: a key is used with the pinned algorithms of its own kind only.
+            # The header doesn't choose the algorithm: only pinned ones are used, and only with keys of their kind.
             if header.get("alg") not in self._settings.signature_algorithms:
                 return None
             claims = self._claims(token, await self._keys.key_of(header.get("kid")))
@@ -50,7 +50,7 @@ class SignedTokens:
         return Principal(subject, _scopes(claims))
 
     async def aclose(self) -> None:
-        """Let go of the keys."""
+        """Stop fetching keys."""
         await self._keys.aclose()
 
     def _claims(self, token: str, key: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class SignedTokens:
             audience=self._settings.auth_audience,
             options={
                 "require": ["exp", "iss", "aud", "sub"],
-                # By our own clock, below.
+                # Checked below, with fiml's clock.
                 "verify_exp": False,
                 "verify_nbf": False,
                 "verify_iat": False,
@@ -77,7 +77,7 @@ class SignedTokens:
 
 
 def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:
-    """Those that we know, of `scope` (with blanks) or `scp` (a list)."""
+    """The known scopes in the claim `scope` (separated by blanks) or `scp` (a list)."""
     given = claims.get("scope", claims.get("scp", ""))
     return known_scopes(given.split(" ") if isinstance(given, str) else given if isinstance(given, list) else [])
 

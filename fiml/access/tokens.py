@@ -1,4 +1,4 @@
-"""Tokens of small teams, kept in the database as digests."""
+"""Tokens for small teams, stored in the database as digests."""
 
 import hashlib
 import secrets
@@ -27,7 +27,7 @@ from fiml.db.lazy import Database, LazyDatabase, database_of
 from fiml.db.tables import access_tokens
 
 MAX_DAYS = 366
-# How long a process may take a token for good without looking: a revocation reaches all within it.
+# How long a process trusts a token without looking it up again: a revocation takes effect everywhere within this time.
 KNOWN_FOR = timedelta(seconds=30)
 MAX_KNOWN = 10_000
 LOOKUP_TIMEOUT_S = 2.0
@@ -36,7 +36,7 @@ _LISTED = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessTokenInfo:
-    """What is known of a token; the token itself is shown once, when it is made."""
+    """A token's record; the token itself is shown once, when it is issued, and never stored."""
 
     id: UUID
     user_id: str
@@ -47,22 +47,22 @@ class AccessTokenInfo:
 
     @property
     def is_valid(self) -> bool:
-        """Whether it lets anybody in now."""
+        """Whether the token is accepted now."""
         return self.revoked_at is None and clock.now() < self.expires_at
 
 
 class AccessTokens:
-    """The tokens of an installation, over its database, which it opens and closes."""
+    """The tokens of an installation. The database is opened at the first call, and closed by `aclose`."""
 
     def __init__(self, database: Database) -> None:
         self._database = LazyDatabase(database)
         self._known: dict[str, tuple[datetime, AccessTokenInfo]] = {}
 
     async def issue(self, user_id: str, *, scopes: Iterable[str], days: int) -> tuple[str, AccessTokenInfo]:
-        """A new token, which is shown only now, and what is known of it.
+        """A new token, which can't be shown again, and its record.
 
         Raises:
-            InvalidInput: no user, no scope or an unknown one, or days out of bounds.
+            InvalidInput: the user's name is not valid, a scope is unknown or missing, or the days are out of bounds.
         """
         if not is_user(user_id):
             raise InvalidInput("user", f"{echo(user_id)} is no user", f"give 1 to {MAX_USER_CHARACTERS} characters")
@@ -85,20 +85,20 @@ class AccessTokens:
         return token, info
 
     async def list_tokens(self) -> list[AccessTokenInfo]:
-        """The tokens, the newest first, also those that are past; at most 500."""
+        """The tokens, newest first, including expired and revoked ones; at most 500."""
         newest = select(access_tokens).order_by(access_tokens.c.created_at.desc(), access_tokens.c.id).limit(_LISTED)
         return await self._database.view(
             lambda connection: [_info(row) for row in connection.execute(newest).mappings()]
         )
 
     async def revoke(self, token_id: UUID) -> bool:
-        """Let a token let nobody in any more, within half a minute everywhere; `False` where there is none."""
+        """Revoke a token, everywhere within thirty seconds; `False` if it doesn't exist or is revoked already."""
         row = (access_tokens.c.id == token_id) & access_tokens.c.revoked_at.is_(None)
         statement = update(access_tokens).where(row).values(revoked_at=clock.now())
         return await self._database.transact(lambda connection: connection.execute(statement).rowcount > 0)
 
     async def principal_of(self, token: str) -> Principal | None:
-        """In whose name a token speaks; `None` where it lets nobody in."""
+        """The principal that a token identifies; `None` if the token isn't accepted."""
         digest = _digest(token)
         looked_at, info = self._known.get(digest, (None, None))
         if not clock.is_within(KNOWN_FOR, since=looked_at):
@@ -107,7 +107,7 @@ class AccessTokens:
         return Principal(info.user_id, info.scopes) if info is not None and info.is_valid else None
 
     async def aclose(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         await self._database.close()
 
     async def _find(self, digest: str) -> AccessTokenInfo | None:
@@ -117,7 +117,7 @@ class AccessTokens:
         return None if row is None else _info(row)
 
     def _remember(self, digest: str, info: AccessTokenInfo | None) -> None:
-        # Guesses are not remembered: they would push out what is known.
+        # Unknown tokens are not remembered: guesses would displace the known ones.
         if info is not None:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
@@ -130,7 +130,7 @@ def open_tokens(settings: Settings) -> AccessTokens:
 
 
 def _digest(token: str) -> str:
-    # The token is 32 random bytes: there is nothing to guess that a slow hash would protect.
+    # A token is 32 random bytes, which can't be guessed: a slow hash would add nothing.
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What a cache keeps, under which key, and what is asked of a cache."""
+"""The entries of a cache, their keys, and the protocol of a cache."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Layer = Literal["l1", "l2"]
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """An answer as text: learnt at `known_at`, current until `fresh_until`, kept in case of need until `keep_until`."""
+    """An answer as text: learnt at `known_at`, current until `fresh_until`, kept as a fallback until `keep_until`."""
 
     value: str
     known_at: datetime
@@ -31,7 +31,7 @@ class CacheEntry:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: it is not the text of an entry.
+            ValueError: the text is not an entry.
         """
         try:
             fields = json.loads(text)
@@ -58,21 +58,21 @@ class AnswerCache(Protocol):
         """Which cache this is."""
 
     async def get(self, key: str) -> CacheEntry | None:
-        """The entry, current or not; None where there is none, it is past `keep_until` or it can't be read."""
+        """The entry, current or not; `None` if it is missing, past `keep_until` or unreadable."""
 
     async def put(self, key: str, entry: CacheEntry) -> None:
-        """Keep an entry in the place of an older one; one that is past `keep_until` is not kept."""
+        """Store an entry, in place of an older one. An entry past `keep_until` is not stored."""
 
     async def aclose(self) -> None:
-        """Let go of the engine; may be called twice."""
+        """Close the connection to the engine; may be called twice."""
 
 
 def cache_key(source: str, part: str, *names: str | None) -> str:
-    """The key of an answer, at most 200 characters of ASCII without blanks. Other names have another key."""
+    """The key of an answer, at most 200 ASCII characters without blanks. Different names have different keys."""
     key = ":".join(
         "=" if name is None else quote(name, safe="", errors="surrogatepass") for name in (source, part, *names)
     )
     if len(key) <= MAX_KEY_CHARACTERS:
         return key
-    # No name holds a "=" once it is escaped, so that a digest is nobody else's key.
+    # Escaped names contain no "=", so that no other key looks like a digest.
     return f"sha256={sha256(key.encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""A cache whose failures cost nobody an answer."""
+"""A cache whose failures never cause a question to fail."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,9 +17,10 @@ Result = TypeVar("Result")
 
 
 class ForgivingCache:
-    """A cache that is made at its first use. What fails, or lasts longer than a second, is logged and is a miss.
+    """A cache that is created at its first use. A call that fails, or takes longer than a second, counts as a miss.
 
-    After a failure it isn't asked for ten seconds: an engine that is away would cost each answer that second.
+    Failures are logged. After one, the cache isn't asked for ten seconds: while an engine is away, every answer would
+    take a second longer.
     """
 
     def __init__(self, layer: Layer, make: Callable[[], AnswerCache]) -> None:
@@ -44,7 +45,7 @@ class ForgivingCache:
             _log.warning("cache_failed", layer=self.layer, call="aclose", problem=str(exc))
 
     async def _forgiven(self, call: str, ask: Callable[[AnswerCache], Awaitable[Result]]) -> Result | None:
-        # The loop's own time: the clock of fiml may stand still.
+        # The event loop's time: in tests, fiml's clock stands still.
         time = asyncio.get_running_loop().time
         if time() < self._rests_until:
             return None
@@ -54,7 +55,7 @@ class ForgivingCache:
             async with asyncio.timeout(PATIENCE_S):
                 return await ask(self._cache)
         except (FimlError, TimeoutError) as exc:
-            if not isinstance(exc, RecordRefused):  # that is about one entry
+            if not isinstance(exc, RecordRefused):  # only this entry is at fault
                 self._rests_until = time() + REST_S
             problem = str(exc) or f"no answer within {PATIENCE_S:g} s"
             _log.warning("cache_failed", layer=self.layer, call=call, problem=problem)

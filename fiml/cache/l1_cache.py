@@ -1,4 +1,4 @@
-"""The first cache: Redis or Valkey for the processes of a server deployment, else the memory of this one."""
+"""The first cache: Redis or Valkey in the server deployment, the process's memory in the embedded one."""
 
 from collections import OrderedDict
 from datetime import timedelta
@@ -9,7 +9,7 @@ import structlog
 from fiml.cache.entries import CacheEntry, Layer
 from fiml.core import clock
 
-if TYPE_CHECKING:  # the driver, which is not installed with every fiml
+if TYPE_CHECKING:  # redis-py is an extra
     from fiml.db.redis_client import RedisClient
 
 KEY_PREFIX = "cache:"
@@ -20,7 +20,7 @@ _log = structlog.get_logger()
 
 
 class RedisL1Cache:
-    """Entries in Redis, which removes them itself. It connects at the first call."""
+    """Entries in Redis, which expire there by themselves. It connects at the first call."""
 
     layer: Layer = "l1"
 
@@ -48,7 +48,7 @@ class RedisL1Cache:
 
 
 class MemoryL1Cache:
-    """Entries in memory; where there are too many, the one that nobody asked for longest goes."""
+    """Entries in memory; if there are too many, the least recently used one is removed."""
 
     layer: Layer = "l1"
 

@@ -1,4 +1,4 @@
-"""The second cache: a table of the database, which outlives the process and is shared by all of them."""
+"""The second cache: a table of the database, which all processes share and which outlives them."""
 
 from datetime import datetime
 from typing import Any
@@ -20,10 +20,10 @@ _log = structlog.get_logger()
 
 
 class L2Cache:
-    """Entries as rows of `market_cache`. It opens its database at the first call, and closes it.
+    """Entries as rows of `market_cache`. The database is opened at the first call, and closed by `aclose`.
 
-    An entry never takes the place of one that was learnt later. Rows past `keep_until` go a thousand at a time, at the
-    first entry that is put and at each hundredth after it.
+    An entry never replaces one that was learnt later. Rows past `keep_until` are removed, at most a thousand at a time,
+    with the first entry that is put and every hundredth after it.
     """
 
     layer: Layer = "l2"
@@ -60,7 +60,7 @@ class L2Cache:
         await self._database.transact(write)
 
     async def purge(self, before: datetime) -> int:
-        """Remove entries whose `keep_until` is before a moment, at most a thousand; how many went."""
+        """Remove entries whose `keep_until` is before a moment, at most a thousand; how many were removed."""
         return await self._database.transact(lambda connection: _purge(connection, before))
 
     async def aclose(self) -> None:
@@ -80,7 +80,7 @@ def _purge(connection: Connection, before: datetime) -> int:
         .where(market_cache.c.keep_until < before)
         .order_by(market_cache.c.keep_until, market_cache.c.key)
         .limit(PURGE_ROWS)
-        # Two purges at once would wait for each other's rows, in either order.
+        # Without it, two purges at once could lock each other's rows and deadlock.
         .with_for_update(skip_locked=True)
     )
     removed = connection.execute(delete(market_cache).where(market_cache.c.key.in_(past.scalar_subquery())))

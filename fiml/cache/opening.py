@@ -7,7 +7,7 @@ from fiml.core.errors import MissingExtra
 
 
 def open_caches(settings: Settings) -> tuple[AnswerCache, ...]:
-    """The first and the second cache. Each opens at its first use; one that can't be opened is passed over."""
+    """The first and the second cache. Each opens at its first use; one that can't be opened is skipped."""
     if settings.is_embedded:
         return ForgivingCache("l1", _memory), ForgivingCache("l2", lambda: _database(settings))
     return ForgivingCache("l1", lambda: _redis(settings)), ForgivingCache("l2", lambda: _database(settings))
@@ -30,7 +30,7 @@ def _redis(settings: Settings) -> AnswerCache:
 
 
 def _database(settings: Settings) -> AnswerCache:
-    from fiml.cache.l2_cache import L2Cache  # noqa: PLC0415 - SQLAlchemy, which a start without questions doesn't need
+    from fiml.cache.l2_cache import L2Cache  # noqa: PLC0415 - SQLAlchemy, not needed to start
     from fiml.db.lazy import database_of  # noqa: PLC0415 - as above
 
     return L2Cache(database_of(settings))

@@ -1,7 +1,7 @@
--- Take one call from a principal's allowance, or say how long to wait for the next one.
--- KEYS 1 when the allowance will be whole again, in microseconds
--- ARGV 1 now in microseconds, 2 microseconds in which a call grows back, 3 those in which the whole allowance does
--- Returns 0 where the call was taken, else the microseconds until one is there.
+-- Take one call from a principal's allowance, or say how long to wait for one.
+-- KEYS 1 when the allowance will be full again, in microseconds
+-- ARGV 1 now, 2 how long one call takes to grow back, 3 how long the whole allowance takes, all in microseconds
+-- Returns 0 if the call was taken, else the microseconds until there is one.
 local now, cost, whole = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local whole_at = math.max(tonumber(redis.call('GET', KEYS[1]) or ARGV[1]), now) + cost
 local wait = whole_at - whole - now
