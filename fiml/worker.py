@@ -82,7 +82,7 @@ def run_worker(settings: Settings, *, concurrency: int, has_beat: bool) -> None:
     if _broker(settings) is None:
         if settings.redis_url is not None:
             raise Misconfigured(
-                "Celery can't use a Cluster as its broker: set FIML_BROKER_URL to a Redis that is none, or let "
+                "Celery can't use a Cluster as its broker: set FIML_BROKER_URL to a Redis without Cluster mode, or let "
                 "`fiml serve` do the maintenance (FIML_MAINTENANCE=serve)"
             )
         raise Misconfigured(

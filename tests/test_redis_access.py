@@ -251,7 +251,7 @@ class TestUrl:
             ("redis+sentinel://a/main/x", "is no URL; valid is redis\\+sentinel://"),
             ("redis+cluster://a?sentinel_password=p", "has the parameter 'sentinel_password'"),
             ("redis://h?decode_responses=1", "has the parameter 'decode_responses'"),
-            ("redis://h?ssl_ca_certs=x", "has the parameter ssl_ca_certs, with which it begins with rediss"),
+            ("redis://h?ssl_ca_certs=x", "has the parameter ssl_ca_certs, which needs TLS; begin it with rediss"),
             ("rediss+cluster://h?ssl_cert_reqs=x", "has a parameter whose value can't be used"),
             ("rediss+sentinel://h/main?ssl_cert_reqs=x", "has a parameter whose value can't be used"),
             ("redis://h?protocol=9", "has a parameter whose value can't be used"),

@@ -192,7 +192,7 @@ async def test_a_time_that_is_none_is_damage_to_who_reads_the_archive(sqlite_set
             store.list_user_sessions("ann", include_archived=True),
             store.search_sessions("ann", symbol="AAPL"),
         ):
-            with pytest.raises(CorruptRecord, match="time in it is none"):
+            with pytest.raises(CorruptRecord, match="holds a time that can't be read"):
                 await call
         with pytest.raises(CorruptRecord, match=str(session.id)):
             await store.get_session(session.id)

@@ -272,7 +272,7 @@ def test_another_broker_can_be_named() -> None:
 
 def test_a_cluster_is_no_broker() -> None:
     settings = Settings(redis_url="redis+cluster://localhost", database_url="postgresql://localhost/x")
-    with pytest.raises(Misconfigured, match="set FIML_BROKER_URL to a Redis that is none"):
+    with pytest.raises(Misconfigured, match="set FIML_BROKER_URL to a Redis without Cluster mode"):
         run_worker(settings, concurrency=1, has_beat=False)
 
     another = settings.model_copy(update={"broker_url": "redis://broker:6379/1"})

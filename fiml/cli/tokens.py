@@ -56,7 +56,7 @@ def revoke(token_id: Annotated[str, typer.Argument(help="as `list` shows it", me
     except ValueError:
         raise InvalidInput("token id", f"{echo(token_id)} is malformed", "give an id of `fiml token list`") from None
     if not _with_tokens(lambda tokens: tokens.revoke(parsed)):
-        problem = f"{parsed} is of no token, or of one that was revoked already"
+        problem = f"{parsed} belongs to no token, or to one that is revoked already"
         raise InvalidInput("token id", problem, "`fiml token list` lists them")
     typer.echo("revoked")
 

@@ -100,7 +100,7 @@ def _check_parameters(kind: Kind, transport: str, query: str) -> None:
     if transport == "rediss":
         known |= _TLS_PARAMETERS
     elif for_tls := sorted(given & _TLS_PARAMETERS):
-        raise Misconfigured(f"FIML_REDIS_URL has the parameter {for_tls[0]}, with which it begins with rediss")
+        raise Misconfigured(f"FIML_REDIS_URL has the parameter {for_tls[0]}, which needs TLS; begin it with rediss")
     if unknown := sorted(given - known):
         raise Misconfigured(
             f"FIML_REDIS_URL has the parameter {echo(unknown[0])}; known here are {', '.join(sorted(known))}"

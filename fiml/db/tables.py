@@ -74,7 +74,7 @@ class UtcDateTime(TypeDecorator[datetime]):
             try:
                 return read(value)
             except (TypeError, ValueError) as exc:
-                raise CorruptRecord("a record", f"a time in it is none: {exc}") from exc
+                raise CorruptRecord("a record", f"it holds a time that can't be read: {exc}") from exc
 
         return read_checked
 

@@ -79,7 +79,7 @@ class KeyFile:
         """Add a new key, on the disk when this returns. The first one is current, a later one not yet.
 
         Raises:
-            InvalidInput: the id is none, or taken.
+            InvalidInput: the id is not valid, or taken.
         """
         added: list[Key] = []
 
@@ -219,7 +219,7 @@ class KeyFile:
 
 def _checked_id(key_id: str, known: dict[str, Key]) -> str:
     if not sealed.KEY_ID.fullmatch(key_id):
-        raise InvalidInput("id", f"{echo(key_id)} is none", "give 1 to 32 letters, digits, _ . -")
+        raise InvalidInput("id", f"{echo(key_id)} is not valid", "give 1 to 32 letters, digits, _ . -")
     if key_id in known:
         raise InvalidInput("id", f"{echo(key_id)} is taken", "give each key an id of its own")
     return key_id

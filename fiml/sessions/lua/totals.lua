@@ -4,7 +4,7 @@
 -- Counts are an empty text where there are none, since cmsgpack would make an array of them.
 local function unpacked(text)
   local counts = text == '' and {} or cmsgpack.unpack(text)
-  assert(type(counts) == 'table', 'counts are none')
+  assert(type(counts) == 'table', 'counts are not a table')
   return counts
 end
 local function packed(counts) return next(counts) and cmsgpack.pack(counts) or '' end

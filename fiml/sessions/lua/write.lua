@@ -49,7 +49,7 @@ local totals, types, times, days = before[8], before[9], before[10], before[11]
 local sums, by_type, by_time, by_day, fields_of_before
 if totals then
   sums, by_type, by_time, by_day = cmsgpack.unpack(totals), unpacked(types), unpacked(times), unpacked(days)
-  assert(type(sums) == 'table' and #sums == 6, 'the totals are none')
+  assert(type(sums) == 'table' and #sums == 6, 'the totals are not six values')
 else
   sums, by_type, by_time, by_day, fields_of_before = totals_of_before(header)
 end
