@@ -1,1 +1,1 @@
-"""Analysis sessions: what they are, where they are kept, what they add up to."""
+"""Analysis sessions: what they are, where they are stored, and statistics over them."""

@@ -1,4 +1,4 @@
-"""The audit trail of a session: who did what, when and at which version. It only grows, and goes where it goes."""
+"""The audit trail of a session: who did what, when and at which version. It only grows, and moves with the session."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -17,9 +17,9 @@ from fiml.sessions.damage import DAMAGE
 class AuditEntry:
     """What was done: `create`, `record`, `update`, `extend`, `resume`, `archive`, `share`, `revoke` or `redeem`.
 
-    `by` is the principal, `None` for the local user and for code that works on the store itself. `version` is the
-    session's version after it. `detail` has the ids of the queries that were recorded, the parts that were updated, or
-    with whom and for what it was shared.
+    `by` is the principal, `None` for the local user and for code that uses the store directly. `version` is the
+    session's version afterwards. `detail` has the ids of the recorded queries, the updated parts, or with whom and in
+    which role the session was shared.
     """
 
     at: datetime
@@ -35,7 +35,7 @@ class AuditEntry:
 
 @dataclass(slots=True)
 class Act:
-    """Something that is being done. In the trail it is a JSON array: microseconds, who, what, detail, version."""
+    """Something that is being done. In the trail, it is a JSON array: microseconds, who, what, detail, version."""
 
     did: str
     by: str | None
@@ -44,12 +44,12 @@ class Act:
 
     @property
     def opened(self) -> str:
-        """Its JSON up to the version, which is known only where it is done."""
+        """Its JSON without the version and the end, for the engine to add: only the engine knows the version."""
         entry = [clock.to_micros(self.at), self.by, self.did, self.detail]
         return values.ENCODER.encode(entry).decode()[:-1] + ","
 
     def at_version(self, version: int) -> str:
-        """Its JSON."""
+        """Its whole JSON."""
         return f"{self.opened}{version}]"
 
 
@@ -73,10 +73,10 @@ def longer_trail(trail: str, entry: str) -> str:
 
 
 def trail_entries(record: str, trail: str) -> list[str]:
-    """The entries of a JSON array, each in JSON.
+    """The entries of a trail, each as JSON.
 
     Raises:
-        CorruptRecord: it is none.
+        CorruptRecord: the trail is not a JSON array.
     """
     try:
         return [json.dumps(entry, ensure_ascii=False, separators=(",", ":")) for entry in json.loads(trail)]
@@ -85,10 +85,10 @@ def trail_entries(record: str, trail: str) -> list[str]:
 
 
 def decode_trail(record: str, trail: str) -> list[AuditEntry]:
-    """The entries of a JSON array, the oldest first.
+    """The entries of a trail, oldest first.
 
     Raises:
-        CorruptRecord: it is none.
+        CorruptRecord: the trail can't be decoded.
     """
     try:
         return [

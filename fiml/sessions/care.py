@@ -35,16 +35,16 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErasureReceipt:
-    """What an erasure removed, and what a hold kept: ids of sessions, by where they were, and the reasons."""
+    """What an erasure removed, and what legal holds kept: the ids of sessions, and the reasons of the holds."""
 
     user_id: str
     erased_at: datetime
     erased: list[UUID]
     held: dict[UUID, str]
     metrics: int
-    """Rows of metrics that were left of sessions which retention had removed before."""
+    """Removed rows of metrics whose sessions retention had already deleted."""
     kept_copies: list[str] = field(default_factory=list)
-    """Copies of the file from before an upgrade that were cleaned too, and those that couldn't be, with the reason."""
+    """Copies of the file from before an upgrade: those that were cleaned, or why one couldn't be."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -59,7 +59,7 @@ class ErasureReceipt:
 
 
 class CareVerbs:
-    """What can be done about sessions, in the name of a caller."""
+    """Legal hold, quarantine and erasure, in the name of a caller."""
 
     settings: "Settings"
     _caller: Caller
@@ -75,9 +75,9 @@ class CareVerbs:
         raise NotImplementedError
 
     async def hold(self, session_id: UUID | str, reason: str) -> None:
-        """Put a session on legal hold, or give its hold another reason: no deletion and no retention removes it.
+        """Put a session on legal hold, or change the reason: neither a caller nor retention can delete it.
 
-        Whether it is live, archived or in quarantine. It can be used, ended and resumed as before.
+        It may be live, archived or in quarantine, and can be used, ended and resumed as before.
 
         Raises:
             SessionNotFound: there is no such session.
@@ -86,7 +86,7 @@ class CareVerbs:
         parsed = values.parse_session_id(session_id)
         text = values.check_text(reason, "reason", max_characters=MAX_REASON_CHARACTERS)
         keeping = self._backend.keeping
-        # The hold first: what is there after it can't be deleted any more.
+        # Look again after the hold: a session that is still there can no longer be deleted.
         is_there = await self._backend.exists(parsed, caller=self._caller)
         if not is_there or not await keeping.hold(parsed, reason=text, now=clock.now()):
             raise SessionNotFound(parsed)
@@ -95,7 +95,7 @@ class CareVerbs:
             raise SessionNotFound(parsed)
 
     async def release(self, session_id: UUID | str) -> bool:
-        """Release a session from its hold; `False` where it wasn't held.
+        """Release a session from its hold; `False` if it wasn't on hold.
 
         Raises:
             SessionNotFound: there is no such session.
@@ -106,7 +106,7 @@ class CareVerbs:
         return await self._backend.keeping.release(parsed)
 
     async def get_hold(self, session_id: UUID | str) -> str | None:
-        """Why a session is on hold; `None` where it isn't, or isn't there."""
+        """Why a session is on hold; `None` if it isn't, or doesn't exist."""
         parsed = values.parse_session_id(session_id)
         if not await self._backend.exists(parsed, needs=Right.READ, caller=self._caller):
             return None
@@ -115,7 +115,7 @@ class CareVerbs:
     async def list_quarantine(
         self, limit: int = 50, after: "QuarantinedSession | None" = None
     ) -> "list[QuarantinedSession]":
-        """Sessions that could not be archived, the longest there first; go on `after` the last one of a page."""
+        """Sessions that could not be archived, the longest there first. The next page begins `after` the last one."""
         size = values.check_limit(limit)
         return await self._backend.keeping.quarantined(limit=size, owner=self._caller.user, after=after)
 
@@ -123,7 +123,7 @@ class CareVerbs:
         """A session in quarantine: `id`, `user_id`, `reason`, `quarantined_at`, and `record`, all that was stored.
 
         Raises:
-            SessionNotFound: it isn't there.
+            SessionNotFound: it isn't in quarantine.
         """
         parsed = values.parse_session_id(session_id)
         found = await self._backend.keeping.dump(parsed, owner=self._caller.user)
@@ -139,11 +139,11 @@ class CareVerbs:
         }
 
     async def retry_quarantined(self, session_id: UUID | str) -> None:
-        """Archive a session from the quarantine, as after its cause was mended or a newer fiml installed.
+        """Archive a session from the quarantine, once the cause is fixed or a newer fiml installed.
 
         Raises:
-            SessionNotFound: it isn't there.
-            SessionQuarantined: it still can't be archived; it stays as it is.
+            SessionNotFound: it isn't in quarantine.
+            SessionQuarantined: it still can't be archived, and stays where it is.
         """
         parsed = values.parse_session_id(session_id)
         try:
@@ -154,12 +154,12 @@ class CareVerbs:
             raise SessionNotFound(parsed)
 
     async def erase_user(self, user_id: str) -> ErasureReceipt:
-        """Remove everything of a user: sessions live, archived and in quarantine, metrics, rollups, kept copies.
+        """Remove everything of a user: sessions (live, archived, in quarantine), metrics, rollups and kept copies.
 
-        What others shared with the user is taken back; their audit trails go on naming it.
+        Sessions that others shared with the user are unshared; their audit trails still name the user.
 
-        A hold wins: a held session stays, with its metrics, and stands in the receipt. Erasing again finishes an
-        erasure that was cut short.
+        A held session stays, with its metrics, and is listed in the receipt. Erasing again finishes an erasure that
+        was interrupted.
 
         Raises:
             InvalidInput: no user was named.
@@ -198,12 +198,12 @@ class CareVerbs:
             try:
                 await self._backend.share(session_id, take_back(user_id), rules)
             except (CorruptRecord, SchemaTooNew) as exc:
-                # A session of another's that can't be read keeps nobody from being erased.
+                # Somebody else's unreadable session must not keep a user from being erased.
                 _log.warning("grant_of_erased_user_left", session_id=str(session_id), problem=str(exc))
 
     async def _erase(self, session_id: UUID, held: dict[UUID, str]) -> bool:
         try:
-            # By its id alone: of a session that can't be read, the owner may be lost.
+            # By id alone, without a caller: the owner of an unreadable session may be lost.
             return await self._backend.delete(session_id, now=clock.now())
         except SessionOnHold as exc:
             held[session_id] = exc.reason

@@ -1,4 +1,4 @@
-"""What changed on a session since it was read, in a form in which the changes of several writers commute."""
+"""What changed on a session since it was read, in a form in which changes of several writers commute."""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -16,7 +16,7 @@ from fiml.sessions.rights import Caller
 
 @dataclass(slots=True)
 class NamesChange:
-    """What happened to a list of names: those removed go, then those added that are missing come at the end."""
+    """A change to a list of names: first the removed ones are taken out, then the added ones appended if missing."""
 
     removed: list[str]
     added: list[str]
@@ -31,7 +31,7 @@ class NamesChange:
 class Change:
     """Queries to append, entries to set or remove, names to add or remove, scalars to set.
 
-    `scalars` holds only what changed, of `type`, `title` and `expires_at`.
+    `scalars` holds those of `type`, `title` and `expires_at` that changed.
     """
 
     queries: list[EncodedQuery] = field(default_factory=list)
@@ -43,12 +43,12 @@ class Change:
 
     @property
     def has_only_queries(self) -> bool:
-        """Whether there is nothing but queries to append."""
+        """Whether the change only appends queries."""
         others = self.scalars or self.entries_set or self.entries_removed or self.assets or self.tags
         return bool(self.queries) and not others
 
     def act(self, caller: Caller, now: datetime) -> Act:
-        """What the audit trail has of it: that queries were recorded, or which parts were updated."""
+        """The change as an entry of the audit trail: queries were recorded, or parts updated."""
         detail: dict[str, Any] = {}
         if self.queries:
             detail["queries"] = [query.id.hex for query in self.queries]
@@ -59,7 +59,7 @@ class Change:
 
 
 def baseline_of(session: Session) -> Written | None:
-    """What the store last read or wrote of this object; `None` for one that never came from a store."""
+    """The state in which the store last read or wrote this object; `None` if it never came from a store."""
     kept: Written | dict[str, Any] | None = session._written  # noqa: SLF001 - the session carries this for us
     if not isinstance(kept, dict):
         return kept
@@ -70,12 +70,12 @@ def baseline_of(session: Session) -> Written | None:
 def change_of(
     session: Session, before: Written, known: list[QueryRecord], *, max_ttl_hours: int
 ) -> tuple[Change, Written]:
-    """Everything that differs from the baseline, checked, and the baseline after it is written.
+    """What differs from the baseline `before`, checked, and the next baseline, for after it is written.
 
     `known` are the queries of the baseline.
 
     Raises:
-        InvalidInput: a value can't be stored, or something was changed that never changes.
+        InvalidInput: a value can't be stored, or a field that must not change was changed.
     """
     _check_fixed_fields(session, before)
     _check_state(session)
@@ -94,23 +94,23 @@ def change_of(
 
 
 def settle(session: Session, after: Written, version: int, expires_at: datetime, *, is_current: bool) -> None:
-    """Note that a change was written, so that writing the object again writes only what is new.
+    """Record that a change was written, so that the next update of the object writes only what is new.
 
-    The object takes the new version only where it holds everything that the version holds (`is_current`).
+    The object gets the new version only if it holds everything in that version (`is_current`).
     """
     if is_current:
         session.version = version
-        if session.expires_at == after.expires_at:  # else it was changed again meanwhile
+        if session.expires_at == after.expires_at:  # otherwise the caller has changed it again meanwhile
             session.expires_at = after.expires_at = expires_at
-    after.version = session.version  # to which another call with this object may have settled meanwhile
+    after.version = session.version  # which another call with this object may have set meanwhile
     session._written = after  # noqa: SLF001 - the session carries this for us
 
 
 def note_attempt(session: Session, before: Written, after: Written) -> None:
-    """Note that a change may have been written or not, so that writing the object again also undoes it."""
+    """Record that a change may or may not have been written, so that the next update overwrites it in either case."""
     kept: Written | dict[str, Any] | None = session._written  # noqa: SLF001 - the session carries this for us
-    baseline = kept if isinstance(kept, Written) else before  # to which another call with this object may have settled
-    attempt = replace(after, history="", attempts=[])  # queries can be written twice
+    baseline = kept if isinstance(kept, Written) else before  # another call may have replaced it
+    attempt = replace(after, history="", attempts=[])  # writing a query twice is harmless
     if attempt not in baseline.attempts:
         baseline.attempts.append(attempt)
     session._written = baseline  # noqa: SLF001
@@ -125,7 +125,7 @@ def _check_state(session: Session) -> None:
     if not isinstance(queries, list):
         raise InvalidInput("state.history", "is no history of queries", "leave it as it was read, and add queries")
     tags: object = session.tags
-    if tags is None:  # which the creation of a session takes for none
+    if tags is None:  # accepted for an empty list when a session is created, but not here
         raise InvalidInput("tags", "is None", "give a list of strings")
 
 
@@ -199,7 +199,7 @@ def _names_change(seen: list[list[str]], now: list[str]) -> NamesChange | None:
     known = list(dict.fromkeys(name for names in seen for name in names))
     if kept + added == now:
         return NamesChange(removed=[name for name in known if name not in now], added=added)
-    return NamesChange(removed=known, added=now)  # reordered: all of them, anew
+    return NamesChange(removed=known, added=now)  # reordered: remove all and add them again
 
 
 def _scalar_changes(session: Session, seen: list[Written], max_ttl_hours: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Values of sessions, encrypted and decrypted: AES-256-GCM, with a key for each session, bound to their place."""
+"""Encrypts and decrypts the values of sessions: AES-256-GCM, a key for each session, values bound to their place."""
 
 import json
 import os
@@ -23,17 +23,17 @@ from fiml.sessions.records import Entries, SessionRecord
 _KEYS_REMEMBERED = 4096
 _SECRET_MEMBERS = ("parameters", "result_summary", "figures")
 _QUERY = "query"
-# One encoder: `json.dumps` with arguments makes a new one each time.
+# A shared encoder: `json.dumps` with arguments would make a new one for each call.
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 Place = tuple[str, str]
-"""A map and a key in it, or `query` and the id of one."""
+"""A map's name and a key in it, or `query` and a query's id."""
 
 
 class Cipher:
-    """Encrypts with the current key of a file, decrypts with any of its keys.
+    """Encrypts with the current key of a key file, and decrypts with any of its keys.
 
-    A value is bound to the installation, its session and its place in it: elsewhere it can't be decrypted.
+    A value is bound to the installation, the session and its place there: moved elsewhere, it can't be decrypted.
     """
 
     def __init__(self, keys: KeyFile, installation: str) -> None:
@@ -43,10 +43,10 @@ class Cipher:
         self._derived: OrderedDict[tuple[str, UUID], AESGCM] = OrderedDict()
 
     def of(self, session_id: UUID) -> "SessionCipher":
-        """The cipher of a session, with the keys as they are now.
+        """The cipher of a session, with the current content of the key file.
 
         Raises:
-            Misconfigured: the file of keys isn't as it should be.
+            Misconfigured: the key file is missing or not valid.
         """
         keyring = self._file.keyring()
         if keyring is not self._keyring:
@@ -55,7 +55,7 @@ class Cipher:
         return SessionCipher(session_id, keyring, self._installation, self._derived)
 
     def keyring(self) -> Keyring:
-        """The keys as they are now; raises as `of`."""
+        """The current content of the key file; raises as `of`."""
         return self._file.keyring()
 
 
@@ -105,9 +105,9 @@ class SessionCipher:
         """The session with its values decrypted.
 
         Raises:
-            NotEncrypted: a value stands in clear.
-            MissingKey: one is encrypted with a key that isn't here.
-            CorruptRecord: one was altered, or moved here from another place.
+            NotEncrypted: a value is in clear text.
+            MissingKey: a value is encrypted with a key that the file doesn't have.
+            CorruptRecord: a value was altered, or moved here from another place.
         """
         entries = {
             name: {key: self.open_entry(name, key, text) for key, text in texts.items()}
@@ -156,7 +156,7 @@ class SessionCipher:
             ) from exc
 
     def _derive(self, key: Key) -> AESGCM:
-        """One key for each session: none encrypts so much that two random nonces could meet."""
+        """The key of the session, derived so that no key encrypts enough values for two random nonces to collide."""
         known = self._derived.get((key.id, self._id))
         if known is None:
             derive = HKDF(SHA256(), length=32, salt=None, info=self._prefix.encode())
@@ -167,14 +167,14 @@ class SessionCipher:
 
     def _bound_to(self, place: Place) -> bytes:
         name, key = place
-        return f"{self._prefix}:{name}:{key}".encode()  # only a key may hold a colon, and it stands last
+        return f"{self._prefix}:{name}:{key}".encode()  # unambiguous: only `key` may contain a colon, and it comes last
 
 
 def queries_of(record: SessionRecord) -> list[dict[str, Any]]:
-    """The queries of a session, as they are stored.
+    """The queries of a session as they are stored.
 
     Raises:
-        CorruptRecord: they are no JSON objects.
+        CorruptRecord: the history is not a JSON array of objects.
     """
     try:
         queries = json.loads(record.history)

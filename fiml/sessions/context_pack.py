@@ -1,10 +1,10 @@
 """What a session knows, packed into a budget: lines that name the record they come from.
 
-The order is fixed: the assets; conclusions and notes; entries of preferences, context and intermediate results; then
-the records. Within notes and records, a line's place is its age (0 for the newest) divided by one plus the number of
-times that it is referred to: cited by a note, or asked again with the same figures. Notes take at most two fifths of
-the budget and entries one fifth until the records had their turn; then whatever is left is filled up. A record that has
-no room with all its figures is shown with fewer.
+The order is fixed: assets; conclusions and notes; entries of preferences, context and intermediate results; records.
+Notes and records are each ranked by age (0 for the newest) divided by one plus the number of references: citations by
+notes, and repetitions of a question with the same figures. Notes get at most two fifths of the budget and entries one
+fifth; the records then fill what is left, and whatever room remains after them goes to the notes and entries that were
+left out. A record that doesn't fit with all its figures is shown with fewer.
 """
 
 import json
@@ -38,7 +38,7 @@ _KEY_FIGURES = ("price", "pe_ratio", "market_cap", "rsi_14")
 
 @dataclass(frozen=True, slots=True)
 class ContextLine:
-    """One thing that a session knows; `id` is that of a query or note, `<map>:<key>` of an entry, or `assets`."""
+    """One thing that a session knows; `id` is a query's or note's, `<map>:<key>` for an entry, or `assets`."""
 
     id: str
     text: str
@@ -63,7 +63,7 @@ class ContextPack:
     left_out: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, whose compact JSON is within the budget."""
+        """As JSON values; as compact JSON, they are within the budget."""
         return {
             "session_id": self.session_id,
             "title": self.title,
@@ -78,21 +78,21 @@ class ContextPack:
 
 
 class Offer(NamedTuple):
-    """A line that may be taken: makes its forms, the longest first; bytes that the shortest of them takes at least."""
+    """A line that may be taken: `forms` makes its versions, longest first; none has fewer than `at_least` bytes."""
 
     forms: Callable[[], Iterable[ContextLine]]
     at_least: int = _SHORTEST_LINE
 
 
 class _Room:
-    """Lines as far as the bytes reach. A line is made when it is its turn and may fit: most have no room."""
+    """Collects lines while there is room, in bytes. A line is only built if it may fit, since most don't."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.lines: list[ContextLine] = []
 
     def take(self, offers: Sequence[Offer], *, share: float = 1.0) -> list[Offer]:
-        """Take the lines that fit into this share of the room; those that didn't."""
+        """Take the lines that fit into this share of the room; returns those that didn't fit."""
         left = self.size * share
         rest: list[Offer] = []
         for place, offer in enumerate(offers):
@@ -112,7 +112,7 @@ class _Room:
 
 
 def pack_context(session: Session, *, max_tokens: int, reserved_tokens: int = 0) -> ContextPack:
-    """The context of a session that was read whole, in at most `max_tokens` of four bytes each.
+    """The context of a session, which must have been read whole, in at most `max_tokens` of four bytes each.
 
     Raises:
         InvalidInput: the budget is out of bounds.
@@ -204,7 +204,7 @@ def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list
 
 
 def _sameness(query: QueryRecord, cited: Container[UUID]) -> tuple[Any, ...]:
-    """Records alike in this say the same; one without figures, or that is cited, is alike to none."""
+    """A key that is equal for records that say the same. Cited records and those without figures equal no other."""
     subject = query.subject
     if not query.figures or subject is None or query.id in cited:
         return (query.id,)
@@ -226,7 +226,7 @@ def _record_offer(query: QueryRecord, *, is_newest: bool) -> Offer:
 
 
 def _record_forms(query: QueryRecord, *, is_newest: bool) -> Iterator[ContextLine]:
-    """With all figures where it is the newest of its subject, with a few, and with none."""
+    """The record with all figures (if it is the newest about its subject), with the key figures, and with none."""
     for shown in (query.figures, _KEY_FIGURES, ()) if is_newest else (_KEY_FIGURES, ()):
         yield _record_line(query, shown)
 

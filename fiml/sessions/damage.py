@@ -1,4 +1,4 @@
-"""What is raised where a stored record is decoded that isn't what was written: whoever catches it says whose it is."""
+"""The exceptions that decoding a damaged record may raise. Whoever catches them names the record."""
 
 import msgspec
 

@@ -1,17 +1,17 @@
-"""Query times as a histogram with logarithmic buckets: histograms add up, percentiles don't."""
+"""Query times as a histogram with logarithmic buckets: histograms can be added up, percentiles can't."""
 
 import math
 
 TIME_BUCKETS_PER_DECADE = 20
-# Half a bucket, from its geometric middle, as a fraction.
+# How far a time may be from the geometric middle of its bucket, as a fraction.
 QUERY_TIME_ERROR = round(10 ** (1 / (2 * TIME_BUCKETS_PER_DECADE)) - 1, 3)
 _SHORTEST_MS = 0.001
 
 
 def time_bucket(milliseconds: float) -> int:
-    """The logarithmic bucket of a query's time: the times of one bucket differ by 12 percent at most.
+    """The logarithmic bucket of a query's time: times in one bucket differ by at most 12 percent.
 
-    Anything below a microsecond counts as one.
+    Times below a microsecond count as one microsecond.
     """
     return math.floor(TIME_BUCKETS_PER_DECADE * math.log10(max(milliseconds, _SHORTEST_MS)))
 
