@@ -1,7 +1,7 @@
-"""The file of encryption keys: one a line, `ID:BASE64` of 32 bytes, in the order of their age.
+"""The file of encryption keys: one key a line, as `ID:BASE64` of 32 bytes, oldest first.
 
-The key with a `*` before it is the current one: what is written is encrypted with it. The others are there to read
-what was encrypted with them. A file with one key needs no mark; lines that begin with `#` are comments.
+The key with a `*` before it is the current one: new values are encrypted with it. The others are kept to read older
+values. A file with one key needs no mark; lines that begin with `#` are comments.
 """
 
 import base64
@@ -28,7 +28,7 @@ _ROOTS_FOR_A_GROUP = 0o037
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key and its name, which stands beside what is encrypted with it."""
+    """A key and its name, which is stored with every value encrypted with it."""
 
     id: str
     secret: bytes = field(repr=False)
@@ -36,7 +36,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """The keys of a file, the oldest first."""
+    """The keys of a file, oldest first."""
 
     keys: dict[str, Key]
     current: Key
@@ -48,10 +48,10 @@ class Keyring:
 
 
 class KeyFile:
-    """A file of keys, which is read again when it has changed: a running server learns of a key so.
+    """A file of keys. It is read again when it has changed, so that a running server learns of new keys.
 
     Raises:
-        Misconfigured: from every method, where the file isn't as it should be; it names the line, never a key.
+        Misconfigured: from every method, when the file is missing or not valid; names the line, never shows a key.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,11 +60,11 @@ class KeyFile:
         self._seen: tuple[int, ...] = ()
 
     def exists(self) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
         return self.path.exists()
 
     def keyring(self) -> Keyring:
-        """The keys as they are now."""
+        """The current content of the file."""
         try:
             found = self.path.stat()
         except OSError as exc:
@@ -76,7 +76,7 @@ class KeyFile:
         return self._keyring
 
     def add(self, key_id: str | None = None) -> Key:
-        """Add a new key, on the disk when this returns. The first one is current, a later one not yet.
+        """Add a new key; it is on the disk when this returns. Only the first key of a file becomes current at once.
 
         Raises:
             InvalidInput: the id is not valid, or taken.
@@ -96,7 +96,7 @@ class KeyFile:
         return added[0]
 
     def advance(self) -> Key:
-        """Encrypt with the newest key from now on; that key."""
+        """Make the newest key the current one, and return it."""
         keyring = self.keyring()
         if keyring.newest is keyring.current:
             return keyring.current
@@ -154,16 +154,16 @@ class KeyFile:
             self._refuse("is no file", "name a file of keys; `fiml keys new` makes one")
         if os.name == "nt":
             return
-        # A file that is root's may be for a group: that is how secrets are mounted for who isn't root.
+        # A file of root's may be readable by a group: this is how secrets are mounted for other users.
         is_roots = found.st_uid == 0 and os.geteuid() != 0
         if found.st_mode & (_ROOTS_FOR_A_GROUP if is_roots else _MINE_ONLY):
             mode = stat.S_IMODE(found.st_mode)
             self._refuse(f"can be read by others (mode {mode:04o})", f"run: chmod 600 {self.path}")
 
     def _change(self, change: Callable[[list[str]], list[str]]) -> None:
-        """Write the file whole: who reads it meanwhile finds the old one or the new one, and one at a time writes.
+        """Replace the file as a whole: readers see the old file or the new one, and only one process writes at a time.
 
-        It is on the disk before this returns: what is encrypted with a key must not outlive the key.
+        The file is on the disk before this returns, since encrypted values must never outlive their key.
         """
         unfinished = self.path.with_name(self.path.name + ".new")
         if not self.path.parent.is_dir():
@@ -183,7 +183,7 @@ class KeyFile:
                 os.fsync(file.fileno())
             unfinished.replace(self.path)
         except BaseException as exc:
-            unfinished.unlink(missing_ok=True)  # which is ours only up to here
+            unfinished.unlink(missing_ok=True)  # from here on, this name may be another process's
             if isinstance(exc, OSError):
                 self._refuse_to_write(exc)
             raise
@@ -193,7 +193,7 @@ class KeyFile:
             self._refuse_to_write(exc)
 
     def _keep_owner(self, descriptor: int) -> None:
-        """A file that root changes for somebody else, or has for a group, stays theirs: their server reads it."""
+        """When root changes the file, keep its owner and group, and the group's right to read it."""
         if os.name != "nt" and os.geteuid() == 0 and self.exists():
             found = self.path.stat()
             os.fchown(descriptor, found.st_uid, found.st_gid)
@@ -214,7 +214,7 @@ class KeyFile:
         error = Misconfigured(f"FIML_ENCRYPTION_KEYS: the file {self.path} {problem}; {next_step}")
         if isinstance(cause, OSError):
             raise error from cause
-        raise error from None  # the cause may hold a piece of a key
+        raise error from None  # the cause may contain a part of a key
 
 
 def _checked_id(key_id: str, known: dict[str, Key]) -> str:
@@ -226,7 +226,7 @@ def _checked_id(key_id: str, known: dict[str, Key]) -> str:
 
 
 def _next_id(known: dict[str, Key]) -> str:
-    """`k1`, `k2` and so on, with what makes it another one than on a machine whose file differs."""
+    """`k1`, `k2` and so on, with a random end: another machine may give the same number to a key of its own."""
     return f"k{len(known) + 1}-{secrets.token_hex(3)}"
 
 

@@ -16,8 +16,8 @@ _PARTIAL = ":p"
 class SummaryPage(list[SessionSummary]):
     """One page of a listing; `next_cursor` asks for the next one and is `None` at the end.
 
-    A `partial` page lacks archived sessions, since the archive is away; so do all pages that its cursor leads to. List
-    anew when it is back.
+    A `partial` page lacks archived sessions because the archive is away, and so do all pages that follow it. List again
+    from the start when the archive is back.
     """
 
     def __init__(self, summaries: Iterable[SessionSummary], next_cursor: str | None, *, partial: bool = False) -> None:
@@ -27,11 +27,11 @@ class SummaryPage(list[SessionSummary]):
 
 
 class SearchPage(SummaryPage):
-    """One page of what a search found, and what it is a search of.
+    """One page of what a search found, and what was searched.
 
-    `searched` names the parts that were looked through: `live`, `archived`. With `truncated` the look through the live
-    sessions stopped short, and `next_cursor` goes on from there. `unreadable` are live sessions that can't be read;
-    with `not_indexed` more sessions had changed than one search indexes: search again.
+    `searched` names the parts that were searched: `live`, `archived`. If `truncated`, the search stopped before the end
+    of the live sessions, and `next_cursor` continues it there. `unreadable` are live sessions that can't be read. If
+    `not_indexed`, more sessions had changed than one search can index: search again.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class SearchPage(SummaryPage):
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Behind which session a page begins, and whether a page before it was partial."""
+    """After which session a page begins, and whether an earlier page was partial."""
 
     position: tuple[datetime, UUID]
     is_partial: bool = False
 
 
 def encode_cursor(cursor: Cursor) -> str:
-    """A cursor as callers have it."""
+    """A cursor as an opaque text for callers."""
     created_at, session_id = cursor.position
     position = f"{to_micros(created_at)}:{session_id.hex}{_PARTIAL if cursor.is_partial else ''}"
     return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
@@ -71,7 +71,7 @@ def decode_cursor(cursor: str) -> Cursor:
     """The inverse of `encode_cursor`.
 
     Raises:
-        InvalidInput: no page had this cursor.
+        InvalidInput: the text is not a cursor.
     """
     try:
         position = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()

@@ -1,4 +1,4 @@
-"""The jobs of the maintenance and when they are due, for whoever does them: `fiml serve`, a Celery worker, a shell."""
+"""The maintenance jobs and when they are due, whoever runs them: `fiml serve`, a Celery worker or a shell."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Something that is done now and then: what, and how long ago the last time must be for it to be due."""
+    """A periodic job. It is due if it was last done before `done_before`."""
 
     name: str
     work: Callable[[SessionStore], Awaitable[Result]]
@@ -49,7 +49,7 @@ async def cleanup_expired_sessions(store: SessionStore) -> Result:
 
 
 async def delete_old_archived_sessions(store: SessionStore) -> Result:
-    """Delete what retention ends: `deleted`, `held` back by a hold, and `tombstones` that were forgotten."""
+    """Delete sessions past retention: how many were `deleted`, `held` by a legal hold, and `tombstones` purged."""
     elapsed_ms = clock.stopwatch()
     return {
         "deleted": await store.delete_old_archived_sessions(),
@@ -60,7 +60,7 @@ async def delete_old_archived_sessions(store: SessionStore) -> Result:
 
 
 async def generate_session_metrics(store: SessionStore) -> Result:
-    """Write the metrics that are missing, `written`, and the rollups of `days` whose metrics changed."""
+    """Write missing metrics (`written`), and the rollups of days whose metrics changed (`days`)."""
     elapsed_ms = clock.stopwatch()
     return {
         "written": await store.write_missing_metrics(),
@@ -70,7 +70,7 @@ async def generate_session_metrics(store: SessionStore) -> Result:
 
 
 async def reencrypt_sessions(store: SessionStore) -> Result:
-    """Encrypt everything with the current key: `rewritten`, and what was left, `unreadable` and `in_clear`."""
+    """Encrypt everything with the current key: sessions `rewritten`, and those left as `unreadable` or `in_clear`."""
     elapsed_ms = clock.stopwatch()
     counts = {"rewritten": 0, "unreadable": 0, "in_clear": 0}
     async for progress in store.reencrypt_sessions():
@@ -79,7 +79,7 @@ async def reencrypt_sessions(store: SessionStore) -> Result:
 
 
 async def reencrypt_if_due(store: SessionStore, holder: str) -> Result:
-    """As `reencrypt_sessions`, where that was not done yet with the current key and nobody has it in hand."""
+    """As `reencrypt_sessions`, unless it was already done with the current key or another process is doing it."""
     done = [result for job in _key_changes(store) if (result := await _do_if_due(job, store, holder)) is not None]
     return done[0] if done else {"rewritten": 0, "unreadable": 0, "in_clear": 0, "duration_seconds": 0.0}
 
@@ -102,7 +102,7 @@ JOBS = (
 
 
 def key_change(key_id: str) -> Job:
-    """What is done once with each key, when it becomes the current one."""
+    """The job that re-encrypts everything, done once for each key that becomes the current one."""
     return Job(f"reencrypt:{key_id}", reencrypt_sessions, lambda _settings: datetime.min.replace(tzinfo=UTC))
 
 
@@ -114,13 +114,13 @@ def _key_changes(store: SessionStore) -> list[Job]:
 def _jobs_of(store: SessionStore) -> list[Job]:
     try:
         return [*JOBS, *_key_changes(store)]
-    except FimlError as exc:  # a mistake in the file of keys must not stop the archiving
+    except FimlError as exc:  # a mistake in the key file must not stop the archiving
         _log.warning("job_failed", job="reencrypt", code=exc.code, problem=str(exc))
         return list(JOBS)
 
 
 async def do(job: Job, store: SessionStore) -> Result:
-    """Do a job now, whoever else does it, and note that it is done."""
+    """Do a job now, even if another process is doing it, and record that it is done."""
     with observed(Timed.JOB, job.name):
         result = await job.work(store)
     for outcome, number in result.items():
@@ -131,15 +131,15 @@ async def do(job: Job, store: SessionStore) -> Result:
 
 
 async def do_due_jobs(store: SessionStore, holder: str) -> dict[str, Result]:
-    """Do the jobs that are due and that no other process has in hand; what they came to.
+    """Do the jobs that are due and that no other process is doing; returns their results by name.
 
-    A process that dies with a job in hand is succeeded five minutes later.
+    If a process dies during a job, another one can take the job over five minutes later.
     """
     done: dict[str, Result] = {}
     for job in _jobs_of(store):
         try:
             result = await _do_if_due(job, store, holder)
-        except FimlError as exc:  # the other jobs may fare better, and the next look tries again
+        except FimlError as exc:  # the other jobs may succeed, and the next look tries this one again
             _log.warning("job_failed", job=job.name, code=exc.code, problem=str(exc))
         except Exception:  # noqa: BLE001 - a fault of ours, reported in full; it must not stop the other jobs either
             _log.exception("job_failed", job=job.name)
@@ -156,7 +156,7 @@ async def _do_if_due(job: Job, store: SessionStore, holder: str) -> Result | Non
 
 
 async def _do_while_held(job: Job, store: SessionStore, holder: str) -> Result | None:
-    """Do a job and hold on to it; where somebody else has taken it, it is ended, as by a crash, and left to them."""
+    """Do a job while holding it. If another process takes the job over, abort the work and leave it to that process."""
     work, hold = asyncio.create_task(do(job, store)), asyncio.create_task(_hold(job, store, holder))
     try:
         await asyncio.wait({work, hold}, return_when=asyncio.FIRST_COMPLETED)
@@ -182,12 +182,12 @@ async def _claim(job: Job, store: SessionStore, holder: str) -> bool:
 
 
 def a_holder() -> str:
-    """A name under which a process takes jobs in hand, like no other's."""
+    """A unique name under which a process holds jobs."""
     return f"{socket.gethostname()[:40]}:{os.getpid()}:{uuid4().hex[:8]}"
 
 
 async def do_jobs_when_due(open_store: Callable[[], Awaitable[SessionStore]], *, look_every_s: float) -> None:
-    """Do the jobs whenever they are due, until cancelled. A failure is logged, and the next look tries again."""
+    """Do the jobs whenever they are due, until cancelled. A failure is logged, and the job tried again later."""
     holder = a_holder()
     while True:
         try:
@@ -202,21 +202,21 @@ async def do_jobs_when_due(open_store: Callable[[], Awaitable[SessionStore]], *,
 
 @asynccontextmanager
 async def _left_to_others(job: Job, store: SessionStore, holder: str) -> AsyncIterator[None]:
-    """Where the block fails, leave the job to the next who looks."""
+    """If the block fails, release the job for the next process that looks."""
     try:
         yield
     except BaseException:
-        with suppress(FimlError):  # the store may be what failed; then the hold runs out by itself
+        with suppress(FimlError):  # if the store is what failed, the hold runs out by itself
             await store.keeping.let_go_of_job(job.name, holder=holder)
         raise
 
 
 async def _hold(job: Job, store: SessionStore, holder: str) -> None:
-    """Hold on to a job until somebody else has it."""
+    """Keep renewing the hold on a job, until another process has taken it."""
     is_mine = True
     while is_mine:
         await asyncio.sleep(_RENEW_S)
         try:
             is_mine = await store.keeping.keep_job(job.name, holder=holder, until=clock.now() + HOLD_FOR)
-        except FimlError as exc:  # the hold lasts for some more tries
+        except FimlError as exc:  # the hold lasts long enough for a few more tries
             _log.warning("job_not_kept", job=job.name, code=exc.code, problem=str(exc))

@@ -1,4 +1,4 @@
-"""The verbs with which an analysis is remembered: its context, what was noted and concluded, and the search."""
+"""The verbs of memory: a session's context, its notes and conclusions, and the search."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -21,7 +21,7 @@ DEFAULT_SEARCH_LIMIT = 20
 
 
 class MemoryVerbs:
-    """What a session remembers, in the name of a caller."""
+    """Context, notes and search, in the name of a caller."""
 
     _caller: Caller
 
@@ -41,9 +41,9 @@ class MemoryVerbs:
     async def pack_context(
         self, session_id: UUID | str, *, max_tokens: int = 2000, reserved_tokens: int = 0
     ) -> ContextPack:
-        """What a session knows in at most `max_tokens` (of four bytes each), for a conversation to carry on from.
+        """What a session knows in at most `max_tokens` (of four bytes each), so that a conversation can carry on.
 
-        `reserved_tokens` of them are left for what the caller puts around it.
+        `reserved_tokens` of them are left free, for what the caller puts around the pack.
 
         Raises:
             SessionNotFound: there is no such session.
@@ -67,14 +67,14 @@ class MemoryVerbs:
         cites: Sequence[UUID | str] = (),
         remove: Mapping[str, Sequence[str]] | None = None,
     ) -> list[Note]:
-        """Set and remove entries of a live session, and write down notes and conclusions; the notes.
+        """Set and remove entries of a live session, and write down notes and conclusions. Returns the new notes.
 
-        `cites` are the ids of the records, queries or notes, that each note and conclusion rests on; `remove` names
-        keys by map; one that is set as well is set. All of it is written in one step, or nothing.
+        `cites` are the ids of the records (queries or notes) that each note and conclusion rests on. `remove` has lists
+        of keys by map; a key that is also set is set. Either everything is written, in one step, or nothing.
 
         Raises:
             SessionNotFound, SessionExpired, SessionArchived: the session isn't live.
-            InvalidInput: nothing is given, a value can't be stored, or what is cited is no record of the session.
+            InvalidInput: nothing is given, a value can't be stored, or a cited id is not a record of the session.
         """
         parsed = values.parse_session_id(session_id)
         for name, texts in (("notes", notes), ("conclusions", conclusions), ("cites", cites)):
@@ -113,10 +113,10 @@ class MemoryVerbs:
         limit: int = DEFAULT_SEARCH_LIMIT,
         cursor: str | None = None,
     ) -> SearchPage:
-        """A page of a user's sessions that hold all that is asked for, newest first; of everybody's without a user.
+        """A page of a user's sessions (everybody's, without a user) that match everything given, newest first.
 
-        `text` has words and conditions on figures, such as `apple margin pe_ratio < 30`; `symbol` is among the assets
-        or asked about; `since` and `until` bound the creation, `until` itself is outside.
+        `text` has words and conditions on figures, such as `apple margin pe_ratio < 30`. `symbol` must be among the
+        assets, or have been asked about. `since` and `until` bound the creation; `until` itself is excluded.
 
         Raises:
             InvalidInput: nothing is asked for, or a value is not valid.

@@ -1,4 +1,4 @@
-"""What a session is: plain values without I/O. The time comes from the clock."""
+"""What a session is: plain values without I/O; the time comes from `fiml.core.clock`."""
 
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -39,10 +39,10 @@ class SessionType(StrEnum):
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        """The type of this name.
+        """The type with this name.
 
         Raises:
-            InvalidInput: there is none.
+            InvalidInput: there is no such type.
         """
         try:
             return cls(value)
@@ -51,9 +51,9 @@ class SessionType(StrEnum):
 
 
 class AnalysisHistory:
-    """The queries of a session, oldest first, and what they add up to.
+    """The queries of a session, oldest first, and their totals.
 
-    `queries` may hold only the last ones, when a session was read so; the totals always cover all of them.
+    If a session was read with its last queries only, `queries` has just those; the totals always cover all.
     """
 
     def __init__(self, queries: list[QueryRecord] | None = None) -> None:
@@ -65,7 +65,7 @@ class AnalysisHistory:
 
     @classmethod
     def stored(cls, queries: list[QueryRecord], totals: QueryTotals) -> Self:
-        """A history whose totals, over `queries` and those before them, are known already."""
+        """A history with known totals, over `queries` and those before them."""
         history = cls(queries)
         history._totals = totals
         history._counted = len(queries)
@@ -75,7 +75,7 @@ class AnalysisHistory:
 
     @property
     def totals(self) -> QueryTotals:
-        """Counts what was appended since the last look, and nothing twice; all anew where some were taken out."""
+        """The totals. Only queries appended since the last call are counted; all of them, if some were removed."""
         if self._is_whole and not self._goes_on():
             self._totals, self._counted = QueryTotals(), 0
         for query in self.queries[self._counted :]:
@@ -103,7 +103,7 @@ class AnalysisHistory:
 
     @property
     def cache_hit_rate(self) -> float:
-        """The part of the queries that a cache answered, from 0 to 1."""
+        """The share of the queries that a cache answered, from 0 to 1."""
         return self.totals.cache_hit_rate
 
     def add_query(self, query: QueryRecord) -> None:
@@ -170,9 +170,9 @@ def _default_expiry() -> datetime:
 
 @dataclass(kw_only=True)
 class Session:
-    """One analysis: whom and what it is about, how long it lives, and what it knows.
+    """One analysis: whose it is and what about, how long it lives, and what it knows.
 
-    Times are aware and in UTC. `version` rises with every write to the store, and is the store's to set.
+    Times are aware and in UTC. `version` rises with every write to the store; only the store sets it.
     """
 
     id: UUID = field(default_factory=uuid4)
@@ -187,7 +187,8 @@ class Session:
     is_archived: bool = False
     version: int = 1
     state: SessionState = field(default_factory=SessionState)
-    # What the store last read or wrote of this object, or the document it was made from: `changes` compares with it.
+    # The state in which the store last read or wrote this object, or the document it was made from; `changes.py`
+    # compares the object with it.
     _written: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -202,36 +203,36 @@ class Session:
 
     @property
     def time_remaining(self) -> timedelta:
-        """Until the expiry; negative after it."""
+        """The time until the expiry; negative after it."""
         return self.expires_at - clock.now()
 
     @property
     def duration(self) -> timedelta:
-        """From the creation to the last access."""
+        """The time from the creation to the last access."""
         return self.last_accessed_at - self.created_at
 
     def add_query(self, query: QueryRecord) -> None:
-        """Append a query to the history, and count this as an access."""
+        """Append a query to the history, which counts as an access."""
         self.state.history.add_query(query)
         self.touch()
 
     def extend(self, hours: int) -> None:
-        """Move the expiry of this object `hours` later; the store's `extend_session` does it for everybody.
+        """Move the expiry of this object `hours` later; `extend_session` changes the stored session.
 
         Raises:
-            InvalidInput: that is no whole number of hours, or more than ten years.
+            InvalidInput: `hours` is not a whole number, or more than ten years.
         """
         self.expires_at += timedelta(hours=values.check_hours(hours, "hours", max_hours=MAX_TTL_HOURS))
 
     def touch(self) -> None:
-        """Count this moment as an access."""
+        """Record an access now."""
         self.last_accessed_at = max(self.last_accessed_at, clock.now())
 
     def context_as_of(self, moment: datetime) -> KnownContext:
         """Only what was known at a moment: queries, the latest figures of each symbol, notes and conclusions.
 
-        Entries of the maps carry no time, and are not in it. A session that was read with its last queries only
-        knows no earlier ones.
+        The entries of the maps have no time and are left out. If the session was read with its last queries only, the
+        earlier ones are missing here too.
 
         Raises:
             InvalidInput: the moment has no time zone.
@@ -271,12 +272,12 @@ class Session:
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Self:
-        """The session that `to_dict` wrote; what is changed on it from here on can be written to the store.
+        """The session that `to_dict` wrote; later changes to the object can be written to the store.
 
-        Of one that was read with its last queries, the totals are those of these queries.
+        If the session had been read with its last queries only, its totals are those of these queries.
 
         Raises:
-            InvalidInput: a field is missing or of another type.
+            InvalidInput: a field is missing or has the wrong type.
         """
         try:
             session = cls._from_document(msgspec.convert(document, _Document))
@@ -324,7 +325,7 @@ class _Document(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSummary:
-    """A session as a listing shows it: without its state."""
+    """A session as listings show it: without its state."""
 
     id: UUID
     user_id: str | None

@@ -1,4 +1,4 @@
-"""Notes and conclusions of a session, and the records that they rest on: entries of its context."""
+"""Notes and conclusions of a session, stored as entries of its context, and the records that they cite."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ MAX_CITATIONS = 50
 
 
 class NoteKind(StrEnum):
-    """Whether something was written down, or follows from what the session found."""
+    """Whether a note just records something, or is a conclusion from what the session found."""
 
     NOTE = "note"
     CONCLUSION = "conclusion"
@@ -35,7 +35,7 @@ class Note:
 
     @property
     def key(self) -> str:
-        """Under which key the session's context holds it."""
+        """The key of the note in the session's context."""
         return f"{KEY_PREFIX}{self.id}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Note:
         """The inverse of `to_dict`.
 
         Raises:
-            KeyError, TypeError, ValueError, InvalidInput: it is no note; its time may lack a zone.
+            KeyError, TypeError, ValueError, InvalidInput: the dict is not a note, or its time lacks a time zone.
         """
         return cls(
             id=UUID(stored["id"]),
@@ -68,7 +68,7 @@ def make_note(text: object, kind: NoteKind, cites: Iterable[object] = ()) -> Not
     """A new note, checked.
 
     Raises:
-        InvalidInput: no text, too long a text, or what is cited has not the form of an id.
+        InvalidInput: the text is missing or too long, too much is cited, or a cited id is malformed.
     """
     checked = values.check_text(text, kind.value, max_characters=MAX_NOTE_CHARACTERS)
     cited = tuple(dict.fromkeys(_parse_cited(each) for each in cites))
@@ -78,7 +78,7 @@ def make_note(text: object, kind: NoteKind, cites: Iterable[object] = ()) -> Not
 
 
 def notes_in(context: Mapping[str, Any]) -> list[Note]:
-    """The notes that a session's context holds, in the order in which they were written."""
+    """The notes in a session's context, in the order in which they were written."""
     found = [_read(key, value) for key, value in context.items() if key.startswith(KEY_PREFIX)]
     return sorted((note for note in found if note is not None), key=lambda note: (note.written_at, note.id))
 
@@ -92,7 +92,7 @@ def _read(key: str, value: Any) -> Note | None:
     try:
         note = Note.from_dict(value)
     except (KeyError, TypeError, ValueError, AttributeError, InvalidInput):
-        # The context is the user's: an entry of another form is theirs, and shown as such.
+        # Users may store anything in the context: an entry that isn't a note is shown as an ordinary entry.
         return None
     return note if note.key == key and isinstance(note.text, str) else None
 

@@ -13,7 +13,7 @@ from fiml.sessions.queries import QueryRecord, market_moment_to_iso
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownFigure:
-    """A number as a record holds it: `as_of` is the market's time, `known_at` when it was learnt."""
+    """A number from a record: `as_of` is the market's time, `known_at` when the number was learnt."""
 
     value: float
     as_of: date | None
@@ -40,7 +40,7 @@ class KnownFigure:
 class KnownContext:
     """What was known at `moment`.
 
-    `figures` are the latest ones, as `QueryRecord.subject` -> name -> figure.
+    `figures` has the latest figures: `QueryRecord.subject` -> name -> figure.
     """
 
     moment: datetime
@@ -65,7 +65,7 @@ def known_by(moment: datetime, queries: Sequence[QueryRecord], context: Mapping[
     """The part of a session that was known at a moment."""
     known = [query for query in queries if query.was_known_by(moment)]
     figures: dict[str, dict[str, KnownFigure]] = {}
-    # The one that was learnt last counts, though an older answer from a cache may have been asked for later.
+    # The answer that was learnt last counts: a later question may have got an older answer from a cache.
     for query in sorted(known, key=lambda query: (query.known_at or query.timestamp, query.timestamp)):
         if query.subject is not None and query.figures:
             figures.setdefault(query.subject, {}).update(_figures_of(query))

@@ -1,4 +1,4 @@
-"""A question of a session's history, what came back, and what questions add up to: plain values."""
+"""The queries of a session's history, and their totals: plain values."""
 
 import dataclasses
 from datetime import UTC, date, datetime
@@ -12,15 +12,15 @@ from fiml.sessions.histogram import time_bucket
 
 
 class QueryRecord(msgspec.Struct, frozen=True, gc=False):
-    """One question and what came back. A fact: it never changes, and its `id` makes appending it twice harmless.
+    """One question and what came back. It never changes, and its `id` makes appending it twice harmless.
 
-    `timestamp` is when it was asked; `execution_time_ms` is milliseconds, `None` where it wasn't measured. Where the
-    answer came from: `provider`, `as_of` (the market's time), `known_at` (when it was learnt), `currency`,
-    `adjustment` of past prices, and `layer` that gave it: `provider`, `l1`, `l2` or `session`. `figures` are the
-    numbers that came back, by name. A question that failed has the code of its `error`, and no figures.
+    `timestamp` is when the question was asked; `execution_time_ms` is `None` if it wasn't measured. The answer's origin
+    is in `provider`, `as_of` (the market's time), `known_at` (when it was learnt), `currency`, `adjustment` (of past
+    prices) and `layer` (who answered: `provider`, `l1`, `l2` or `session`). `figures` has the numbers that came back,
+    by name. A question that failed has the code of its `error`, and no figures.
 
-    The garbage collector leaves it alone, which would take as long as decoding a long history: it is part of no cycle,
-    since its parameters are JSON.
+    The garbage collector ignores these objects (`gc=False`), since tracking them would take as long as decoding a long
+    history. That is safe: the parameters are JSON, so no object is part of a cycle.
     """
 
     query_type: str
@@ -41,29 +41,29 @@ class QueryRecord(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def day(self) -> str:
-        """The day in UTC on which it was asked, as `2024-12-24`."""
+        """The day of the question in UTC, as `2024-12-24`."""
         return self.timestamp.astimezone(UTC).date().isoformat()
 
     @property
     def symbol(self) -> str | None:
-        """The symbol that was asked about, where the parameters name one."""
+        """The symbol that was asked about, if the parameters name one."""
         symbol = self.parameters.get("symbol")
         return symbol if isinstance(symbol, str) else None
 
     @property
     def subject(self) -> str | None:
-        """What was asked about: the symbol, of a coin with its pair and exchange, as `BTC/USD@kraken`."""
+        """What was asked about: the symbol; for a coin with its pair and exchange, as in `BTC/USD@kraken`."""
         pair, exchange = self.parameters.get("pair"), self.parameters.get("exchange")
         if self.symbol is None or not isinstance(pair, str):
             return self.symbol
         return f"{self.symbol}/{pair}" + (f"@{exchange}" if isinstance(exchange, str) else "")
 
     def was_known_by(self, moment: datetime) -> bool:
-        """Whether it had been asked and its answer learnt by a moment."""
+        """Whether, by a moment, the question had been asked and its answer learnt."""
         return self.timestamp <= moment and (self.known_at is None or self.known_at <= moment)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; what isn't known of the answer's origin is left out."""
+        """As JSON values; unknown parts of the answer's origin are left out."""
         return {
             "id": str(self.id),
             "query_type": self.query_type,
@@ -76,7 +76,7 @@ class QueryRecord(msgspec.Struct, frozen=True, gc=False):
         }
 
     def origin(self) -> dict[str, Any]:
-        """Where the answer came from and its figures, as JSON values, as far as they are known."""
+        """The answer's origin and its figures, as JSON values, as far as they are known."""
         known = {
             "provider": self.provider,
             "as_of": None if self.as_of is None else market_moment_to_iso(self.as_of),
@@ -94,7 +94,7 @@ class QueryRecord(msgspec.Struct, frozen=True, gc=False):
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: it is no query's record; says what is missing or of another type.
+            ValueError: the dict is not a query; the message says what is missing or has the wrong type.
         """
         try:
             return _restored(msgspec.convert(record, StoredQuery))
@@ -103,10 +103,10 @@ class QueryRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class StoredQuery(msgspec.Struct, gc=False, omit_defaults=True):
-    """A query as it stands in JSON, with the fields of `QueryRecord` in their order.
+    """A query as it is stored in JSON, with the fields of `QueryRecord` in the same order.
 
-    What every format has must be there; the default of nothing is the present. Where it is written, a part may be a
-    `msgspec.Raw`, which is JSON already.
+    Fields that every format has are required, and no default depends on the time. When a query is written, a field may
+    be a `msgspec.Raw`, which is JSON already.
     """
 
     query_type: str
@@ -133,7 +133,7 @@ def decode_queries(text: str) -> list[QueryRecord]:
     """The queries of a JSON array.
 
     Raises:
-        ValueError: it is none; says what is missing or of another type, and where.
+        ValueError: the text is not an array of queries; the message says what is wrong, and where.
     """
     try:
         return [_restored(stored) for stored in _QUERIES.decode(text)]
@@ -143,7 +143,7 @@ def decode_queries(text: str) -> list[QueryRecord]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DecodedHistory:
-    """A history in JSON, and its queries, which nobody else holds."""
+    """A history in JSON and its queries, which no other object refers to."""
 
     text: str
     queries: list[QueryRecord]
@@ -158,7 +158,9 @@ class DecodedHistory:
         return cls(text, decode_queries(text))
 
     def go_on(self, text: str) -> list[QueryRecord]:
-        """The queries of a history that may begin with this one, whose queries then are taken for it.
+        """The queries of a later history. If it begins with this one, only the rest is decoded.
+
+        This history's own query objects then become part of the result.
 
         Raises:
             ValueError: as `decode_queries`.
@@ -172,8 +174,8 @@ class DecodedHistory:
 
 def _restored(stored: StoredQuery) -> QueryRecord:
     if stored.as_of is not None:
-        stored.as_of = market_moment_from_iso(stored.as_of)  # type: ignore[assignment]  # from here on as there
-    return QueryRecord(*msgspec.structs.astuple(stored))  # they have their fields in one order
+        stored.as_of = market_moment_from_iso(stored.as_of)  # type: ignore[assignment]  # the type in `QueryRecord`
+    return QueryRecord(*msgspec.structs.astuple(stored))  # both have their fields in the same order
 
 
 def market_moment_to_iso(moment: date) -> str:
@@ -188,10 +190,10 @@ def market_moment_from_iso(text: str) -> date:
 
 @dataclasses.dataclass(slots=True)
 class QueryTotals:
-    """What a session's queries add up to, kept as they come, so that the thousandth costs what the first did.
+    """The totals of a session's queries, updated with each one, so that the thousandth costs no more than the first.
 
-    `total_time_ms` sums the `timed_queries`, those whose execution time was measured; `time_histogram` counts them by
-    `time_bucket`, `queries_by_day` all of them by their day in UTC.
+    `timed_queries` counts those whose execution time was measured; `total_time_ms` and `time_histogram` (by
+    `time_bucket`) cover these. `queries_by_day` counts all of them by their day in UTC.
     """
 
     total_queries: int = 0
@@ -210,7 +212,7 @@ class QueryTotals:
         return self.cache_hits / self.total_queries if self.total_queries else 0.0
 
     def add(self, query: QueryRecord) -> None:
-        """Count one query more."""
+        """Count one more query."""
         self.total_queries += 1
         self.cache_hits += query.cache_hit
         self.first_query_at = min(self.first_query_at or query.timestamp, query.timestamp)

@@ -1,4 +1,4 @@
-"""Queries on their way to an engine: checked, as JSON that travels as text, one by one or as a history."""
+"""Queries on their way to an engine: checked, and written as JSON, one by one or as a history."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
     """Check a query and write its JSON.
 
     Raises:
-        InvalidInput: names the part that is not storable.
+        InvalidInput: a part can't be stored; the message names it.
     """
     if not isinstance(query, QueryRecord):
         raise InvalidInput("query", f"is a {type(query).__name__}", "give a QueryRecord")
@@ -62,8 +62,8 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
 
 
 def query_text(query: QueryRecord, *, parameters: str, result_summary: str, figures: str | None) -> str:
-    """The JSON of a query that was checked, with these texts in their places."""
-    raw: Any = msgspec.Raw  # which stands for any part
+    """The JSON of a checked query, with three of its parts given as JSON already."""
+    raw: Any = msgspec.Raw  # typed as Any, to be accepted for any field
     stored = StoredQuery(
         query.query_type,
         raw(parameters),
@@ -85,7 +85,7 @@ def query_text(query: QueryRecord, *, parameters: str, result_summary: str, figu
 
 
 def encode_again(query: QueryRecord) -> EncodedQuery:
-    """A query that was stored, encrypted or not."""
+    """Encode a query that was read from a store, where it may be encrypted."""
     text = sealed.text_in(query.parameters)
     if text is None:
         return encode_query(query)
@@ -99,7 +99,7 @@ def encode_sealed(query: QueryRecord, text: str) -> EncodedQuery:
 
 
 def _check_origin(query: QueryRecord) -> None:
-    """Refuse what can't be stored of where the answer came from."""
+    """Refuse an origin of the answer that can't be stored."""
     for name in ("provider", "currency", "adjustment", "layer", "error"):
         if (text := getattr(query, name)) is not None:
             values.check_text(text, f"query.{name}", max_characters=values.MAX_NAME_CHARACTERS)
