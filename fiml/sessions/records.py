@@ -1,4 +1,4 @@
-"""A session as the engines keep it: a header, and JSON that travels as text."""
+"""A session as the engines store it: a header, and JSON that travels as text."""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -24,9 +24,9 @@ from fiml.sessions.queries import DecodedHistory, decode_queries
 from fiml.sessions.query_json import EncodedQuery, encode_again, history_json
 from fiml.sessions.rights import Grants
 
-# A format's number is that of the release that brought it: major times 100 plus minor, so that a fiml which meets a
-# later one can name what to install. Format 1 is without `time_histogram` and `queries_by_day`, 2 without the origin
-# and the figures of a query, 3 without shares and the audit trail.
+# A format has the number of the release that introduced it (major times 100 plus minor), so that an older fiml can say
+# which release to install. Format 2 added `time_histogram` and `queries_by_day`, format 3 the origin and the figures of
+# queries, format 4 shares and the audit trail.
 FORMAT = 4
 FORMAT_OF_ALL_TOTALS = 2
 MAPS = ("context", "preferences", "intermediate_results", "metadata")
@@ -37,7 +37,7 @@ _TYPES = frozenset(SessionType)
 
 @dataclass(slots=True)
 class Header:
-    """Everything about a session but its entries and queries.
+    """Everything about a session except its entries and queries.
 
     `life` is the version at which it last became live.
     """
@@ -62,10 +62,10 @@ class Header:
 
 @dataclass(slots=True)
 class SessionRecord:
-    """A session with its entries as JSON texts and its history, a JSON array that may hold only the last queries.
+    """A session with its entries as JSON texts and its history as a JSON array, which may have the last queries only.
 
-    The audit trail is a JSON array too, left out (empty) where a reader doesn't ask for it. Values may be encrypted;
-    once they were decrypted, the record `is_opened`.
+    The audit trail is a JSON array too; it is empty if the reader didn't ask for it. Values may be encrypted; after
+    decryption, the record `is_opened`.
     """
 
     header: Header
@@ -94,16 +94,16 @@ class Written:
     entries: Entries
     history: str
     attempts: list["Written"] = field(default_factory=list)
-    """What writes since then were to come to of which nobody knows whether they were done."""
+    """The states that later writes would have led to, if nobody knows whether these writes were done."""
 
 
 def entry_size(key: str, text: str) -> int:
-    """What an entry counts against the limit of a session's maps, bytes."""
+    """How many bytes an entry counts towards the limit of a session's maps."""
     return len(key.encode()) + sealed.clear_size(text)
 
 
 def header_of(session: Session) -> Header:
-    """The header of a session, as the object stands."""
+    """The header of a session, from the object's current values."""
     return Header(
         id=session.id,
         user_id=session.user_id,
@@ -120,15 +120,15 @@ def header_of(session: Session) -> Header:
 
 
 def to_session(record: SessionRecord, *, recent: int | None = None, begin: DecodedHistory | None = None) -> Session:
-    """The session of a record, which knows what was read, so that its changes can be found.
+    """The session in a record. It remembers what was read, so that changes to it can be found.
 
-    `recent` leaves only the last queries of an archived one; a live one was read so. With a `begin`, which becomes part
-    of the session, only what goes on behind it is decoded.
+    `recent` keeps only the last queries of an archived session; of a live one, only these were read. If the history
+    begins with `begin`, only the rest is decoded, and the queries of `begin` become part of the session.
 
     Raises:
         CorruptRecord: the record can't be decoded.
         SchemaTooNew: a later fiml wrote it.
-        MissingKey: it is encrypted, and was not decrypted.
+        MissingKey: the record is encrypted, and was not decrypted.
     """
     header = record.header
     check_format(header.format)
@@ -149,7 +149,7 @@ def to_session(record: SessionRecord, *, recent: int | None = None, begin: Decod
 
 
 def _refuse_sealed(record: SessionRecord, queries: list[QueryRecord]) -> None:
-    """Refuse to take what is encrypted for data."""
+    """Refuse a record with encrypted values, which would otherwise be taken for data."""
     texts = [text for entries in record.entries.values() for text in entries.values() if sealed.is_sealed(text)]
     found = [sealed.text_in(query.parameters) for query in queries if sealed.MEMBER in query.parameters]
     texts += [text for text in found if text is not None]
@@ -158,10 +158,12 @@ def _refuse_sealed(record: SessionRecord, queries: list[QueryRecord]) -> None:
 
 
 def format_when_written(format_number: int) -> int:
-    """The format of a record that we add to: ours, but for one that lacks totals which only counting anew brings.
+    """The format of a record after this fiml has written to it: the current one, or 1 if it was 1.
+
+    A record of format 1 lacks totals, which only counting all queries again would provide.
 
     Raises:
-        SchemaTooNew: a later fiml wrote it; to go on with it would lose what only that one knows.
+        SchemaTooNew: a later fiml wrote the record; writing to it could lose what only that fiml knows.
     """
     check_format(format_number)
     return format_number if format_number < FORMAT_OF_ALL_TOTALS else FORMAT
@@ -189,7 +191,7 @@ def _session(
         last_accessed_at=header.last_accessed_at,
         is_archived=is_archived,
         version=header.version,
-        # The archive keeps no totals by type: there the whole history is counted, when somebody asks.
+        # The archive stores no totals by type: they are counted from the whole history, when somebody asks.
         state=SessionState(
             **maps,
             history=AnalysisHistory(queries) if is_archived else AnalysisHistory.stored(queries, header.totals),
@@ -198,7 +200,7 @@ def _session(
 
 
 def written_of(session: Session, entries: Entries, history: str) -> Written:
-    """What there is to remember of a session whose entries and history are these in JSON."""
+    """What to remember of a session as it is now, with its entries and history in JSON."""
     return Written(
         session_id=session.id,
         user_id=session.user_id,
@@ -217,8 +219,8 @@ def written_of(session: Session, entries: Entries, history: str) -> Written:
 
 
 def revived(record: SessionRecord, *, until: datetime, now: datetime) -> tuple[SessionRecord, list[EncodedQuery]]:
-    """An archived session as it goes on living: the next version, everything it held, and its queries one by one."""
-    session = to_session(replace(record, is_opened=True))  # encrypted or not: it goes on as it is
+    """An archived session as it becomes live again, at the next version, and its queries one by one."""
+    session = to_session(replace(record, is_opened=True))  # encrypted values are moved without decrypting them
     queries = [encode_again(query) for query in session.state.history.queries]
     header = replace(
         record.header,
@@ -236,7 +238,7 @@ def revived(record: SessionRecord, *, until: datetime, now: datetime) -> tuple[S
 
 
 def counted(record: SessionRecord) -> SessionRecord:
-    """The record with its totals counted anew from its history, which tells more than the header of an old format.
+    """The record with its totals counted again from its history; the header of an old format lacks some.
 
     Raises:
         CorruptRecord: the history can't be decoded.
@@ -252,7 +254,7 @@ def check_whole(record: SessionRecord, query_count: int) -> SessionRecord:
     """The record, if all of its parts are there.
 
     Raises:
-        CorruptRecord: a part was lost, as where a server short of memory evicted a key.
+        CorruptRecord: a part is missing, as when a server short of memory evicts a key.
     """
     header = record.header
     lost = None
@@ -277,7 +279,7 @@ def _are_names(value: object) -> bool:
 
 
 def with_all_totals(record: SessionRecord) -> SessionRecord:
-    """The record, counted anew where its format holds fewer totals than ours."""
+    """The record; its totals are counted again if its format has fewer of them than the current one."""
     return record if record.header.format >= FORMAT_OF_ALL_TOTALS else counted(record)
 
 
@@ -285,7 +287,7 @@ def to_summary(header: Header, *, is_archived: bool) -> SessionSummary:
     """How a listing shows a session.
 
     Raises:
-        CorruptRecord: its type is none.
+        CorruptRecord: its type is unknown.
     """
     if header.type not in _TYPES:
         raise CorruptRecord(f"session {header.id}", f"it is of the type {echo(header.type)}")

@@ -1,4 +1,4 @@
-"""Who may do what with a session: its owner, those it was shared with, and who holds a code."""
+"""Who may do what with a session: its owner, the users it is shared with, and holders of a share code."""
 
 import hashlib
 import secrets
@@ -21,15 +21,15 @@ MAX_CODES = 20
 CODE_PREFIX = "share_"
 
 Grants = dict[str, int]
-"""Whom a session is given to, as it is stored: `s:` and a user, to the right; `v:` or `e:` and the digest of a code for
-viewing or editing, to the microsecond at which it expires."""
+"""Whom a session is shared with, as it is stored: `s:` and a user -> the user's right; `v:` or `e:` and the digest of a
+code, for a viewer or an editor -> the microsecond at which the code expires."""
 
 
 GRANT_LETTERS = "sve"
 
 
 class Role(StrEnum):
-    """What a session is shared for: reading, or also writing, extending, resuming and closing."""
+    """What a user may do with a shared session: read it, or also write, extend, resume and close it."""
 
     VIEWER = "viewer"
     EDITOR = "editor"
@@ -47,7 +47,7 @@ class Role(StrEnum):
 
 
 class Right(IntEnum):
-    """What an operation needs; a greater one holds the lesser ones."""
+    """The right that an operation needs; a greater right includes the lesser ones."""
 
     READ = 1
     WRITE = 2
@@ -56,14 +56,17 @@ class Right(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: `user` sees what it owns or was given, `None` sees all; `name` is who it is in the audit trail."""
+    """Who calls. `user` sees the sessions that it owns or that are shared with it; `None` sees all.
+
+    `name` is the caller in the audit trail.
+    """
 
     user: str | None = None
     name: str | None = None
 
 
 ANYBODY = Caller()
-"""Trusted code, and the local user."""
+"""The caller that sees everything: trusted code, and the local user."""
 
 _RIGHTS = {Role.VIEWER: Right.READ, Role.EDITOR: Right.WRITE}
 _ROLES = {right: role for role, right in _RIGHTS.items()}
@@ -72,7 +75,7 @@ _CODE_LETTERS = {Role.VIEWER: "v", Role.EDITOR: "e"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """A user whom a session was given to."""
+    """A user with whom a session is shared."""
 
     user_id: str
     role: Role
@@ -80,7 +83,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShareCode:
-    """A code that gives a role to the first who redeems it; `code` is known only when it is made."""
+    """A code that gives a role to the first user who redeems it; `code` is known only when it is created."""
 
     id: str
     role: Role
@@ -90,7 +93,7 @@ class ShareCode:
 
 @dataclass(frozen=True, slots=True)
 class GrantChange:
-    """What happens to the grants of a session: a field is `set` or `drop`ped, or the digest of a code `redeem`ed."""
+    """A change to a session's grants: `what` is `set` or `drop` of a field, or `redeem` of a code's digest."""
 
     what: str
     field: str
@@ -99,7 +102,7 @@ class GrantChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShareRules:
-    """What a change of grants must respect, checked in the same step."""
+    """What a change to grants must respect, checked in the same step as the change."""
 
     now: datetime
     max_changes: int
@@ -107,7 +110,7 @@ class ShareRules:
 
 
 def right_of(owner: str | None, grants: Mapping[str, int], caller: Caller) -> Right | None:
-    """What a caller may do with a session; `None` where it isn't there for this caller."""
+    """What a caller may do with a session; `None` if the caller doesn't see it."""
     if caller.user is None or caller.user == owner:
         return Right.OWN
     held = grants.get(f"s:{caller.user}")
@@ -115,10 +118,10 @@ def right_of(owner: str | None, grants: Mapping[str, int], caller: Caller) -> Ri
 
 
 def demand(session_id: UUID, held: Right, needed: Right) -> None:
-    """Refuse what a role doesn't let its holder do.
+    """Refuse an operation that needs more than the held right.
 
     Raises:
-        NotPermitted: it doesn't.
+        NotPermitted: the held right is less than the needed one.
     """
     if held >= needed:
         return
@@ -130,7 +133,7 @@ def demand(session_id: UUID, held: Right, needed: Right) -> None:
 
 
 def give(user_id: str, role: Role) -> GrantChange:
-    """Give a role to a user, in the place of the one that it has."""
+    """Give a role to a user, replacing the one the user may have."""
     return GrantChange("set", f"s:{user_id}", int(_RIGHTS[role]))
 
 
@@ -140,7 +143,7 @@ def take_back(user_id: str) -> GrantChange:
 
 
 def new_code(role: Role, expires_at: datetime) -> tuple[GrantChange, ShareCode]:
-    """A code that gives a role until a time, and what is stored of it."""
+    """A new code for a role, which can be redeemed until a time: what to store of it, and the code."""
     code = CODE_PREFIX + secrets.token_urlsafe(24)
     digest = digest_of(code)
     change = GrantChange("set", f"{_CODE_LETTERS[role]}:{digest}", to_micros(expires_at))
@@ -148,27 +151,27 @@ def new_code(role: Role, expires_at: datetime) -> tuple[GrantChange, ShareCode]:
 
 
 def take_back_code(code: ShareCode) -> GrantChange:
-    """Let a code give nothing any more."""
+    """Revoke a code."""
     return GrantChange("drop", f"{_CODE_LETTERS[code.role]}:{code.id}")
 
 
 def redeem(code: str) -> GrantChange:
-    """Let the caller have what a code gives, and use the code up."""
+    """Give the caller the role of a code, and use the code up."""
     return GrantChange("redeem", digest_of(code))
 
 
 def digest_of(code: str) -> str:
-    """What is stored of a code: who reads the store can't redeem it."""
+    """The digest of a code, which is all that is stored: whoever reads the store can't redeem it."""
     return hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def user_given(change: GrantChange) -> str | None:
-    """The user whom a change names; `None` where it is about a code."""
+    """The user that a change is about; `None` if it is about a code."""
     return change.field[2:] if change.what != "redeem" and change.field.startswith("s:") else None
 
 
 def act_of(change: GrantChange, caller: Caller, now: datetime) -> Act:
-    """What the audit trail has of a change."""
+    """A change to grants as an entry of the audit trail."""
     did = {"set": "share", "drop": "revoke", "redeem": "redeem"}[change.what]
     user_id = user_given(change)
     if user_id is not None:
@@ -179,12 +182,12 @@ def act_of(change: GrantChange, caller: Caller, now: datetime) -> Act:
 
 
 def users_in(grants: Mapping[str, int]) -> list[str]:
-    """The users whom a session is given to."""
+    """The users with whom a session is shared."""
     return [field[2:] for field in grants if field.startswith("s:")]
 
 
 def role_in(grants: Mapping[str, int], caller: Caller) -> Role | None:
-    """The role that a caller was given."""
+    """The caller's role; `None` if the session isn't shared with the caller."""
     held = None if caller.user is None else grants.get(f"s:{caller.user}")
     return None if held is None else _ROLES[Right(held)]
 
@@ -193,7 +196,7 @@ def decode_grants(record: str, stored: str) -> Grants:
     """Grants from their JSON.
 
     Raises:
-        CorruptRecord: they are none.
+        CorruptRecord: the JSON doesn't contain grants.
     """
     try:
         return {field: int(value) for field, value in msgspec.json.decode(stored).items()}
@@ -202,10 +205,10 @@ def decode_grants(record: str, stored: str) -> Grants:
 
 
 def right_in(record: str, owner: str | None, stored: str, caller: Caller) -> Right | None:
-    """As `right_of`, with grants in JSON, which may be damaged as long as the caller doesn't need them.
+    """As `right_of`, with grants in JSON. They are only decoded if the caller's right depends on them.
 
     Raises:
-        CorruptRecord: it does.
+        CorruptRecord: the grants are needed, and can't be decoded.
     """
     if caller.user is None or caller.user == owner:
         return Right.OWN
@@ -213,7 +216,7 @@ def right_in(record: str, owner: str | None, stored: str, caller: Caller) -> Rig
 
 
 def shares_in(grants: Mapping[str, int]) -> list[Share]:
-    """The users whom a session is given to, and their roles, by name."""
+    """The users with whom a session is shared, and their roles, sorted by user."""
     return [Share(user_id=user, role=_ROLES[Right(grants[f"s:{user}"])]) for user in sorted(users_in(grants))]
 
 
@@ -231,14 +234,14 @@ def codes_in(grants: Mapping[str, int], now: datetime) -> list[ShareCode]:
 def changed(
     session_id: UUID, owner: str | None, grants: Mapping[str, int], version: int, change: GrantChange, rules: ShareRules
 ) -> Grants | None:
-    """The grants of a session at a version after a change; `None` where it isn't there for this caller.
+    """The grants of a session after a change; `None` if the caller doesn't see the session.
 
     `share.lua` does the same.
 
     Raises:
-        NotPermitted: the caller is not the owner, and doesn't give up its own role either.
-        InvalidInput: there are too many, or it is given to its owner.
-        SessionFull: it has had too many changes; what was given can always be taken back.
+        NotPermitted: the caller is neither the owner nor giving up its own role.
+        InvalidInput: there would be too many grants, or the owner would get one.
+        SessionFull: the session has had too many changes. A grant can be taken back nevertheless.
     """
     after = _changed(session_id, owner, grants, change, rules)
     if after not in (None, grants) and change.what != "drop" and version >= rules.max_changes:
@@ -277,12 +280,12 @@ def _redeemed(
             after[f"s:{caller.user}"] = int(right)
             check_count(after)
             return after
-    # Who has a role has redeemed it before, or has no need to.
+    # A caller with a role has redeemed this code before, or doesn't need it.
     return None if held is None else dict(grants)
 
 
 def refuse_owner(owner: str) -> NoReturn:
-    """Refuse to give a session to its owner.
+    """Refuse to share a session with its owner.
 
     Raises:
         InvalidInput: always.
@@ -294,7 +297,7 @@ def check_count(grants: Mapping[str, int]) -> None:
     """Refuse too many shares or codes.
 
     Raises:
-        InvalidInput: there are.
+        InvalidInput: there are more than allowed.
     """
     users = len(users_in(grants))
     if users > MAX_SHARES:
@@ -304,7 +307,7 @@ def check_count(grants: Mapping[str, int]) -> None:
 
 
 def refuse_users(count: int) -> NoReturn:
-    """Refuse to give a session to too many.
+    """Refuse to share a session with too many users.
 
     Raises:
         InvalidInput: always.

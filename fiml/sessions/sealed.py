@@ -1,7 +1,7 @@
-"""The form of an encrypted value: a text of JSON, which every engine keeps and counts as any other.
+"""The form of an encrypted value: a JSON string, which every engine stores like any other value.
 
-An entry of a map is `"fiml-enc:1:KEY:BASE64"`. Of a query, parameters, summary and figures are one such text, which
-stands in the place of its parameters. Nothing here knows a key.
+An encrypted entry of a map is `"fiml-enc:1:KEY:BASE64"`. A query's parameters, summary and figures are encrypted into
+one such string, which takes the place of its parameters. No code here knows a key.
 """
 
 import binascii
@@ -24,21 +24,21 @@ def to_text(key_id: str, sealed: bytes) -> str:
 
 
 def is_sealed(text: object) -> bool:
-    """Whether the JSON of a value, which in a damaged record is no text, is an encrypted one's."""
+    """Whether the JSON of a value is that of an encrypted one. In a damaged record, it may not even be text."""
     return isinstance(text, str) and text.startswith(_START)
 
 
 def key_id_of(text: object) -> str | None:
-    """With which key a value is encrypted; `None` where it isn't."""
+    """The id of the key with which a value is encrypted; `None` if it isn't."""
     head = _HEAD.match(text) if isinstance(text, str) else None
     return None if head is None else head[1]
 
 
 def parse(text: str) -> tuple[str, bytes]:
-    """With which key a value is encrypted, and what stands behind its name.
+    """The id of the key with which a value is encrypted, and the encrypted bytes.
 
     Raises:
-        ValueError: it is cut or damaged.
+        ValueError: the text is cut off or damaged.
     """
     head = _HEAD.match(text)
     if head is None or not text.endswith('"'):
@@ -48,7 +48,7 @@ def parse(text: str) -> tuple[str, bytes]:
 
 
 def clear_size(text: str) -> int:
-    """Bytes of a value's JSON before it was encrypted, which the limits count: `write.lua` does the same."""
+    """The size of a value's JSON before encryption, in bytes, which the limits count. `write.lua` does the same."""
     head = _HEAD.match(text) if is_sealed(text) else None
     if head is None:
         return len(text.encode())
@@ -61,7 +61,7 @@ def sealed_parameters(text: str) -> str:
 
 
 def text_in(parameters: Any) -> str | None:
-    """The encrypted part of a query, from its parameters; `None` where it isn't encrypted."""
+    """The encrypted part of a query, from its parameters; `None` if it isn't encrypted."""
     if not isinstance(parameters, dict) or parameters.keys() != {MEMBER}:
         return None
     sealed = parameters[MEMBER]

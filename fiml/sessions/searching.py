@@ -1,8 +1,8 @@
-"""What a search over sessions asks, and whether a session answers it: the same on every engine.
+"""What a search over sessions asks for, and whether a session matches: the same on every engine.
 
-Words are matched whole, without regard to case; `word*` matches what begins so. All words must be somewhere in the
-session, in whichever order. Numbers are figures of query records: all conditions must hold on one record, and of the
-named symbol, where one is named.
+Words match as a whole, ignoring case; `word*` matches any word that begins with it. All words must be somewhere in the
+session, in any order. Conditions are on the figures of query records: a single record must meet all of them, and be
+about the symbol, if one is given.
 """
 
 import json
@@ -25,7 +25,7 @@ from fiml.sessions.values import ANSWER_PREFIX, check_text
 MAX_TEXT_CHARACTERS = 500
 MAX_WORDS = 20
 MAX_CONDITIONS = 10
-# PostgreSQL holds at most a mebibyte of words, and beyond it mixes them up.
+# A tsvector of PostgreSQL's holds at most a mebibyte of words; with more, it gets them wrong.
 MAX_INDEXED_BYTES = 768 * 1024
 MAX_WORD_CHARACTERS = 64
 
@@ -52,19 +52,19 @@ class Condition:
     number: float
 
     def holds(self, figures: dict[str, Any]) -> bool:
-        """Whether it holds on the figures of one record."""
+        """Whether the figures of one record meet the condition."""
         value = figures.get(self.figure)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         try:
             return OPERATORS[self.sign](float(value), self.number)
-        except OverflowError:  # an integer beyond all floats
+        except OverflowError:  # an integer too large for a float
             return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a session must hold. One of the `symbols` is among its assets, or asked about in a query."""
+    """What a session must contain. One of `symbols` must be among its assets, or the subject of a query."""
 
     words: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
@@ -73,13 +73,13 @@ class Wanted:
     until: datetime | None = None
 
     def lets_pass(self, header: Header) -> bool:
-        """Whether the header alone doesn't rule a session out: `since` is in it, `until` is not."""
+        """Whether the creation is in the wanted span: from `since` on, and before `until`."""
         return (self.since is None or header.created_at >= self.since) and (
             self.until is None or header.created_at < self.until
         )
 
     def is_met_by(self, record: SessionRecord) -> bool:
-        """Whether a whole session answers the search."""
+        """Whether a session, read whole, matches."""
         queries = [query for query in json.loads(record.history) if isinstance(query, dict)]
         return (
             self.lets_pass(record.header)
@@ -105,10 +105,10 @@ class Wanted:
 def parse_search(
     text: str | None, *, symbol: str | None = None, since: datetime | None = None, until: datetime | None = None
 ) -> Wanted:
-    """What a text of words and conditions asks for, with what else is asked. A symbol may be in lower case.
+    """What a search asks for: a text of words and conditions, and the other criteria. A symbol may be in lower case.
 
     Raises:
-        InvalidInput: the text is too long, has too many words or conditions, or one that can't be read.
+        InvalidInput: the text is too long, has too many words or conditions, or a condition that can't be parsed.
     """
     checked = "" if text is None else check_text(text, "text", max_characters=MAX_TEXT_CHARACTERS)
     conditions = tuple(_condition(*found.groups()) for found in _CONDITION.finditer(checked))
@@ -142,17 +142,17 @@ def _condition(figure: str, sign: str, number: str) -> Condition:
 
 
 def words_of(record: SessionRecord) -> set[str]:
-    """Every word of a session that a search finds, up to a limit: of its names, its entries and its queries.
+    """The words of a session that a search can find, up to a limit: of its names, entries and queries.
 
     Raises:
-        One of `DAMAGE`: it holds no JSON.
+        One of `DAMAGE`: a part is not JSON.
     """
     header = record.header
     first = _words([header.title or "", *header.assets, *header.tags])
     words = first | _words([header.type])
     for entries in record.entries.values():
         for key, text in entries.items():
-            # The market's last answers are left out: their records say the same.
+            # The market's last answers are left out, since the records of the queries say the same.
             if not key.startswith(ANSWER_PREFIX):
                 words |= _words([key, *_texts(msgspec.json.decode(text))])
     for query in msgspec.json.decode(record.history):
@@ -163,7 +163,7 @@ def words_of(record: SessionRecord) -> set[str]:
 
 
 def _within_limit(words: set[str], *, first: set[str]) -> set[str]:
-    """The words, or as many as the limit holds: those of the names, then the others in alphabetical order."""
+    """The words, as many as fit into the limit: those of the names first, then the others in alphabetical order."""
     if len(words) * (4 * MAX_WORD_CHARACTERS + 1) <= MAX_INDEXED_BYTES:
         return words
     kept: set[str] = set()
@@ -178,7 +178,7 @@ def _within_limit(words: set[str], *, first: set[str]) -> set[str]:
 
 def _words(texts: Iterable[str]) -> set[str]:
     folded = _folded("\n".join(texts))
-    # In ASCII a word is what stands between blanks, once the rest is blank: several times faster than the pattern.
+    # For ASCII, replacing all but letters and digits by blanks and splitting is several times faster than the pattern.
     found = folded.translate(_BLANKED).split() if folded.isascii() else _WORD.findall(folded)
     return {word[:MAX_WORD_CHARACTERS] for word in set(found)}
 
@@ -194,7 +194,7 @@ def _folded(text: str) -> str:
 
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        if not value.startswith(PREFIX):  # what is encrypted has no words
+        if not value.startswith(PREFIX):  # encrypted text has no words
             yield value
     elif isinstance(value, dict):
         for item in value.values():

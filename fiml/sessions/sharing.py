@@ -1,4 +1,4 @@
-"""The verbs with which a session is given to others, and its audit trail."""
+"""The verbs of sharing a session with other users, and its audit trail."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -35,11 +35,11 @@ DEFAULT_CODE_HOURS: Final = 24
 
 
 class SharingVerbs:
-    """Whom a session is given to, in the name of a caller. Only its owner shares it, live or archived.
+    """Sharing, in the name of a caller. Only the owner may share a session, live or archived.
 
     Raises:
-        SessionNotFound: from every verb, where there is no such session for the caller.
-        NotPermitted: from every verb, where the caller has less than the right that it takes.
+        SessionNotFound: from every verb, if the caller sees no such session.
+        NotPermitted: from every verb, if the caller doesn't have the right that the verb needs.
     """
 
     settings: "Settings"
@@ -50,25 +50,25 @@ class SharingVerbs:
         raise NotImplementedError
 
     async def share_session(self, session_id: UUID | str, user_id: str, role: Role | str = Role.VIEWER) -> None:
-        """Give a session to a user: a viewer reads it, an editor also tracks, updates, extends, resumes and closes it.
+        """Share a session with a user. A viewer reads it; an editor also writes to, extends, resumes and closes it.
 
         Raises:
-            InvalidInput: the user is none or the owner, the role is unknown, or more than 100 users would have it.
+            InvalidInput: the user is missing or the owner, the role is unknown, or more than 100 users would have it.
         """
         parsed = values.parse_session_id(session_id)
         user = _named(user_id)
         await self._share(parsed, give(user, Role.parse(role)))
 
     async def unshare_session(self, session_id: UUID | str, user_id: str) -> None:
-        """Take a session back from a user. A user may give up its own role so."""
+        """Stop sharing a session with a user. A user may also give up its own role this way."""
         await self._share(values.parse_session_id(session_id), take_back(_named(user_id)))
 
     async def create_share_code(
         self, session_id: UUID | str, role: Role | str = Role.VIEWER, hours: int | None = None
     ) -> ShareCode:
-        """A code that gives a role to the first who redeems it within `hours`. It is shown only now.
+        """A code that gives a role to the first user who redeems it within `hours`. It can't be shown again.
 
-        Left out, they are 24, or the maximum TTL where that is less.
+        `hours` defaults to 24, or to the maximum TTL if that is less.
 
         Raises:
             InvalidInput: the role is unknown, the hours are out of bounds, or 20 codes are open already.
@@ -82,7 +82,7 @@ class SharingVerbs:
         return code
 
     async def revoke_share_code(self, session_id: UUID | str, code_id: str) -> bool:
-        """Let a code, by its id, give nothing any more; `False` where none of that id is open."""
+        """Revoke a code by its id; `False` if no open code has this id."""
         parsed = values.parse_session_id(session_id)
         for code in await self.list_share_codes(parsed):
             if code.id == code_id:
@@ -91,31 +91,31 @@ class SharingVerbs:
         return False
 
     async def redeem_share_code(self, session_id: UUID | str, code: str) -> Role | None:
-        """Take the role that a code gives, and use the code up; the role, `None` for the owner, who needs none.
+        """Take the role that a code gives, and use the code up. Returns the role; `None` for the owner, who needs none.
 
-        A role is never lowered, and a code that gives no more than the caller has is not used up.
+        A role is never lowered. A code that gives no more than the caller already has is not used up.
 
         Raises:
-            SessionNotFound: there is no such session, or the code gives nothing to a caller who has nothing.
+            SessionNotFound: there is no such session, or the code is not valid and the caller has no role.
         """
         parsed = values.parse_session_id(session_id)
         values.check_text(code, "share code", max_characters=MAX_CODE_CHARACTERS)
         return role_in(await self._share(parsed, redeem(code)), self._caller)
 
     async def list_shares(self, session_id: UUID | str) -> list[Share]:
-        """Whom a session is given to, by name. For its owner."""
+        """The users with whom a session is shared, sorted by name. For its owner."""
         grants, _ = await self._owners_view(values.parse_session_id(session_id))
         return shares_in(grants)
 
     async def list_share_codes(self, session_id: UUID | str) -> list[ShareCode]:
-        """The codes that can be redeemed, without their texts, the first to expire first. For the owner."""
+        """The codes that can still be redeemed, without their text, the first to expire first. For the owner."""
         grants, _ = await self._owners_view(values.parse_session_id(session_id))
         return codes_in(grants, clock.now())
 
     async def get_audit_trail(self, session_id: UUID | str) -> list[AuditEntry]:
-        """Who did what with a session, the oldest first. For its owner.
+        """Who did what with a session, oldest first. For its owner.
 
-        It has every change since the session was created; reading is none. Expiry is nobody's doing, and not in it.
+        The trail has every change since the session was created. Reading is not a change, and expiry nobody's action.
         """
         parsed = values.parse_session_id(session_id)
         _, trail = await self._owners_view(parsed)

@@ -1,8 +1,8 @@
-"""Sessions in use live on: the rule, and its one write.
+"""Smart TTL: sessions in use near their end live longer.
 
-A session that is written to within the last quarter of the default TTL before its expiry gets half the default TTL from
-now on, unless that very write sets an expiry. The default TTL is never above the maximum, and so the new
-expiry stays within it. What was done stands in the metadata, under `fiml.smart_ttl`.
+If a session is written to when less than a quarter of the default TTL is left, its expiry moves to half the default TTL
+from now, unless the write itself sets an expiry. The default TTL never exceeds the maximum, and so neither does the new
+expiry. Extensions are recorded in the metadata, under `fiml.smart_ttl`.
 """
 
 import json
@@ -27,7 +27,7 @@ _log = structlog.get_logger()
 
 
 def later_expiry(expires_at: datetime, now: datetime, *, default_ttl_hours: int) -> datetime | None:
-    """The new expiry of a session that is in use now; `None` where it isn't near its end."""
+    """The new expiry of a session that is in use now; `None` if it isn't near its end."""
     default = timedelta(hours=default_ttl_hours)
     return now + default / 2 if now < expires_at < now + default / 4 else None
 
@@ -35,9 +35,9 @@ def later_expiry(expires_at: datetime, now: datetime, *, default_ttl_hours: int)
 async def live_on(
     backend: Backend, settings: Settings, session_id: UUID, result: WriteResult, *, caller: Caller
 ) -> WriteResult:
-    """Extend a session that was just written to, if it is near its end; how it stands then.
+    """Extend a session that was just written to, if it is near its end. Returns its state after that.
 
-    What it was written for is done: whatever fails here is logged, and the session lives as long as it would have.
+    The write itself is done: if extending fails, that is only logged, and the session keeps its expiry.
     """
     now = clock.now()
     expires_at = later_expiry(result.expires_at, now, default_ttl_hours=settings.session_default_ttl_hours)
@@ -46,7 +46,7 @@ async def live_on(
     try:
         return await _extend(backend, settings, session_id, result, expires_at, caller) or result
     except (SessionConflict, SessionExpired, NotPermitted):
-        return result  # somebody else wrote to it in between, and extends it, has ended it, or has taken it back
+        return result  # somebody else wrote to it meanwhile (and extends it), ended it, or stopped sharing it
     except Unconfirmed as exc:
         _log.warning("session_extension_unconfirmed", session_id=str(session_id), problem=str(exc))
         return replace(result, version=result.version + 1, expires_at=expires_at)

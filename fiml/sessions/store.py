@@ -1,4 +1,4 @@
-"""The sessions of an installation: as trusted code sees them, and as one user does."""
+"""The sessions of an installation, as trusted code sees them and as a single user sees them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @observed_verbs()
 class PrincipalStore(SessionVerbs):
-    """A store as one user sees it: another's session is as one that does not exist, unless it was shared with it."""
+    """A store as one user sees it: other users' sessions don't exist, unless they were shared with this user."""
 
     def __init__(self, store: "SessionStore", caller: Caller) -> None:
         super().__init__(store.settings, caller)
@@ -37,10 +37,10 @@ class PrincipalStore(SessionVerbs):
 
 @observed_verbs("initialize", "shutdown", "figures")
 class SessionStore(SessionVerbs, UpkeepVerbs):
-    """The sessions of one installation, for trusted code: it sees everybody's.
+    """The sessions of one installation, for trusted code, which sees everybody's.
 
-    Use it as an async context manager, or call `initialize` and `shutdown`. It starts no background work: somebody
-    calls `cleanup_expired_sessions` now and then.
+    Use it as an async context manager, or call `initialize` and `shutdown`. It starts no background work: call
+    `cleanup_expired_sessions` regularly.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -54,7 +54,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     async def initialize(self) -> None:
         """Connect, and create the schema in an empty database. Calling it again is harmless.
 
-        While only the archive is away, live sessions work; its schema is then looked at when it is back.
+        If only the archive is away, live sessions work; the archive's schema is checked when it is back.
 
         Raises:
             Misconfigured: a part is missing, or a database can't be used as it is.
@@ -64,7 +64,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
         async with self._opening:
             if self._opened is None:
                 if self._failure is not None and self._tries > tries:
-                    raise self._failure  # of a try in this call's time: an engine that hangs holds nobody up twice
+                    raise self._failure  # a try failed while this call waited: don't wait for the engine again
                 await self._finish_closing()
                 await self._open()
 
@@ -79,7 +79,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
             self._tries += 1
 
     async def shutdown(self) -> None:
-        """Let go of all connections, also where the caller is cancelled meanwhile. Calling it again is harmless."""
+        """Close all connections, even if the caller is cancelled meanwhile. Calling it again is harmless."""
         async with self._opening:
             if self._opened is not None:
                 backend, self._opened = self._opened, None
@@ -111,9 +111,10 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
         return await self._backend.away()
 
     def as_principal(self, user_id: str | None, *, name: str | None = None) -> PrincipalStore:
-        """A view with the same verbs that sees what `user_id` owns or was given; `None`, the local user, sees all.
+        """A view of this store, with the same verbs, of what `user_id` owns or was shared with.
 
-        The audit trail has what it does under `name`, by default the `user_id`.
+        `None` is the local user, who sees everything. The audit trail shows the view's changes under `name`, by default
+        the `user_id`.
         """
         user = values.check_user_id(user_id)
         return PrincipalStore(self, Caller(user, values.check_user_id(name) or user))

@@ -1,4 +1,4 @@
-"""The maintenance as Celery tasks. `fiml.worker` registers them; each may be delivered any number of times."""
+"""The maintenance jobs as Celery tasks. `fiml.worker` registers them; each may be delivered any number of times."""
 
 import asyncio
 import os
@@ -27,25 +27,25 @@ _Value = TypeVar("_Value")
 
 @shared_task(name="fiml.sessions.cleanup_expired_sessions", **_AGAIN)
 def cleanup_expired_sessions() -> Result:
-    """Archive what has expired; counts and `duration_seconds`. Several share the work."""
+    """Archive expired sessions; counts and `duration_seconds`. Several tasks at once share the work."""
     return _process().do(_CLEANUP)
 
 
 @shared_task(name="fiml.sessions.delete_old_archived_sessions", **_AGAIN)
 def delete_old_archived_sessions() -> Result:
-    """Delete what was archived longer ago than the retention; counts and `duration_seconds`."""
+    """Delete archived sessions past retention; counts and `duration_seconds`."""
     return _process().do(_RETENTION)
 
 
 @shared_task(name="fiml.sessions.generate_session_metrics", **_AGAIN)
 def generate_session_metrics() -> Result:
-    """Write missing metrics and the rollups of days that changed; counts and `duration_seconds`."""
+    """Write missing metrics, and the rollups of days whose metrics changed; counts and `duration_seconds`."""
     return _process().do(_METRICS)
 
 
 @shared_task(name="fiml.sessions.reencrypt_sessions", **_AGAIN)
 def reencrypt_sessions() -> Result:
-    """Encrypt everything with the current key, where that isn't done yet; counts and `duration_seconds`."""
+    """Encrypt everything with the current key, unless that is done already; counts and `duration_seconds`."""
     return _process().do(_KEY_CHANGE)
 
 
@@ -53,12 +53,12 @@ async def _reencrypt(store: SessionStore) -> Result:
     return await maintenance.reencrypt_if_due(store, maintenance.a_holder())
 
 
-# Noted under a name of its own: which keys are done stands under theirs.
+# Recorded under its own name; that a key is done is recorded under a name with the key's id.
 _KEY_CHANGE = Job("reencrypt_sessions", _reencrypt, lambda _settings: clock.now())
 
 
 class _Process:
-    """The event loop of this process, with the engines that were opened in it, in a thread of its own."""
+    """An event loop in a thread of its own, for the tasks of this process, and the engines that were opened in it."""
 
     def __init__(self, settings: Settings) -> None:
         self.pid = os.getpid()
@@ -95,7 +95,7 @@ class _Process:
 
 @before_task_publish.connect
 def send_the_trace_along(headers: dict[str, Any] | None = None, **_signal: Any) -> None:
-    """Let the task belong to the trace of whoever sends it."""
+    """Make the task part of its sender's trace."""
     if headers is not None:
         headers.update(observe.trace_headers())
 
@@ -105,7 +105,7 @@ _current: _Process | None = None
 
 @worker_process_shutdown.connect
 def close(**_signal: Any) -> None:
-    """Let go of what this process opened; the next task opens it again."""
+    """Close what this process opened; the next task opens it again."""
     global _current  # noqa: PLW0603 - as below
     if _current is not None and _current.pid == os.getpid():
         _current.close()
@@ -114,7 +114,7 @@ def close(**_signal: Any) -> None:
 
 
 def _process() -> _Process:
-    """Made at the first task, and anew after a fork, which takes no thread along, or where the settings changed."""
+    """The loop of this process; a new one after a fork, in which threads don't survive, or if the settings changed."""
     global _current  # noqa: PLW0603 - one for the process's life
     settings = Settings()
     if _current is None or _current.pid != os.getpid():

@@ -1,4 +1,4 @@
-"""What keeps a store in order: archiving what expired, removing what is old, writing what the statistics need."""
+"""What keeps a store in order: archiving expired sessions, removing old ones, writing what the statistics need."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ _A_DAY = timedelta(days=1)
 
 
 class UpkeepVerbs:
-    """For the one who keeps the store in order: it is about everybody's sessions. Each may be repeated at any time."""
+    """The verbs of maintenance, which concern everybody's sessions. Each may be repeated at any time."""
 
     settings: "Settings"
 
@@ -34,31 +34,31 @@ class UpkeepVerbs:
 
     @property
     def keeping(self) -> "Keeping":
-        """What the database keeps about sessions apart from them, the state of the jobs among it."""
+        """What the database stores besides the sessions, such as the state of the jobs."""
         return self._backend.keeping
 
     async def cleanup_expired_sessions(self) -> int:
-        """Move every expired session to the archive; how many were moved. Several may run at once, and share the work.
+        """Move every expired session to the archive; how many were moved. Several sweeps at once share the work.
 
-        What can't be archived is set aside in the quarantine; `sweep` counts it too.
+        Sessions that can't be archived are set aside in the quarantine; `sweep` counts those too.
         """
         return (await self.sweep()).archived
 
     async def sweep(self) -> SweepReport:
-        """As `cleanup_expired_sessions`; what became of each session that was looked at."""
+        """As `cleanup_expired_sessions`, but returns counts of everything that was done."""
         report = SweepReport()
         async for batch in self._backend.sweep(self._ended(clock.now())):
             report.add(batch)
         return report
 
     async def figures(self) -> StoreFigures:
-        """How the store stands, for who watches over it: how much is live, waits, is archived or set aside."""
+        """The state of the store, for monitoring: how many sessions are live, waiting, archived or in quarantine."""
         return await self._backend.figures(clock.now())
 
     async def delete_old_archived_sessions(self) -> int:
         """Delete sessions that were archived more than `session_retention_days` ago; how many. Their metrics stay.
 
-        A session on hold stays. In batches, each a transaction.
+        A session on hold stays. Each batch is one transaction.
         """
         before = clock.now() - timedelta(days=self.settings.session_retention_days)
         total, after, is_done = 0, None, False
@@ -69,12 +69,12 @@ class UpkeepVerbs:
         return total
 
     async def count_held_past_retention(self) -> int:
-        """How many archived sessions only a hold keeps."""
+        """How many archived sessions past retention a hold keeps."""
         before = clock.now() - timedelta(days=self.settings.session_retention_days)
         return await self._backend.keeping.count_held(before)
 
     async def purge_tombstones(self) -> int:
-        """Finish old deletions for good, and forget them: those older than the longest task and a day; how many."""
+        """Finish deletions older than the longest task plus a day, and forget them; how many."""
         before = clock.now() - timedelta(minutes=self.settings.task_time_limit_minutes) - _A_DAY
         total = 0
         while purged := await self._backend.purge_tombstones(before, at_most=_BATCH):
@@ -82,7 +82,7 @@ class UpkeepVerbs:
         return total
 
     async def write_missing_metrics(self) -> int:
-        """Write the metrics that archived sessions lack; how many. None where analytics is off."""
+        """Write the metrics that archived sessions lack; how many. Nothing is written if analytics is off."""
         if not self.settings.session_enable_analytics:
             return 0
         total, after, is_done = 0, None, False
@@ -94,34 +94,35 @@ class UpkeepVerbs:
 
     @property
     def current_key_id(self) -> str | None:
-        """With which key is encrypted now; `None` where nothing is.
+        """The id of the current encryption key; `None` if sessions aren't encrypted.
 
         Raises:
-            Misconfigured: the file of keys isn't as it should be.
+            Misconfigured: the key file is missing or not valid.
         """
         if self.settings.encryption_keys is None:
             return None
         return self._encrypted_backend().cipher.keyring().current.id
 
     def reencrypt_sessions(self, *, adopts_plaintext: bool = False) -> "AsyncIterator[Progress]":
-        """Encrypt everything with the current key, while others read and write; how far it came, batch by batch.
+        """Encrypt everything with the current key, while others read and write. Yields the progress after each batch.
 
-        It may be ended at any moment and begun again. With `adopts_plaintext`, what stands in clear is encrypted too.
+        It may be stopped at any moment and started again. With `adopts_plaintext`, values in clear text are encrypted
+        too.
 
         Raises:
-            NotSupported: nothing is encrypted here.
+            NotSupported: sessions aren't encrypted.
         """
         from fiml.sessions.backends.reencryption import Reencryption  # noqa: PLC0415 - which few calls need
 
         return Reencryption(self._encrypted_backend(), adopts_plaintext=adopts_plaintext).run()
 
     async def count_key_usage(self) -> Counter[str]:
-        """How many sessions each key is needed for, by its id; those with values in clear under the empty id.
+        """How many sessions need each key, by its id; under the empty id, those with values in clear text.
 
         Reads every session.
 
         Raises:
-            NotSupported: nothing is encrypted here.
+            NotSupported: sessions aren't encrypted.
         """
         from fiml.sessions.backends.reencryption import key_usage  # noqa: PLC0415 - as above
 
@@ -135,7 +136,7 @@ class UpkeepVerbs:
         return self._backend
 
     async def roll_up(self) -> int:
-        """Make the rollups of the days whose metrics changed anew; how many days."""
+        """Recompute the rollups of the days whose metrics changed; how many days."""
         days = await self._backend.keeping.days_behind()
         for day in days:
             await self._backend.keeping.roll_up(day)
