@@ -1,4 +1,4 @@
-"""What a session may hold: the limits, and JSON that comes back equal from every tier."""
+"""What a session may contain: the limits, and JSON that reads back equal from every tier."""
 
 import math
 from datetime import UTC, datetime
@@ -26,13 +26,13 @@ MAX_MAPS_BYTES = 4 * 1024 * 1024
 # PostgreSQL keeps at most 256 MiB in one JSONB value.
 MAX_HISTORY_BYTES = 128 * 1024 * 1024
 MAX_INTEGER_DIGITS = 1000
-# Of the intermediate results under such keys, which are the market's last answers, the records say the same.
+# Intermediate results with such keys are the market's last answers; the records of the queries say the same.
 ANSWER_PREFIX = "answer:"
-# What an encrypted value may take: an accepted one, a query's three parts together, always fits.
+# The limit for encrypted values: large enough for a query's three parts together, each of the maximum size.
 STORED_VALUE_BYTES = 2 * 1024 * 1024
-# 32 years: no session's times add up to an infinity.
+# 32 years: the sum of a session's times can't become infinite.
 MAX_DURATION_MS = 10**12
-# Between these floats are written without an exponent everywhere, and integers have no more than 64 bits.
+# Between these, every JSON encoder writes floats without an exponent; integers below the upper one fit into 64 bits.
 _LEAST_WITHOUT_EXPONENT, _LEAST_WITH_EXPONENT = 1e-4, 1e16
 _TOO_LARGE_INTEGER = 10**MAX_INTEGER_DIGITS
 
@@ -40,7 +40,7 @@ _LITERALS = {None: "null", True: "true", False: "false"}
 
 
 def plain(value: Any) -> str | int | float:
-    """What was checked to be a text, a number or a time, and is of a subclass, which msgspec doesn't know."""
+    """Convert a checked value of a subclass of str, int, float or datetime, which msgspec can't encode."""
     match value:
         case datetime():
             return clock.to_iso(value)
@@ -55,21 +55,21 @@ def plain(value: Any) -> str | int | float:
 
 
 ENCODER = msgspec.json.Encoder(enc_hook=plain)
-"""Writes what was checked."""
+"""Encodes values that were checked before."""
 
 
 def json_of(value: object) -> str:
-    """Compact JSON of what was checked."""
+    """Compact JSON of a value that was checked before."""
     return ENCODER.encode(value).decode()
 
 
 def to_json(value: object, path: str, *, most_bytes: int = MAX_VALUE_BYTES) -> str:
     """Compact JSON that decodes to a value equal to `value` from Redis, SQLite and PostgreSQL alike.
 
-    Floats are written without an exponent: JSONB would otherwise turn `1e23` into an integer that is another number.
+    Floats are written without an exponent: otherwise JSONB would turn `1e23` into an integer, which is not equal.
 
     Raises:
-        InvalidInput: names the path of the part that is not JSON, or the limit that the whole exceeds.
+        InvalidInput: a part is not JSON (the message has its path), or the whole exceeds a limit.
     """
     if (text := _encode_plain(value, path)) is not None or (text := _encode_flat(value)) is not None:
         return _within(text, path, most_bytes)
@@ -79,7 +79,7 @@ def to_json(value: object, path: str, *, most_bytes: int = MAX_VALUE_BYTES) -> s
 
 
 class _Encoder:
-    """Writes one value, and stops at the limit of its size: a small value may refer to itself a million times."""
+    """Encodes one value, and stops at the size limit: a small value may contain the same list a million times."""
 
     def __init__(self, path: str, most_bytes: int) -> None:
         self._path = path
@@ -139,7 +139,7 @@ class _Encoder:
 
 
 def _encode_plain(value: object, path: str) -> str | None:
-    """The JSON of what holds nothing else; `None` for what does, and for what is no JSON."""
+    """The JSON of a scalar; `None` for a list or dict, and for anything that isn't JSON."""
     match value:
         case str():
             return _encode_text(value, path)
@@ -153,7 +153,7 @@ def _encode_plain(value: object, path: str) -> str | None:
 
 
 def _encode_flat(value: object) -> str | None:
-    """The JSON of a dict of nothing but ordinary values, at once; `None` where the parts have to be looked at."""
+    """The JSON of a dict of ordinary scalars, encoded at once; `None` if the values must be encoded one by one."""
     if type(value) is not dict:
         return None
     for key, item in value.items():
@@ -189,17 +189,17 @@ def _refuse_size(path: str, most_bytes: int) -> NoReturn:
 
 
 def check_entries(where: str, entries: object) -> dict[str, str]:
-    """The JSON of entries of a session's maps."""
+    """Check the entries of one of a session's maps; returns the JSON of each value."""
     if not isinstance(entries, dict):
         raise InvalidInput(where, f"is a {type(entries).__name__}", "give a dict")
     return {key: check_entry(where, key, value) for key, value in entries.items()}
 
 
 def check_entry(where: str, key: object, value: object) -> str:
-    """The JSON of one entry of a session's maps.
+    """Check one entry of a session's maps; returns the JSON of its value.
 
     Raises:
-        InvalidInput: the key isn't a string that every tier keeps, or the value isn't JSON, or looks encrypted.
+        InvalidInput: the key isn't a string that every tier can store, or the value isn't JSON, or looks encrypted.
     """
     if isinstance(value, str) and value.startswith(sealed.PREFIX):
         refuse_sealed(f"{where}.{key}")
@@ -207,7 +207,7 @@ def check_entry(where: str, key: object, value: object) -> str:
 
 
 def encode_entry(where: str, key: object, value: object, *, most_bytes: int = STORED_VALUE_BYTES) -> str:
-    """The JSON of one entry as it is stored, which may be encrypted, and then is longer."""
+    """As `check_entry`, for an entry that is stored already. It may be encrypted, and so may be longer."""
     if not isinstance(key, str):
         raise InvalidInput(where, f"has the key {echo(key)}, a {type(key).__name__}", "keys of JSON are strings")
     check_characters(key, f"a key of {where}")
@@ -243,12 +243,12 @@ def _encode_float(value: float, path: str) -> str:
 
 
 def shown_path(path: str) -> str:
-    """A path as it may stand in a message."""
+    """A path, made safe for a message."""
     return echo(path)[1:-1]
 
 
 def check_characters(value: str, path: str) -> None:
-    """Refuse what no tier can keep: NUL characters and lone surrogates."""
+    """Refuse characters that not every tier can store: NUL and lone surrogates."""
     if "\0" in value:
         raise InvalidInput(shown_path(path), "has a NUL character", "remove it: no database keeps it in text")
     if not value.isascii():
@@ -351,10 +351,10 @@ def check_moment(value: object, field: str) -> datetime:
 
 
 def parse_moment(text: str, field: str) -> datetime:
-    """A time in UTC from a date, whose midnight it is, or a time with a zone, both as ISO 8601 has them.
+    """A time in UTC from an ISO 8601 date (its midnight) or an ISO 8601 time with a zone.
 
     Raises:
-        InvalidInput: it is neither.
+        InvalidInput: the text is neither.
     """
     valid = "give a date such as 2024-12-24, or a time such as 2024-12-24T15:30:00Z"
     try:
@@ -368,10 +368,10 @@ def parse_moment(text: str, field: str) -> datetime:
 
 
 def parse_session_id(value: object) -> UUID:
-    """A session's id from a `UUID` or its text form.
+    """A session's id, from a `UUID` or its text form.
 
     Raises:
-        InvalidSessionId: it is neither.
+        InvalidSessionId: the value is neither.
     """
     if isinstance(value, UUID):
         return value

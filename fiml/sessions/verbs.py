@@ -40,9 +40,9 @@ Found = TypeVar("Found")
 class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
     """What can be done with sessions, in the name of a caller.
 
-    Ids are `UUID` or text; a malformed one raises `InvalidSessionId`. Every verb raises `Unavailable` when an engine
-    is away, `CorruptRecord` for a session that is damaged, `SessionQuarantined` for one that was set aside for it, and
-    `SchemaTooNew` for one that a later fiml wrote. One that changes a session raises `NotPermitted` for who may only
+    Ids are `UUID` or text; a malformed one raises `InvalidSessionId`. Every verb raises `Unavailable` when an engine is
+    away, `CorruptRecord` if the session is damaged, `SessionQuarantined` if it was set aside because of that, and
+    `SchemaTooNew` if a later fiml wrote it. A verb that changes a session raises `NotPermitted` if the caller may only
     read it.
     """
 
@@ -52,7 +52,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
 
     @property
     def user_id(self) -> str | None:
-        """Whose sessions these are; `None` for everybody's."""
+        """The user whose sessions these are; `None` for everybody's."""
         return self._caller.user
 
     @property
@@ -71,8 +71,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         """A new session, which lives `ttl_hours` (default: `session_default_ttl_hours`). One round trip.
 
         Raises:
-            InvalidInput: a value is over a limit; nothing was written.
-            Unconfirmed: it is there under the `session_id` that this has, but not on enough replicas.
+            InvalidInput: a value exceeds a limit; nothing was written.
+            Unconfirmed: the session was created, but is not on enough replicas; the error has its `session_id`.
         """
         hours = self._hours(ttl_hours, "ttl_hours")
         now = clock.now()
@@ -95,13 +95,14 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         return to_session(record)
 
     async def get_session(self, session_id: SessionId, *, recent_queries: int | None = None) -> Session | None:
-        """A session with its whole history, or with the last `recent_queries` of it. One round trip for a live one.
+        """A session with its whole history, or only its last `recent_queries`; `None` if there is no such session.
 
-        A live session's last access moves to now. An archived or expired one is for reading. `None` where there is
-        no such session.
+        One round trip for a live session, whose last access moves to now. An archived or expired session can be read,
+        but takes no changes.
 
         Raises:
-            CorruptRecord: what is stored can't be read; a `SessionQuarantined` was set aside for it.
+            CorruptRecord: the stored session can't be read.
+            SessionQuarantined: it was set aside because it couldn't be archived.
         """
         parsed = values.parse_session_id(session_id)
         if recent_queries is not None:
@@ -118,17 +119,17 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
     async def update_session(
         self, session_id: SessionId, session: Session, expected_version: int | None = None
     ) -> Session:
-        """Write what changed on `session` since it was read or last written; the merged session.
+        """Write what changed on `session` since it was read or last written. Returns the merged session.
 
-        One round trip, and more where the expiry changes.
+        One round trip, or more if the expiry changes.
 
         Changes of several writers commute: queries are appended, entries set or removed one by one, names added or
-        removed, scalars set. With `expected_version`, nothing is written unless the session is at it.
+        removed, scalars set. With `expected_version`, nothing is written unless the session has that version.
 
         Raises:
-            SessionNotFound, SessionExpired, SessionArchived: it isn't live.
-            SessionConflict: it isn't at the expected version.
-            SessionFull: it would hold too many queries.
+            SessionNotFound, SessionExpired, SessionArchived: the session isn't live.
+            SessionConflict: the session doesn't have the expected version.
+            SessionFull: it would have too many queries, or has had too many changes.
             InvalidInput: a value can't be stored.
         """
         parsed = values.parse_session_id(session_id)
@@ -168,9 +169,9 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         context: dict[str, object] | None = None,
         intermediate_results: dict[str, object] | None = None,
     ) -> QueryTotals:
-        """Append a query without reading the session, with entries that go with it; the new totals. One round trip.
+        """Append a query, and set entries that belong to it, without reading the session. Returns the new totals.
 
-        Repeating it with the same `query.id` appends nothing.
+        One round trip. If a query with the same `query.id` is there already, none is appended.
 
         Raises:
             SessionNotFound, SessionExpired, SessionArchived, SessionFull: as `update_session`.
@@ -185,10 +186,11 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         return (await self._write(parsed, change)).totals
 
     async def extend_session(self, session_id: SessionId, hours: int) -> Session:
-        """Move the expiry `hours` later, at most to now plus the maximum TTL; the session. One round trip.
+        """Move the expiry `hours` later, at most to now plus the maximum TTL. Returns the session. One round trip.
 
         Raises:
-            SessionNotFound, SessionExpired, SessionArchived: it isn't live.
+            SessionNotFound, SessionExpired, SessionArchived: the session isn't live.
+            SessionFull: it has had too many changes.
         """
         parsed = values.parse_session_id(session_id)
         max_hours = self.settings.session_max_ttl_hours
@@ -200,7 +202,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         return to_session(record)
 
     async def resume_session(self, session_id: SessionId, hours: int | None = None) -> Session:
-        """An expired or archived session, live again for `hours`, with its whole history; a live one as it is.
+        """Make an expired or archived session live again, for `hours`, with its whole history. A live one is unchanged.
 
         Raises:
             SessionNotFound: there is no such session.
@@ -214,12 +216,12 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         return to_session(record)
 
     async def archive_session(self, session_id: SessionId) -> bool:
-        """End a session now and move it to the archive; `False` where it isn't live."""
+        """End a session now and move it to the archive; `False` if it isn't live."""
         parsed = values.parse_session_id(session_id)
         return await self._backend.archive(parsed, self._ended(clock.now()), caller=self._caller)
 
     async def delete_session(self, session_id: SessionId) -> bool:
-        """Remove a session for good, from both tiers and the quarantine; `False` where there is none.
+        """Remove a session for good, from both tiers and the quarantine; `False` if there is no such session.
 
         Raises:
             SessionOnHold: it is on legal hold; nothing was removed.
@@ -236,15 +238,15 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         tag: str | None = None,
         asset: str | None = None,
     ) -> SummaryPage:
-        """A page of a user's sessions, newest first; of everybody's where `user_id` is `None`.
+        """A page of a user's sessions, newest first; of everybody's if `user_id` is `None`.
 
-        A principal's page has its own sessions and those that were shared with it.
+        A principal's page has its own sessions and those that are shared with it.
 
-        The pages of one cursor are complete and without doubles while sessions come and go. With `include_archived`,
-        a page is `partial` while the archive is away.
+        Pages that follow each other by cursor are complete and without duplicates, even while sessions come and go.
+        With `include_archived`, a page is `partial` while the archive is away.
 
         Raises:
-            InvalidInput: a limit or a cursor is not valid.
+            InvalidInput: a filter, the limit or the cursor is not valid.
         """
         size = values.check_limit(limit)
         start = None if cursor is None else decode_cursor(cursor)
@@ -267,10 +269,10 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         return SummaryPage(summaries, next_cursor, partial=is_partial)
 
     def acting_as(self, user_id: str | None) -> str | None:
-        """Whose sessions are meant: the given user's, or the caller's.
+        """The user whose sessions are meant: the given one, or the caller.
 
         Raises:
-            NotPermitted: the user is another one than the caller.
+            NotPermitted: the given user is somebody other than the caller.
         """
         own = self._caller.user
         if own is None or user_id is None or user_id == own:
@@ -301,22 +303,22 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         )
 
     async def _live_on(self, session_id: UUID, result: WriteResult, change: Change) -> WriteResult:
-        """How a session stands after a write, extended where it is in use near its end and the settings say so."""
+        """Extend a session after a write, if smart TTL is on and its end is near. Returns its state after that."""
         if not self.settings.session_smart_ttl or "expires_at" in change.scalars:
             return result
         return await live_on(self._backend, self.settings, session_id, result, caller=self._caller)
 
     async def _refuse_unread(self, session_id: UUID) -> NoReturn:
-        """Refuse to write an object that never came from the store: nobody knows what changed on it."""
+        """Refuse to write an object that never came from the store, since there is nothing to compare it with."""
         refuse_unless_live(session_id, await self.get_session(session_id, recent_queries=0))
         raise InvalidInput("session", "was not read from the store", "change and write what get_session returned")
 
     async def _on_live(self, session_id: UUID, operation: Callable[[], Awaitable[Found | None]]) -> Found:
-        """What `operation` finds among the live sessions.
+        """Run an operation on a live session, and return its result.
 
         Raises:
-            SessionArchived: it is archived.
-            SessionNotFound: it is nowhere.
+            SessionArchived: the session is archived.
+            SessionNotFound: there is no such session.
         """
         for part in LOOKS:
             if part == "live":
@@ -329,10 +331,10 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
 
 
 def refuse_unless_live(session_id: UUID, session: Session | None) -> Session:
-    """A session that takes changes.
+    """The session, if it takes changes.
 
     Raises:
-        SessionNotFound, SessionArchived, SessionExpired: it doesn't.
+        SessionNotFound, SessionArchived, SessionExpired: the session isn't live.
     """
     if session is None:
         raise SessionNotFound(session_id)

@@ -1,4 +1,4 @@
-"""What sessions add up to: one question, one query, one result."""
+"""Statistics over sessions: one question, one query, one result."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 class LiveSessions(Protocol):
-    """Where live sessions can be looked through: a `SessionStore` is one."""
+    """A source of live sessions, such as a `SessionStore`."""
 
     settings: Settings
 
@@ -40,10 +40,10 @@ class LiveSessions(Protocol):
 
 
 class SessionAnalytics:
-    """Figures over sessions whose metrics were written, as when they end; with a store, over live ones too.
+    """Statistics over sessions whose metrics were written, which happens when they end; with a store, also live ones.
 
-    `session_maker` is the store's. Where `session_enable_analytics` is off, nothing is written, and the figures come
-    from what is there.
+    `session_maker` is the store's. If `session_enable_analytics` is off, no metrics are written, and the statistics
+    cover those that exist.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class SessionAnalytics:
         self._settings = settings or Settings()
 
     async def record_session_metrics(self, session: Session) -> None:
-        """Write the metrics of a session as it is now. The same version twice changes nothing, a later one replaces.
+        """Write the metrics of a session as it is now. A later version replaces an earlier one.
 
-        Nothing is written where analytics is off.
+        Nothing is written if analytics is off.
         """
         if self._settings.session_enable_analytics:
             header = header_of(session)
@@ -74,17 +74,17 @@ class SessionAnalytics:
     async def get_session_stats(
         self, user_id: str | None = None, session_type: SessionType | str | None = None, days: int = 30
     ) -> SessionStats:
-        """Figures over the sessions created within the last `days`, of one user or type or of all.
+        """Statistics over the sessions created within the last `days`, of one user or type, or of all.
 
         A dict with the keys `total_sessions`, `active_sessions`, `archived_sessions`, `total_queries`,
         `avg_queries_per_session`, `avg_duration_seconds` (creation to last access), `abandonment_rate` (ended by
         expiry with fewer than two queries; from 0 to 1), `cache_hit_rate` (from 0 to 1), `type_breakdown`,
         `top_assets` and `popular_tags` (at most ten pairs of name and number of sessions),
         `query_type_distribution`, `queries_over_time` (pairs of day in UTC and number of queries),
-        `median_query_time_ms` and `p95_query_time_ms` (`None` where no query was timed; the middle of a logarithmic
-        bucket, off by at most `query_time_error`, a fraction), `analytics_enabled`.
+        `median_query_time_ms` and `p95_query_time_ms` (`None` if no query was timed; each is the middle of a
+        logarithmic bucket, off by at most the fraction `query_time_error`), `analytics_enabled`.
 
-        Computed by the database over daily rollups; days whose sessions changed since are added up from their metrics.
+        The database computes them from daily rollups; for days whose metrics changed since, from the metrics.
 
         Raises:
             InvalidInput: a filter is not valid.
@@ -129,10 +129,10 @@ class SessionAnalytics:
         session_type: SessionType | str | None = None,
         days: int = 30,
     ) -> int:
-        """Write the metrics of ended sessions to a new file, one row a session, newest first; how many.
+        """Write the metrics of ended sessions to a new file, one row a session, newest first; how many rows.
 
-        `format` is `csv`, `jsonl` or `parquet`, by default as the file's name ends. Any number of rows, in bounded
-        memory. In CSV and Parquet lists and counts are JSON texts. A file that isn't finished is removed.
+        `format` is `csv`, `jsonl` or `parquet`; the default is the file's suffix. Memory is bounded for any number of
+        rows. In CSV and Parquet, lists and counts are JSON texts. If writing fails, the file is removed.
 
         Raises:
             InvalidInput: the format is unknown, the file exists or can't be written, or a filter is not valid.
@@ -161,7 +161,7 @@ class SessionAnalytics:
     async def _transact(self, function: Callable[[Connection], Result], *, begin: str = "BEGIN") -> Result:
         with translated("the database of ended sessions"):
             async with asyncio.timeout(WITHIN_S), self._session_maker.begin() as session:
-                # The inner bound gives the connection up, at which the driver lingers; the outer one ends that too.
+                # The inner limit cancels connecting, after which the driver may linger; the outer limit ends that too.
                 async with asyncio.timeout(CALL_S), asyncio.timeout(CALL_S - 0.5):
                     connection = await session.connection(execution_options={SQLITE_BEGIN: begin})
                 return await connection.run_sync(function)

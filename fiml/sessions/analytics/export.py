@@ -1,4 +1,4 @@
-"""Rows of metrics, page by page into a file."""
+"""Writes rows of metrics to a file, page by page."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 def page(connection: Connection, filters: Filters, *, limit: int = PAGE, after: Row | None) -> list[Row]:
-    """Rows of ended sessions, newest first, behind another one."""
+    """Rows of ended sessions, newest first, after another row."""
     created_at, session_id = session_metrics.c.created_at, session_metrics.c.session_id
     statement = (
         select(*_COLUMNS)
@@ -46,7 +46,7 @@ def flat(row: Row) -> Row:
 
 
 class Target(ABC):
-    """A new file that takes rows; one that isn't finished is removed."""
+    """A new file to which rows are written."""
 
     suffix: ClassVar[str]
 
@@ -59,7 +59,7 @@ class Target(ABC):
 
     @abstractmethod
     def add(self, rows: Sequence[Row]) -> None:
-        """Write rows behind those before."""
+        """Append rows."""
 
     @abstractmethod
     def close(self) -> None:
@@ -126,10 +126,10 @@ _TARGETS: dict[str, type[Target]] = {target.suffix: target for target in (_Csv, 
 
 
 def open_target(path: Path, format_name: str | None) -> Target:
-    """What writes a file of a format.
+    """Create a new file in a format, by default that of its suffix.
 
     Raises:
-        InvalidInput: the format is unknown, or the file exists or can't be made.
+        InvalidInput: the format is unknown, or the file exists or can't be created.
         MissingExtra: the format needs a package that isn't installed.
     """
     name = path.suffix.removeprefix(".") if format_name is None else format_name
@@ -147,10 +147,10 @@ def open_target(path: Path, format_name: str | None) -> Target:
 
 
 async def write(target: Target, read_page: Callable[[Row | None], Awaitable[list[Row]]]) -> int:
-    """Write all pages; how many rows.
+    """Write all pages; how many rows. If that fails, the file is removed.
 
     Raises:
-        InvalidInput: the file can't be written to its end.
+        InvalidInput: the file can't be written completely.
     """
     count, last = 0, None
     is_finished = False

@@ -1,4 +1,4 @@
-"""The query behind the statistics, and the few live sessions on top of it."""
+"""The query behind the statistics, and adding live sessions to its result."""
 
 import json
 from collections import Counter, defaultdict
@@ -19,7 +19,7 @@ _MOST_SPANS = 50
 _A_DAY = timedelta(days=1)
 
 Sums = dict[str, Counter[str]]
-"""Numbers by kind and name; those of `rollups.NUMBERS` have the empty name."""
+"""Numbers by kind and name; the kinds in `rollups.NUMBERS` have a single number, with an empty name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Filters:
     session_type: str | None = None
 
     def on_metrics(self) -> list[ColumnElement[bool]]:
-        """The conditions, but for the time."""
+        """The conditions on rows of metrics, except the time."""
         conditions: list[ColumnElement[bool]] = []
         if self.user_id is not None:
             conditions.append(session_metrics.c.user_id == self.user_id)
@@ -40,7 +40,7 @@ class Filters:
         return conditions
 
     def on_rollups(self) -> list[ColumnElement[bool]]:
-        """The conditions, but for the time."""
+        """The conditions on rows of rollups, except the time."""
         rows = session_rollups.c
         conditions = [rows.everybody.is_(self.user_id is None), rows.user_id == (self.user_id or "")]
         if self.session_type is not None:
@@ -49,18 +49,18 @@ class Filters:
 
 
 def sum_ended(connection: Connection, filters: Filters, *, live_ids: Sequence[UUID]) -> Sums:
-    """What the sessions with metrics add up to, without those that are live."""
+    """The totals of the sessions that have metrics, without those that are live."""
     sums: Sums = defaultdict(Counter)
     for kind, name, number in connection.execute(statement(connection, filters)):
         sums[kind][name] += int(number or 0)
-    # A crash can leave a session both live and archived: there the live one counts.
+    # After a crash, a session may be both live and archived: then the live one counts.
     for row in _metrics_of(connection, filters, live_ids):
         _subtract(sums, row)
     return sums
 
 
 def statement(connection: Connection, filters: Filters) -> Any:
-    """Kind, name and number: rollups for the days that have them, metrics for the first one and those behind."""
+    """Select kind, name and number: from current rollups, but from metrics for the first day and outdated days."""
     first = metrics.day_of(filters.since)
     spans = _spans([day for day in rollups.days_behind(connection, first) if day > first])
     day, created_at = session_rollups.c.day, session_metrics.c.created_at
@@ -74,7 +74,7 @@ def statement(connection: Connection, filters: Filters) -> Any:
 
 
 def _spans(days: Sequence[date]) -> list[tuple[date, date]]:
-    """Days in order as first and last of those that follow each other; where that would be many, all as one."""
+    """Sorted days as spans of consecutive days, first to last; as a single span if there would be too many."""
     spans: list[tuple[date, date]] = []
     for day in days:
         if spans and day == spans[-1][1] + _A_DAY:
@@ -89,7 +89,7 @@ def _midnight(day: date) -> datetime:
 
 
 def sum_live(sums: Sums, headers: Sequence[Header], now: datetime) -> None:
-    """Count live sessions too."""
+    """Add live sessions to the totals."""
     for header in headers:
         totals = header.totals
         numbers = {

@@ -1,4 +1,4 @@
-"""What the analytics answer with: plain values, which pandas and polars take where they are installed."""
+"""The results of the analytics: plain values, which can be turned into pandas or polars data frames."""
 
 from collections import Counter
 from typing import Any, Self
@@ -27,11 +27,11 @@ def _polars() -> Any:
 
 
 class SessionStats(dict[str, Any]):
-    """Statistics, as `get_session_stats` says."""
+    """Statistics, as `get_session_stats` describes them."""
 
     @classmethod
     def of(cls, sums: dict[str, Counter[str]], *, is_enabled: bool) -> Self:
-        """The statistics of sums by kind and name."""
+        """The statistics from totals by kind and name."""
         total = {kind: sums[kind][""] for kind in ("sessions", "active", "queries", "cache_hits", "abandoned")}
         count = total["sessions"]
         times = {int(bucket): number for bucket, number in sums["time_histogram"].items() if number > 0}
@@ -98,7 +98,7 @@ class MetricsTable(list[dict[str, Any]]):
         return _pandas().DataFrame(list(self))
 
     def to_polars(self) -> Any:
-        """As a polars DataFrame; the counts by name are JSON texts there.
+        """As a polars DataFrame, in which lists and counts by name are JSON texts.
 
         Raises:
             MissingExtra: polars is not installed.
