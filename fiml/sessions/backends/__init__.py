@@ -1,4 +1,4 @@
-"""Where sessions are kept. `open_backend` picks the deployment that the settings name."""
+"""Where sessions are stored. `open_backend` chooses the deployment by the settings."""
 
 from fiml.core.config import Settings
 from fiml.core.errors import MissingExtra
@@ -6,7 +6,7 @@ from fiml.sessions.backends.base import Backend
 
 
 async def open_backend(settings: Settings) -> Backend:
-    """The backend of the settings, connected.
+    """The backend that the settings name, connected.
 
     Raises:
         Misconfigured: a part is missing, or a database can't be used as it is.
@@ -19,7 +19,7 @@ async def open_backend(settings: Settings) -> Backend:
 
 
 def with_encryption(backend: Backend, settings: Settings) -> Backend:
-    """A backend whose values are encrypted at rest, where the settings say so."""
+    """The backend, with encryption at rest around it if the settings ask for it."""
     if settings.encryption_keys is None:
         return backend
     from fiml.sessions.backends.encrypted import EncryptedBackend  # noqa: PLC0415 - off by default, and slow to load
@@ -34,9 +34,9 @@ async def upgrade_schema(settings: Settings) -> str:
 
     Raises:
         SchemaTooNew: a later fiml wrote it.
-        Unavailable: it is away.
+        Unavailable: the database is away.
     """
-    from fiml.db.schema import REVISIONS  # noqa: PLC0415 - with SQLAlchemy, which only this needs here
+    from fiml.db.schema import REVISIONS  # noqa: PLC0415 - loads SQLAlchemy, which only this function needs
 
     if settings.database_url is None:
         backend = _embedded(settings)

@@ -1,4 +1,4 @@
-"""Ended sessions in SQL, the same on PostgreSQL and SQLite. The functions run in the caller's transaction."""
+"""Archived sessions in SQL, on PostgreSQL and SQLite alike. The functions run in the caller's transaction."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import MAPS, Header, SessionRecord, check_format
 from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, right_in
 
-# A process that stands still in the middle holds its locks no longer than this, and nobody waits for it longer.
+# A process that hangs within a transaction loses its locks after a minute; others wait for a lock five seconds at most.
 _BOUNDS = "set_config('idle_in_transaction_session_timeout', '60s', true), set_config('lock_timeout', '5s', true)"
-# Two locks of the same id exclude each other: archiving, deleting and holding one session.
+# Locks by a session's id: archiving, deleting and holding the same session exclude each other.
 _LOCK = text(
     f"SELECT {_BOUNDS}, pg_advisory_xact_lock(hashtextextended(id, 0))"  # noqa: S608 - a constant
     " FROM unnest(CAST(:ids AS text[])) AS id ORDER BY id"
@@ -54,13 +54,13 @@ _SUMMARY = (
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Which of the sessions that were to be archived were not: deleted for good, or in somebody else's hands."""
+    """Which sessions were not archived: `buried` ones are deleted for good, `busy` ones are locked by somebody else."""
 
     buried: set[UUID]
     busy: set[UUID]
 
     def has(self, session_id: UUID) -> bool:
-        """Whether a session is in the archive now."""
+        """Whether a session was archived."""
         return session_id not in self.buried and session_id not in self.busy
 
 
@@ -72,14 +72,14 @@ def put(
     texts: Mapping[UUID, str] | None = None,
     is_patient: bool = False,
 ) -> Put:
-    """Copy sessions and their metrics into the archive, over older versions only.
+    """Copy sessions and their metrics into the archive, replacing older versions only.
 
-    One transaction with what surrounds it: a session's row and its metrics come together or not at all. Sessions that
-    somebody else archives or deletes right now are left to them; one alone waits where it `is_patient`. `texts` are the
-    words of sessions that were read before.
+    A session's row and its metrics are written together or not at all. Sessions that somebody else is archiving or
+    deleting are left out, unless the call `is_patient` and waits for them. `texts` are words of sessions that were
+    computed before.
 
     Raises:
-        SchemaTooNew: a later fiml wrote one; its row would lack what only that one knows.
+        SchemaTooNew: a later fiml wrote a session; its row would lack what only that fiml knows.
     """
     for record in records:
         check_format(record.header.format)
@@ -104,7 +104,7 @@ def _is_newer(new: Any) -> ColumnElement[bool]:
 
 
 def fetch(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> SessionRecord | None:
-    """An ended session, whole."""
+    """An archived session, whole."""
     query = select(sessions).where(sessions.c.id == session_id, archived_grants.seen_by(connection, caller))
     try:
         row = connection.execute(query).mappings().one_or_none()
@@ -114,7 +114,7 @@ def fetch(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) ->
 
 
 def find(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> tuple[int, Right] | None:
-    """The version at which an ended session is in the archive, and what the caller may do with it."""
+    """The version of an archived session, and what the caller may do with it."""
     columns = (sessions.c.version, sessions.c.user_id, sessions.c.grants)
     seen = select(*columns).where(sessions.c.id == session_id, archived_grants.seen_by(connection, caller))
     row = connection.execute(seen).one_or_none()
@@ -125,12 +125,12 @@ def find(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> 
 
 
 def remove(connection: Connection, session_id: UUID, version: int) -> bool:
-    """Take a session out of the archive, with its metrics, if it is there at this version."""
+    """Take a session out of the archive, with its metrics, if it has this version there."""
     return _remove(connection, session_id, sessions.c.version == version)
 
 
 def remove_older(connection: Connection, session_id: UUID, version: int) -> bool:
-    """Take a session out of the archive, with its metrics, if it is there at a version before this one."""
+    """Take a session out of the archive, with its metrics, if it has an older version there."""
     return _remove(connection, session_id, sessions.c.version < version)
 
 
@@ -142,13 +142,13 @@ def _remove(connection: Connection, session_id: UUID, at_version: ColumnElement[
 
 
 def remove_all(connection: Connection, headers: Sequence[Header]) -> None:
-    """Take the sessions that are there at these versions out of the archive, with their metrics."""
+    """Take those sessions out of the archive, with their metrics, that have the same version there."""
     for header in headers:
         remove(connection, header.id, header.version)
 
 
 def bury(connection: Connection, session_id: UUID, *, version: int, now: datetime) -> None:
-    """Delete a session for good and leave a tombstone, which the archive never overwrites."""
+    """Delete a session for good, and leave a tombstone that keeps it from being archived again."""
     tombstone = {"id": session_id, "version": version, "deleted_at": now}
     insert = insert_into(connection, tombstones).values(tombstone)
     connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))
@@ -164,11 +164,11 @@ def is_buried(connection: Connection, session_id: UUID) -> bool:
 
 
 def page(connection: Connection, query: PageQuery) -> list[Header]:
-    """Ended sessions by `created_at` descending, then id."""
+    """Archived sessions by `created_at` descending, then id."""
     own = [_header(row) for row in connection.execute(_page_statement(connection, query)).mappings()]
     if query.given_to is None:
         return own
-    # Apart from its own, which an index has in order.
+    # A query of their own: the user's own sessions come from an index, in order.
     everybodys = _page_statement(connection, replace(query, user_id=None))
     given = archived_grants.among_given(connection, everybodys, query.given_to)
     found = readable(
@@ -202,14 +202,14 @@ def _page_statement(connection: Connection, query: PageQuery) -> Select[Any]:
 
 
 def lock(connection: Connection, session_ids: Sequence[UUID]) -> None:
-    """Wait until nobody else archives, deletes or holds a session."""
-    # SQLite's transactions that write exclude each other as a whole.
+    """Wait until nobody else is archiving, deleting or holding one of the sessions."""
+    # On SQLite, writing transactions exclude each other anyway.
     if is_postgresql(connection):
         connection.execute(_LOCK, {"ids": sorted(str(session_id) for session_id in session_ids)})
 
 
 def try_lock(connection: Connection, session_ids: Sequence[UUID]) -> set[UUID]:
-    """Lock the sessions that nobody else has; those that somebody has."""
+    """Lock the sessions that nobody else has locked. Returns those that could not be locked."""
     if not is_postgresql(connection):
         return set()
     found = connection.execute(_TRY_LOCK, {"ids": [str(session_id) for session_id in session_ids]})
@@ -248,7 +248,7 @@ def _session_row(record: SessionRecord, ended: Ended) -> dict[str, Any]:
 
 
 def json_object(entries: Mapping[str, str]) -> str:
-    """The JSON of a map."""
+    """A map as a JSON object, from the JSON of its values."""
     return "{" + ",".join(f"{encode_basestring(key)}:{value}" for key, value in entries.items()) + "}"
 
 
@@ -270,7 +270,7 @@ def _corruption_of(row: RowMapping) -> Iterator[None]:
 
 
 def _header_of_another(row: RowMapping) -> Header | None:
-    """Another's damage hides nothing of one's own."""
+    """The header of another user's session; `None` if it is damaged, so that one's own are still listed."""
     try:
         return _header(row)
     except CorruptRecord as exc:

@@ -1,4 +1,4 @@
-"""Whom ended sessions are given to, in SQL. The functions run in the caller's transaction."""
+"""Whom archived sessions are shared with, in SQL. The functions run in the caller's transaction."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -31,20 +31,20 @@ from fiml.sessions.rights import Caller, GrantChange, Grants, ShareRules, act_of
 
 
 def seen_by(connection: Connection, caller: Caller) -> ColumnElement[bool]:
-    """The condition that a session is the caller's, or was given to it."""
+    """The condition that a session is the caller's own, or shared with the caller."""
     if caller.user is None:
         return true()
     return or_(sessions.c.user_id == caller.user, given_to(connection, caller.user))
 
 
 def given_to(connection: Connection, user_id: str) -> ColumnElement[bool]:
-    """The condition that a session was given to a user."""
+    """The condition that a session is shared with a user."""
     return _has(connection, f"s:{user_id}")
 
 
 @dataclass(frozen=True, slots=True)
 class EndedSession:
-    """An ended session, as far as giving it to others goes."""
+    """As much of an archived session as sharing it needs."""
 
     id: UUID
     owner: str | None
@@ -55,7 +55,7 @@ class EndedSession:
 
 
 def find(connection: Connection, session_id: UUID, change: GrantChange, caller: Caller) -> EndedSession | None:
-    """An ended session that is there for this caller, or that a code which it redeems may give it."""
+    """An archived session that the caller sees, or for which the caller redeems a code."""
     is_seen = seen_by(connection, caller)
     if change.what == "redeem":
         is_seen = or_(is_seen, *(_has(connection, f"{letter}:{change.field}") for letter in "ve"))
@@ -68,10 +68,10 @@ def find(connection: Connection, session_id: UUID, change: GrantChange, caller: 
 
 
 def share(connection: Connection, ended: EndedSession, change: GrantChange, rules: ShareRules) -> Grants | None:
-    """As `Backend.share`, for an ended session that was found.
+    """As `Backend.share`, for an archived session that `find` found.
 
     Raises:
-        SessionConflict: it has changed since, or is gone.
+        SessionConflict: the session has changed since then, or is gone.
         SchemaTooNew: a later fiml wrote it.
     """
     after = changed(ended.id, ended.owner, ended.grants, ended.version, change, rules)
@@ -91,14 +91,15 @@ def share(connection: Connection, ended: EndedSession, change: GrantChange, rule
 
 
 def given_ids(connection: Connection, user_id: str) -> set[UUID]:
-    """Every ended session that is given to a user."""
+    """Every archived session that is shared with a user."""
     return set(connection.scalars(select(sessions.c.id).where(given_to(connection, user_id))))
 
 
 def among_given(connection: Connection, statement: Select[Any], user_id: str) -> Select[Any]:
-    """The statement over `sessions`, of those that were given to a user.
+    """A statement over `sessions`, restricted to those that are shared with a user.
 
-    PostgreSQL would rather go through all sessions in their order than sort the few that its index finds.
+    Without the materialized part, PostgreSQL would scan all sessions in order rather than sort the few that its index
+    finds.
     """
     if not is_postgresql(connection):
         return statement.where(given_to(connection, user_id))
@@ -111,5 +112,5 @@ def _has(connection: Connection, field: str) -> ColumnElement[bool]:
         return sessions.c.grants.op("?", is_comparison=True)(bindparam(None, field, Text))
     members = json_members(connection, sessions.c.grants)
     has_it = select(members.c.key).where(members.c.key == field).exists()
-    # The first term lets an index have only those that are given to anybody; CASE, since what is damaged is no JSON.
+    # The first term matches a partial index, of sessions with any grants. CASE, since a damaged value isn't JSON.
     return and_(text("sessions.grants <> '{}'"), case((func.json_valid(sessions.c.grants) == 1, has_it), else_=false()))

@@ -36,10 +36,10 @@ def fetch(connection: Connection, session_id: UUID, caller: Caller) -> SessionRe
 def revived(
     ended: SessionRecord, *, until: datetime, now: datetime, caller: Caller
 ) -> tuple[SessionRecord, list[EncodedQuery]]:
-    """An archived session as it goes on living, and its queries one by one; the trail says who resumed it.
+    """An archived session as it becomes live again, and its queries one by one. Its trail says who resumed it.
 
     Raises:
-        NotPermitted: the caller may only view it.
+        NotPermitted: the caller may only read it.
     """
     demand_of(ended, caller, Right.WRITE)
     record, queries = records.revived(ended, until=until, now=now)
@@ -48,17 +48,17 @@ def revived(
 
 
 def demand_of(record: SessionRecord, caller: Caller, needed: Right) -> None:
-    """Refuse what the caller, who sees a session, may not do with it.
+    """Demand a right to a session that the caller sees.
 
     Raises:
-        NotPermitted: it has less than the needed right.
+        NotPermitted: the caller has less than the needed right.
     """
     held = right_of(record.header.user_id, record.header.grants, caller)
     demand(record.header.id, held or Right.READ, needed)
 
 
 def find(connection: Connection, session_id: UUID, caller: Caller) -> tuple[int, Right] | None:
-    """At which version a session is archived or in quarantine, where it may have none that can be read; the right."""
+    """The version of a session that is archived or in quarantine (there unknown: 0), and the caller's right to it."""
     found = archive.find(connection, session_id, caller)
     if found is None and quarantine.fetch(connection, session_id, caller.user) is not None:
         return _UNKNOWN_VERSION, Right.OWN
@@ -66,7 +66,7 @@ def find(connection: Connection, session_id: UUID, caller: Caller) -> tuple[int,
 
 
 def find_version(connection: Connection, session_id: UUID, caller: Caller, needed: Right) -> int | None:
-    """At which version a session is archived or in quarantine.
+    """The version of a session that is archived or in quarantine; `None` if the caller sees none there.
 
     Raises:
         NotPermitted: the caller sees it, but has less than the needed right.
@@ -87,10 +87,10 @@ def ids_of(connection: Connection, user_id: str) -> set[UUID]:
 
 
 def bury(connection: Connection, session_id: UUID, *, version: int, now: datetime) -> None:
-    """Delete a session for good, unless it is held.
+    """Delete a session for good, unless it is on hold.
 
     Raises:
-        SessionOnHold: it is; nothing was deleted.
+        SessionOnHold: it is on hold; nothing was deleted.
     """
     holds.refuse(connection, session_id)
     archive.bury(connection, session_id, version=version, now=now)
@@ -104,7 +104,7 @@ def archive_again(
     caller: Caller,
     record_in: Callable[[UUID, Dump], SessionRecord],
 ) -> bool:
-    """Archive a session from the quarantine; `False` where it isn't there.
+    """Archive a session from the quarantine; `False` if it isn't there.
 
     Raises:
         SessionQuarantined: it still can't be read.
@@ -115,7 +115,7 @@ def archive_again(
     assert dump is not None  # noqa: S101 - found above, in the same transaction
     try:
         record = record_in(session_id, dump)
-        # While it lay there nobody could take back what was given: its owner gives it anew.
+        # While it was in quarantine, nobody could take grants back: the owner has to share it again.
         record = replace(record, header=replace(record.header, grants={}))
         archive.put(connection, [record], ended, is_patient=True)
     except CorruptRecord as exc:

@@ -1,11 +1,12 @@
-"""What a backend must keep, in words. Every backend passes the conformance suite in `fiml.testing`.
+"""The contract of a backend, in words. Every backend passes the conformance suite in `fiml.testing`.
 
-A backend takes and gives records whose JSON is text; it never decodes a value. Absence, and another owner's session,
-are `None` or `False`, alike in every respect. `caller` sees what it owns or was given. A method that changes a session
-needs an editor, `delete` and `share` the owner, and raises `NotPermitted` for less; the change enters the audit trail.
+A backend takes and returns records whose JSON is text; it never decodes a value. For a missing session and for another
+user's, methods return `None` or `False`, with no difference between the two. A `caller` sees the sessions that it owns
+or that are shared with it. A method that changes a session needs an editor, `delete` and `share` need the owner, and
+they raise `NotPermitted` for less; every change is recorded in the audit trail.
 
-All methods raise `Unavailable` when an engine that they need is away. While only the archive's is, live sessions work;
-a session that isn't among them is `Unavailable`, never absent.
+All methods raise `Unavailable` when an engine that they need is away. While only the archive's engine is away, live
+sessions work; asking for any other session raises `Unavailable`, and never says that it doesn't exist.
 """
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -20,7 +21,7 @@ from fiml.sessions.records import Header, SessionRecord
 from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, right_of
 from fiml.sessions.searching import Wanted
 
-if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a server's start waits for nothing of it
+if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a server starts without it
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
     from fiml.sessions.backends.keeping import Keeping
@@ -45,14 +46,14 @@ class WriteRules:
     now: datetime
     max_queries: int
     max_changes: int
-    """As many entries has its audit trail: each change raises the version by one."""
+    """The most entries in the audit trail; each change adds one, and raises the version by one."""
     expected_version: int | None = None
     caller: Caller = ANYBODY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageQuery:
-    """Which sessions a listing wants, and from where on: after (`created_at`, `id`), newest first."""
+    """Which sessions a listing wants, newest first; a page begins `after` a position (`created_at`, `id`)."""
 
     limit: int
     include_archived: bool = False
@@ -63,23 +64,23 @@ class PageQuery:
     after: tuple[datetime, UUID] | None = None
     wanted: Wanted | None = None
     given_to: str | None = None
-    """A user whose own sessions these are: those that were given to it count too."""
+    """The user whose sessions are listed: those that are shared with this user count too."""
 
     def wants(self, header: Header) -> bool:
-        """Whether the filters let a session pass."""
+        """Whether a session passes the filters."""
         return (
             (self.type is None or header.type == self.type)
             and (self.tag is None or self.tag in header.tags)
             and (self.asset is None or self.asset in header.assets)
             and (self.wanted is None or self.wanted.lets_pass(header))
-            # An index may name what was taken back.
+            # An index may still list a session that is no longer shared.
             and (self.given_to is None or right_of(header.user_id, header.grants, Caller(self.given_to)) is not None)
         )
 
 
 @dataclass(slots=True)
 class Page:
-    """Sessions with whether each is archived, newest first. A partial page lacks ended ones, whose engine is away."""
+    """Sessions, newest first, each with whether it is archived. A partial page lacks archived ones."""
 
     rows: list[tuple[Header, bool]]
     is_partial: bool = False
@@ -87,11 +88,12 @@ class Page:
 
 @dataclass(slots=True)
 class Found:
-    """What a search came to: sessions with whether each is archived, newest first, complete down to `searched_to`.
+    """The result of a search: sessions, newest first, each with whether it is archived.
 
-    `searched_to` is where the look through the live sessions stopped short, `None` where it didn't. `unreadable` are
-    live sessions that can't be read, `not_indexed` whether sessions are left whose words aren't known yet,
-    `is_partial` whether ended ones are missing, since their engine is away.
+    `searched_to` is the position where the search through the live sessions stopped early, and down to which the result
+    is complete; `None` if all were searched. `unreadable` are live sessions that can't be read, `not_indexed` says
+    whether there are sessions that aren't indexed yet, `is_partial` whether archived ones are missing because their
+    engine is away.
     """
 
     rows: list[tuple[Header, bool]]
@@ -100,7 +102,7 @@ class Found:
     not_indexed: bool = False
     is_partial: bool = False
     looked_at: set[str] = field(default_factory=set)
-    """The places in the listing that were looked at."""
+    """The positions in the listing that were looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +115,10 @@ class Ended:
 
 @dataclass(slots=True)
 class SweepReport:
-    """What a sweep came to, in sessions.
+    """What a sweep did, in sessions.
 
-    `archived`; `quarantined`, which can't be archived; `postponed`, which a later fiml wrote; `dropped`, index entries
-    without a session.
+    `archived`; `quarantined`, since they can't be archived; `postponed`, since a later fiml wrote them; `dropped` are
+    index entries without a session.
     """
 
     archived: int = 0
@@ -125,26 +127,26 @@ class SweepReport:
     dropped: int = 0
 
     def add(self, other: "SweepReport") -> None:
-        """Count another one too."""
+        """Add another report's numbers."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(slots=True, kw_only=True)
 class StoreFigures:
-    """How a store stands, for who watches over it: counts and times, nothing of a user's. `None` is what isn't known.
+    """The state of a store, for monitoring: counts and times, nothing of a user's. `None` is unknown.
 
-    Of an engine that is away nothing is known; `engines` says which answer.
+    `engines` says which engines answer; nothing is known about one that is away.
     """
 
     engines: dict[str, bool]
     live: int | None = None
     waiting: int | None = None
-    """Sessions whose expiry may have passed: in Redis an extended one counts until a sweep has looked at it."""
+    """At most this many sessions wait to be archived: in Redis, an extended one counts until a sweep looks at it."""
     oldest_waiting: datetime | None = None
     """When the oldest of them expired."""
     archived: int | None = None
-    """Exact up to `COUNTED_EXACTLY`, beyond that PostgreSQL's own estimate."""
+    """Exact up to `COUNTED_EXACTLY`; above that, PostgreSQL's own estimate."""
     quarantined: int | None = None
     jobs_done: dict[str, datetime] = field(default_factory=dict)
     replicas: dict[str, int] = field(default_factory=dict)
@@ -154,7 +156,7 @@ class StoreFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisState:
-    """What Redis tells about itself; `max_bytes` is 0 where it may take all memory."""
+    """What Redis tells about itself; `max_bytes` is 0 if its memory isn't limited."""
 
     evicted_keys: int
     may_evict: bool
@@ -165,9 +167,9 @@ class RedisState:
 
 @dataclass(slots=True)
 class WriteResult:
-    """How a session stands behind a write.
+    """The state of a session after a write.
 
-    `is_new_version` tells whether the write made its version: queries that are there already make none.
+    `is_new_version` is `False` if all queries were there already, which makes no new version.
     """
 
     version: int
@@ -179,9 +181,9 @@ class WriteResult:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """What an update came to, and the session behind it.
+    """The result of an update, and the session after it.
 
-    Others may have changed the session again; `record` is `None` where they moved or deleted it.
+    Others may have changed the session again; `record` is `None` if they moved or deleted it.
     """
 
     result: WriteResult
@@ -189,27 +191,27 @@ class Updated:
 
 
 class Backend(Protocol):
-    """Live and ended sessions of one deployment. Each method is atomic for those who call it.
+    """Live and archived sessions of one deployment. To its callers, each method is atomic.
 
-    A session is live until it is archived, whether it has expired or not. Where a crash left it both live and
-    archived, the live copy counts.
+    A session is live until it is archived, whether it has expired or not. If a crash left it both live and archived,
+    the live copy counts.
     """
 
     keeping: "Keeping"
-    """What the database keeps about sessions apart from them."""
+    """What the database stores besides the sessions."""
 
     session_maker: "SessionMaker"
-    """Sessions of SQLAlchemy over the database of the archive and the metrics, with the settings as their `info`."""
+    """SQLAlchemy sessions over the database of the archive and the metrics; `info` has the settings."""
 
     async def open(self) -> None:
-        """Connect; create the schema where the database is empty.
+        """Connect; create the schema if the database is empty.
 
         Raises:
             Misconfigured: the database can't be used as it is.
         """
 
     async def close(self) -> None:
-        """Let go of everything that `open` took. Closing twice is harmless."""
+        """Close everything that `open` opened. Closing twice is harmless."""
 
     async def create(self, record: SessionRecord) -> None:
         """Store a new session. One round trip on a single node."""
@@ -219,7 +221,7 @@ class Backend(Protocol):
     ) -> SessionRecord | None:
         """A live session, whole or with its last `recent` queries. One round trip.
 
-        Its last access moves to `now` unless it has expired.
+        Its last access moves to `now`, unless it has expired.
         """
 
     async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
@@ -230,20 +232,20 @@ class Backend(Protocol):
         """
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
-        """Apply a change to a live session and raise its version by one. One round trip, whatever the history.
+        """Apply a change to a live session and raise its version by one. One round trip, however long the history.
 
-        A query whose id is there already is skipped. Either all of the change is written or nothing. A session that is
-        damaged elsewhere may take the change: who reads it learns of the damage.
+        A query whose id is there already is skipped. Either the whole change is written, or nothing. A damaged session
+        may take a change that doesn't touch the damage; whoever reads it gets the error.
 
         Raises:
-            SessionExpired: it ended at its expiry.
-            SessionConflict: it isn't at the expected version.
-            SessionFull: it would hold too many queries, or has had too many changes.
+            SessionExpired: the session has expired.
+            SessionConflict: the session doesn't have the expected version.
+            SessionFull: it would have too many queries, or has had too many changes.
             InvalidInput: its maps, assets or tags would exceed their limits.
         """
 
     async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
-        """As `write`, and the whole session behind it. One round trip, but where the expiry is set."""
+        """As `write`, and return the whole session. One round trip, unless the expiry is set."""
 
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
@@ -251,60 +253,60 @@ class Backend(Protocol):
         """Move the expiry of a live session later, at most to `latest`, never earlier. One round trip.
 
         Raises:
-            SessionExpired: it ended at its expiry.
+            SessionExpired: the session has expired.
             SessionFull: it has had too many changes.
         """
 
     async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
-        """Move a live session to the archive, with its metrics; `False` where it isn't live.
+        """Move a live session to the archive, with its metrics; `False` if it isn't live.
 
         A crash at any step leaves at least one complete copy.
         """
 
     def sweep(self, ended: Ended) -> AsyncIterator[SweepReport]:
-        """Move all live sessions that expired by `ended.at` to the archive, in batches; what each came to.
+        """Move all live sessions that expired by `ended.at` to the archive, in batches. Yields a report for each.
 
-        Memory doesn't grow with the backlog. Several sweeps share the work. A session that can't be archived is set
-        aside in the quarantine, byte for byte, and the others go on.
+        Memory doesn't grow with the backlog. Several sweeps at once share the work. A session that can't be archived is
+        set aside in the quarantine, byte for byte, and doesn't hold up the others.
         """
 
     async def resume(
         self, session_id: UUID, *, until: datetime, now: datetime, caller: Caller = ANYBODY
     ) -> SessionRecord | None:
-        """The session, live. Where it had expired or was archived, with the next version and the expiry `until`."""
+        """Make a session live. If it had expired or was archived, it gets the next version and the expiry `until`."""
 
     async def delete(self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY) -> bool:
         """Remove a session from both tiers and the quarantine for good: no frozen process can bring it back.
 
         Raises:
-            SessionOnHold: it is held; nothing was removed.
+            SessionOnHold: it is on hold; nothing was removed.
         """
 
     async def share(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
-        """Change whom a session is given to, live or archived; whom it is given to then.
+        """Change whom a session, live or archived, is shared with. Returns the grants afterwards.
 
-        `None` where the session isn't there for this caller, or a code that it redeems gives nothing.
+        `None` if the caller doesn't see the session, or redeems a code that isn't valid.
 
         Raises:
-            InvalidInput: there would be too many, or it is given to its owner.
-            SessionFull: it has had too many changes.
+            InvalidInput: there would be too many grants, or the owner would get one.
+            SessionFull: the session has had too many changes.
         """
 
     async def owners_view(self, session_id: UUID, *, caller: Caller = ANYBODY) -> tuple[Grants, str] | None:
-        """Whom a session, live or archived, is given to, and its audit trail. For its owner."""
+        """The grants and the audit trail of a session, live or archived. For its owner."""
 
     async def given_ids(self, user_id: str) -> set[UUID]:
-        """Every session that is given to a user."""
+        """Every session that is shared with a user."""
 
     async def exists(self, session_id: UUID, *, needs: Right = Right.OWN, caller: Caller = ANYBODY) -> bool:
-        """Whether a session is anywhere: live, archived or in quarantine. No access counts.
+        """Whether a session exists: live, archived or in quarantine. This doesn't count as an access.
 
         Raises:
             NotPermitted: the caller has less than the right that it `needs`.
         """
 
     async def retry(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
-        """Archive a session from the quarantine in one transaction; `False` where it isn't there.
+        """Archive a session from the quarantine in one transaction; `False` if it isn't there.
 
         Raises:
             SessionQuarantined: it still can't be read.
@@ -315,50 +317,50 @@ class Backend(Protocol):
         """Every session of a user, live, archived or in quarantine, readable or not."""
 
     async def erase_traces(self, user_id: str, held: Collection[UUID]) -> list[str]:
-        """Remove what is left of a user when the sessions are gone, but the held ones; the copies that were cleaned."""
+        """Remove what remains of a user after deleting all sessions but the held ones; the copies that were cleaned."""
 
     async def purge_tombstones(self, before: datetime, *, at_most: int) -> int:
-        """Finish deletions from before a moment for good, and forget them; how many."""
+        """Finish deletions from before a moment, and forget them; how many."""
 
     async def figures(self, now: datetime) -> StoreFigures:
-        """How the store stands. Its cost doesn't grow with what is archived; an engine that is away is no error."""
+        """The state of the store. The cost doesn't grow with the archive; an engine that is away is not an error."""
 
     def all_ids(self) -> AsyncIterator[list[UUID]]:
-        """Every session, the live ones first, then the archived ones, in batches; one that moves may be missed."""
+        """All sessions in batches, first live, then archived ones. A session that moves meanwhile may be missed."""
 
     async def rewrite(self, session_id: UUID, rewriting: "Rewriting") -> bool:
-        """Give a session's values other texts, at an unchanged version; `False` where `rewriting` wants none.
+        """Replace the texts of a session's values, without a new version; `False` if `rewriting` returns `None`.
 
-        Whether it is live, archived or both. What others write meanwhile is not lost. The words that a search finds
-        are those of the new texts.
+        The session may be live, archived or both. What others write meanwhile is not lost. A search then finds the
+        words of the new texts only.
 
         Raises:
-            Unavailable: it is archived and resumed without a pause.
+            Unavailable: the session is archived and resumed again and again.
         """
 
     async def scrub(self) -> list[str]:
-        """Leave nothing of what was replaced in the engine's files, where it can; the kept copies, which hold it."""
+        """Remove replaced values from the engine's files, if it can; returns the kept copies that still have them."""
 
     async def away(self) -> list[Part]:
         """The parts whose engine doesn't answer. Two seconds at most."""
 
     async def page(self, query: PageQuery) -> Page:
-        """Sessions by `created_at` descending, then id, with whether each is archived.
+        """Sessions by `created_at` descending, then id, each with whether it is archived.
 
-        Two round trips for live ones. Complete and without doubles while sessions move between the tiers.
+        Two round trips for live ones. Complete and without duplicates, even while sessions move between the tiers.
         """
 
     async def search(self, query: PageQuery) -> Found:
-        """Sessions that hold what `query.wanted` asks for, in the order of `page`.
+        """Sessions that match `query.wanted`, in the order of `page`.
 
-        An engine without full text for its live sessions reads at most `MAX_SEARCHED` of them, and says how far.
+        An engine without full text for its live sessions reads at most `MAX_SEARCHED` of them, and says how far it got.
         """
 
 
 def readable(
     select: Callable[[int], Sequence[Row]], decode: Callable[[Row], Header | None], limit: int
 ) -> list[Header]:
-    """The first `limit` headers that can be read, of rows of which `select` gives as many behind some."""
+    """The first `limit` headers that can be read; `select(n)` returns up to `limit` rows after the first n."""
     found: list[Header] = []
     seen = 0
     while True:
@@ -370,13 +372,13 @@ def readable(
 
 
 def newest_first(headers: Sequence[Header]) -> list[Header]:
-    """In the order of a listing."""
+    """Headers in the order of a listing."""
     by_id = sorted(headers, key=lambda header: header.id.hex)
     return sorted(by_id, key=lambda header: header.created_at, reverse=True)
 
 
 def merge_pages(live: Sequence[Header], archived: Sequence[Header], limit: int) -> list[tuple[Header, bool]]:
-    """One page of two, newest first, then by id; a session in both counts as live."""
+    """Merge two pages into one, newest first, then by id; a session in both counts as live."""
     live_ids = {header.id for header in live}
     rows = [(header, False) for header in live]
     rows += [(header, True) for header in archived if header.id not in live_ids]

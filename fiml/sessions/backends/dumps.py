@@ -1,4 +1,4 @@
-"""A session that can't be archived, byte for byte as it was stored, in a form that can be kept and read."""
+"""A session that can't be archived, byte for byte as it was stored, in a form that can be stored and read."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """All that an engine holds of a session. Bytes that are no UTF-8 stand as lone surrogates, so none is lost."""
+    """All that an engine has of a session. Bytes that aren't UTF-8 become lone surrogates, so that none are lost."""
 
     engine: str
     parts: dict[str, Any]

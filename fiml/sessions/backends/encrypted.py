@@ -1,4 +1,4 @@
-"""Encryption at rest over any backend: values are encrypted before an engine gets them, and decrypted behind it."""
+"""Encryption at rest over any backend: values are encrypted before an engine gets them, and decrypted afterwards."""
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 class EncryptedBackend:
-    """Keeps `Backend` over another one, whose engines see ciphertext where values stand.
+    """Implements `Backend` over another one, whose engines only see encrypted values.
 
-    What is archived, swept, resumed or quarantined is moved as it is, and needs no key.
+    Archiving, sweeping, resuming and quarantining move values as they are, and need no key.
     """
 
     def __init__(self, backend: Backend, cipher: Cipher) -> None:
@@ -58,7 +58,7 @@ class EncryptedBackend:
         self._inner.session_maker = session_maker
 
     async def open(self) -> None:
-        self.cipher.keyring()  # before an engine is asked: a mistake in the file is the operator's
+        self.cipher.keyring()  # before connecting, so that a mistake in the key file is reported first
         await self._inner.open()
 
     async def close(self) -> None:
@@ -136,7 +136,7 @@ class EncryptedBackend:
         return self._inner.all_ids()
 
     async def rewrite(self, session_id: UUID, rewriting: "Rewriting") -> bool:
-        """As the inner backend: the texts are encrypted ones."""
+        """As the inner backend; the texts are encrypted."""
         return await self._inner.rewrite(session_id, rewriting)
 
     async def scrub(self) -> list[str]:
@@ -146,10 +146,10 @@ class EncryptedBackend:
         return await self._inner.page(query)
 
     async def search(self, query: PageQuery) -> Found:
-        """As the inner backend, by what stands in clear.
+        """As the inner backend, by the parts that aren't encrypted.
 
         Raises:
-            NotSupported: words or figures are asked for.
+            NotSupported: the search asks for words or figures.
         """
         if query.wanted is not None and (query.wanted.words or query.wanted.conditions):
             raise NotSupported(

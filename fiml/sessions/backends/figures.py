@@ -1,4 +1,4 @@
-"""How a store stands: what each engine tells of it in one exchange."""
+"""The state of a store, for monitoring: what each engine tells about it in one exchange."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -18,13 +18,13 @@ if TYPE_CHECKING:  # redis-py is an extra
     from fiml.db.redis_client import RedisClient
 
 LOOK_WITHIN_S = 2.0
-# Who isn't let see the others' replication is told how many replicas there are, and not their lag.
+# A user without the right to see other sessions' replication gets the number of replicas, but no lag.
 _REPLICATION = text("SELECT count(*), max(extract(epoch FROM replay_lag)) FROM pg_stat_replication")
 _ESTIMATE = text("SELECT reltuples FROM pg_class WHERE oid = 'sessions'::regclass")
 
 
 async def gathered(figures: StoreFigures, *looks: tuple[str, Awaitable[None]]) -> StoreFigures:
-    """The figures after all looks, each at its engine; one that is away, or slow, leaves its figures out."""
+    """Run the looks, each at its engine, and return the figures. An engine that is away or slow leaves its own out."""
 
     async def look_at(engine: str, look: Awaitable[None]) -> None:
         try:
@@ -40,7 +40,7 @@ async def gathered(figures: StoreFigures, *looks: tuple[str, Awaitable[None]]) -
 
 
 async def look_at_sessions_in_redis(client: "RedisClient", figures: StoreFigures, now: datetime) -> None:
-    """Count by the indexes of what expires when."""
+    """Count live sessions by the expiry index."""
     keys, micros = expiry_keys(), to_micros(now)
     replies = await client.run(
         [
@@ -57,8 +57,8 @@ async def look_at_sessions_in_redis(client: "RedisClient", figures: StoreFigures
 
 
 async def look_at_redis(client: "RedisClient", figures: StoreFigures) -> None:
-    """What the servers tell about themselves, as one; nothing where they forbid us to ask."""
-    from redis.exceptions import ResponseError  # noqa: PLC0415 - an extra, which is there: it made the client
+    """What the servers tell about themselves, combined; nothing if they forbid the question."""
+    from redis.exceptions import ResponseError  # noqa: PLC0415 - an extra, installed if there is a client
 
     try:
         told = [info for [info] in await client.ask_all([("INFO",)])]
@@ -84,7 +84,7 @@ async def look_at_redis(client: "RedisClient", figures: StoreFigures) -> None:
 
 
 def look_at_postgres(connection: Connection, figures: StoreFigures) -> None:
-    """Count what has ended, and the replicas."""
+    """Count ended sessions and replicas."""
     look_at_ended(connection, figures)
     if figures.archived is not None and figures.archived > COUNTED_EXACTLY:
         figures.archived = max(COUNTED_EXACTLY, round(connection.scalar(_ESTIMATE) or 0))
@@ -95,7 +95,7 @@ def look_at_postgres(connection: Connection, figures: StoreFigures) -> None:
 
 
 def look_at_ended(connection: Connection, figures: StoreFigures) -> None:
-    """Count what the database keeps; archived sessions up to one more than are counted exactly."""
+    """Count what the database stores; archived sessions up to `COUNTED_EXACTLY` and one more."""
     some = select(sessions.c.id).limit(COUNTED_EXACTLY + 1).subquery()
     figures.archived = connection.scalar(select(func.count()).select_from(some))
     figures.quarantined = connection.scalar(select(func.count()).select_from(session_quarantine))
@@ -104,7 +104,7 @@ def look_at_ended(connection: Connection, figures: StoreFigures) -> None:
 
 
 def look_at_file(connection: Connection, figures: StoreFigures, now: datetime) -> None:
-    """Count what the embedded file keeps."""
+    """Count what the embedded file stores."""
     look_at_ended(connection, figures)
     if figures.archived is not None and figures.archived > COUNTED_EXACTLY:
         figures.archived = connection.scalar(select(func.count()).select_from(sessions))

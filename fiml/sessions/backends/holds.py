@@ -1,6 +1,6 @@
 """Legal holds, in SQL. The functions run in the caller's transaction.
 
-A hold stands apart from the session, which may be live, archived or in quarantine: no move between them can lose it.
+A hold is stored apart from the session, which may be live, archived or in quarantine: no move of it loses the hold.
 """
 
 from datetime import datetime
@@ -15,7 +15,7 @@ from fiml.sessions.backends import archive
 
 
 def put(connection: Connection, session_id: UUID, *, reason: str, now: datetime) -> bool:
-    """Hold a session, or give its hold another reason; `False` where it was deleted for good."""
+    """Put a session on hold, or change the reason; `False` if it was deleted for good."""
     archive.lock(connection, [session_id])
     if archive.is_buried(connection, session_id):
         return False
@@ -24,21 +24,21 @@ def put(connection: Connection, session_id: UUID, *, reason: str, now: datetime)
 
 
 def remove(connection: Connection, session_id: UUID) -> bool:
-    """Release a session; `False` where it wasn't held."""
+    """Release a session; `False` if it wasn't on hold."""
     return connection.execute(delete(session_holds).where(session_holds.c.id == session_id)).rowcount > 0
 
 
 def reason_of(connection: Connection, session_id: UUID) -> str | None:
-    """Why a session is held; `None` where it isn't."""
+    """Why a session is on hold; `None` if it isn't."""
     reason: str | None = connection.scalar(select(session_holds.c.reason).where(session_holds.c.id == session_id))
     return reason
 
 
 def refuse(connection: Connection, session_id: UUID) -> None:
-    """Refuse to remove a session that is held; from here to the end of the transaction nobody can hold it.
+    """Refuse to remove a session that is on hold. Nobody can put it on hold until the transaction ends.
 
     Raises:
-        SessionOnHold: it is held.
+        SessionOnHold: it is on hold.
     """
     archive.lock(connection, [session_id])
     reason = reason_of(connection, session_id)
@@ -47,5 +47,5 @@ def refuse(connection: Connection, session_id: UUID) -> None:
 
 
 def is_held(session_id: ColumnElement[UUID]) -> Exists:
-    """The condition that a session is held."""
+    """The condition that a session is on hold."""
     return exists().where(session_holds.c.id == session_id)

@@ -1,4 +1,4 @@
-"""The words of sessions that changed since they were indexed. The functions run in the caller's transaction."""
+"""Indexes the words of sessions that changed. The functions run in the caller's transaction."""
 
 from collections.abc import Callable, Sequence
 from uuid import UUID
@@ -15,14 +15,14 @@ AT_ONCE = 500
 
 
 def is_behind(connection: Connection) -> bool:
-    """Whether a search would miss what changed."""
+    """Whether there are sessions that changed since they were indexed."""
     return connection.scalar(select(search_pending.c.session_id).limit(1)) is not None
 
 
 def index_archived(connection: Connection) -> bool:
-    """Let a search on PostgreSQL find some more of the sessions that an older version archived; whether more are left.
+    """Index some of the sessions on PostgreSQL that a version without a search archived; whether more are left.
 
-    One that can't be read gets no words: its reader is told, and the others are found.
+    A session that can't be read gets no words: whoever reads it gets the error, and others are found nevertheless.
     """
 
     def index(session_id: UUID) -> None:
@@ -34,9 +34,9 @@ def index_archived(connection: Connection) -> bool:
 
 
 def index_file(connection: Connection) -> bool:
-    """Let a search in the embedded file find what changed, live or archived; whether more is left.
+    """Index some of the changed sessions in the embedded file, live or archived; whether more are left.
 
-    One that can't be read gets no words, as above.
+    A session that can't be read gets no words, as above.
     """
 
     def index(session_id: UUID) -> None:
@@ -62,7 +62,7 @@ def _index_pending(
         try:
             index(session_id)
         except (CorruptRecord, SchemaTooNew, *DAMAGE):
-            # A damaged record has any form; its reader is told, here it keeps nobody from their search.
+            # Whoever reads the damaged session gets the error; here it must not make the search fail.
             put_none(connection, session_id)
     _remove(connection, chosen)
     return len(pending) == AT_ONCE or bool(busy)

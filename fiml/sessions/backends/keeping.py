@@ -1,4 +1,4 @@
-"""What the database keeps about sessions apart from them: holds, the quarantine, the jobs, what is removed by age."""
+"""What the database stores besides the sessions: holds, the quarantine, metrics, jobs; and removal by age."""
 
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, timedelta
@@ -22,7 +22,7 @@ class Transact(Protocol):
 
 
 class Keeping:
-    """One transaction a method, on PostgreSQL and SQLite alike.
+    """Each method is one transaction, on PostgreSQL and SQLite alike.
 
     Raises:
         Unavailable: from every method, when the database is away.
@@ -34,15 +34,15 @@ class Keeping:
         self._maintain = maintain
 
     async def hold(self, session_id: UUID, *, reason: str, now: datetime) -> bool:
-        """Hold a session; `False` where it was deleted for good."""
+        """Put a session on hold; `False` if it was deleted for good."""
         return await self._transact(lambda connection: holds.put(connection, session_id, reason=reason, now=now))
 
     async def release(self, session_id: UUID) -> bool:
-        """Release a session; `False` where it wasn't held."""
+        """Release a session; `False` if it wasn't on hold."""
         return await self._transact(lambda connection: holds.remove(connection, session_id))
 
     async def hold_reason(self, session_id: UUID) -> str | None:
-        """Why a session is held; `None` where it isn't."""
+        """Why a session is on hold; `None` if it isn't."""
         return await self._view(lambda connection: holds.reason_of(connection, session_id))
 
     async def quarantined(
@@ -64,37 +64,37 @@ class Keeping:
     async def delete_old(
         self, before: datetime, *, at_most: int, after: Position | None
     ) -> tuple[int, Position | None]:
-        """Delete some of the sessions archived before a moment: how many, and where to go on."""
+        """Delete some of the sessions archived before a moment; how many, and where to continue."""
         return await self._maintain(
             lambda connection: retention.delete_batch(connection, before, at_most=at_most, after=after)
         )
 
     async def count_held(self, before: datetime) -> int:
-        """How many sessions archived before a moment a hold keeps."""
+        """How many sessions archived before a moment are kept by a hold."""
         return await self._maintain(lambda connection: retention.count_held(connection, before))
 
     async def write_missing_metrics(self, *, at_most: int, after: UUID | None) -> tuple[int, UUID | None]:
-        """Write the metrics that some archived sessions lack: how many, and where to go on."""
+        """Write the metrics that some archived sessions lack; how many, and where to continue."""
         return await self._maintain(
             lambda connection: missing_metrics.write_batch(connection, at_most=at_most, after=after)
         )
 
     async def erase_metrics(self, user_id: str) -> int:
-        """Remove the metrics and rollups of a user, but those of held sessions; how many metrics."""
+        """Remove a user's metrics and rollups, except the metrics of held sessions; how many metrics."""
         return await self._maintain(lambda connection: metrics.erase(connection, user_id))
 
     async def days_behind(self) -> list[date]:
-        """The days whose rollups are behind their metrics."""
+        """The days whose metrics changed since their rollups were computed."""
         return await self._maintain(rollups.days_behind)
 
     async def roll_up(self, day: date) -> None:
-        """Make the rollups of a day anew."""
+        """Recompute the rollups of a day."""
         await self._maintain(lambda connection: rollups.recompute(connection, day))
 
     async def claim_job(
         self, name: str, *, holder: str, now: datetime, done_before: datetime, hold_for: timedelta
     ) -> bool:
-        """Take a job that is due and that nobody has in hand."""
+        """Take a job, if it is due and nobody holds it; whether it was taken."""
         return await self._maintain(
             lambda connection: jobs.claim(
                 connection, name, holder=holder, now=now, done_before=done_before, hold_for=hold_for
@@ -102,13 +102,13 @@ class Keeping:
         )
 
     async def keep_job(self, name: str, *, holder: str, until: datetime) -> bool:
-        """Go on holding a job; `False` where somebody else has taken it."""
+        """Keep holding a job; `False` if another process has taken it."""
         return await self._maintain(lambda connection: jobs.keep(connection, name, holder=holder, until=until))
 
     async def finish_job(self, name: str, *, now: datetime, result: Mapping[str, Any]) -> None:
-        """Note that a job is done."""
+        """Record that a job is done."""
         await self._maintain(lambda connection: jobs.finish(connection, name, now=now, result=result))
 
     async def let_go_of_job(self, name: str, *, holder: str) -> None:
-        """Leave a job that is not done to the next one who asks."""
+        """Release a job that is not done, so that the next process can take it."""
         await self._maintain(lambda connection: jobs.let_go(connection, name, holder=holder))

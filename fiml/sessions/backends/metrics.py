@@ -1,4 +1,4 @@
-"""What remains of a session when it is gone: its row of metrics, and the marks of days whose rollups are behind."""
+"""What remains of a session when it is gone: its row of metrics. Also marks the days whose rollups are outdated."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
@@ -14,7 +14,7 @@ from fiml.sessions.records import FORMAT, Header
 
 
 def row_of(header: Header, ended_at: datetime | None) -> dict[str, Any]:
-    """What `session_metrics` keeps of a session; `ended_at` is `None` where it goes on."""
+    """A session's row in `session_metrics`; `ended_at` is `None` if the session hasn't ended."""
     totals = header.totals
     return {
         "session_id": header.id,
@@ -45,7 +45,7 @@ def is_abandoned(header: Header, at: datetime) -> bool:
 
 
 def put(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Write metrics, each over an older version only, and mark their days."""
+    """Write metrics, replacing older versions only, and mark their days."""
     if rows:
         upsert(connection, session_metrics, rows, key="session_id", where=_is_newer)
         mark(connection, (day_of(row["created_at"]) for row in rows))
@@ -53,7 +53,7 @@ def put(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
 
 def _is_newer(new: Any) -> ColumnElement[bool]:
     old = session_metrics.c
-    # Ending raises no version: figures of the end replace those taken while the session lived.
+    # Ending a session doesn't raise its version: its final metrics replace those of the same version.
     has_ended = and_(old.version == new.version, old.ended_at.is_(None), new.ended_at.is_not(None))
     knows_more = and_(old.version == new.version, old.format < new.format)
     return or_(old.version < new.version, has_ended, knows_more)
@@ -65,7 +65,7 @@ def remove(connection: Connection, session_id: UUID) -> None:
 
 
 def erase(connection: Connection, user_id: str) -> int:
-    """Remove the metrics and rollups of a user, but the metrics of held sessions; how many metrics."""
+    """Remove a user's metrics and rollups, except the metrics of held sessions; how many metrics."""
     days = set(connection.scalars(select(session_rollups.c.day).where(session_rollups.c.user_id == user_id)))
     connection.execute(delete(session_rollups).where(session_rollups.c.user_id == user_id))
     mark(connection, days)
@@ -81,7 +81,7 @@ def _remove(connection: Connection, which: ColumnElement[bool]) -> int:
 
 
 def mark(connection: Connection, days: Iterable[date]) -> None:
-    """Note that the rollups of days are behind."""
+    """Mark days as having outdated rollups."""
     marks = [{"day": day} for day in sorted(set(days))]
     if marks:
         connection.execute(insert(rollup_marks), marks)

@@ -1,4 +1,4 @@
-"""Metrics of archived sessions that have none, or that were written before they held all they hold now."""
+"""Writes metrics of archived sessions that have none, or that are of a format with fewer figures."""
 
 from uuid import UUID
 
@@ -11,9 +11,9 @@ from fiml.sessions.records import FORMAT_OF_ALL_TOTALS, Header, counted
 
 
 def write_batch(connection: Connection, *, at_most: int, after: UUID | None) -> tuple[int, UUID | None]:
-    """Write the metrics that some archived sessions lack: how many, and where to go on, `None` at the end.
+    """Write the metrics that some archived sessions lack; how many, and where to continue (`None` at the end).
 
-    They are counted from the history. A session that can't be read is passed over.
+    They are counted from the history. A session that can't be read is skipped.
     """
     has_all = session_metrics.c.format >= FORMAT_OF_ALL_TOTALS
     statement = (
@@ -39,4 +39,4 @@ def _readable(connection: Connection, session_id: UUID) -> Header | None:
         record = archive.fetch(connection, session_id)
         return None if record is None else counted(record).header
     except CorruptRecord:
-        return None  # its reader is told; here it must not keep the others from their metrics
+        return None  # whoever reads it gets the error; here it must not keep the others from getting their metrics

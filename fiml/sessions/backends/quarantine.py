@@ -37,9 +37,10 @@ def put(
     now: datetime,
     version: int | None = None,
 ) -> str:
-    """Keep a session that can't be archived: `kept`, or why not: `deleted` for good, or `busy` in other hands.
+    """Set a session aside that can't be archived: `kept`, or why not: `deleted` (for good) or `busy` (locked).
 
-    A copy of an older `version`, from before it went on living, is taken out of the archive: it would hide this one.
+    A copy older than `version`, from before the session was resumed, is removed from the archive: it would hide this
+    one.
     """
     if archive.try_lock(connection, [session_id]):
         return "busy"
@@ -71,10 +72,10 @@ def fetch(connection: Connection, session_id: UUID, owner: str | None) -> Quaran
 
 
 def refuse(connection: Connection, session_id: UUID, owner: str | None) -> None:
-    """Refuse to take a session in quarantine for one that doesn't exist.
+    """Raise if a session is in quarantine, so that it isn't taken for one that doesn't exist.
 
     Raises:
-        SessionQuarantined: it is there.
+        SessionQuarantined: it is in quarantine.
     """
     found = fetch(connection, session_id, owner)
     if found is not None:
@@ -84,7 +85,7 @@ def refuse(connection: Connection, session_id: UUID, owner: str | None) -> None:
 def page(
     connection: Connection, *, limit: int, owner: str | None, after: QuarantinedSession | None
 ) -> list[QuarantinedSession]:
-    """Those in quarantine, the longest there first."""
+    """The sessions in quarantine, the longest there first."""
     statement = _statement(owner).order_by(_columns.quarantined_at, _columns.id).limit(limit)
     if after is not None:
         statement = statement.where(
@@ -99,13 +100,13 @@ def remove(connection: Connection, session_id: UUID) -> None:
 
 
 def take_back(connection: Connection, session_id: UUID, dump: Dump) -> None:
-    """Take out what was kept of a session that went on living, unless somebody has kept something else of it."""
+    """Remove the dump of a session that turned out to be still in use, unless somebody has set aside another dump."""
     kept = (_columns.id == session_id) & (_columns.record == dump.to_bytes())
     connection.execute(delete(session_quarantine).where(kept))
 
 
 def _readable_user(user_id: object) -> str | None:
-    """The user of a damaged session, where that much of it can be read."""
+    """The user of a damaged session, if that part can be read."""
     try:
         return values.check_user_id(user_id)
     except InvalidInput:
