@@ -1,9 +1,9 @@
 """Live sessions in Redis or Valkey.
 
 A session is a header, its entries, its queries and their ids, and its audit trail, under keys that share a hash tag.
-Around it stand indexes: of each user's sessions, of all sessions, and of expiries; the last two in 64 parts. An index
-may name a session that is gone, never miss one that is there: index first and session second on create, the reverse on
-removal.
+There are indexes of each user's sessions, of all sessions, and of expiries, the last two in 64 parts each. An index may
+list a session that is gone, but never lacks one that exists: create writes the index first and the session second, and
+removal does the reverse.
 """
 
 from collections.abc import Awaitable, Sequence
@@ -53,23 +53,22 @@ SCRIPTS = (*_OF_CALLERS, WRITE, *_OF_OURS)
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a session stands in the indexes, and at which version it was found."""
+    """A session's place in the indexes, its version, and the caller's right to it."""
 
     place: Place | None
-    """`None` where it has lost its place; a sweeper drops the entries that are left there."""
+    """`None` if the header has lost what the place is made of; a sweeper drops the index entries that remain."""
 
     version: int
     right: Right
     expires_at: datetime | None
-    """`None` where that can't be read."""
+    """`None` if it can't be read."""
 
 
 class RedisTier:
-    """The steps that a backend over Redis is made of. Each method is one round trip, `page` two, `remove` two or three.
+    """The steps of a backend over Redis. Each method takes one round trip; `page` takes two, `remove` two or three.
 
-    What fails by damage to a session takes one more, to say so.
-
-    On a Cluster one for each stage of a write, and as many at once as there are masters to be asked.
+    A call that fails because a session is damaged takes one more, to find that out. On a Cluster, each stage of a write
+    is a round trip, to all masters concerned at once.
     """
 
     def __init__(self, client: RedisClient) -> None:
@@ -85,7 +84,7 @@ class RedisTier:
     async def read(
         self, session_id: UUID, *, now: datetime | None, caller: Caller = ANYBODY, recent: int | None = None
     ) -> SessionRecord | None:
-        """A session, whole or with its last queries; an access at `now`, where one is given."""
+        """A session, whole or with its last queries. If `now` is given, it counts as an access."""
         reading = self._client.run([read(session_id, now=now, caller=caller, recent=recent)])
         [reply] = await self.telling_damage(session_id, reading)
         return fields.decode_record(session_id, reply)
@@ -93,7 +92,7 @@ class RedisTier:
     async def read_whole(
         self, session_id: UUID, *, caller: Caller = ANYBODY, recent: int | None = None
     ) -> tuple[SessionRecord, Right] | None:
-        """A live session with its audit trail, and what the caller may do with it. No access counts."""
+        """A live session with its audit trail, and the caller's right to it. This doesn't count as an access."""
         reading = self._client.run([read(session_id, caller=caller, recent=recent, has_trail=True)])
         [reply] = await self.telling_damage(session_id, reading)
         record = fields.decode_record(session_id, reply)
@@ -101,7 +100,7 @@ class RedisTier:
         return None if record is None or right is None else (record, right)
 
     async def locate(self, session_id: UUID, caller: Caller = ANYBODY) -> Location | None:
-        """What is needed to remove a session, which may be beyond reading otherwise."""
+        """What is needed to remove a session, which may be damaged and otherwise unreadable."""
         [stored] = await self._client.run([LOCATE([keys.header_key(session_id)], caller.user or "")])
         if stored is None:
             return None
@@ -129,10 +128,10 @@ class RedisTier:
         return None if result is None else Updated(result, fields.decode_record(session_id, found))
 
     async def telling_damage(self, session_id: UUID, call: Awaitable[list[Any]]) -> list[Any]:
-        """What a call about a session replies.
+        """The replies of a call about a session.
 
         Raises:
-            CorruptRecord: its script failed by damage to the session. It wrote nothing then.
+            CorruptRecord: the call's script failed because the session is damaged; it wrote nothing.
         """
         try:
             return await call
@@ -145,13 +144,13 @@ class RedisTier:
             raise
 
     async def index_expiry(self, header: Header, expires_at: datetime) -> None:
-        """Let the sweeper look at a session by `expires_at`."""
+        """Let the sweeper look at a session at `expires_at` or earlier."""
         await self._client.write([expire_by(header, expires_at)])
 
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
     ) -> SessionRecord | None:
-        """Move the expiry later, as `Backend.extend` says. The index stays: the sweeper moves its entry."""
+        """Move the expiry later, as `Backend.extend` says. The index is not changed: the sweeper moves the entry."""
         micros = by // timedelta(microseconds=1)
         caller, now = rules.caller, to_micros(rules.now)
         entry = Act("extend", caller.name, rules.now).opened
@@ -168,7 +167,7 @@ class RedisTier:
         return fields.decode_record(session_id, reply)
 
     async def go_on(self, session_id: UUID, *, until: datetime, now: datetime, caller: Caller) -> SessionRecord | None:
-        """A live session; one that has expired lives on until `until`."""
+        """A live session. If it has expired, it is resumed, with the expiry `until`."""
         entry = Act("resume", caller.name, now).opened
         go_on = GO_ON(_keys(session_id), caller.user or "", to_micros(now), to_micros(until), entry, FORMAT)
         writing = self._client.write([go_on, read(session_id, caller=caller)])
@@ -178,9 +177,10 @@ class RedisTier:
         return fields.decode_record(session_id, reply)
 
     async def remove(self, headers: Sequence[Header]) -> list[str]:
-        """Remove sessions at their versions: for each `removed`, `changed` or `absent`. Two round trips, or three.
+        """Remove sessions that still have these versions: for each `removed`, `changed` or `absent`.
 
-        They are at rest by then: what a failover brings back is a copy too many, so no replica is waited for.
+        Two round trips, or three. The sessions are archived already, and a failover could only bring back a copy too
+        many: so this doesn't wait for replicas.
         """
         commands = [
             REMOVE([*keys.session_keys(header.id), keys.floor_key(header.id)], header.version, header.version, FLOOR_S)
@@ -193,28 +193,28 @@ class RedisTier:
         return outcomes
 
     async def remove_all_for_good(self, session_ids: Sequence[UUID]) -> None:
-        """Remove what may be left of sessions that were deleted; their index entries are the sweeper's."""
+        """Remove what may be left of deleted sessions; the sweeper drops their index entries."""
         await self._client.write([_remove_for_good(session_id) for session_id in session_ids])
 
     async def members_of(self, user_id: str) -> list[Place]:
-        """Every entry in the listing of a user, also those whose session is gone or can't be read."""
+        """Every entry in a user's listing, including those whose session is gone or can't be read."""
         [members] = await self._client.run([("ZRANGE", keys.user_key(user_id), 0, -1)])
         listed = [member.decode() for member in members]
         return [Place(fields.id_at(member), user_id, member) for member in listed]
 
     async def forget(self, places: Sequence[Place]) -> None:
-        """Take entries whose session is gone out of the indexes."""
+        """Remove entries whose session is gone from the indexes."""
         await self._client.run_in_order(*leave(places))
 
     async def remove_for_good(self, session_id: UUID, found: Place | None) -> None:
-        """Remove a session at any version, and let nothing bring it back."""
+        """Remove a session, whatever its version, and keep it from coming back."""
         remove = _remove_for_good(session_id)
         await self._client.write([remove], *(leave([found]) if found else ()))
 
     async def rewrite(self, record: SessionRecord, texts: Texts) -> str:
-        """Put other texts in the place of those that were read: `rewritten`, `changed` or `absent`.
+        """Replace the texts that were read by others: `rewritten`, `changed` or `absent`.
 
-        What others wrote since then stays as it is.
+        What others have written since then is left as it is.
         """
         header = record.header
         command = REWRITE(keys.session_keys(header.id)[:3], header.life, *fields.encode_texts(record.entries, texts))
@@ -222,14 +222,14 @@ class RedisTier:
         return str(outcome.decode())
 
     async def fence(self, session_id: UUID, version: int) -> bool:
-        """Let no copy of a session at rest as old as this version become live; `False` where it is live."""
+        """Keep archived copies up to this version from becoming live; `False` if the session is live already."""
         [is_fenced] = await self._client.write(
             [FENCE([keys.header_key(session_id), keys.floor_key(session_id)], version, FLOOR_S)]
         )
         return bool(is_fenced)
 
     async def are_live(self, session_ids: Sequence[UUID]) -> set[UUID]:
-        """Those that are live, for anybody."""
+        """Those of the sessions that are live, whoever may see them."""
         if not session_ids:
             return set()
         replies = await self._client.run([("EXISTS", keys.header_key(session_id)) for session_id in session_ids])
@@ -251,7 +251,7 @@ class RedisTier:
         return found[: query.limit]
 
     async def members(self, query: PageQuery, after: tuple[datetime, UUID] | None, count: int) -> list[str]:
-        """The next `count` entries in the listings that a query is about, behind a session."""
+        """The next `count` entries in the listings that a query is about, after a session."""
         return await self._members(query, _start(after), count)
 
     async def _members(self, query: PageQuery, after: str, count: int) -> list[str]:
@@ -278,7 +278,7 @@ def _header_in_page(session_id: UUID, reply: dict[bytes, bytes], given_to: str |
     except CorruptRecord as exc:
         if given_to is None or reply.get(b"user") == given_to.encode():
             raise
-        # Another's damage hides nothing of one's own.
+        # A damaged session of somebody else must not hide one's own.
         _log.warning("session_given_unreadable", session_id=str(session_id), problem=exc.problem)
         return None
 
@@ -325,7 +325,7 @@ def _raise_over_limit(what: str, size: int) -> NoReturn:
 
 
 def refuse_changes(session_id: UUID, reply: list[Any], max_changes: int = 0, *, needed: Right = Right.WRITE) -> None:
-    """Raise what a script says of a session that takes no changes: from this caller, no more, or not from this fiml."""
+    """Raise the reason that a script gives for refusing a change: the caller's right, too many changes, the format."""
     match reply:
         case [b"viewer"]:
             demand(session_id, Right.READ, needed)
@@ -336,7 +336,7 @@ def refuse_changes(session_id: UUID, reply: list[Any], max_changes: int = 0, *, 
 
 
 def _keys(session_id: UUID) -> list[str]:
-    """Header and audit trail."""
+    """The keys of a session's header and audit trail."""
     return [keys.header_key(session_id), keys.trail_key(session_id)]
 
 
@@ -348,7 +348,7 @@ def read(
     recent: int | None = None,
     has_trail: bool = False,
 ) -> Command:
-    """The command that reads a session; an access counts where it is told the time."""
+    """The command that reads a session. If it is told the time, it counts as an access."""
     header, entries, queries, _, trail = keys.session_keys(session_id)
     return READ(
         [header, entries, queries, trail],
@@ -365,5 +365,5 @@ def read_whole(session_id: UUID) -> Command:
 
 
 def _start(after: tuple[datetime, UUID] | None) -> str:
-    """Where a range begins that leaves out every life of the session at a position."""
+    """Where a range begins that comes after every life of the session at a position."""
     return "-" if after is None else f"({fields.position(*after)}~"

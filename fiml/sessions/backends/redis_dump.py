@@ -20,7 +20,7 @@ _ABSENT: tuple[str, list[str]] = ("none", [])
 
 
 def read_dump(session_id: UUID) -> Command:
-    """The command that reads whatever is stored of a session."""
+    """The command that reads everything that is stored of a session."""
     return _DUMP(keys.session_keys(session_id))
 
 
@@ -35,19 +35,19 @@ def is_empty(dump: Dump) -> bool:
 
 
 def number_of(dump: Dump) -> int | None:
-    """The version in a dump as a number, where it can be one."""
+    """The version in a dump as a number; `None` if it isn't one."""
     version = version_in(dump)
     return int(version) if version.isdecimal() and int(version) <= values.MAX_VERSION else None
 
 
 def version_in(dump: Dump) -> str:
-    """The version in a dump, empty where it has none."""
+    """The version in a dump; empty if it has none."""
     kind, held = dump.parts["header"]
     return dict(zip(held[::2], held[1::2], strict=True)).get("version", "") if kind == "hash" else ""
 
 
 def user_in(dump: Dump) -> str | None:
-    """The user in a dump, where that can be read."""
+    """The user in a dump; `None` if it has none or can't be read."""
     kind, held = dump.parts["header"]
     return dict(zip(held[::2], held[1::2], strict=True)).get("user") if kind == "hash" else None
 
@@ -59,14 +59,14 @@ def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
         CorruptRecord: it still can't be read.
     """
     for name, kind in zip(_PARTS, _KINDS, strict=True):
-        found = dump.parts.get(name, _ABSENT)[0]  # a dump of an older version has no trail
+        found = dump.parts.get(name, _ABSENT)[0]  # dumps of older versions have no trail
         if found not in (kind, "none"):
             raise CorruptRecord(f"live session {session_id}", f"its {name}: a {found}, not a {kind}")
     header, entries, queries, _, trail = (
         [text.encode("utf-8", "surrogateescape") for text in dump.parts.get(name, _ABSENT)[1]] for name in _PARTS
     )
     record = fields.decode_record(session_id, [header, entries, queries, trail])
-    assert record is not None  # noqa: S101 - only for a reply that is None
+    assert record is not None  # noqa: S101 - `None` is returned for a missing reply only
     return checked(record, queries, trail)
 
 
@@ -74,7 +74,7 @@ def checked(record: SessionRecord, queries: Sequence[bytes], trail: Sequence[byt
     """A record, if all of its parts are there, with all totals.
 
     Raises:
-        CorruptRecord: a part is lost, or of another form.
+        CorruptRecord: a part is missing, or has another form.
     """
     if [body for body in queries if not body.startswith(b"{")]:
         raise CorruptRecord(f"live session {record.header.id}", "a query of its history is no JSON object")

@@ -34,7 +34,7 @@ _GRANTED = frozenset(f"{letter}:".encode() for letter in GRANT_LETTERS)
 
 
 def position(created_at: datetime, session_id: UUID) -> str:
-    """Where a session stands in a listing: text in this order is newest first, then by id."""
+    """A session's position in a listing: a text that sorts newest first, then by id."""
     return f"{_LATEST_MICROS - to_micros(created_at):016x}{session_id.hex}"
 
 
@@ -49,16 +49,16 @@ def position_at(text: str) -> tuple[datetime, UUID]:
 
 
 def listed_member(created_at: datetime, session_id: UUID, life: int) -> str:
-    """How a listing names a session: by its place and its life.
+    """A session's entry in a listing: its position and its life.
 
-    A session that comes back begins a new life with entries of its own, so that clearing up behind the old one, which
-    may happen late, takes nothing away from the new one.
+    A session that comes back from the archive begins a new life, with index entries of its own. Removing the entries of
+    the old life, which may happen late, thus never affects the new one.
     """
     return f"{position(created_at, session_id)}{life:x}"
 
 
 def life_at(member: str) -> int:
-    """The life in a listing's member."""
+    """The life in a listing's entry."""
     return int(member[POSITION_CHARACTERS:], 16)
 
 
@@ -72,7 +72,7 @@ def encode_record(record: SessionRecord, queries: Sequence[EncodedQuery]) -> lis
 
 
 def encode_header(header: Header) -> list[tuple[str, Argument]]:
-    """The fields of a header; what is `None` has none."""
+    """The fields of a header; a value that is `None` has no field."""
     fields: dict[str, Argument | None] = {
         "user": header.user_id,
         "type": header.type,
@@ -94,7 +94,7 @@ def encode_header(header: Header) -> list[tuple[str, Argument]]:
 
 
 def encode_change(change: Change, rules: WriteRules) -> list[Argument]:
-    """The arguments of `write.lua` behind the caller."""
+    """The arguments of `write.lua` after the caller."""
     written = (
         str(to_micros(rules.now)),
         change.act(rules.caller, rules.now).opened,
@@ -125,7 +125,7 @@ def _other_parts(change: Change) -> tuple[object, ...]:
 
 
 def encode_texts(before: Entries, texts: Texts) -> list[Argument]:
-    """The groups of `rewrite.lua`."""
+    """The arguments of `rewrite.lua` after the life."""
     entries = [
         (_entry_field(name, key), _digest(before[name][key]), text)
         for name, each in texts.entries.items()
@@ -135,7 +135,7 @@ def encode_texts(before: Entries, texts: Texts) -> list[Argument]:
 
 
 def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | None:
-    """What `read.lua` returns."""
+    """The record in a reply of `read.lua`."""
     if reply is None:
         return None
     header, entries, queries, trail = reply
@@ -151,7 +151,7 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
 
 
 def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> Header:
-    """A header from what HGETALL gives: a dict, or in a script's reply one flat list."""
+    """A header from a reply to HGETALL: a dict, or a flat list if a script returned it."""
     try:
         stored = reply if isinstance(reply, dict) else _pairs(reply)
         assets, tags, grants = _named(stored)
@@ -178,7 +178,7 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
 
 
 def decode_result(session_id: UUID, reply: list[bytes]) -> WriteResult:
-    """What `write.lua` returns of a change that it took."""
+    """The result in a reply of `write.lua` that isn't a refusal."""
     outcome, version, life, expires, *totals = reply
     try:
         return WriteResult(
@@ -198,7 +198,7 @@ def decode_moment(micros: bytes | str) -> datetime:
 
 
 def _named(stored: dict[bytes, bytes]) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """What has a letter and a colon before its name: the place of each asset and tag, and the grants."""
+    """The fields with a letter and a colon before the name: the order of each asset and tag, and the grants."""
     assets: dict[str, int] = {}
     tags: dict[str, int] = {}
     grants: dict[str, int] = {}

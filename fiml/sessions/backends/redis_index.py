@@ -1,4 +1,4 @@
-"""The indexes in Redis: how they name a session, and the commands that enter it and take it out."""
+"""The indexes in Redis: how they name a session, and the commands that add a session and remove it."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ LATER = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One life of a session as the indexes name it: its member in the listings, and whose listings it is in."""
+    """One life of a session in the indexes: its entry in the listings, and whose listings it is in."""
 
     session_id: UUID
     user_id: str | None
@@ -27,30 +27,30 @@ class Place:
 
     @property
     def expiry_member(self) -> str:
-        """How the expiry index names it: as the listings do, and with the user."""
+        """The entry in the expiry index: that of the listings, and the user."""
         return f"{self.listed_member}:{self.user_id or ''}"
 
     @property
     def given_expiry_members(self) -> list[str]:
-        """How the expiry index names it for each user whom it is given to, so that their listings are cleared."""
+        """The entries in the expiry index for the users it is shared with, so that their listings are cleared too."""
         return [f"{self.listed_member}~{user_id}" for user_id in self.given_to]
 
     @property
     def listings(self) -> list[str]:
-        """The listings that it is in."""
+        """The keys of the listings that it is in."""
         everybody = keys.all_key(keys.part(self.session_id))
         own = [] if self.user_id is None else [keys.user_key(self.user_id)]
         return [everybody, *own, *(keys.given_key(user_id) for user_id in self.given_to)]
 
     @property
     def expiry_key(self) -> str:
-        """The part of the expiry index that it is in."""
+        """The key of the part of the expiry index that it is in."""
         return keys.expiry_key(keys.part(self.session_id))
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiryEntry:
-    """An entry of the expiry index: a life of which it may be time, as of when it was read."""
+    """An entry of the expiry index, as it was when it was read: a life that may have expired."""
 
     place: Place
     life: int
@@ -63,7 +63,7 @@ class ExpiryEntry:
 
 
 def place_of(header: Header) -> Place:
-    """Where a session stands in the indexes."""
+    """The place of a session in the indexes."""
     member = fields.listed_member(header.created_at, header.id, header.life)
     return Place(header.id, header.user_id, member, tuple(users_in(header.grants)))
 
@@ -82,7 +82,7 @@ def expiry_entry(member: bytes, score: float) -> ExpiryEntry:
 
 
 def enter(header: Header) -> list[Command]:
-    """The commands that enter a session everywhere."""
+    """The commands that add a session to all indexes."""
     place = place_of(header)
     listed: list[Command] = [("ZADD", key, 0, place.listed_member) for key in place.listings]
     expiring: Command = ("ZADD", place.expiry_key, to_micros(header.expires_at), place.expiry_member)
@@ -90,13 +90,13 @@ def enter(header: Header) -> list[Command]:
 
 
 def enter_given(place: Place, user_id: str, expires_at: datetime) -> list[Command]:
-    """The commands that enter a session where one whom it is given to finds it."""
+    """The commands that add a session to the listing of a user it is shared with."""
     given = replace(place, given_to=(user_id,))
     return [("ZADD", keys.given_key(user_id), 0, place.listed_member), *_enter_given(given, expires_at)]
 
 
 def leave_given(place: Place, user_id: str) -> tuple[list[Command], list[Command]]:
-    """The commands that take a session out of there again, in two stages as those of `leave`."""
+    """The commands that undo `enter_given`, in two stages like those of `leave`."""
     given = replace(place, given_to=(user_id,))
     return (
         [("ZREM", keys.given_key(user_id), place.listed_member)],
@@ -105,21 +105,21 @@ def leave_given(place: Place, user_id: str) -> tuple[list[Command], list[Command
 
 
 def _enter_given(place: Place, expires_at: datetime) -> list[Command]:
-    # Behind the entry of the session itself, with which they go as a rule.
+    # Later than the entry of the session itself, with which they are usually removed.
     micros = to_micros(expires_at + LATER)
     return [("ZADD", place.expiry_key, micros, member) for member in place.given_expiry_members]
 
 
 def expire_by(header: Header, expires_at: datetime) -> Command:
-    """The command that lets the sweeper look at a session by a time, or before that, as somebody else may want."""
+    """The command that lets the sweeper look at a session at a time, or earlier if its entry says so already."""
     place = place_of(header)
     return ("ZADD", place.expiry_key, "LT", to_micros(expires_at), place.expiry_member)
 
 
 def leave(places: Iterable[Place]) -> tuple[list[Command], list[Command]]:
-    """The commands that take lives out of all indexes, one for each index that names some of them, in two stages.
+    """The commands that remove lives from all indexes, one command for each index, in two stages.
 
-    The expiry is last: while it is there, a sweeper can find and drop the others.
+    The expiry index comes last: as long as it has an entry, a sweeper can find and drop the others.
     """
     listed: dict[str, list[str]] = defaultdict(list)
     expiring: dict[str, list[str]] = defaultdict(list)

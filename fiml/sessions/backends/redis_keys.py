@@ -1,6 +1,6 @@
-"""The keys in Redis, before the client puts the installation's prefix there.
+"""The keys in Redis, without the installation's prefix, which the client adds.
 
-Those of one session share a hash tag, and with it a slot of a Cluster.
+The keys of one session share a hash tag, and so a slot of a Cluster.
 """
 
 from uuid import UUID
@@ -9,7 +9,7 @@ PARTS = 64
 
 
 def part(session_id: UUID) -> int:
-    """Which part of the indexes over all sessions a session stands in."""
+    """The part of the indexes over all sessions in which a session is."""
     return session_id.int % PARTS
 
 
@@ -30,7 +30,7 @@ def trail_key(session_id: UUID) -> str:
 
 
 def floor_key(session_id: UUID) -> str:
-    """Below which version a session can't come back."""
+    """The key of a session's floor: copies up to that version can't become live."""
     return f"{{{session_id.hex}}}:floor"
 
 
@@ -40,7 +40,7 @@ def user_key(user_id: str) -> str:
 
 
 def given_key(user_id: str) -> str:
-    """The index of the sessions that are given to a user."""
+    """The index of the sessions that are shared with a user."""
     return f"given:{user_id}"
 
 

@@ -1,4 +1,4 @@
-"""A search over live sessions in Redis: the candidates are read whole and matched here, in bounded pipelines."""
+"""A search over live sessions in Redis: candidates are read whole, in bounded pipelines, and matched in Python."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,18 +18,18 @@ _SESSIONS_AT_ONCE = 25
 
 
 class RedisSearch:
-    """Looks through a user's live sessions, or everybody's, newest first."""
+    """Searches a user's live sessions, or everybody's, newest first."""
 
     def __init__(self, client: RedisClient, live: RedisTier) -> None:
         self._client = client
         self._live = live
 
     async def search(self, query: PageQuery) -> Found:
-        """The first `query.limit` sessions that match, among at most `MAX_SEARCHED` that are looked at."""
+        """The first `query.limit` sessions that match, of at most `MAX_SEARCHED` that are looked at."""
         return await self._search(query, set())
 
     async def search_again(self, query: PageQuery, before: Found) -> Found:
-        """What was found, and what has become live since: those that were looked at before are not read again."""
+        """The result `before`, and matches that have become live since. Sessions seen before are not read again."""
         again = await self._search(query, before.looked_at)
         again.rows = sorted([*before.rows, *again.rows], key=lambda row: fields.position(row[0].created_at, row[0].id))
         again.unreadable = [*before.unreadable, *again.unreadable]
@@ -60,7 +60,7 @@ class RedisSearch:
                     found.rows.append((record.header, False))
 
     async def _candidates(self, members: Sequence[str], query: PageQuery, found: Found) -> list[UUID]:
-        """Those that their headers don't rule out."""
+        """The sessions that their headers don't rule out."""
         session_ids = [fields.id_at(member) for member in members]
         replies = await self._client.run_each([("HGETALL", keys.header_key(each)) for each in session_ids])
         candidates = []
@@ -98,7 +98,7 @@ def _header(session_id: UUID, reply: Any, found: Found) -> Header | None:
     if not reply:
         return None
     try:
-        # A key of another type was refused: it reads as a header without fields.
+        # A key with another type gets an error as its reply, and is treated as a header without fields.
         return fields.decode_header(session_id, {} if isinstance(reply, Exception) else reply)
     except CorruptRecord:
         found.unreadable.append(session_id)
@@ -108,6 +108,6 @@ def _header(session_id: UUID, reply: Any, found: Found) -> Header | None:
 def _meets(record: SessionRecord, query: PageQuery, found: Found) -> bool:
     try:
         return query.wanted is None or query.wanted.is_met_by(record)
-    except DAMAGE:  # it holds no JSON
+    except DAMAGE:  # a part is not JSON
         found.unreadable.append(record.header.id)
         return False

@@ -1,4 +1,4 @@
-"""Whom live sessions in Redis are given to."""
+"""Whom live sessions in Redis are shared with."""
 
 from typing import Any
 from uuid import UUID
@@ -33,7 +33,7 @@ SCRIPTS = (SHARE,)
 
 
 class RedisSharing:
-    """Changes whom a session is given to, and the listings of those."""
+    """Changes whom a session is shared with, and the listings of these users."""
 
     def __init__(self, client: RedisClient, live: RedisTier) -> None:
         self._client = client
@@ -50,12 +50,13 @@ class RedisSharing:
         if change.what == "drop" and user_id is not None:
             await self._leave(header, user_id)
         elif change.what == "redeem" and rules.caller.user not in (None, header.user_id):
-            # Where it stands in the listings isn't told to one who has no right yet. Redeeming again enters it again.
+            # The listing comes second here: the session's place can't be read before the caller has a right. If this
+            # fails, redeeming the code again adds the session to the listing.
             await self._enter(header, str(rules.caller.user))
         return header.grants
 
     async def given_ids(self, user_id: str) -> set[UUID]:
-        """Every live session that is given to a user, and maybe some that no longer are."""
+        """Every live session that is shared with a user, and perhaps some that no longer are."""
         [members] = await self._client.run([("ZRANGE", keys.given_key(user_id), 0, -1)])
         return {fields.id_at(member.decode()) for member in members}
 
@@ -70,7 +71,7 @@ class RedisSharing:
                 raise CorruptRecord(f"live session {session_id}", "its creation, life or expiry is lost")
             if place.user_id == user_id:
                 refuse_owner(user_id)
-            # The index first: nobody has what its listing lacks.
+            # The index first, so that every session a user has is in the user's listing.
             index = enter_given(place, user_id, found.expires_at)
             share = _share(session_id, change, rules, life=fields.life_at(place.listed_member))
             *_, reply = await self._live.telling_damage(session_id, self._client.write(index, [share]))
@@ -78,7 +79,7 @@ class RedisSharing:
                 header = _header(session_id, reply, rules)
                 if header is None:
                     return None
-                # Once more, since somebody who takes it back may have cleared up in between.
+                # Again, since somebody who stopped sharing meanwhile may have removed the entry.
                 await self._enter(header, user_id)
                 return header.grants
         raise Unavailable(f"session {session_id}", "it ends and is resumed without a pause")
@@ -93,7 +94,7 @@ class RedisSharing:
 
     async def _leave(self, header: Header, user_id: str) -> None:
         await self._client.write(*leave_given(place_of(header), user_id))
-        # Somebody may have given it again meanwhile.
+        # Somebody may have shared it again meanwhile.
         found = await self._live.locate(header.id)
         if found is not None and found.place is not None and user_id in found.place.given_to:
             await self._client.write(enter_given(found.place, user_id, header.expires_at))

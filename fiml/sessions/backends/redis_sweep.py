@@ -1,4 +1,4 @@
-"""What the sweeper does in Redis. Each method is one round trip, however many sessions it is about."""
+"""What the sweeper does in Redis. Each method is one round trip, for any number of sessions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ REINDEX, TAKE_OUT = SCRIPTS = tuple(Script.load("fiml.sessions", name) for name 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """As much of a live session as tells what to do with it."""
+    """As much of a live session as is needed to decide what to do with it."""
 
     life: int
     expires_at: datetime
@@ -41,7 +41,7 @@ class RedisSweep:
         self._client = client
 
     async def due(self, now: datetime, parts: Iterable[int], each: int) -> list[ExpiryEntry]:
-        """Entries of the expiry index whose time has come, at most `each` of a part."""
+        """Entries of the expiry index that are due, at most `each` from a part."""
         ranges = [
             ("ZRANGE", keys.expiry_key(part), "-inf", to_micros(now), "BYSCORE", "LIMIT", 0, each, "WITHSCORES")
             for part in parts
@@ -50,19 +50,19 @@ class RedisSweep:
         return [expiry_entry(member, score) for reply in replies for member, score in _scored(reply)]
 
     async def look(self, entries: Sequence[ExpiryEntry]) -> list[Look | CorruptRecord | None]:
-        """What the entries stand for; `None` where there is no session."""
+        """The sessions that entries refer to; `None` if there is no session."""
         names = ("life", "expires", "maps_bytes", "history_bytes", "format")
         ids = [entry.session_id for entry in entries]
         replies = await self._client.run_each([("HMGET", keys.header_key(session_id), *names) for session_id in ids])
         return [_look(session_id, reply) for session_id, reply in zip(ids, replies, strict=True)]
 
     async def read(self, session_ids: Sequence[UUID]) -> list[SessionRecord | CorruptRecord | None]:
-        """Sessions whole, `None` where one isn't live, and the error of one that can't be read. No access counts."""
+        """Sessions, whole: `None` for one that isn't live, the error for one that can't be read. Not an access."""
         replies = await self._client.run_each([read_whole(session_id) for session_id in session_ids])
         return [_record(session_id, reply) for session_id, reply in zip(session_ids, replies, strict=True)]
 
     async def reindex(self, moves: Sequence[tuple[ExpiryEntry, datetime]]) -> None:
-        """Let the sweeper look at entries again at other times, unless somebody else moved them."""
+        """Move entries to other times, unless somebody else has moved them."""
         await self._client.run(
             [REINDEX([entry.place.expiry_key], entry.member, entry.score, to_micros(at)) for entry, at in moves]
         )
@@ -72,12 +72,12 @@ class RedisSweep:
         await self._client.run_in_order(*leave(entry.place for entry in entries))
 
     async def dump(self, session_id: UUID) -> Dump:
-        """All that is stored of a session, read or not."""
+        """All that is stored of a session, readable or not."""
         [reply] = await self._client.run([read_dump(session_id)])
         return decode_dump(reply)
 
     async def take_out(self, session_id: UUID, dump: Dump) -> str:
-        """Remove a session that was dumped: `removed`, `changed` where it was written to since, or `absent`."""
+        """Remove a session that was dumped: `removed`, `changed` if it was written to since, or `absent`."""
         command = TAKE_OUT([*keys.session_keys(session_id), keys.floor_key(session_id)], version_in(dump), FLOOR_S)
         [outcome] = await self._client.run([command])
         return str(outcome.decode())
@@ -106,7 +106,7 @@ def _record(session_id: UUID, reply: Any) -> SessionRecord | CorruptRecord | Non
 
 
 def _scored(reply: list[Any]) -> list[tuple[bytes, float]]:
-    # RESP3 answers pairs, RESP2 one flat list.
+    # RESP3 replies with pairs, RESP2 with one flat list.
     if reply and isinstance(reply[0], list | tuple):
         return [(member, float(score)) for member, score in reply]
     return [(member, float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]

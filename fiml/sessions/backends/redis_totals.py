@@ -1,9 +1,9 @@
-"""How a session's totals stand in its header in Redis: packed, so that a script counts a query without a call for each.
+"""How a session's totals are stored in its header in Redis: packed, so that a script needs no call for each number.
 
-`totals.lua` has the same for the script.
+`totals.lua` is the scripts' side of this.
 
-Four fields: the sums, and how many queries there are by type, by bucket of their time and by day. As long as each has
-at most 64 bytes, as in most sessions of ten queries, the hash keeps its compact form.
+There are four fields: the sums, and the numbers of queries by type, by bucket of their time, and by day. As long as
+each field has at most 64 bytes, as in most sessions with ten queries, Redis keeps the hash in its compact form.
 """
 
 from datetime import datetime
@@ -16,11 +16,11 @@ from fiml.sessions.models import QueryTotals
 
 _OLD_COUNTS = frozenset((b"n:", b"b:", b"d:"))
 
-# Queries, cache hits, timed ones and their milliseconds; the first and the last moment in microseconds, empty for none.
-# They are texts, since a number of Lua's holds microseconds up to the year 2255.
+# Queries, cache hits, timed queries and their milliseconds; the first and the last moment in microseconds, empty if
+# there is none. The moments are texts, since Lua's numbers hold microseconds exactly only up to the year 2255.
 _sums = msgspec.msgpack.Decoder(tuple[int, int, int, float, str, str])
 _by_name = msgspec.msgpack.Decoder(dict[str, int])
-_by_bucket = msgspec.msgpack.Decoder(dict[int, int], strict=False)  # their numbers stand there as text
+_by_bucket = msgspec.msgpack.Decoder(dict[int, int], strict=False)  # the buckets' numbers are stored as text
 
 
 def encode_totals(totals: QueryTotals) -> list[tuple[str, Argument]]:
@@ -46,7 +46,7 @@ def decode_totals(sums: bytes, types: bytes, times: bytes, days: bytes) -> Query
     """Totals from their fields, in the order of `encode_totals`.
 
     Raises:
-        ValueError, msgspec.DecodeError: they aren't what that writes.
+        ValueError, msgspec.DecodeError: a field isn't what `encode_totals` writes.
     """
     total, hits, timed, time_ms, first, last = _sums.decode(sums)
     return QueryTotals(
@@ -66,8 +66,8 @@ def totals_in(header: dict[bytes, bytes]) -> QueryTotals:
     """The totals in a header of any layout.
 
     Raises:
-        KeyError: a field isn't there.
-        ValueError, msgspec.DecodeError: one isn't what it should be.
+        KeyError: a field is missing.
+        ValueError, msgspec.DecodeError: a field can't be decoded.
     """
     if b"totals" in header:
         return decode_totals(header[b"totals"], header[b"types"], header[b"times"], header[b"days"])
@@ -75,7 +75,7 @@ def totals_in(header: dict[bytes, bytes]) -> QueryTotals:
 
 
 def _old_totals(header: dict[bytes, bytes]) -> QueryTotals:
-    """Those of a header that has a field for each sum and for each count."""
+    """The totals in a header of the old layout, which has a field for each sum and each count."""
     first, last = header.get(b"first"), header.get(b"last")
     counts: dict[bytes, dict[str, int]] = {letter: {} for letter in _OLD_COUNTS}
     for field, count in header.items():
