@@ -1,4 +1,4 @@
-"""Every session under the current key: what a change of keys comes to, while others read and write."""
+"""Encrypts every session with the current key, while others read and write."""
 
 import json
 from collections import Counter
@@ -18,8 +18,8 @@ from fiml.sessions.damage import DAMAGE
 from fiml.sessions.queries import QueryRecord
 from fiml.sessions.records import SessionRecord, check_format
 
-# A session may move to where the pass has been already, and a call that began before the change of keys may write after
-# the pass: then the next round finds it. So the last two find nothing.
+# A session may move to where a round has already been, and a call that began before the change of keys may still write
+# with the old one. The next round finds both, so the pass ends after two rounds that find nothing.
 _ROUNDS = 8
 _LAST_ROUNDS = 2
 
@@ -28,7 +28,7 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Progress:
-    """How far it came: sessions that were looked at, those that got new texts, and those that were left as they are."""
+    """How far the pass got: sessions that were looked at, rewritten, or left as they are."""
 
     looked_at: int = 0
     rewritten: int = 0
@@ -37,21 +37,21 @@ class Progress:
     in_clear: int = 0
     """Sessions with values that aren't encrypted."""
     kept_copies: list[str] = field(default_factory=list)
-    """Copies of the embedded file that hold what stood there before."""
+    """Copies of the embedded file that still have the replaced values."""
 
 
 class Reencryption:
-    """A pass over all sessions. It may be ended at any moment, and begun again: what is done is done."""
+    """A pass over all sessions. It may be stopped at any moment and started again."""
 
     def __init__(self, backend: EncryptedBackend, *, adopts_plaintext: bool) -> None:
         self._backend = backend
         self._adopts_plaintext = adopts_plaintext
 
     async def run(self) -> AsyncIterator[Progress]:
-        """How far it came, batch by batch, until two whole rounds find nothing more to do.
+        """Re-encrypt until two whole rounds find nothing more to do. Yields the progress after each batch.
 
         Raises:
-            Unavailable: somebody goes on writing with an older key; what was done stays done.
+            Unavailable: somebody keeps writing with an older key; what was done stays done.
         """
         total = in_order = 0
         for _ in range(_ROUNDS):
@@ -90,7 +90,7 @@ class Reencryption:
 
 
 async def key_usage(backend: EncryptedBackend) -> Counter[str]:
-    """How many sessions each key is needed for, by its id; those with values in clear under the empty one."""
+    """How many sessions need each key, by its id; under the empty id, those with values in clear text."""
     usage: Counter[str] = Counter()
 
     def count(record: SessionRecord) -> None:
@@ -106,7 +106,7 @@ async def key_usage(backend: EncryptedBackend) -> Counter[str]:
 
 
 def _texts_of(record: SessionRecord) -> list[str]:
-    """Every value of a session as it is stored; of a query in clear, an empty text."""
+    """Every value of a session as it is stored; an empty text for a query in clear text."""
     entries = [text for texts in record.entries.values() for text in texts.values()]
     return entries + [sealed.text_in(query.get("parameters")) or "" for query in queries_of(record)]
 

@@ -1,4 +1,4 @@
-"""What is removed by age, in SQL. The functions run in the caller's transaction."""
+"""Removal of old archived sessions and tombstones, in SQL. The functions run in the caller's transaction."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,9 +15,9 @@ Position = tuple[datetime, UUID]
 def delete_batch(
     connection: Connection, before: datetime, *, at_most: int, after: Position | None
 ) -> tuple[int, Position | None]:
-    """Delete some of the sessions archived before a moment: how many, and where to go on, `None` at the end.
+    """Delete some of the sessions archived before a moment; how many, and where to continue (`None` at the end).
 
-    A session on hold stays, and one in somebody else's hands is left to the next time. Their metrics stay.
+    Sessions on hold stay, and sessions that somebody else has locked are left for the next time. Metrics stay.
     """
     place = tuple_(sessions.c.archived_at, sessions.c.id)
     statement = select(sessions.c.archived_at, sessions.c.id).where(
@@ -30,7 +30,7 @@ def delete_batch(
         return 0, None
     ids = [session_id for _, session_id in found]
     mine = set(ids) - archive.try_lock(connection, ids)
-    # Once more: somebody may have held or resumed one before it was locked.
+    # Check again: before it was locked, a session may have been put on hold or resumed.
     old = delete(sessions).where(
         sessions.c.id.in_(mine), sessions.c.archived_at < before, ~holds.is_held(sessions.c.id)
     )
@@ -39,7 +39,7 @@ def delete_batch(
 
 
 def count_held(connection: Connection, before: datetime) -> int:
-    """How many sessions archived before a moment a hold keeps."""
+    """How many sessions archived before a moment are kept by a hold."""
     kept = (
         select(func.count()).select_from(sessions).where(sessions.c.archived_at < before, holds.is_held(sessions.c.id))
     )

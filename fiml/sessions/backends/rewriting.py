@@ -1,4 +1,4 @@
-"""New texts for the values of a session that stays what it is: what a change of keys asks of a backend."""
+"""Replaces the texts of a session's values, as a change of keys requires, without changing the session."""
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ AT_ONCE = 500
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """All values of a session anew: every entry, and every query by its id, in their order."""
+    """New texts for all values of a session: every entry, and every query with its id, in order."""
 
     entries: Entries
     queries: list[tuple[UUID, str]]
@@ -31,13 +31,13 @@ class Texts:
 
 
 Rewriting = Callable[[SessionRecord], Texts | None]
-"""Gives a session's new texts; `None` where they are as they should be."""
+"""Returns a session's new texts; `None` if nothing has to change."""
 
 
 async def in_batches(
     transact: Transact, find: Callable[[Connection, UUID | None], list[UUID]]
 ) -> AsyncIterator[list[UUID]]:
-    """All ids that `find` finds behind the last one, batch by batch."""
+    """All ids, in batches; `find` returns the ids after the last one."""
     after = None
     while ids := await transact(lambda connection, after=after: find(connection, after)):  # type: ignore[misc]
         yield ids
@@ -45,13 +45,13 @@ async def in_batches(
 
 
 def archived_ids(connection: Connection, after: UUID | None) -> list[UUID]:
-    """Archived sessions behind an id, in their order."""
+    """Archived sessions after an id, in order of their ids."""
     statement = select(sessions.c.id).order_by(sessions.c.id).limit(AT_ONCE)
     return list(connection.scalars(statement if after is None else statement.where(sessions.c.id > after)))
 
 
 def rewrite_archived(connection: Connection, session_id: UUID, rewriting: Rewriting) -> bool:
-    """Give an archived session new texts, and the words that are left of it; whether it needed some."""
+    """Replace the texts of an archived session, and its words in the search index; whether that was needed."""
     archive.lock(connection, [session_id])
     record = archive.fetch(connection, session_id)
     texts = None if record is None else rewriting(record)
@@ -66,7 +66,7 @@ def rewrite_archived(connection: Connection, session_id: UUID, rewriting: Rewrit
 
 
 def rewrite_live(connection: Connection, session_id: UUID, rewriting: Rewriting) -> bool:
-    """Give a live session in the embedded file new texts, and the words that are left of it."""
+    """As `rewrite_archived`, for a live session in the embedded file."""
     raw = driver(connection)
     header = sqlite_rows.select_header(raw, session_id)
     record = None if header is None else sqlite_rows.select_record(raw, header)
@@ -79,7 +79,7 @@ def rewrite_live(connection: Connection, session_id: UUID, rewriting: Rewriting)
 
 
 def _index_anew(connection: Connection, before: SessionRecord, after: SessionRecord) -> None:
-    """Leave no word in the index that the new texts don't have. Those of ciphertext don't differ: there are none."""
+    """Leave no words in the index that the new texts don't have. Encrypted texts have no words, so nothing changes."""
     found = words.read(after)
     if found == words.read(before):
         return

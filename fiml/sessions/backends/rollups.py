@@ -1,7 +1,7 @@
-"""Rollups: what the metrics of a day add up to. Made anew from them whenever they changed, never counted on.
+"""Rollups: the totals of a day's metrics. They are recomputed when the metrics change, never updated one by one.
 
-Everything is summed in one form: rows of kind, name and number. A session's metrics and a day's rollups both give it,
-so that one query adds up rolled-up days and days that are behind.
+All sums have one form, rows of kind, name and number. Both metrics and rollups can be selected in this form, so that
+one query adds up days with current rollups and days without.
 """
 
 from collections.abc import Sequence
@@ -38,15 +38,15 @@ _rollups = session_rollups.c
 
 
 def days_behind(connection: Connection, since: date | None = None) -> list[date]:
-    """The days whose metrics changed since their rollups were made, oldest first."""
+    """The days whose metrics changed since their rollups were computed, oldest first."""
     days = select(rollup_marks.c.day).distinct().order_by(rollup_marks.c.day)
     return list(connection.scalars(days if since is None else days.where(rollup_marks.c.day >= since)))
 
 
 def recompute(connection: Connection, day: date) -> None:
-    """Make the rollups of a day anew.
+    """Recompute the rollups of a day.
 
-    The marks go first: what others mark while this runs stays for the next time.
+    The day's marks are removed first, so that marks that others set meanwhile remain.
     """
     if is_postgresql(connection):
         connection.execute(_LOCK_DAY, {"day": day.isoformat()})
@@ -94,7 +94,7 @@ def of_day(day: date) -> ColumnElement[bool]:
 def figures_of_metrics(
     connection: Connection, where: Sequence[ColumnElement[bool]], by: Sequence[ColumnElement[Any]] = ()
 ) -> list[Select[Any]]:
-    """Kind, name and number of what the metrics add up to, each beside the columns `by`."""
+    """Statements that select kind, name and number of the totals of metrics, grouped by the columns `by`."""
     numbers: dict[str, ColumnElement[Any]] = {
         "sessions": func.count(),
         "ended": func.count(_metrics.ended_at),
@@ -130,7 +130,7 @@ def figures_of_metrics(
 
 
 def figures_of_rollups(connection: Connection, where: Sequence[ColumnElement[bool]]) -> list[Select[Any]]:
-    """Kind, name and number of what rollups add up to."""
+    """Statements that select kind, name and number of the totals of rollups."""
     kinds: list[Select[Any]] = [
         select(*_labelled(kind, literal(""), func.coalesce(func.sum(_rollups[kind]), 0))).where(*where)
         for kind in NUMBERS

@@ -1,4 +1,4 @@
-"""Both tiers in one SQLite file: a call is one hop to its thread, a move between the tiers one transaction."""
+"""Both tiers in one SQLite file: each call is one hop to its thread, each move between the tiers one transaction."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Collection
@@ -44,7 +44,7 @@ from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, Sh
 
 
 class SqliteBackend:
-    """Keeps `Backend` on one file."""
+    """Implements `Backend` with one file."""
 
     def __init__(self, file: SqliteFile, synchronous: Synchronous) -> None:
         self._file = file
@@ -175,7 +175,7 @@ class SqliteBackend:
                 live = rows.select_header(driver(connection), session_id)
             except CorruptRecord:
                 if rows.select_version(driver(connection), session_id, rules.caller) is None:
-                    return None  # nobody learns of another's session that it is there
+                    return None  # nobody may learn that somebody else's session exists
                 raise
             if live is None:
                 ended = archived_grants.find(connection, session_id, change, rules.caller)
@@ -288,7 +288,7 @@ class SqliteBackend:
         def find_indexed(connection: Connection) -> Found | None:
             return None if indexing.is_behind(connection) else find(connection, not_indexed=False)
 
-        # Indexing waits for others who write; a search that finds nothing to index doesn't.
+        # Indexing has to wait for other writers; a search with nothing to index doesn't.
         def index_and_find(connection: Connection) -> Found:
             return find(connection, not_indexed=indexing.index_file(connection))
 
@@ -299,7 +299,7 @@ class SqliteBackend:
 def _write(
     connection: sqlite3.Connection, session_id: UUID, change: Change, rules: WriteRules
 ) -> tuple[Header, WriteResult] | None:
-    """Apply a change: the header behind it, and what there is to tell of it."""
+    """Apply a change. Returns the header after it, and the result; `None` if the caller sees no such live session."""
     header = rows.select_header(connection, session_id, rules.caller, Right.WRITE)
     if header is None:
         return None

@@ -16,7 +16,7 @@ from fiml.sessions.records import Header
 from fiml.sessions.rights import decode_grants
 
 _FIXED = ("id", "user_id", "created_at")
-# Apart from the rest, since what every tracked query changes stands in no index.
+# Separate from the rest: tracking a query changes none of these columns, and so no index.
 NAMED = ("type", "title", "assets", "tags", "expires_at", "grants")
 COUNTED = (
     "last_accessed_at",
@@ -38,7 +38,7 @@ COLUMNS = _FIXED + NAMED + COUNTED
 
 
 def encode(header: Header) -> dict[str, Any]:
-    """A row, by the names of the columns."""
+    """A row, as values by column."""
     return {
         "id": header.id.hex,
         "user_id": header.user_id,
@@ -54,7 +54,7 @@ def encode(header: Header) -> dict[str, Any]:
 
 
 def encode_counted(header: Header) -> dict[str, Any]:
-    """What every tracked query changes of a row: times, version, sizes and totals."""
+    """The columns that every tracked query changes: times, version, sizes and totals."""
     totals = header.totals
     return {
         "last_accessed_at": to_micros(header.last_accessed_at),
@@ -78,7 +78,7 @@ def decode(row: Sequence[Any]) -> Header:
     """The header in a row of `COLUMNS`.
 
     Raises:
-        CorruptRecord: a part is of another type, or no JSON.
+        CorruptRecord: a column has the wrong type, or isn't JSON.
     """
     stored = dict(zip(COLUMNS, row, strict=True))
     try:

@@ -38,7 +38,7 @@ _SET_ENTRY = (
 )
 _APPEND_QUERY = "INSERT INTO active_queries (session_id, id, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _ADD_TO_TRAIL = "INSERT INTO active_trail (session_id, entry) VALUES (?, ?)"
-# The first term lets an index have only those that are given to anybody; CASE, since what is damaged is no JSON.
+# The first term matches a partial index, of sessions with any grants. CASE, since a damaged value isn't JSON.
 _GIVEN = (
     "(grants <> '{}' AND CASE WHEN json_valid(grants)"
     " THEN EXISTS (SELECT 1 FROM json_each(grants) WHERE key = 's:' || :user) ELSE FALSE END)"
@@ -56,7 +56,7 @@ _DELETE = (
 def select_header(
     connection: sqlite3.Connection, session_id: UUID, caller: Caller = ANYBODY, needed: Right = Right.READ
 ) -> Header | None:
-    """The header of a live session, `None` where it isn't live or isn't there for this caller.
+    """The header of a live session; `None` if it isn't live, or the caller doesn't see it.
 
     Raises:
         NotPermitted: the caller has less than the needed right.
@@ -73,7 +73,7 @@ def select_header(
 def select_version(
     connection: sqlite3.Connection, session_id: UUID, caller: Caller = ANYBODY, needed: Right = Right.READ
 ) -> int | None:
-    """The version of a live session, which may be beyond reading otherwise.
+    """The version of a live session, even if the session is otherwise unreadable.
 
     Raises:
         NotPermitted: the caller has less than the needed right.
@@ -90,7 +90,7 @@ def select_version(
 
 
 def select_any_header(connection: sqlite3.Connection, stored_id: str) -> Header:
-    """The header of a session that is there."""
+    """The header of a live session, which must exist."""
     return headers.decode(connection.execute(f"{_SELECT} WHERE id = ?", (stored_id,)).fetchone())
 
 
@@ -101,13 +101,13 @@ def select_ids(connection: sqlite3.Connection, user_id: str) -> set[UUID]:
 
 
 def select_given_ids(connection: sqlite3.Connection, user_id: str) -> set[UUID]:
-    """Every live session that is given to a user."""
+    """Every live session that is shared with a user."""
     found = connection.execute(f"SELECT id FROM active_sessions WHERE {_GIVEN}", {"user": user_id})  # noqa: S608 - a constant
     return {UUID(stored_id) for (stored_id,) in found}
 
 
 def select_ids_after(connection: sqlite3.Connection, after: UUID | None, at_most: int) -> list[UUID]:
-    """Live sessions behind an id, in their order."""
+    """Live sessions after an id, in order of their ids."""
     found = connection.execute(
         "SELECT id FROM active_sessions WHERE id > ? ORDER BY id LIMIT ?", ("" if after is None else after.hex, at_most)
     )
@@ -119,7 +119,7 @@ def select_page(connection: sqlite3.Connection, query: PageQuery) -> list[Header
     own = [headers.decode(row) for row in _rows(connection, query, "TRUE" if query.user_id is None else _OWN)]
     if query.given_to is None:
         return own
-    # Apart from its own, which an index has in order.
+    # A query of their own: the user's own sessions come from an index, in order.
     given = readable(lambda seen: _rows(connection, query, _GIVEN, seen), _decode_anothers, query.limit)
     return newest_first([*own, *given])[: query.limit]
 
@@ -184,7 +184,7 @@ def insert(connection: sqlite3.Connection, record: SessionRecord, queries: Itera
 
 
 def update_header(connection: sqlite3.Connection, header: Header, *, only_counted: bool = False) -> None:
-    """Write what changes in a header: all of it, or only times, version, sizes and totals."""
+    """Write a header: all of its changeable columns, or only times, version, sizes and totals."""
     if only_counted:
         connection.execute(_UPDATE_COUNTED, {"id": header.id.hex, **headers.encode_counted(header)})
     else:
@@ -200,7 +200,7 @@ def new_version(connection: sqlite3.Connection, header: Header, now: datetime) -
 
 
 def touch(connection: sqlite3.Connection, header: Header, now: datetime) -> None:
-    """Move the last access to `now`; no new version, since nothing a writer builds on has changed."""
+    """Move the last access to `now`, without a new version: for writers, nothing has changed."""
     if now > header.last_accessed_at:
         header.last_accessed_at = now
         connection.execute(
@@ -226,7 +226,7 @@ def delete(connection: sqlite3.Connection, session_ids: Sequence[UUID]) -> None:
 def replace_texts(
     connection: sqlite3.Connection, header: Header, entries: Entries, queries: Sequence[tuple[UUID, str]]
 ) -> None:
-    """Give the entries and queries that are there other texts, at an unchanged version."""
+    """Replace the texts of existing entries and queries, without a new version."""
     connection.executemany(
         "UPDATE active_entries SET value = ? WHERE session_id = ? AND map = ? AND key = ?",
         [(text, header.id.hex, name, key) for name, texts in entries.items() for key, text in texts.items()],
@@ -245,7 +245,7 @@ def append_queries(
     """Append the queries that aren't there yet, and count them in the header; whether there were any.
 
     Raises:
-        SessionFull: it would hold too many; the caller rolls back.
+        SessionFull: there would be too many; the caller rolls back.
     """
     is_new = False
     for query in queries:
@@ -261,7 +261,7 @@ def append_queries(
 
 
 def change_entries(connection: sqlite3.Connection, header: Header, change: Change) -> None:
-    """Remove and set entries, and keep their size in the header.
+    """Remove and set entries, and update their size in the header.
 
     Raises:
         InvalidInput: the maps would be too large; the caller rolls back.
@@ -280,7 +280,7 @@ def change_entries(connection: sqlite3.Connection, header: Header, change: Chang
 
 
 def change_header(header: Header, change: Change, now: datetime) -> None:
-    """Apply names and scalars, and raise the version.
+    """Apply the changes to names and scalars, and raise the version.
 
     Raises:
         InvalidInput: there would be too many assets or tags, or no asset.
@@ -304,7 +304,7 @@ def _stored_size(connection: sqlite3.Connection, session_id: UUID, name: str, ke
 
 
 def _decode_anothers(row: Sequence[Any]) -> Header | None:
-    """Another's damage hides nothing of one's own."""
+    """The header of another user's session; `None` if it is damaged, so that one's own are still listed."""
     try:
         return headers.decode(row)
     except CorruptRecord as exc:

@@ -1,4 +1,4 @@
-"""The sweep of the embedded deployment: a batch is one transaction in one file."""
+"""The sweep of the embedded deployment: each batch is one transaction in one file."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _PARTS = {
     "queries": ("active_queries", "session_id"),
     "trail": ("active_trail", "session_id"),
 }
-# What tables of older versions lack, which dumps may be of.
+# Changes to tables since older versions, from which a dump may come.
 _SINCE = (
     "CREATE TABLE IF NOT EXISTS active_trail (n INTEGER PRIMARY KEY, session_id TEXT, entry TEXT)",
     "ALTER TABLE active_sessions ADD COLUMN grants TEXT NOT NULL DEFAULT '{}'",
@@ -38,7 +38,7 @@ _log = structlog.get_logger()
 
 
 def sweep_batch(file: SqliteFile, connection: Connection, ended: Ended) -> SweepReport:
-    """Archive some of the sessions that expired by `ended.at`; what can't be archived goes into the quarantine."""
+    """Archive some of the sessions that expired by `ended.at`; those that can't be archived go into the quarantine."""
     report = SweepReport()
     expired = _select_expired(driver(connection), ended.at)
     if not expired:
@@ -51,7 +51,7 @@ def move(connection: Connection, headers: Sequence[Header], ended: Ended) -> Non
     """Move live sessions to the archive.
 
     Raises:
-        CorruptRecord: one of them isn't whole.
+        CorruptRecord: one of them is damaged.
     """
     records = [with_all_totals(_select_whole(driver(connection), header)) for header in headers]
     archive.put(connection, records, ended)
@@ -85,12 +85,12 @@ def _archive(
     if not session_ids:
         return
     try:
-        # In a savepoint: what is refused leaves nothing behind.
+        # In a savepoint, so that a refused batch leaves nothing behind.
         with translated(file.path), connection.begin_nested():
             move(connection, [rows.select_any_header(driver(connection), each) for each in session_ids], ended)
     except (CorruptRecord, RecordRefused) as exc:
         if exc.record.startswith("the file"):
-            raise  # it is the file that is damaged, not a session
+            raise  # the file is damaged, not a session
         if len(session_ids) == 1:
             _set_aside(connection, session_ids[0], exc.problem, ended, report)
             return
@@ -112,7 +112,7 @@ def _set_aside(connection: Connection, stored_id: str, problem: str, ended: Ende
 
 
 def _select_expired(connection: sqlite3.Connection, by: datetime) -> list[str]:
-    """The ids of sessions that have expired, the longest expired first, as many as one batch may hold."""
+    """The ids of expired sessions, the longest expired first, as many as fit into one batch."""
     found = connection.execute(
         "SELECT id, maps_bytes + history_bytes FROM active_sessions"
         " WHERE expires_at <= ? AND format <= ? ORDER BY expires_at, id LIMIT ?",
@@ -136,7 +136,7 @@ def _count_newer(connection: sqlite3.Connection, by: datetime) -> int:
 
 
 def _select_whole(connection: sqlite3.Connection, header: Header) -> SessionRecord:
-    """A session whose JSON is JSON: in this archive it is text, and nothing else would tell."""
+    """A session, whole, after checking that its JSON is valid: the archive stores it as text and wouldn't notice."""
     is_json = {
         "active_entries": "json_valid(value)",
         "active_queries": "json_valid(body) AND json_type(body) = 'object'",

@@ -1,4 +1,4 @@
-"""A search over sessions in SQLite: what it asks of live rows, and the words of a session in FTS5."""
+"""A search over sessions in SQLite: the conditions on live rows, and the words of sessions in FTS5."""
 
 import sqlite3
 from collections.abc import Collection, Sequence
@@ -16,7 +16,7 @@ HAVE = (
 
 def put(connection: sqlite3.Connection, session_id: UUID, words: Collection[str]) -> None:
     """Set the words of a session."""
-    # Not an upsert: its triggers are those of a change, and the index needs the old words.
+    # Not an upsert: that would fire triggers of UPDATE, and only those of DELETE and INSERT maintain the index.
     connection.execute("DELETE FROM session_words WHERE session_id = ?", (session_id.hex,))
     connection.execute(
         "INSERT INTO session_words (session_id, words) VALUES (?, ?)", (session_id.hex, " ".join(sorted(words)))
@@ -24,7 +24,7 @@ def put(connection: sqlite3.Connection, session_id: UUID, words: Collection[str]
 
 
 def live_clauses(wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
-    """What a search asks of a row of `active_sessions`, and its parameters."""
+    """The conditions of a search on a row of `active_sessions`, and their parameters."""
     clauses: list[str] = []
     parameters: dict[str, Any] = {}
     if wanted.since is not None:
@@ -49,12 +49,12 @@ def live_clauses(wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
 
 
 def match(words: Sequence[str]) -> str:
-    """Words that must all be there, as FTS5's query language quotes them."""
+    """A query in FTS5's language for words that must all be there."""
     return " AND ".join(f'"{word.rstrip("*")}"{"*" if word.endswith("*") else ""}' for word in words)
 
 
 def query_clause(conditions: Sequence[Condition], symbols: Sequence[str], body: str) -> tuple[str, dict[str, Any]]:
-    """What a search asks of one query, whose JSON the column `body` has, and its parameters."""
+    """The condition of a search on one query, whose JSON is in the column `body`, and its parameters."""
     terms: list[str] = []
     parameters: dict[str, Any] = {}
     for n, each in enumerate(conditions):
@@ -66,7 +66,7 @@ def query_clause(conditions: Sequence[Condition], symbols: Sequence[str], body: 
         terms.append(f"json_type({body}, '$.parameters.symbol') = 'text'")
         terms.append(f"json_extract({body}, '$.parameters.symbol') IN ({_marks(symbols)})")
         parameters |= {f"symbol{n}": symbol for n, symbol in enumerate(symbols)}
-    # CASE, since only it is sure to look into the JSON after it was found to be some.
+    # CASE guarantees that the JSON is only read after it was found valid; AND would not.
     return f"CASE WHEN json_valid({body}) THEN {' AND '.join(terms)} ELSE FALSE END", parameters
 
 
@@ -75,5 +75,5 @@ def _marks(symbols: Sequence[str]) -> str:
 
 
 def _some_query(clause: str) -> str:
-    # S608: the clause is made of names of our own and of marks.
+    # S608: the clause is made of our own names and of placeholders.
     return f"EXISTS (SELECT 1 FROM active_queries q WHERE q.session_id = active_sessions.id AND {clause})"  # noqa: S608

@@ -1,4 +1,4 @@
-"""The sweep of the server deployment: expired sessions go from Redis to PostgreSQL, and the indexes are cleared up."""
+"""The sweep of the server deployment: moves expired sessions from Redis to PostgreSQL, and cleans the indexes up."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
@@ -19,9 +19,9 @@ from fiml.sessions.backends.redis_index import LATER, ExpiryEntry, place_of
 from fiml.sessions.backends.redis_sweep import Look, RedisSweep
 from fiml.sessions.records import FORMAT, Header, SessionRecord
 
-# One look is at some of the parts of the index: a sweeper keeps these many entries in mind, whatever the backlog.
+# A sweeper looks at a few parts of the index at a time, so that its memory doesn't grow with the backlog.
 _PARTS_A_LOOK = 8
-# While an engine is busy with one batch, the other one is prepared.
+# Two batches at a time: while the engines work on one, the other one is prepared.
 _LANES = 2
 _ENTRIES_A_PART = 64
 _BATCH_BYTES = 8 * 1024 * 1024
@@ -32,10 +32,10 @@ _random = SystemRandom()
 
 
 class Sweep:
-    """One sweep over everything that expired by `ended.at`.
+    """One sweep over everything that expired by `ended.at`, with two batches at a time.
 
-    Several may run at once: each goes through the parts of the index in an order of its own, and leaves to the others
-    the sessions that they have in hand. It has two batches in hand itself.
+    Several sweeps may run at once: each goes through the parts of the index in its own order, and skips the sessions
+    that another one has locked.
     """
 
     def __init__(self, live: RedisTier, sweeping: RedisSweep, database: PostgresDatabase, ended: Ended) -> None:
@@ -45,7 +45,7 @@ class Sweep:
         self._ended = ended
 
     async def run(self) -> AsyncIterator[SweepReport]:
-        """What each batch came to."""
+        """Sweep; yields a report for each batch."""
         parts = list(range(keys.PARTS))
         _random.shuffle(parts)
         lanes = going_on = [self._sweep_lane(parts[lane::_LANES]) for lane in range(_LANES)]
@@ -73,7 +73,7 @@ class Sweep:
         while entries := await self._sweeping.due(self._ended.at, parts, _ENTRIES_A_PART):
             fresh = [entry for entry in entries if entry not in before]
             if not fresh:
-                return  # all of them are in somebody else's hands
+                return  # other sweeps have locked all of them
             before = set(entries)
             report = SweepReport()
             await self._sweep_entries(fresh, report)
@@ -111,7 +111,7 @@ class Sweep:
     async def _put(
         self, records: list[SessionRecord], texts: Mapping[UUID, str], report: SweepReport
     ) -> AsyncIterator[tuple[SessionRecord, str]]:
-        """Archive sessions; those that the database takes neither with others nor alone, and its words."""
+        """Archive sessions. Yields those that the database refuses even on their own, with the reason."""
         if not records:
             return
         try:
@@ -140,11 +140,11 @@ class Sweep:
         report.archived += outcomes.count("removed")
         changed = [header for header, outcome in zip(headers, outcomes, strict=True) if outcome == "changed"]
         if changed:
-            # They went on living while they were copied: their copies go.
+            # They were written to while they were being copied, so the copies are outdated: remove them.
             await self._database.maintain(lambda connection: archive.remove_all(connection, changed))
 
     async def _set_aside(self, entry: ExpiryEntry, problem: str, report: SweepReport) -> None:
-        """Copy what can't be archived into the quarantine, then take it out of the live ones."""
+        """Copy a session that can't be archived into the quarantine, then remove it from the live sessions."""
         session_id = entry.session_id
         dump = await self._sweeping.dump(session_id)
         if is_empty(dump):
@@ -175,23 +175,23 @@ class Sweep:
 
 
 async def _next(lane: AsyncIterator[SweepReport]) -> SweepReport | None:
-    """What its next batch came to; `None` where there is no more."""
+    """The report of a lane's next batch; `None` if there is none."""
     return await anext(lane, None)
 
 
 def _next_look(entry: ExpiryEntry, look: Look) -> datetime:
-    """When to look at a session that is alive: at its end, and for those whom it is given to behind that."""
+    """When to look at a live session again: at its expiry; for an entry of a user it is shared with, somewhat later."""
     return look.expires_at + LATER if entry.place.given_to else look.expires_at
 
 
 def _by_session(entries: Sequence[ExpiryEntry]) -> dict[UUID, ExpiryEntry]:
-    """One entry of each session: its owner's, where those of users whom it is given to are there too."""
+    """One entry for each session: its own one, rather than those of users it is shared with."""
     entries_of_owners_last = sorted(entries, key=lambda entry: not entry.place.given_to)
     return {entry.session_id: entry for entry in entries_of_owners_last}
 
 
 def _batches(expired: list[tuple[ExpiryEntry, Look]]) -> Iterator[list[ExpiryEntry]]:
-    """Sessions that together don't take more memory than one batch may."""
+    """Split sessions into batches that stay within the memory for one batch."""
     batch: list[ExpiryEntry] = []
     size = 0
     for entry, look in expired:

@@ -1,4 +1,4 @@
-"""Live sessions in Redis, ended ones in PostgreSQL: the order of the steps is what keeps them."""
+"""Live sessions in Redis, archived ones in PostgreSQL. The order of the steps ensures that none is lost."""
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
@@ -52,7 +52,7 @@ from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, Sh
 
 SCRIPTS = (*redis.SCRIPTS, *redis_dump.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
 _TRIES = 10
-# PostgreSQL takes in some 30 MiB of JSON a second: what is longer may take more than the two seconds of a call.
+# PostgreSQL stores about 30 MiB of JSON a second: a longer history may take more than the two seconds of a call.
 _LONG_BYTES = 16 * 1024 * 1024
 EVERYBODYS = PageQuery(limit=rewriting.AT_ONCE)
 
@@ -60,7 +60,7 @@ _log = structlog.get_logger()
 
 
 class TieredBackend:
-    """Keeps `Backend` over Redis and PostgreSQL."""
+    """Implements `Backend` with Redis and PostgreSQL."""
 
     def __init__(self, client: RedisClient, database: PostgresDatabase) -> None:
         self._client = client
@@ -85,7 +85,7 @@ class TieredBackend:
         try:
             await self._database.open()
         except Unavailable as exc:
-            # Live sessions work without it; its schema is looked at when it is back.
+            # Live sessions work without it; its schema is checked when it is back.
             _log.warning("archive_is_away", problem=str(exc))
 
     async def close(self) -> None:
@@ -111,8 +111,8 @@ class TieredBackend:
         expires_at = change.scalars.get("expires_at")
         if expires_at is None:
             return await self._live.write(session_id, change, rules)
-        # The index first, so that no session is missing from it; and once more behind the session, since a sweeper
-        # that came in between moved the entry back.
+        # The index first, so that no session is missing from it; and again after the session, since a sweeper that
+        # looks in between moves the entry back.
         before = await self._live.read(session_id, now=None, caller=rules.caller, recent=0)
         if before is None:
             return None
@@ -163,7 +163,7 @@ class TieredBackend:
                 return live
             ended = await self.read_archived(session_id, caller=caller)
             if ended is None:
-                # It may have come back between the two looks.
+                # It may have been resumed between the two looks.
                 return await self._live.go_on(session_id, until=until, now=now, caller=caller)
             record, queries = at_rest.revived(ended, until=until, now=now, caller=caller)
             outcome = await self._live.put(record, queries)
@@ -177,7 +177,7 @@ class TieredBackend:
         live = await self._locate(session_id, caller, Right.OWN)
         archived_version = await self._find_at_rest(session_id, caller, Right.OWN)
         if live is None and archived_version is None:
-            # It may have come back between the two looks.
+            # It may have been resumed between the two looks.
             live = await self._locate(session_id, caller, Right.OWN)
         version = live.version if live else archived_version
         if version is None:
@@ -211,7 +211,7 @@ class TieredBackend:
         return is_changed or is_archived_changed
 
     async def scrub(self) -> list[str]:
-        return []  # what the servers' files hold of old rows is in their own hands
+        return []  # the servers themselves decide what remains of old rows in their files
 
     async def _rewrite_live(self, session_id: UUID, rewrite: rewriting.Rewriting) -> bool:
         for _ in range(_TRIES):
@@ -241,15 +241,15 @@ class TieredBackend:
                 grants = await self._share_at_rest(session_id, change, rules)
             except SessionConflict:
                 continue
-            # It may have come back between the two looks.
+            # It may have been resumed between the two looks.
             return grants if grants is not None else await self._sharing.share(session_id, change, rules)
         raise Unavailable(f"session {session_id}", "others write to it without a pause")
 
     async def _share_at_rest(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
-        """Change whom an ended session is given to; `None` where it is live, which then counts.
+        """Change whom an archived session is shared with; `None` if it is live, since then the live copy counts.
 
-        A resume may be under way that has read the row: the fence lets nothing as old become live, and what has
-        become live before it is changed as well.
+        Somebody who is resuming the session may have read the row before. The fence keeps this older copy from becoming
+        live; if it is live already, it is changed too.
         """
         ended = await self._database.view(
             lambda connection: archived_grants.find(connection, session_id, change, rules.caller)
@@ -260,15 +260,16 @@ class TieredBackend:
             lambda connection: archived_grants.share(connection, ended, change, rules)
         )
         if grants is None or grants == ended.grants:
-            return grants  # the row is as it was: a fence above it would keep it from coming back
+            return grants  # the row is unchanged: a fence above its version would keep the session from being resumed
         if not await self._live.fence(session_id, ended.version + 1):
             grants = await self._sharing.share(session_id, change, rules) or grants
         return grants
 
     async def _is_overruled(self, session_id: UUID, right: Right | None) -> bool:
-        """Whether a session that was found at rest is a mere copy of a live one, which says who else may have it.
+        """Whether the live copy of a session decides who may see it, and not the archived one that was found.
 
-        A principal that sees neither hears nothing of it: only one that the copy was given to is asked about.
+        The question is only asked if the session was shared with the caller, so that others can't learn from the
+        commands whether a session exists.
         """
         return right is not None and right < Right.OWN and bool(await self._live.are_live([session_id]))
 
@@ -335,7 +336,7 @@ class TieredBackend:
         )
         if not old:
             return 0
-        # A deletion that was cut short may have left a live copy, from which the tombstone has kept us so far.
+        # An interrupted deletion may have left a live copy, which only the tombstone has kept from being archived.
         await self._live.remove_all_for_good(old)
         return await self._database.maintain(lambda connection: retention.remove_tombstones(connection, old))
 
@@ -366,7 +367,7 @@ class TieredBackend:
         return outcome
 
     async def _confirm(self, record: SessionRecord, archived_version: int, caller: Caller) -> SessionRecord | None:
-        """Take the archived copy away. Where a newer one is there, or a tombstone, that counts instead of ours."""
+        """Remove the archived copy. If there is a newer one or a tombstone, it counts instead of what was resumed."""
         session_id = record.header.id
         was_overtaken = await self._database.transact(
             lambda connection: _take_away(connection, session_id, archived_version)

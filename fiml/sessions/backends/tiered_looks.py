@@ -18,7 +18,7 @@ from fiml.sessions.records import Header
 
 
 class TieredLooks:
-    """Looks at the live sessions first and at the ended ones second, since they move that way, and once more."""
+    """Looks at live sessions first, at archived ones second, since sessions move that way, and at live ones again."""
 
     def __init__(self, client: RedisClient, live: RedisTier, database: PostgresDatabase) -> None:
         self._client = client
@@ -50,7 +50,7 @@ class TieredLooks:
             ended = await self._ended(query, lambda some: self._database.view(partial(archive.page, query=some)))
         except Unavailable:
             return Page([(header, False) for header in live], is_partial=True)
-        # One that was resumed between the two looks shows in a third.
+        # A session that was resumed between the two looks is found by a third.
         seen = {header.id for header in live}
         live += [header for header in await self._live.page(query) if header.id not in seen]
         return Page(merge_pages(live, ended, query.limit))
@@ -59,8 +59,8 @@ class TieredLooks:
         """As `Backend.search`."""
         if not query.include_archived:
             return await self._searching.search(query)
-        # An archive that stands still is found out soon; what is to be indexed may take longer. Not between the looks,
-        # which are to follow each other closely.
+        # Find out soon whether the archive hangs, since searching it has a longer limit, for indexing. This comes
+        # before the looks, which should follow each other closely.
         is_archive_there = await self._is_archive_there()
         found = await self._searching.search(query)
 
@@ -76,7 +76,7 @@ class TieredLooks:
         except Unavailable:
             found.is_partial = True
             return found
-        # One that was resumed between the two looks shows in a third.
+        # A session that was resumed between the two looks is found by a third.
         found = await self._searching.search_again(query, found)
         found.rows = merge_pages([header for header, _ in found.rows], ended, query.limit)
         if found.searched_to is not None:
@@ -84,7 +84,7 @@ class TieredLooks:
         return found
 
     async def look_at_archive(self) -> None:
-        """See whether PostgreSQL answers within two seconds; raises `Unavailable`."""
+        """Raise `Unavailable` unless PostgreSQL answers within two seconds."""
         await self._database.view(lambda connection: connection.execute(select(1)).one())
 
     async def _is_archive_there(self) -> bool:
@@ -95,7 +95,7 @@ class TieredLooks:
         return True
 
     async def _ended(self, query: PageQuery, page: Callable[[PageQuery], Awaitable[list[Header]]]) -> list[Header]:
-        """Ended sessions, `query.limit` of them where there are as many. Those that it may see live are left out."""
+        """Archived sessions, up to `query.limit`, without those that became live and were shared with the caller."""
         found: list[Header] = []
         while True:
             some = await page(query)
@@ -105,7 +105,7 @@ class TieredLooks:
             query = replace(query, after=(some[-1].created_at, some[-1].id))
 
     async def _without_copies(self, ended: list[Header], query: PageQuery) -> list[Header]:
-        """Without those that were given to the caller and have become live: the live listing has what it may see."""
+        """The sessions without shared ones that are live: their live copies decide whether the caller may see them."""
         given = [] if query.given_to is None else [each.id for each in ended if each.user_id != query.given_to]
         live = await self._live.are_live(given)
         return [header for header in ended if header.id not in live]

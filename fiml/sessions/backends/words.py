@@ -1,6 +1,7 @@
-"""Full text of ended sessions in SQL: PostgreSQL's own, or SQLite's FTS5, which has the live ones too.
+"""Full text of archived sessions in SQL: PostgreSQL's own, or SQLite's FTS5, which also covers live sessions.
 
-The functions run in the caller's transaction. Rows go with their session: by a foreign key, and by triggers.
+The functions run in the caller's transaction. Words are removed with their session: by a foreign key on PostgreSQL, by
+triggers on SQLite.
 """
 
 import asyncio
@@ -26,9 +27,9 @@ _PUT = text(
     " SELECT s.id, array_to_tsvector(string_to_array(given.words, ' '))"
     " FROM unnest(CAST(:ids AS uuid[]), CAST(:versions AS bigint[]), CAST(:words AS text[]))"
     " AS given(id, version, words)"
-    # The row that counts may be another's, of a later version.
+    # The archive may already have a later version from somebody else.
     " JOIN sessions s ON s.id = given.id AND s.version = given.version"
-    # One that is resumed at this moment is passed over: its row would be nobody's.
+    # Locks the row: of a session that is being resumed, the words would have no session to belong to.
     " FOR KEY SHARE OF s"
     " ON CONFLICT (session_id) DO UPDATE SET words = excluded.words"
 )
@@ -39,9 +40,9 @@ _PUT_NONE = text(
 
 
 async def read_apart(records: Sequence[SessionRecord]) -> dict[UUID, str]:
-    """What `put` stores of sessions, by their ids; in a thread where it is much, so that others' calls go on.
+    """The words that `put` stores, by session id; computed in a thread if the sessions are long, to not block the loop.
 
-    One that holds no JSON is left out: the database refuses it.
+    A session that isn't valid JSON is left out: the database will refuse it.
     """
     size = sum(record.header.history_bytes + record.header.maps_bytes for record in records)
     return _read_all(records) if size < _MUCH_BYTES else await asyncio.to_thread(_read_all, records)
@@ -60,12 +61,12 @@ def _stored(record: SessionRecord) -> str:
 
 
 def put(connection: Connection, records: Sequence[SessionRecord], texts: Mapping[UUID, str] | None = None) -> None:
-    """Let a search find sessions that were just archived. On SQLite the next search sees to that.
+    """Index sessions that were just archived. On SQLite, the next search does that.
 
-    `texts` are those that were read before.
+    `texts` are words that were computed before.
 
     Raises:
-        CorruptRecord: one of them holds no JSON.
+        CorruptRecord: a session isn't valid JSON.
     """
     if is_postgresql(connection):
         headers = [record.header for record in records]
@@ -76,7 +77,7 @@ def put(connection: Connection, records: Sequence[SessionRecord], texts: Mapping
 
 
 def put_none(connection: Connection, session_id: UUID) -> None:
-    """Let an archived session that can't be read have no words."""
+    """Index an archived session that can't be read, without words."""
     connection.execute(_PUT_NONE, {"id": session_id})
 
 
@@ -84,7 +85,7 @@ def read(record: SessionRecord) -> set[str]:
     """The words of a session.
 
     Raises:
-        CorruptRecord: it holds no JSON.
+        CorruptRecord: the session isn't valid JSON.
     """
     try:
         return words_of(record)
@@ -93,7 +94,7 @@ def read(record: SessionRecord) -> set[str]:
 
 
 def conditions(connection: Connection, wanted: Wanted) -> list[ColumnElement[bool]]:
-    """What a search asks of a row of `sessions`."""
+    """The conditions of a search on a row of `sessions`."""
     found: list[ColumnElement[bool]] = []
     if wanted.since is not None:
         found.append(sessions.c.created_at >= wanted.since)
@@ -122,7 +123,7 @@ def _have(connection: Connection, words: Sequence[str]) -> ColumnElement[bool]:
 
 
 def _some_query(connection: Connection, figures: Sequence[Condition], symbols: Sequence[str]) -> ColumnElement[bool]:
-    """Whether one query in the history is about the symbol, and has figures on which all conditions hold."""
+    """The condition that one query in the history is about the symbol and has figures that meet all conditions."""
     if is_postgresql(connection):
         path, variables = _json_path(figures, symbols)
         return _boolean(
@@ -131,7 +132,7 @@ def _some_query(connection: Connection, figures: Sequence[Condition], symbols: S
             {"path": path, "variables": json.dumps(variables)},
         )
     clause, parameters = query_clause(figures, symbols, "q.value")
-    # S608: the clause is made of names of our own and of marks.
+    # S608: the clause is made of our own names and of placeholders.
     return _boolean(
         f"EXISTS (SELECT 1 FROM json_each(sessions.history_queries) q WHERE {clause})",  # noqa: S608
         parameters,
@@ -148,7 +149,7 @@ def _json_path(figures: Sequence[Condition], symbols: Sequence[str]) -> tuple[st
         variables[f"n{n}"] = each.number
     if symbols:
         names = " || ".join(f"@.parameters.symbol == $symbol{n}" for n in range(len(symbols)))
-        # A list is looked into otherwise.
+        # Without the type, a comparison with a list would match any of its items.
         terms.append(f'@.parameters.symbol.type() == "string" && ({names})')
         variables |= {f"symbol{n}": symbol for n, symbol in enumerate(symbols)}
     return f"$[*] ? ({' && '.join(terms)})", variables
