@@ -291,18 +291,6 @@ async def test_a_copy_that_can_not_be_read_stands_in_the_receipt_and_keeps_nobod
     assert THOUGHT.encode() not in good.read_bytes()
 
 
-def test_a_kept_copy_is_one_file_with_no_log_beside_it(tmp_path: Path) -> None:
-    file = tmp_path / "fiml.db"
-    with closing(sqlite3.connect(file)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("CREATE TABLE one (one)")
-
-    copy = kept_copies.keep(file, found="older", needed="newer")
-
-    with closing(sqlite3.connect(copy)) as connection:
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
-
-
 def without_tombstones(file: Path) -> bytes:
     """A file's bytes, but for the tombstones: they are what keeps an erased session away."""
     with closing(sqlite3.connect(file)) as connection, closing(sqlite3.connect(":memory:")) as memory:

@@ -1,8 +1,10 @@
 """Copies of the embedded file that are kept from before each upgrade of its schema."""
 
+import filecmp
 import os
 import re
 import sqlite3
+import stat
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,32 +23,62 @@ _log = structlog.get_logger()
 
 
 def keep(file: Path, *, found: str, needed: str) -> Path:
-    """Copy a file with SQLite's own backup. The caller holds the lock that keeps others from writing to the file.
+    """Copy a file as it is, by SQLite's own backup; the caller holds the lock of those who write to it.
 
-    If an earlier upgrade was interrupted, its copy is replaced, and a warning logged.
+    The copy has the owner and the mode of the file. It replaces an equal one, which an interrupted upgrade left, and no
+    other one.
 
     Raises:
-        Misconfigured: the copy can't be made.
+        Misconfigured: the copy can't be made, or the file can't be written.
     """
     copy = file.with_name(f"{file.name}{_BEFORE}{needed}")
     unfinished = copy.with_name(copy.name + _UNFINISHED)
-    if unfinished.exists() or copy.exists():
-        _log.warning("upgrade_was_interrupted", file=str(file), schema=found, next_step="it is begun again")
-    _log.info("upgrade_keeps_a_copy", file=str(file), copy=str(copy), schema=found)
+    was_interrupted = unfinished.exists()
+    if not os.access(file, os.W_OK):  # every try would make a copy, and then fail
+        raise Misconfigured(f"{file} is to be upgraded, and can't be written; let this user write to it")
     try:
         unfinished.unlink(missing_ok=True)
+        _create_like(file, unfinished)
         with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(unfinished)) as target:
             source.backup(target)
             target.execute("PRAGMA journal_mode=DELETE")  # one file, with no log beside it
         with unfinished.open("rb") as written:
             os.fsync(written.fileno())
+        copy = _free_name(copy, unfinished)
+        was_interrupted = was_interrupted or copy.exists()
         unfinished.replace(copy)
     except (OSError, sqlite3.Error) as exc:
         raise Misconfigured(
             f"{file} is to be upgraded, and the copy {copy.name} that is kept first can't be made ({exc}); "
             "nothing was changed; make room in the folder, or set FIML_DATA_DIR"
         ) from exc
+    if was_interrupted:
+        _log.warning("upgrade_was_interrupted", file=str(file), schema=found, next_step="it is begun again")
+    _log.info("upgrade_keeps_a_copy", file=str(file), copy=str(copy), schema=found)
     return copy
+
+
+def _create_like(file: Path, copy: Path) -> None:
+    """Create an empty file that nobody may read who may not read the other one, and whose owner may write to it."""
+    descriptor = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    os.close(descriptor)
+    like = file.stat()
+    ours = copy.stat()
+    if (like.st_uid, like.st_gid) != (ours.st_uid, ours.st_gid):
+        try:
+            os.chown(copy, like.st_uid, like.st_gid)
+        except PermissionError:  # only root gives a file away; the mode could let in our group, not the file's
+            return
+    copy.chmod(stat.S_IMODE(like.st_mode))
+
+
+def _free_name(copy: Path, finished: Path) -> Path:
+    """The name for a copy, with a number where another one, with other content, has it already."""
+    name, number = copy, 1
+    while name.exists() and not filecmp.cmp(name, finished, shallow=False):
+        number += 1
+        name = copy.with_name(f"{copy.name}.{number}")
+    return name
 
 
 def erase_user(file: Path, user_id: str, held: Collection[UUID]) -> list[str]:

@@ -225,7 +225,7 @@ class SqliteFile:
             if self._synchronous is Synchronous.FULL:
                 connection.execute(f"PRAGMA synchronous={Synchronous.NORMAL}")
             self._in_transaction(self._write_all_notes, "BEGIN IMMEDIATE")
-        except Unavailable:
+        except (Unavailable, Misconfigured):
             return
         except Exception:  # noqa: BLE001 - whatever failed, it is not the fault of the reader whose call this is
             _log.exception("notes_lost", file=str(self.path), count=len(self._notes))
@@ -275,8 +275,10 @@ def _translate(path: Path, exc: BaseException) -> Exception:
     match getattr(exc, "sqlite_errorname", ""):
         case "SQLITE_NOTADB":
             return Misconfigured(f"{path} is no database of fiml ({exc}); move it away or set FIML_DATA_DIR")
-        case name if name.startswith("SQLITE_CANTOPEN"):
-            return Misconfigured(f"{path} can't be opened ({exc}); set FIML_DATA_DIR to a folder that can be written")
+        case name if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+            return Misconfigured(
+                f"{path} can't be opened and written ({exc}); set FIML_DATA_DIR to a folder that can be written"
+            )
         case name if name.startswith("SQLITE_CORRUPT"):
             return CorruptRecord(f"the file {path}", str(exc))
         case name if name.startswith(_REFUSAL):

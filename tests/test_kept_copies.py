@@ -1,0 +1,89 @@
+"""The copies that are kept of the embedded file before its schema is upgraded."""
+
+import os
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from fiml.core.errors import Misconfigured
+from fiml.db import kept_copies
+
+OLDER = {"found": "older", "needed": "newer"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    made = tmp_path / "fiml.db"
+    put(made, 1)
+    return made
+
+
+def put(file: Path, number: int) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE IF NOT EXISTS one (number)")
+        connection.execute("INSERT INTO one VALUES (?)", (number,))
+
+
+def numbers_in(file: Path) -> list[int]:
+    with closing(sqlite3.connect(file)) as connection:
+        return [number for (number,) in connection.execute("SELECT number FROM one")]
+
+
+def test_a_kept_copy_is_one_file_with_no_log_beside_it(file: Path) -> None:
+    copy = kept_copies.keep(file, **OLDER)
+
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_a_kept_copy_lets_in_whom_the_file_lets_in(file: Path, mode: int) -> None:
+    file.chmod(mode)
+
+    copy = kept_copies.keep(file, **OLDER)
+
+    assert stat.S_IMODE(copy.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_kept_copy_that_root_makes_belongs_to_the_owner_of_the_file(file: Path) -> None:
+    os.chown(file, 65534, 65533)
+
+    copy = kept_copies.keep(file, **OLDER)
+
+    assert (copy.stat().st_uid, copy.stat().st_gid) == (65534, 65533)
+
+
+def test_a_kept_copy_takes_the_place_of_no_other(file: Path) -> None:
+    first = kept_copies.keep(file, **OLDER)
+    put(file, 2)
+    with capture_logs() as logs:
+        second = kept_copies.keep(file, **OLDER)
+
+    assert (numbers_in(first), numbers_in(second)) == ([1], [1, 2])
+    assert kept_copies.copies_of(file) == [first, second]
+    assert [entry["event"] for entry in logs] == ["upgrade_keeps_a_copy"]
+
+
+def test_an_upgrade_that_is_begun_again_keeps_one_copy(file: Path) -> None:
+    first = kept_copies.keep(file, **OLDER)
+    with capture_logs() as logs:
+        second = kept_copies.keep(file, **OLDER)
+
+    assert (first, kept_copies.copies_of(file)) == (second, [second])
+    assert [entry["event"] for entry in logs] == ["upgrade_was_interrupted", "upgrade_keeps_a_copy"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes to every file")
+def test_a_file_that_can_not_be_written_is_not_copied(file: Path) -> None:
+    file.chmod(0o400)
+
+    with pytest.raises(Misconfigured, match="can't be written"):
+        kept_copies.keep(file, **OLDER)
+
+    assert kept_copies.copies_of(file) == []
