@@ -187,6 +187,22 @@ def test_a_path_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch, 
     assert settings.auth_jwks == str(tmp_path / "fiml")
 
 
+def test_a_file_in_a_folder_that_is_called_tilde_is_not_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """fiml 0.3 didn't expand it."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    left_behind = tmp_path / "~" / "fiml" / "fiml.db"
+    left_behind.parent.mkdir(parents=True)
+    left_behind.touch()
+
+    with pytest.raises(Misconfigured, match=f"FIML_DATA_DIR: {left_behind} .* move it to {tmp_path}/home/fiml"):
+        Settings(data_dir="~/fiml")
+    left_behind.rename(tmp_path / "fiml.db")
+    assert Settings(data_dir="~/fiml").embedded_file == tmp_path / "home" / "fiml" / "fiml.db"
+
+
 def test_a_home_folder_that_is_not_there_is_named() -> None:
     with pytest.raises(Misconfigured, match="FIML_DATA_DIR: begins with ~"):
         Settings(data_dir="~nobody-of-this-name/fiml")

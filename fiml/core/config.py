@@ -25,6 +25,7 @@ SIGNATURE_ALGORITHMS = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     *("ES256", "ES384", "ES512", "EdDSA"),
 )
+EMBEDDED_FILE = "fiml.db"
 MAX_TTL_HOURS = 24 * 365 * 10
 MAX_TASK_MINUTES = 24 * 60
 MAX_RETENTION_DAYS = 365 * 100
@@ -184,9 +185,21 @@ class Settings(BaseSettings):
             raise ValueError(f"must begin with {', '.join(BROKER_SCHEMES)}")
         return value
 
-    @field_validator("data_dir", "encryption_keys")
+    @field_validator("data_dir")
     @classmethod
-    def _at_home(cls, value: Path | None) -> Path | None:
+    def _data_at_home(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        folder = _expanded(value)
+        left_behind = value.absolute() / EMBEDDED_FILE
+        # fiml 0.3 took ~ for the name of a folder: the sessions in it must not seem to be gone.
+        if folder != value and left_behind.exists() and not (folder / EMBEDDED_FILE).exists():
+            raise ValueError(f"{left_behind} holds the sessions of a fiml that took ~ literally; move it to {folder}")
+        return folder
+
+    @field_validator("encryption_keys")
+    @classmethod
+    def _keys_at_home(cls, value: Path | None) -> Path | None:
         return None if value is None else _expanded(value)
 
     @field_validator("encryption_keys")
@@ -308,7 +321,7 @@ class Settings(BaseSettings):
     @property
     def embedded_file(self) -> Path:
         """The SQLite file of the embedded deployment."""
-        return (self.data_dir or _user_data_folder()) / "fiml.db"
+        return (self.data_dir or _user_data_folder()) / EMBEDDED_FILE
 
 
 def _expanded(path: Path) -> Path:
