@@ -208,7 +208,7 @@ def _sameness(query: QueryRecord, cited: Container[UUID]) -> tuple[Any, ...]:
     subject = query.subject
     if not query.figures or subject is None or query.id in cited:
         return (query.id,)
-    return (subject, query.provider, query.as_of, tuple(query.figures.items()))
+    return (subject, query.provider, query.as_of, frozenset(query.figures.items()))  # PostgreSQL keeps no order of keys
 
 
 def _newest_by_symbol(newest_first: Iterable[QueryRecord]) -> set[Any]:
@@ -234,12 +234,17 @@ def _record_forms(query: QueryRecord, *, is_newest: bool) -> Iterator[ContextLin
 def _record_line(query: QueryRecord, shown: Container[str]) -> ContextLine:
     said = query.result_summary if query.result_summary is not None else _json(query.parameters)
     text = f"{_second(query.timestamp)} {query.query_type}: {_cut(said, _MAX_TEXT_CHARACTERS)}"
-    figures = ", ".join(f"{name} {value:.10g}" for name, value in query.figures.items() if name in shown)
+    figures = ", ".join(f"{name} {query.figures[name]:.10g}" for name in _in_order(query.figures) if name in shown)
     if figures:
         text += f" | {figures}"
     if query.known_at is not None:
         text += f" | known {_second(query.known_at)}"
     return ContextLine(str(query.id), _cut(text, 3 * _MAX_TEXT_CHARACTERS))
+
+
+def _in_order(figures: Iterable[str]) -> list[str]:
+    """The names of figures: key figures first, as they are listed, then the others by name."""
+    return [*(name for name in _KEY_FIGURES if name in figures), *sorted(set(figures).difference(_KEY_FIGURES))]
 
 
 def _second(moment: datetime) -> str:
@@ -251,7 +256,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 def _size(value: Any) -> int:

@@ -161,6 +161,27 @@ class LifecycleSuite(Suite):
         assert document(archived, "is_archived") == document(before, "is_archived")
         assert archived.is_archived
 
+    async def test_what_a_session_knows_is_packed_alike_in_every_tier(
+        self, store: SessionStore, clock: FrozenClock
+    ) -> None:
+        """An engine may keep the keys of JSON in another order."""
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER)
+        answer = {"volume": 7.0, "price": 100.5, "market_cap": 3e12, "change": -0.5}
+        said: dict[str, object] = {"zeta": {"b": 1, "a": 2}, "alpha": [{"y": 1, "x": 2}]}
+        await store.record_query(session.id, make_query(figures=answer), context=said)
+        live = (await store.pack_context(session.id)).lines
+
+        await store.archive_session(session.id)
+        archived = (await store.pack_context(session.id)).lines
+        await store.resume_session(session.id)
+        again = make_query(figures=answer)
+        await store.record_query(session.id, again)
+        resumed = (await store.pack_context(session.id)).lines
+
+        assert archived == live
+        assert len(resumed) == len(live)
+        assert str(again.id) in {line.id for line in resumed}
+
     @pytest.mark.parametrize("state", PRESENT)
     async def test_a_deleted_session_is_nowhere_for_good(
         self, store: SessionStore, clock: FrozenClock, state: str
