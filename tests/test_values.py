@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -135,3 +136,16 @@ def test_an_integer_has_a_thousand_digits(sign: int) -> None:
     assert json.loads(values.to_json(largest, "n")) == largest
     with pytest.raises(InvalidInput, match="1000 digits"):
         values.to_json(largest + sign, "n")
+
+
+@pytest.mark.parametrize(
+    "text", ["2024-12-24t15:30:00", "2024-12-24_15:30", "2024-12-24\xa015:30", "20241224-1530", "2024W52T15"]
+)
+def test_a_time_of_any_form_needs_a_zone(text: str) -> None:
+    with pytest.raises(InvalidInput, match="no time"):
+        values.parse_moment(text, "since")
+
+
+@pytest.mark.parametrize("text", ["2024-12-24", "20241224", "2024-12-24T00:00:00Z", "2024-12-24T05:45+05:45"])
+def test_a_date_is_its_midnight_in_utc(text: str) -> None:
+    assert values.parse_moment(text, "since") == datetime(2024, 12, 24, tzinfo=UTC)

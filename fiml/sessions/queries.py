@@ -215,8 +215,9 @@ class QueryTotals:
         """Count one more query."""
         self.total_queries += 1
         self.cache_hits += query.cache_hit
-        self.first_query_at = min(self.first_query_at or query.timestamp, query.timestamp)
-        self.last_query_at = max(self.last_query_at or query.timestamp, query.timestamp)
+        asked_at = query.timestamp.astimezone(UTC)
+        self.first_query_at = min(self.first_query_at or asked_at, asked_at)
+        self.last_query_at = max(self.last_query_at or asked_at, asked_at)
         self.query_types[query.query_type] = self.query_types.get(query.query_type, 0) + 1
         self.queries_by_day[query.day] = self.queries_by_day.get(query.day, 0) + 1
         if query.execution_time_ms is not None:

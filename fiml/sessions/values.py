@@ -1,7 +1,8 @@
 """What a session may contain: the limits, and JSON that reads back equal from every tier."""
 
 import math
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from json.encoder import encode_basestring
 from typing import Any, NoReturn
@@ -357,14 +358,15 @@ def parse_moment(text: str, field: str) -> datetime:
         InvalidInput: the text is neither.
     """
     valid = "give a date such as 2024-12-24, or a time such as 2024-12-24T15:30:00Z"
+    with suppress(ValueError):
+        return datetime.combine(date.fromisoformat(text), time(), UTC)
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
         raise InvalidInput(field, f"{echo(text)} is no time", valid) from None
-    is_date = "T" not in text and " " not in text
-    if parsed.tzinfo is None and not is_date:
+    if parsed.tzinfo is None:
         raise InvalidInput(field, f"{echo(text)} has no time zone", valid)
-    return check_moment(parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed, field)
+    return check_moment(parsed, field)
 
 
 def parse_session_id(value: object) -> UUID:

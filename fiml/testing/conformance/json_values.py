@@ -137,8 +137,10 @@ class JsonValuesSuite(Suite):
             cache_hit=cache_hit,
             timestamp=moment,
         )
-        await store.record_query(session.id, query)
+        totals = await store.record_query(session.id, query)
 
+        assert (totals.first_query_at, totals.last_query_at) == (moment, moment)
+        assert str(totals.first_query_at).endswith("+00:00")
         async for tier in _tiers(store, session):
             assert tier.state.history.queries == [query]
             assert tier.state.history.first_query_at == moment
