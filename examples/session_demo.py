@@ -1,6 +1,6 @@
-"""An analysis that remembers, told as a story on real history.
+"""A demo of an analysis that remembers, on real historical data.
 
-Run it with `python examples/session_demo.py`. The story itself is `fiml/cli/demo.py`, which `fiml demo` tells too.
+Run it with `python examples/session_demo.py`. The code is in `fiml/cli/demo.py`, which `fiml demo` runs too.
 """
 
 from fiml.cli.demo import tell

@@ -1,4 +1,4 @@
-"""A server of the SDK with one tool and nothing else, over HTTP: what it fails, the SDK fails."""
+"""A minimal server on the SDK, over HTTP: what it fails, the SDK fails."""
 
 import sys
 
@@ -10,7 +10,7 @@ bare = MCPServer[None]("bare", log_level="ERROR")
 
 @bare.tool()
 def echo(text: str) -> str:
-    """Say the same."""
+    """Return the same text."""
     return text
 
 

@@ -1,7 +1,7 @@
-"""Runs scenarios of the MCP conformance suite against fiml and, beside it, a bare server of the same SDK.
+"""Runs scenarios of the MCP conformance suite against fiml and a bare server on the same SDK.
 
-Run it with `make interop`. fiml fails nothing that the bare server passes, and nothing that the baseline has no reason
-for; what the baseline lists and fiml passes must leave it.
+Run it with `make interop`. fiml may fail only checks that the bare server fails too and for which the baseline gives a
+reason. A check that fiml passes must be removed from the baseline.
 """
 
 import json
@@ -55,7 +55,7 @@ def run_scenario(url: str, scenario: str, revision: str) -> dict[str, bool]:
 
 
 def judge(ours: dict[str, bool], bare: dict[str, bool], reasons: dict[str, str]) -> list[str]:
-    """What is wrong with how a scenario came out."""
+    """What is wrong with the results of a scenario."""
     failed = {check for check, is_passed in ours.items() if not is_passed}
     wrong = [f"{check}: failed, and the baseline has no reason" for check in sorted(failed - reasons.keys())]
     wrong += [f"{check}: failed, and a bare server passes it" for check in sorted(failed) if bare.get(check)]
@@ -66,7 +66,7 @@ def judge(ours: dict[str, bool], bare: dict[str, bool], reasons: dict[str, str])
 
 
 def compare(ours: str, bare: str) -> tuple[int, int]:
-    """Run all scenarios on both; how many came out as they should, and how many didn't."""
+    """Run all scenarios on both; how many had the expected results, and how many didn't."""
     baseline = tomllib.loads((HERE / "conformance_baseline.toml").read_text(encoding="utf-8"))
     good = bad = 0
     for revision, scenarios in SCENARIOS.items():

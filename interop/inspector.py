@@ -1,7 +1,7 @@
-"""Lists and calls fiml's tools with the MCP Inspector, a client by others; run it with `make interop`.
+"""Lists and calls fiml's tools with the MCP Inspector, a third-party client; run it with `make interop`.
 
 Over stdio, and over HTTP with a token in both eras of the protocol. It runs in the environment that has Node, and takes
-the command of fiml: `inspector.py .venv/bin/fiml`.
+fiml's command as its argument: `inspector.py .venv/bin/fiml`.
 """
 
 import json
@@ -36,14 +36,14 @@ TOOLS = {
 
 @dataclass
 class Inspector:
-    """The Inspector's command line, on a server that `target` names; counts what went as it should."""
+    """The Inspector's command line, on the server that `target` names; counts the checks that passed and failed."""
 
     target: list[str]
     passed: int = 0
     failed: int = 0
 
     def list_tools(self) -> None:
-        """All tools are there, and no other client stumbles over their schemas."""
+        """All tools are there, and the Inspector accepts their schemas in its strict mode."""
         self._check("tools/list", ANSWERED, _are_all, "--method", "tools/list", "--strict")
 
     def call(self, tool: str, *, expect: Callable[[dict[str, Any]], bool], **arguments: Any) -> dict[str, Any]:

