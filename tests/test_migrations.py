@@ -16,7 +16,7 @@ from sqlalchemy import Connection, MetaData, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from fiml.core.config import Settings, Synchronous
-from fiml.core.errors import FimlError, Misconfigured, SchemaOutdated, SchemaTooNew
+from fiml.core.errors import FimlError, Misconfigured, SchemaOutdated, SchemaTooNew, Unavailable
 from fiml.db import schema
 from fiml.db.engines import postgres_engine, sqlite_engine
 from fiml.db.tables import embedded, server, shared
@@ -347,6 +347,23 @@ async def test_an_older_postgresql_is_upgraded_on_demand_and_counts_what_was_the
         assert await store.roll_up() == 1
         assert await analytics.get_session_stats(days=3650) == before
     assert (before["total_sessions"], before["total_queries"], before["top_assets"]) == (1, 3, [("AAPL", 1)])
+
+
+async def test_an_upgrade_of_postgresql_does_not_wait_for_ever(
+    servers: Deployment, empty_database: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(redis_url=servers.redis_url, database_url=empty_database)
+    await upgrade_schema(settings)
+    await execute(empty_database, f"UPDATE {schema.VERSION_TABLE} SET version_num = '{schema.REVISIONS[-2]}'")  # noqa: S608
+    monkeypatch.setattr(schema, "LOCK_TIMEOUT_S", 1)
+
+    async with engine.begin() as connection:
+        await connection.execute(text("SELECT 1 FROM sessions"))
+        with pytest.raises(Unavailable, match="lock timeout"):
+            await upgrade_schema(settings)
+
+    async with engine.connect() as connection:
+        assert await connection.run_sync(schema.revision) == schema.REVISIONS[-2]
 
 
 OLD_METRICS = """

@@ -15,6 +15,7 @@ release to install.
 
 VERSION_TABLE = "fiml_schema_version"
 MIGRATIONS = Path(__file__).parent / "migrations"
+LOCK_TIMEOUT_S = 30
 _INITIALIZE_LOCK = 0x66696D6C
 
 
@@ -55,6 +56,9 @@ def upgrade(connection: Connection) -> None:
         return
     if found is not None and found not in REVISIONS:
         raise SchemaTooNew(found, REVISIONS[-1], needs=found.partition("_")[2])
+    if connection.dialect.name == "postgresql":
+        # Everybody who needs a table waits behind an upgrade that waits for it.
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"))
     _run_alembic(connection)
 
 
