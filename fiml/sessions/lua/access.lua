@@ -1,18 +1,18 @@
--- Comes first in each script that a caller runs.
+-- The beginning of each script that checks a caller's right.
 -- KEYS 1 header; ARGV 1 caller ('' for any)
--- Returns 3 for the owner, 2 for an editor, 1 for a viewer; nil where the session isn't there for this caller.
+-- Returns 3 for the owner, 2 for an editor, 1 for a viewer; nil if the caller doesn't see the session.
 local function right_of_caller()
   if ARGV[1] == '' then return redis.call('EXISTS', KEYS[1]) == 1 and 3 or nil end
   local held = redis.pcall('HMGET', KEYS[1], 'user', 's:' .. ARGV[1])
   if held.err then
-    -- What is no hash is nobody's.
+    -- A header that isn't a hash belongs to nobody.
     return not string.find(held.err, '^WRONGTYPE') and error(held.err) or nil
   end
   if held[1] == ARGV[1] then return 3 end
   return held[2] and tonumber(held[2]) or nil
 end
 
--- The values of fields of the header. One that is no number ends the script: before it writes anything.
+-- The values of fields of the header. The script fails if one is not a number, so call this before writing anything.
 local function numbers_of(...)
   local found = redis.call('HMGET', KEYS[1], ...)
   for i, name in ipairs({...}) do

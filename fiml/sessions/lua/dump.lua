@@ -1,6 +1,6 @@
--- Everything that is stored of a session, whatever became of it.
+-- Everything that is stored of a session, however damaged it is.
 -- KEYS 1 header, 2 entries, 3 queries, 4 ids of the queries, 5 audit trail
--- Returns for each key its type and what it holds; for a type that no session has, what DUMP gives.
+-- Returns for each key its type and its content; for a type that no session uses, the result of DUMP.
 local found = {}
 for i, key in ipairs(KEYS) do
   local kind = redis.call('TYPE', key).ok

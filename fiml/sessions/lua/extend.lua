@@ -2,8 +2,8 @@
 -- KEYS 1 header, 2 audit trail
 -- ARGV 1 caller ('' for any), 2 now, 3 by how much, 4 the latest expiry allowed, in microseconds;
 --      5 the entry of the trail up to the version, 6 most changes, 7 newest format known
--- Returns {'extended'}; {'expired', expiry}; {'viewer'} for one; {'changes'} where there were too many; {'format', number}
--- for a later one; nil where the session isn't there for this caller.
+-- Returns {'extended'}; {'expired', expiry}; {'viewer'} if the caller may only read; {'changes'} if there were too
+-- many; {'format', number} if a later fiml wrote the session; nil if the caller doesn't see it.
 local right = right_of_caller()
 if not right then return nil end
 if right < 2 then return {'viewer'} end
@@ -16,7 +16,7 @@ if now >= expires then return {'expired', expiry} end
 local later = math.max(expires, math.min(expires + tonumber(ARGV[3]), tonumber(ARGV[4])))
 if later > expires then
   if tonumber(version) >= tonumber(ARGV[6]) then return {'changes'} end
-  -- First, since it alone can be refused: by a key of another type.
+  -- First, since only this can fail: if the key has another type.
   redis.call('RPUSH', KEYS[2], ARGV[5] .. string.format('%.0f', tonumber(version) + 1) .. ']')
   redis.call('HINCRBY', KEYS[1], 'version', 1)
   if tonumber(format) > 1 then redis.call('HSET', KEYS[1], 'format', ARGV[7]) end

@@ -3,8 +3,8 @@
 -- ARGV 1 version, 2 how many header fields follow, then field and value of each;
 --      how many entries, then field and value of each; how many queries, then id and JSON of each;
 --      then the entries of the trail
--- Returns 'stored'; 'live' where it is live already; 'outdated' where a later version left; 'deleted' where it was
--- deleted for good.
+-- Returns 'stored'; 'live' if it is live already; 'outdated' if this or a later version was live recently; 'deleted' if
+-- it was deleted for good.
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'live' end
 local floor = redis.call('GET', KEYS[6])
 if floor == 'deleted' then return 'deleted' end

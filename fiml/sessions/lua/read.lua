@@ -1,14 +1,14 @@
--- A live session, with its entries and its last queries.
+-- A live session, with its entries and its queries, or the last of them.
 -- KEYS 1 header, 2 entries, 3 queries, 4 audit trail
 -- ARGV 1 caller ('' for any), 2 now in microseconds ('' leaves the last access), 3 how many queries ('' for all),
 --      4 whether the trail is wanted (1)
--- Returns header, entries, queries and trail; nil where the session isn't there for this caller.
+-- Returns header, entries, queries and trail; nil if the caller doesn't see the session.
 if not right_of_caller() then return nil end
 
 if ARGV[2] ~= '' then
   local times = redis.call('HMGET', KEYS[1], 'expires', 'accessed')
   if tonumber(ARGV[2]) < tonumber(times[1]) and tonumber(ARGV[2]) > tonumber(times[2]) then
-    redis.pcall('HSET', KEYS[1], 'accessed', ARGV[2])  -- a server that takes no writes can still be read
+    redis.pcall('HSET', KEYS[1], 'accessed', ARGV[2])  -- even if the server refuses writes, the session can be read
   end
 end
 

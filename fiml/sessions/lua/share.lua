@@ -1,11 +1,12 @@
--- Change whom a session is given to, whether it has expired or not. As `rights.changed` has it.
+-- Change whom a session is shared with, whether it has expired or not. `rights.changed` does the same.
 -- KEYS 1 header, 2 audit trail
 -- ARGV 1 caller ('' for any), 2 now in microseconds, 3 the entry of the trail up to the version, 4 'set', 'drop' or
 --      'redeem', 5 the field, or the digest of a code, 6 the value, 7 most users, 8 most codes, 9 most changes,
 --      10 newest format known, 11 only in this life ('' for any)
--- Returns {'done', header}; {'viewer'} where the caller isn't the owner; {'users', count}, {'codes'}, {'changes'} where
--- there would be too many; {'format', number} for a later one; {'life'} where it lives another life; nil where the session isn't there for this caller.
--- To whom it is given is not its owner: the caller sees to that, since a session keeps its owner for life.
+-- Returns {'done', header}; {'viewer'} if the caller isn't the owner; {'users', count}, {'codes'} or {'changes'} if
+-- there would be too many; {'format', number} if a later fiml wrote the session; {'life'} if it has another life; nil
+-- if the caller doesn't see the session.
+-- The Python code makes sure that the owner gets no grant, which it can check before: the owner never changes.
 local header = KEYS[1]
 local right = right_of_caller()
 local now = tonumber(ARGV[2])
@@ -24,7 +25,7 @@ end
 local function numbers() return numbers_of('version', 'format', 'expires', 'accessed') end
 local function note()
   local version, format = numbers()
-  -- First, since it alone can be refused: by a key of another type.
+  -- First, since only this can fail: if the key has another type.
   redis.call('RPUSH', KEYS[2], ARGV[3] .. string.format('%.0f', tonumber(version) + 1) .. ']')
   redis.call('HINCRBY', header, 'version', 1)
   if tonumber(format) > 1 then redis.call('HSET', header, 'format', ARGV[10]) end
@@ -51,7 +52,7 @@ if ARGV[4] == 'redeem' then
       return done()
     end
   end
-  -- Who has a role has redeemed it before, or has no need to.
+  -- A caller with a role has redeemed this code before, or doesn't need it.
   return right and done() or nil
 end
 
@@ -61,7 +62,7 @@ if right < 3 and not is_mine then return {'viewer'} end
 if ARGV[11] ~= '' and ARGV[11] ~= redis.call('HGET', header, 'life') then return {'life'} end
 if ARGV[4] == 'drop' then
   if redis.call('HEXISTS', header, ARGV[5]) == 1 then
-    local refusal = refused(math.huge)  -- what was given can always be taken back
+    local refusal = refused(math.huge)  -- a grant can be taken back after any number of changes
     if refusal then return refusal end
     note()
     redis.call('HDEL', header, ARGV[5])

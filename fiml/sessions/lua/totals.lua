@@ -1,7 +1,7 @@
--- The totals in a header: how many queries, cache hits, timed ones, their milliseconds, the first and the last moment
--- ('' for none); and how many queries by type, by bucket of their time, and by day.
+-- The totals in a header: the numbers of queries, cache hits and timed queries, the milliseconds of these, the first
+-- and the last moment ('' if there is none); and the numbers of queries by type, by bucket of their time, and by day.
 
--- Counts are an empty text where there are none, since cmsgpack would make an array of them.
+-- No counts at all are stored as an empty text, since cmsgpack would pack an empty table as an array.
 local function unpacked(text)
   local counts = text == '' and {} or cmsgpack.unpack(text)
   assert(type(counts) == 'table', 'counts are not a table')
@@ -11,7 +11,7 @@ local function packed(counts) return next(counts) and cmsgpack.pack(counts) or '
 
 local function count(counts, name) counts[name] = (counts[name] or 0) + 1 end
 
--- Of two moments in microseconds, far away from now too, where Lua's numbers don't tell them apart.
+-- Compare two moments in microseconds, also ones so far from 1970 that Lua's numbers can't tell them apart.
 local function is_earlier(one, other)
   local first, second = tonumber(one), tonumber(other)
   if first ~= second or one == other then return first < second end
@@ -19,7 +19,7 @@ local function is_earlier(one, other)
   return is_smaller == (first > 0)
 end
 
--- The totals of the releases up to 0.3, which had a field for each; and those fields.
+-- The totals as releases up to 0.3 stored them, with a field for each; and the names of these fields.
 local function totals_of_before(header)
   local sums, types, times, days, fields = {false, false, false, false, '', ''}, {}, {}, {}, {}
   local places = {total = 1, hits = 2, timed = 3, time_ms = 4, first = 5, last = 6}

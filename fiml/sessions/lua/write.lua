@@ -1,16 +1,16 @@
--- Apply a change to a live session: all of it or nothing. Values stay as they are, undecoded.
+-- Apply a change to a live session: the whole change, or nothing. Values are stored as they come, undecoded.
 -- KEYS 1 header, 2 entries, 3 queries, 4 ids of the queries, 5 audit trail
--- ARGV 1 caller ('' for any), 2 the change, as MessagePack, then id and JSON of each query. A change has
+-- ARGV 1 caller ('' for any), 2 the change, as MessagePack, then id and JSON of each query. A change consists of
 --      now, in microseconds as text; the entry of the trail up to the version; the expected version or false; the
 --      newest format known; the most queries, bytes of queries, bytes of entries, assets, tags, changes;
---      of each query its type, whether it was a cache hit, the microseconds of its time as text, the milliseconds that
+--      for each query its type, whether it was a cache hit, the microseconds of its time as text, the milliseconds that
 --      it took or false, their bucket or false, its day;
---      and false where there are only queries, or: scalars by field ('' removes it), fields of names to remove and to
+--      and false if there are only queries, or else: scalars by field ('' removes it), fields of names to remove and to
 --      add, fields of entries to remove, and field and value of entries to set
 -- Returns {'written', version, life, expiry, totals, types, times, days}, the last four as they are stored; the same
--- with 'known' where there were only queries that are there already; nil where the session isn't there for this
--- caller; or a refusal: {'viewer'}, {'expired', expiry}, {'conflict', version}, {'format', number}, {'changes'},
--- {'queries'}, {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
+-- with 'known' if there were only queries that are there already; nil if the caller doesn't see the session; or a
+-- refusal: {'viewer'}, {'expired', expiry}, {'conflict', version}, {'format', number}, {'changes'}, {'queries'},
+-- {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
 local header, entries, queries, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, entry, expected_version, newest_format, max_queries, max_history_bytes, max_maps_bytes, max_assets, max_tags,
   max_changes, asked, others = unpack(cmsgpack.unpack(ARGV[2]))
@@ -21,7 +21,7 @@ if right < 2 then return {'viewer'} end
 local before = redis.call('HMGET', header, 'expires', 'version', 'life', 'format', 'accessed', 'maps_bytes',
   'history_bytes', 'totals', 'types', 'times', 'days')
 if string.find(before[4], '^%d+$') and tonumber(before[4]) > newest_format then return {'format', before[4]} end
--- What is damaged fails from here to where it says 'Do', before anything was written.
+-- From here to 'Do' below, damage makes the script fail before it has written anything.
 local numbers = table.concat(before, ' ', 1, 7)
 assert(string.find(numbers, '^%-?%d+ %d+ %d+ %d+ %-?%d+ %d+ %d+$'), 'a field of the header is no number')
 if tonumber(now) >= tonumber(before[1]) then return {'expired', before[1]} end
@@ -34,7 +34,7 @@ local none = {}
 local scalars, names_removed, names_added, entries_removed, entries_set = none, none, none, none, none
 if others then scalars, names_removed, names_added, entries_removed, entries_set = unpack(others) end
 
--- Decide: nothing is written before every limit was checked.
+-- Decide. Every limit is checked before anything is written.
 local fresh, in_this_change = {}, {}
 for i = 1, #asked do
   local id, json = ARGV[1 + 2 * i], ARGV[2 + 2 * i]
@@ -69,7 +69,7 @@ end
 if #fresh > 0 then
   if sums[1] > max_queries then return {'queries'} end
   if history_bytes > max_history_bytes then return {'history'} end
-  redis.call('LRANGE', queries, 1, 0)  -- of nothing: it refuses a key of another type
+  redis.call('LRANGE', queries, 1, 0)  -- reads nothing, but fails if the key has another type
 end
 local is_known = #asked > 0 and #fresh == 0 and not others
 if not is_known and tonumber(before[2]) >= max_changes then return {'changes'} end
@@ -77,7 +77,7 @@ if #fresh > 0 or fields_of_before then
   totals, types, times, days = cmsgpack.pack(sums), packed(by_type), packed(by_time), packed(by_day)
 end
 
--- An encrypted value counts as what it holds (see sealed.py), so that encryption moves no limit.
+-- An encrypted value counts with its size before encryption (see sealed.py), so that encryption changes no limit.
 local function size_of(text)
   local head = string.match(text, '^"fiml%-enc:1:[%w_.-]+:')
   if not head then return #text end
@@ -115,12 +115,12 @@ if #names_added > 0 or #names_removed > 0 then
 end
 
 if is_known then
-  -- All of it is there already: an access, and no change.
+  -- Everything is there already: this is an access, but no change.
   if accessed ~= before[5] then redis.call('HSET', header, 'accessed', accessed) end
   return {'known', before[2], life, before[1], totals, types, times, days}
 end
 
--- Do. The trail first, since it alone can still be refused: by a key of another type.
+-- Do. The trail first, since only this can still fail: if the key has another type.
 local version = string.format('%.0f', tonumber(before[2]) + 1)
 redis.call('RPUSH', KEYS[5], entry .. version .. ']')
 for field, value in pairs(scalars) do
@@ -146,7 +146,7 @@ for _, i in ipairs(fresh) do
 end
 
 for _, field in ipairs(fields_of_before or {}) do redis.call('HDEL', header, field) end
--- A record of format 1 lacks totals, which only counting anew brings: it stays what it is.
+-- A record of format 1 lacks totals, which only counting all queries would provide: it keeps its format.
 local format = tonumber(before[4]) > 1 and newest_format or before[4]
 redis.call('HSET', header, 'version', version, 'format', format, 'accessed', accessed, 'maps_bytes', maps_bytes,
   'history_bytes', history_bytes, 'totals', totals, 'types', types, 'times', times, 'days', days)
