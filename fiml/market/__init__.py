@@ -1,1 +1,1 @@
-"""What a market says about an instrument: its price, its history and figures computed from them."""
+"""What a market says about an instrument: its price, its history, and figures computed from them."""

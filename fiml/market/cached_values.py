@@ -1,4 +1,4 @@
-"""What market answers look like in a cache: the JSON of the value, or of the fact that there is none."""
+"""Market answers in a cache: the JSON of a value, or of the fact that a symbol doesn't exist."""
 
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class NotFound(BaseModel):
-    """That the source has no such symbol, as it said it."""
+    """A source's answer that it has no such symbol."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,7 +22,7 @@ class NotFound(BaseModel):
 
     @classmethod
     def of(cls, error: SymbolNotFound) -> "NotFound":
-        """What an error says."""
+        """From the error."""
         return cls(
             symbol=error.symbol,
             source=error.source,
@@ -32,7 +32,7 @@ class NotFound(BaseModel):
         )
 
     def error(self) -> SymbolNotFound:
-        """The error again."""
+        """As the error again."""
         return SymbolNotFound(
             self.symbol, source=self.source, known=self.known, is_nearest=self.is_nearest, meant=self.meant
         )
@@ -58,7 +58,7 @@ def decode(text: str, adapter: TypeAdapter[Value]) -> Value | NotFound:
     """The inverse of `encode`.
 
     Raises:
-        ValueError: it is no such text, or a value that can't be.
+        ValueError: the text can't be decoded, or its value isn't valid.
     """
     if text.startswith(_NOT_FOUND):
         return _NotFoundText.model_validate_json(text).not_found

@@ -1,4 +1,4 @@
-"""Parts of answers, from a cache where they are current, else from the provider; each is asked for once at a time."""
+"""Parts of answers, from a cache if they are current there, else from the provider; each is fetched once at a time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -37,7 +37,7 @@ _FUNDAMENTALS = TypeAdapter(Fundamentals)
 
 @dataclass(frozen=True, slots=True)
 class Fetched(Generic[Value]):
-    """A part of an answer, and how it got here."""
+    """A part of an answer, and where it came from."""
 
     value: Value
     delivery: Delivery
@@ -45,7 +45,7 @@ class Fetched(Generic[Value]):
 
 @dataclass(frozen=True, slots=True)
 class _Found(Generic[Value]):
-    """What a cache holds."""
+    """A cached value."""
 
     value: Value | NotFound
     entry: CacheEntry
@@ -65,14 +65,15 @@ class _Wanted(Generic[Value]):
 
 
 class Fetching:
-    """Asks the caches in their order, then the provider; what it says is put into all of them.
+    """Asks the caches in order, then the provider, whose answer is put into all caches.
 
-    Whoever asks for the same at the same time waits for one fetch, which goes on when its callers leave. Where a
-    provider fails, or doesn't answer in time, its last answer is given, marked `is_stale`, for `max_stale` after it was
-    current. That there is no such symbol is remembered for a minute, in the first cache. The sample is never cached.
+    Callers that ask for the same thing at the same time share one fetch, which continues even if they are cancelled. If
+    a provider fails or doesn't answer in time, its last answer is returned, marked `is_stale`, until `max_stale` after
+    it was current. That a symbol doesn't exist is remembered for a minute, in the first cache. The sample is never
+    cached.
 
     Raises, besides what `MarketProvider` raises:
-        Unavailable: the provider didn't answer in time, and no answer is kept.
+        Unavailable: the provider didn't answer in time, and there is no usable answer in a cache.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Fetching:
         return await self._fetch_part(Part.FUNDAMENTALS, instrument, _FUNDAMENTALS, self._provider.fundamentals)
 
     async def aclose(self) -> None:
-        """End the fetches under way, whose callers get Unavailable, and close the caches."""
+        """Cancel the fetches under way, whose callers get `Unavailable`, and close the caches."""
         flights = list(self._flights.values())
         for flight in flights:
             flight.cancel()
@@ -171,7 +172,7 @@ class Fetching:
     def _end(self, key: str, flight: asyncio.Task[Any]) -> None:
         del self._flights[key]
         if not flight.cancelled():
-            flight.exception()  # all callers may have left: then it is nobody's
+            flight.exception()  # retrieved here, in case all callers were cancelled
 
     async def _find(self, wanted: _Wanted[Value]) -> Fetched[Value]:
         kept = await self._look(wanted)
@@ -205,7 +206,7 @@ class Fetching:
             value = await self._answer(wanted)
         except SymbolNotFound as exc:
             now = clock.now()
-            # Nobody needs it after its minute, and the database has better to do.
+            # Only in the first cache: the answer is useless after a minute, and not worth a write to the database.
             entry = self._entry(NotFound.of(exc), wanted, known_at=now, until=now + NOT_FOUND_LIFE)
             await _put(self._caches[:1], wanted.key, entry)
             raise
@@ -239,7 +240,7 @@ class Fetching:
         return CacheEntry(encode(value, wanted.adapter), known_at, fresh_until=until, keep_until=keep_until)
 
     def _is_usable(self, entry: CacheEntry) -> bool:
-        """Whether it may stand in; who wrote it may have had another limit."""
+        """Whether a stale entry may be used; the process that wrote it may have had another `max_stale`."""
         return clock.now() < min(entry.keep_until, entry.fresh_until + self._max_stale)
 
 

@@ -1,7 +1,7 @@
-"""How long an answer is current: by its part, and by when its market trades.
+"""How long an answer is current: it depends on the part, and on when the market trades.
 
-The calendars of markets are those of the package `exchange_calendars`. Where it isn't installed, or doesn't know the
-market or the year, a market counts as always open: answers then have the short life.
+The calendars come from the package `exchange_calendars`. If it isn't installed, or doesn't know the market or the year,
+the market counts as always open: its answers then have the short life.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ FUNDAMENTALS_LIFE = timedelta(days=1)
 INSTRUMENT_LIFE = timedelta(days=1)
 NOT_FOUND_LIFE = timedelta(seconds=60)
 
-# A source has the last bar of a day some minutes after the close: what was asked for in between may lack it.
+# A source has a day's last bar only some minutes after the close: an answer from in between may lack it.
 SETTLING = timedelta(minutes=30)
 _MARGIN = timedelta(days=15)  # longer than any market stays closed around a New Year
 
@@ -65,7 +65,7 @@ _CALENDARS_BY_SUFFIX = {
     "V": "XTSE",
     "VI": "XWBO",
 }
-# An index has no suffix: Yahoo's codes and names of exchanges.
+# For indices, whose symbols have no suffix: Yahoo's codes and names of exchanges.
 _CALENDARS_BY_EXCHANGE = {
     "AMS": "XAMS",
     "AMSTERDAM": "XAMS",
@@ -121,7 +121,7 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trading:
-    """When a market trades: spans from `opens[i]` to `closes[i]`, two a day where it pauses for lunch; UTC, in order.
+    """When a market trades: from `opens[i]` to `closes[i]`, sorted, in UTC. A day with a lunch break has two spans.
 
     `day_ends` are the closes that end a day.
     """
@@ -131,13 +131,13 @@ class Trading:
     day_ends: tuple[datetime, ...]
 
     def is_open(self, now: datetime) -> bool:
-        """Whether it trades at a moment; at that of the close no longer."""
+        """Whether the market trades at a moment; at the moment of the close, it doesn't."""
         begun = bisect_right(self.opens, now)
         return begun > 0 and now < self.closes[begun - 1]
 
 
 async def fresh_until(part: Part, instrument: Instrument | None, now: datetime) -> datetime:
-    """Until when an answer that was learnt `now` is current; only an `INSTRUMENT` may be without one."""
+    """Until when an answer learnt `now` is current. Only for the part `INSTRUMENT` may the instrument be unknown."""
     match part:
         case Part.QUOTE:
             return await _quote_until(instrument, now)
@@ -169,7 +169,7 @@ async def _bars_until(instrument: Instrument | None, now: datetime) -> datetime:
 
 
 async def trading_of(instrument: Instrument | None, now: datetime) -> Trading | None:
-    """When an instrument's market trades around a moment; None: always, or as if, since nobody knows better.
+    """When an instrument's market trades around a moment; `None` if it always trades, or has no known calendar.
 
     The first question about a market loads its calendar, in a thread.
     """
@@ -181,9 +181,9 @@ async def trading_of(instrument: Instrument | None, now: datetime) -> Trading | 
 
 
 def calendar_of(instrument: Instrument) -> str | None:
-    """The calendar of an instrument's market, by the suffix of its symbol, else by its exchange; None for none.
+    """The calendar of an instrument's market, by the symbol's suffix, else by the exchange; `None` if it has none.
 
-    A symbol without a suffix on an exchange that isn't known here is taken for an American one.
+    A symbol without a suffix on an unknown exchange is taken for an American one.
     """
     if instrument.kind is AssetKind.COIN:
         return None
@@ -199,7 +199,7 @@ def _next(moments: tuple[datetime, ...], now: datetime) -> datetime | None:
 
 
 class _Unknown:
-    """Not loaded yet."""
+    """The calendar isn't loaded yet."""
 
 
 _log = structlog.get_logger()
@@ -221,7 +221,7 @@ def _read(name: str, year: int) -> Trading | None:
         from exchange_calendars.errors import CalendarError  # noqa: PLC0415 - as above
     except ImportError:
         return None
-    # Some calendars end with the current year: those are taken as long as they are.
+    # Some calendars end with the current year: if the wanted span fails, take the calendar with its default span.
     for span in (_around(year), {}):
         try:
             found = exchange_calendars.get_calendar(name, **span)
@@ -250,5 +250,5 @@ def _trading(calendar: Any) -> Trading:
 
 
 def _moments(nanoseconds: Iterable[int]) -> list[datetime]:
-    """As datetimes; a day without a pause has a negative number there."""
+    """Nanoseconds as datetimes; for days without a break, the calendar has a negative number, which is left out."""
     return [from_micros(int(moment) // 1000) for moment in nanoseconds if moment > 0]

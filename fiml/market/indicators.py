@@ -1,4 +1,4 @@
-"""Figures computed from bars: pure, the same for the same bars.
+"""Figures computed from bars, by pure functions.
 
 Fractions and prices are rounded to 6 decimals, the RSI to 4.
 """
@@ -44,7 +44,7 @@ _CALENDARS = {
 
 
 class _Absent(str):
-    """Why a figure is missing, in the place of the figure."""
+    """The reason why a figure is missing, used in place of the figure."""
 
     __slots__ = ()
 
@@ -52,8 +52,8 @@ class _Absent(str):
 def technicals(bars: Bars, kind: AssetKind) -> Technicals:
     """Averages, momentum, risk and returns as of the last bar.
 
-    SMA, EMA and RSI are talipp's. Its RSI takes its first averages from 13 changes and smooths in the 14th,
-    which is Wilder's mean of the first 14: the two definitions give the same figures from the first on.
+    SMA, EMA and RSI are talipp's. Its RSI starts with averages over 13 changes and smooths in the 14th, which equals
+    Wilder's mean of the first 14: from the first figure on, both definitions agree.
     """
     calendar = _CALENDARS[kind]
     closes = [bar.close for bar in bars.bars]
@@ -79,9 +79,9 @@ def technicals(bars: Bars, kind: AssetKind) -> Technicals:
 
 
 def compare(a: Bars, b: Bars) -> Comparison:
-    """`a` against `b` over the dates that both have.
+    """Compare `a` with `b` over the dates that both have.
 
-    A return runs from the first common date to the last. Correlation needs 20 common dates and movement in both.
+    Returns are from the first common date to the last. The correlation needs 20 common dates, and movement in both.
     """
     closes_a, closes_b = ({bar.date: bar.close for bar in each.bars} for each in (a, b))
     common = sorted(closes_a.keys() & closes_b.keys())
@@ -118,10 +118,10 @@ def _of_closes(closes: Sequence[float], needed: int, figure: Callable[[], float]
 
 
 def _averages(closes: list[float]) -> dict[str, float | _Absent]:
-    from talipp.indicators import EMA, SMA  # noqa: PLC0415 - a quick answer does without talipp
+    from talipp.indicators import EMA, SMA  # noqa: PLC0415 - a quick answer doesn't need talipp
 
     def simple(period: int) -> float | _Absent:
-        # Only the bars of the window: talipp carries rounding errors along from bar to bar.
+        # Only the bars of the window: talipp accumulates rounding errors from bar to bar.
         return _of_closes(closes, period, lambda: float(SMA(period, closes[-period:])[-1]))
 
     def exponential(period: int) -> float | _Absent:
@@ -137,7 +137,7 @@ def _averages(closes: list[float]) -> dict[str, float | _Absent]:
 
 
 def _rsi(closes: list[float]) -> float | _Absent:
-    from talipp.indicators import RSI  # noqa: PLC0415 - a quick answer does without talipp
+    from talipp.indicators import RSI  # noqa: PLC0415 - a quick answer doesn't need talipp
 
     if len(closes) <= _RSI_PERIOD:
         return _too_few(_RSI_PERIOD + 1, len(closes))

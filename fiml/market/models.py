@@ -1,4 +1,4 @@
-"""What market answers are made of. A figure that isn't there is null, and `missing` says why."""
+"""The parts of market answers. A missing figure is null, and `missing` says why."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class AssetKind(StrEnum):
 
 
 class Adjustment(StrEnum):
-    """What past prices were adjusted for, so that they can be set beside later ones."""
+    """What past prices were adjusted for, so that they can be compared with later ones."""
 
     NONE = "none"
     SPLITS = "splits"
@@ -29,7 +29,7 @@ class Adjustment(StrEnum):
 
 
 class Depth(StrEnum):
-    """How much an answer holds: the quote; also technicals and fundamentals; also comparisons."""
+    """How much an answer contains: the quote; also technicals and fundamentals; also comparisons."""
 
     QUICK = "quick"
     STANDARD = "standard"
@@ -37,7 +37,7 @@ class Depth(StrEnum):
 
 
 class Bar(NamedTuple):
-    """One day's trading; None where the source has only the close."""
+    """One day's trading; `None` for what the source doesn't have."""
 
     date: date
     open: float | None
@@ -49,7 +49,7 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """An instrument's days, at least one, oldest first, every close a finite number above zero."""
+    """An instrument's days: at least one, oldest first, each with a finite close above zero."""
 
     symbol: str
     currency: str
@@ -217,7 +217,7 @@ class MarketAnswer(_Model):
 
     @property
     def figures(self) -> dict[str, float]:
-        """Every number by its name; one of a comparison has the other symbol behind a colon, as `correlation:KO`."""
+        """Every number by its name; in a comparison, with the other symbol after a colon, as in `correlation:KO`."""
         figures: dict[str, float] = {}
         for part in (self.quote, self.fundamentals, self.technicals):
             if part is not None:

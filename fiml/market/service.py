@@ -1,4 +1,4 @@
-"""Answers about instruments, made from one source."""
+"""Answers about instruments, from one source."""
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,10 +27,10 @@ from fiml.market.models import (
 from fiml.market.providers.base import MarketProvider
 from fiml.market.providers.sample import SOURCE, SampleProvider
 
-# A client waits 20 s at the least: resolving and answering together stay below.
+# Clients wait at least 20 s: resolving and answering together take less.
 RESOLVE_TIMEOUT_S = 9.0
 ANSWER_TIMEOUT_S = 9.0
-# One fetch gets less than the whole, so that there is time left for what a cache still has.
+# A single fetch gets only a part of the time, so that enough is left to fall back on a cache.
 _FETCH_SHARE = 0.75
 _OTHER_SHARE = 0.9
 
@@ -38,10 +38,10 @@ LIVE = "live"
 
 
 class MarketService:
-    """Resolves what is asked about, and answers as deep as asked. Errors are those of `MarketProvider`.
+    """Resolves symbols to instruments, and answers questions about them. Errors are those of `MarketProvider`.
 
-    Every call ends within its limit: `answer` within `answer_timeout_s`, the others within `resolve_timeout_s`. It is
-    Unavailable then, unless a cache has an answer that may be given.
+    Every call ends within its limit: `answer` within `answer_timeout_s`, the others within `resolve_timeout_s`. After
+    that, it raises `Unavailable`, unless a cache has a usable answer.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class MarketService:
 
     @property
     def source(self) -> str:
-        """Where all figures come from."""
+        """The name of the source of all figures."""
         return self._provider.source
 
     async def equity(self, symbol: str, market: str = "US") -> Instrument:
@@ -75,28 +75,28 @@ class MarketService:
             return (await self._fetching.instrument(symbol, AssetKind.EQUITY, market=market)).value
 
     async def coin(self, symbol: str, exchange: str | None = None, pair: str = "USD") -> Instrument:
-        """The coin with this symbol, on the provider's choice of exchanges where none is named."""
+        """The coin with this symbol; if no exchange is named, the provider chooses one."""
         async with answer_within(self._resolve_timeout_s, self.source):
             return (await self._fetching.instrument(symbol, AssetKind.COIN, exchange=exchange, pair=pair)).value
 
     async def find(self, symbol: str) -> Instrument | None:
-        """The instrument with this symbol, an equity or index before a coin; None if there is none."""
+        """The instrument with this symbol, an equity or index before a coin; `None` if there is none."""
         async with answer_within(self._resolve_timeout_s, self.source):
             return await self._find(symbol)
 
     async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
-        """Instruments whose symbol or name holds `text`, the nearest first."""
+        """Instruments whose symbol or name contains `text`, the nearest first."""
         async with answer_within(self._resolve_timeout_s, self.source):
             return await self._provider.search(text, limit=limit)
 
     async def answer(
         self, instrument: Instrument, depth: Depth, others: Sequence[Instrument | str] = ()
     ) -> MarketAnswer:
-        """What there is to say about an instrument; only a deep answer compares it with `others`.
+        """Answer a question about an instrument; only a deep answer compares it with `others`.
 
-        A symbol among the others is looked up as `find` does. The instrument itself and repetitions are passed over.
-        Another that the source doesn't have or can't tell about now, or that shares fewer than 2 dates, stands in
-        `not_compared`; it is no error.
+        Symbols among the others are looked up as by `find`. The instrument itself and repetitions are skipped. If the
+        source doesn't have one of the others, doesn't answer about it, or has fewer than 2 common dates, that is not an
+        error: `not_compared` says why.
         """
         async with answer_within(self._answer_timeout_s, self.source):
             if depth is Depth.QUICK:
@@ -116,12 +116,12 @@ class MarketService:
             return _answer(quote, bars, fundamentals, found, deliveries)
 
     async def aclose(self) -> None:
-        """Let go of the source's connections and of the caches."""
+        """Close the source's connections and the caches."""
         await self._fetching.aclose()
         await self._provider.aclose()
 
     async def _find(self, symbol: str, first: AssetKind = AssetKind.EQUITY) -> Instrument | None:
-        """The instrument with this symbol, one like `first` before others."""
+        """The instrument with this symbol; one of the kind `first` comes before others."""
         kinds = (AssetKind.COIN, AssetKind.EQUITY) if first is AssetKind.COIN else (AssetKind.EQUITY, AssetKind.COIN)
         for kind in kinds:
             try:
@@ -140,7 +140,7 @@ class MarketService:
 
     async def _other(self, other: Instrument | str, kind: AssetKind) -> tuple[str, Fetched[Bars] | str]:
         try:
-            # Less than the whole: one that is slow must not take the answer with it.
+            # Less than the whole time, so that one slow comparison doesn't make the whole answer late.
             async with asyncio.timeout(self._answer_timeout_s * _OTHER_SHARE):
                 instrument = await self._find(other, kind) if isinstance(other, str) else other
                 if instrument is None:
@@ -157,7 +157,7 @@ class MarketService:
 
 
 def market_source(settings: Settings) -> str:
-    """Where the market's figures come from, `sample` or `live`; nothing is opened.
+    """The source of the market's figures, `sample` or `live`; nothing is opened.
 
     Raises:
         MissingExtra: FIML_MARKET_DATA is `live`, and no live source is installed.
@@ -174,7 +174,7 @@ def market_source(settings: Settings) -> str:
 
 
 def open_market(settings: Settings) -> MarketService:
-    """The market that FIML_MARKET_DATA names; `auto` is live where a live source is installed, else the sample.
+    """The market that FIML_MARKET_DATA names; `auto` is live if a live source is installed, else the sample.
 
     Nothing is connected before the first question.
 
@@ -209,7 +209,7 @@ def _answer(
 
 @contextmanager
 def _translated(source: str) -> Iterator[None]:
-    """What can't be computed of a source's figures is bad data: numbers that are no prices of anything."""
+    """Raise `BadData` if computing with a source's figures fails: such numbers can't be real prices."""
     try:
         yield
     except (ValueError, ArithmeticError) as exc:  # pydantic's refusal of an infinite figure is a ValueError

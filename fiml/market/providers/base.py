@@ -15,51 +15,53 @@ _FUNDAMENTALS = ("as_of", "market_cap", "pe_ratio", "eps", "dividend_yield", "re
 class MarketProvider(Protocol):
     """One source of market figures.
 
-    A symbol is matched without regard to case and surrounding blanks. An `Instrument` that a source resolved is what
-    all further questions take: its symbol, kind, exchange and currency say together which one is meant. A figure that
-    the source doesn't have is None with a reason; it is never made up, and never taken from another source.
+    Symbols are matched ignoring case and surrounding blanks. All further questions take the `Instrument` that the
+    source resolved: its symbol, kind, exchange and currency together identify it. A figure that the source doesn't have
+    is `None`, with a reason; it is never made up, and never taken from another source.
 
     Raises, from every method that asks the source:
-        SymbolNotFound: the source doesn't have it; `known` names the nearest, or all that it has.
+        SymbolNotFound: the source doesn't have the symbol; `known` names the nearest ones, or all.
         NotSupported: the source has no such figures for instruments of this kind.
-        RateLimited, BadData, Unavailable: the source doesn't answer now, or not with what can be used.
+        RateLimited, BadData, Unavailable: the source doesn't answer now, or its answer can't be used.
     """
 
     @property
     def source(self) -> str:
-        """The name of the source as a whole; figures carry that of the part they came from."""
+        """The name of the source as a whole; figures name the particular source they came from."""
 
     async def instrument(
         self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
     ) -> Instrument:
-        """Resolve a symbol; asked for an equity, an index is found too. `market` is an equity's, the rest a coin's.
+        """Resolve a symbol. If `kind` is an equity, an index is found too.
+
+        `market` applies to equities, `exchange` and `pair` to coins.
 
         Raises:
-            InvalidInput: the symbol doesn't have the form of one, or the source doesn't know the market, the exchange
-                or the pair; the message lists those that it knows.
+            InvalidInput: the symbol is malformed, or the source doesn't know the market, the exchange or the pair; the
+                message lists those that it knows.
         """
 
     async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
-        """Instruments whose symbol or name holds `text`, the nearest first; empty if there is none."""
+        """Instruments whose symbol or name contains `text`, the nearest first."""
 
     async def quote(self, instrument: Instrument) -> Quote:
-        """The last price, and the step from the one before."""
+        """The last price, and the change from the one before."""
 
     async def bars(self, instrument: Instrument) -> Bars:
-        """The instrument's days, oldest first: all of them, or the last two years of a live source."""
+        """The instrument's days, oldest first: all of them, or those of the last two years if the source is live."""
 
     async def fundamentals(self, instrument: Instrument) -> Fundamentals:
-        """What the source knows beyond prices; all None where it knows nothing."""
+        """What the source knows besides prices; every figure is `None` if it knows nothing."""
 
     async def aclose(self) -> None:
-        """Let go of connections; may be called twice."""
+        """Close the connections; may be called twice."""
 
 
 def to_symbol(text: object) -> str:
     """`text` without surrounding blanks, in upper case.
 
     Raises:
-        InvalidInput: not 1 to 32 printable characters without blanks.
+        InvalidInput: the result would not be 1 to 32 printable characters without blanks.
     """
     symbol = text.strip() if isinstance(text, str) else ""
     is_printable = symbol.isprintable() and not any(character.isspace() for character in symbol)
@@ -80,7 +82,7 @@ def check_limit(limit: int) -> None:
 
 
 def matching(instruments: Iterable[Instrument], text: str) -> list[Instrument]:
-    """Instruments whose symbol or name holds `text`: the symbol itself first, then symbols that begin with it."""
+    """Instruments whose symbol or name contains `text`: the symbol itself first, then symbols that begin with it."""
     wanted = text.strip().upper()
     found = [each for each in instruments if wanted in each.symbol or wanted in each.name.upper()]
     return sorted(found, key=lambda each: (each.symbol != wanted, not each.symbol.startswith(wanted), each.symbol))
@@ -98,10 +100,10 @@ def no_fundamentals(instrument: Instrument, *, source: str, reason: str) -> Fund
 
 
 def check_choice(field: str, value: str, valid: list[str]) -> str:
-    """The one of `valid` that `value` means, without regard to case.
+    """The one of `valid` that `value` names, ignoring case.
 
     Raises:
-        InvalidInput: it is none of them.
+        InvalidInput: it names none of them.
     """
     choices = {choice.upper(): choice for choice in valid}
     wanted = value.strip().upper()

@@ -24,7 +24,7 @@ T = TypeVar("T")
 DAYS = 720
 # How many candles an exchange sends at once, where that is fewer than all.
 _CANDLES_AT_ONCE = {"coinbase": 300}
-# What ccxt's own code runs into where an answer has another form than it expects.
+# What ccxt's code raises if an answer doesn't have the form that it expects.
 _UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError)
 _MARKETS_KEPT = timedelta(days=1)
 _DAY_MS = 86_400_000
@@ -34,8 +34,8 @@ _HOUR_MS = 3_600_000
 class CoinExchange:
     """An exchange's public figures; its errors are those of `MarketProvider`.
 
-    ccxt's own rate limit stays on: `pause_ms` is the least time between two requests, by default the exchange's own.
-    `url` is where the exchange answers, if not at its own address.
+    ccxt's own rate limit stays on: `pause_ms` is the least time between two requests, by default ccxt's value for the
+    exchange. `url` replaces the exchange's own address.
     """
 
     def __init__(self, name: str, guard: Guard, *, url: str | None = None, pause_ms: int | None = None) -> None:
@@ -49,17 +49,18 @@ class CoinExchange:
 
     async def markets(self) -> Mapping[str, Mapping[str, Any]]:
         """The exchange's spot markets by name, such as `BTC/USD`; asked for once a day."""
-        # A caller whose time is up would cancel the loading that ccxt shares among all: here it is one caller's own.
+        # ccxt shares one loading among all callers, which a caller that times out would cancel for all: so only one
+        # caller at a time loads.
         async with self._loading:
             if self._loaded_at is None or clock.now() - self._loaded_at > _MARKETS_KEPT:
                 await self._ask(self._load_markets, "the markets")
         return {name: market for name, market in self._exchange().markets.items() if market["spot"]}
 
     def coin_name(self, coin: str) -> str:
-        """What the exchange calls a coin in words, or else its code; the markets must be loaded."""
+        """The exchange's name for a coin, or the coin's code if it has none; the markets must be loaded."""
         currency = (self._exchange().currencies or {}).get(coin) or {}
         name = clean(currency.get("name"))
-        return name if any(character.islower() for character in name) else coin  # Kraken has codes of its own as names
+        return name if any(character.islower() for character in name) else coin  # Kraken's names are just other codes
 
     async def ticker(self, market: str) -> Mapping[str, Any]:
         """The last price, in the form of ccxt."""
@@ -68,11 +69,11 @@ class CoinExchange:
         return ticker
 
     async def hours(self, market: str, *, since: datetime) -> list[list[Any]]:
-        """Candles of an hour, oldest first, the last one unfinished; each is ms, open, high, low, close, volume."""
+        """Hourly candles, oldest first, the last one unfinished. Each is ms, open, high, low, close, volume."""
         return await self._candles(market, "1h", round(since.timestamp() * 1000), 72)
 
     async def days(self, market: str) -> list[list[Any]]:
-        """Candles of a day in UTC, oldest first, the last one unfinished: at most `DAYS`."""
+        """Daily candles in UTC, oldest first, the last one unfinished; at most `DAYS`."""
         today = round(clock.now().timestamp() * 1000) // _DAY_MS * _DAY_MS
         at_once = _CANDLES_AT_ONCE.get(self.name, DAYS)
         by_moment: dict[int, list[Any]] = {}
@@ -82,7 +83,7 @@ class CoinExchange:
         return [by_moment[moment] for moment in sorted(by_moment)]
 
     async def aclose(self) -> None:
-        """Let go of connections; may be called twice."""
+        """Close the connections; may be called twice."""
         exchange, self._ccxt, self._loaded_at = self._ccxt, None, None
         if exchange is not None:
             await exchange.close()
@@ -115,7 +116,7 @@ class CoinExchange:
                 raise self._translated(exc, what) from exc
 
         if self._ccxt is None:
-            # More than a second the first time: the loop goes on, and it doesn't count against the exchange.
+            # Loading ccxt takes more than a second: in a thread, to not block the loop, and outside the guard's limits.
             await asyncio.to_thread(_load)
             self._exchange()
         return await self._guard.call(ask)
@@ -127,13 +128,13 @@ class CoinExchange:
 
     def _open(self) -> Any:
         async_support = _load()
-        # What ccxt has to mend with aiohttp is no news to fiml's users.
+        # ccxt uses deprecated parts of aiohttp, which fiml's users can't do anything about.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ccxt\b")
         options: dict[str, Any] = {"timeout": round(self._guard.attempt_timeout_s * 1000)}
         if self._pause_ms is not None:
             options["rateLimit"] = self._pause_ms
         exchange = getattr(async_support, self.name)(options)
-        # ccxt has 451 for "away"; but it won't be back.
+        # ccxt takes status 451 for a temporary failure, but a blocked location stays blocked.
         exchange.httpExceptions = exchange.httpExceptions | {"451": async_support.RestrictedLocation}
         if self._url is not None:
             exchange.urls["api"] = dict.fromkeys(exchange.urls["api"], self._url)

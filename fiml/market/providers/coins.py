@@ -28,10 +28,10 @@ _NOTE = "change, high, low and volume are of the last 24 hours; previous_close i
 class CoinProvider:
     """Exchanges as a `MarketProvider` of coins.
 
-    Where no exchange is named, the first of `exchanges` that answers, serves this place and has the coin is taken; a
-    named one is the only one asked. The instrument then names its exchange, and every further figure is from there.
-    ccxt is loaded at the first question; without it that raises MissingExtra. `urls` is where exchanges answer, if
-    not at their own address; `guard` makes an exchange's guard from its name. To be used in one event loop.
+    If the question names an exchange, only that one is asked; else the first of `exchanges` that answers, serves our
+    location and has the coin. The instrument then names its exchange, and all further figures come from there. ccxt is
+    loaded at the first question, which raises `MissingExtra` if it isn't installed. `urls` replaces addresses of
+    exchanges; `guard` makes an exchange's guard from its name. Use it in one event loop only.
     """
 
     source = SOURCE
@@ -60,12 +60,12 @@ class CoinProvider:
         return await self._first(lambda one: self._find(one, coin, quoted))
 
     async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
-        """Coins of the first exchange that answers, against the first of the pairs."""
+        """Coins on the first exchange that answers, priced in the first currency of `PAIRS`."""
         check_limit(limit)
         return (await self._first(lambda one: self._search(one, text)))[:limit]
 
     async def quote(self, instrument: Instrument) -> Quote:
-        """The last price, and the step from the one 24 hours before, as the exchange's hourly candles have it."""
+        """The last price, and the change from 24 hours before, according to the exchange's hourly candles."""
         exchange = self._exchange(instrument.exchange or "")
         market = _market(instrument)
         since = clock.now() - _DAY - timedelta(hours=3)
@@ -73,7 +73,7 @@ class CoinProvider:
         return _quote(instrument, ticker, await exchange.hours(market, since=since))
 
     async def bars(self, instrument: Instrument) -> Bars:
-        """Days in UTC that are over, of the last two years: today's would grow under the figures made of it."""
+        """The complete days (UTC) of the last two years; figures computed from today's would keep changing."""
         exchange = self._exchange(instrument.exchange or "")
         candles = await exchange.days(_market(instrument))
         today = clock.now().date()
@@ -95,21 +95,21 @@ class CoinProvider:
         return no_fundamentals(instrument, source=source, reason="coins have no company figures")
 
     async def aclose(self) -> None:
-        """Let go of connections; may be called twice."""
+        """Close the connections; may be called twice."""
         await asyncio.gather(*(exchange.aclose() for exchange in self._exchanges.values()))
 
     def _exchange(self, name: str) -> CoinExchange:
         return self._exchanges[check_choice("exchange", name, list(self._exchanges))]
 
     async def _first(self, ask: Callable[[CoinExchange], Awaitable[T]]) -> T:
-        """The first answer; where no exchange has one, the error that says most about why."""
+        """The first answer of an exchange; if none has one, the error that explains most."""
         errors: list[Exception] = []
         for exchange in self._exchanges.values():  # one after the other: the first one's answer is enough
             try:
                 return await ask(exchange)
             except (SymbolNotFound, Unavailable, NotSupported) as exc:
                 errors.append(exc)
-        # A coin may be on the exchange that is away.
+        # Unavailable first: the coin may be on the exchange that is away.
         for kind in (Unavailable, SymbolNotFound):
             for error in errors:
                 if isinstance(error, kind):
@@ -190,7 +190,7 @@ def _bar(candle: list[Any]) -> Bar:
 
 
 def _number(value: object) -> float | None:
-    """A finite number above zero; None for all else."""
+    """A finite number above zero; `None` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) and value > 0 else None

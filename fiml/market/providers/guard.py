@@ -1,4 +1,4 @@
-"""What stands between fiml and a provider on the network: limits of time and rate, retries, and a circuit breaker."""
+"""What protects fiml and a provider from each other: limits on time and rate, retries, and a circuit breaker."""
 
 import asyncio
 import math
@@ -15,23 +15,23 @@ from fiml.core.deadlines import answer_within
 from fiml.core.errors import BadData, InvalidInput, NotSupported, RateLimited, Unavailable
 
 DEFAULT_WAIT = timedelta(seconds=60)
-# A provider that names a moment years ahead has made a mistake: it is asked again the next day.
+# A provider that asks us to wait for years has made a mistake: it is asked again the next day.
 LONGEST_WAIT = timedelta(days=1)
 
 T = TypeVar("T")
 
-_ANSWERS = (InvalidInput, NotSupported)  # the provider is there, and has said no
-_NO_FAILURES = (RateLimited, BadData)  # it is there, and busy; or has one bad answer, of one symbol maybe
+_ANSWERS = (InvalidInput, NotSupported)  # the provider has answered, with a refusal
+_NO_FAILURES = (RateLimited, BadData)  # the provider is up, but busy, or has a bad answer for perhaps just one symbol
 
 
 class Guard:
-    """Calls one provider so that neither of the two can harm the other.
+    """Calls one provider, within limits that protect both sides.
 
-    A call takes at most `timeout_s` in all, an attempt at most `attempt_timeout_s`. An attempt that finds the provider
-    away is repeated after a jittered wait, up to `attempts` in all. At most `rate[0]` attempts begin in `rate[1]`
-    seconds; the wait for one's turn is part of the call. After `failures` calls in a row that failed, calls are
-    refused at once for `open_s` seconds, then one is let through on trial. After a rate limit calls are refused
-    until its moment has come. One guard serves one event loop.
+    A call takes at most `timeout_s` in all, each attempt at most `attempt_timeout_s`. If the provider is away, the
+    attempt is repeated after a jittered wait, up to `attempts` in all. At most `rate[0]` attempts start within
+    `rate[1]` seconds; waiting for that is part of the call. After `failures` failed calls in a row, calls are refused
+    at once for `open_s` seconds; then one is let through as a trial. After a rate limit, calls are refused until the
+    named moment. One guard serves one event loop.
     """
 
     def __init__(
@@ -59,8 +59,9 @@ class Guard:
         """What `function` returns; it may be called more than once, so it must not change anything.
 
         Raises:
-            RateLimited: the provider asked to wait; it is not asked before.
-            Unavailable: no answer in time, none after all attempts, or none lately; BadData as `function` raises it.
+            RateLimited: the provider asked to wait; it isn't asked again before then.
+            Unavailable: there was no answer in time or after all attempts, or too many calls failed before this one.
+            BadData: as `function` raises it.
         """
         self._check_rate_limit()
         turn = _Turn()
@@ -68,7 +69,7 @@ class Guard:
             try:
                 async with asyncio.timeout(self.timeout_s):
                     return await self._caller(_is_worth_another_attempt, self._attempt, function, turn)
-            except TimeoutError as exc:  # an attempt's own one is translated there
+            except TimeoutError as exc:  # of the whole call; `_attempt` translates that of an attempt
                 if not turn.has_come:
                     raise _Crowded(self.name, "too many questions at once") from exc
                 raise Unavailable(self.name, f"no answer within {self.timeout_s:g} s") from exc
@@ -88,17 +89,17 @@ class Guard:
 
 
 class _Turn:
-    """Whether a call got to ask the provider at all."""
+    """Whether a call got as far as asking the provider."""
 
     has_come = False
 
 
 class _Crowded(Unavailable):
-    """The rate left no room for a call in time: no fault of the provider's."""
+    """The rate limit left no room for a call in time, which is not the provider's fault."""
 
 
 class Breaker:
-    """Refuses calls for `open_s` seconds after `failures` in a row; then the outcome of one trial decides."""
+    """A circuit breaker: after `failures` in a row, refuses calls for `open_s` seconds; then one trial call decides."""
 
     def __init__(self, name: str, *, failures: int, open_s: float) -> None:
         self._name = name
@@ -122,7 +123,7 @@ class Breaker:
         return _Passage(self, is_trial=is_trial)
 
     def leave(self, exc: BaseException | None, *, is_trial: bool) -> None:
-        """Count the outcome of a call: an answer closes, a failure may open, a cancelled call says nothing."""
+        """Record a call's outcome: an answer closes the breaker, a failure may open it, a cancellation does nothing."""
         if is_trial:
             self._is_on_trial = False
         if exc is None or isinstance(exc, _ANSWERS):
@@ -145,7 +146,7 @@ class _Passage:
 
 
 def retry_moment(retry_after: str | None) -> datetime:
-    """The moment that a Retry-After header names, in seconds or as a date; in a minute where it names none."""
+    """The moment that a Retry-After header names, in seconds or as a date; a minute from now if it names none."""
     now = clock.now()
     moment = _after_seconds(retry_after, now) or _at_date(retry_after) or now + DEFAULT_WAIT
     return min(max(moment, now), now + LONGEST_WAIT)

@@ -9,21 +9,21 @@ from fiml.market.models import AssetKind, Bars, Fundamentals, Instrument, Quote
 from fiml.market.providers.base import MarketProvider
 
 SOURCE = "live"
-# Extra -> the packages that it brings and these providers load.
+# Extra -> the packages of it that the providers load.
 _PACKAGES = {"yahoo": ("yfinance", "stamina", "aiolimiter"), "ccxt": ("ccxt", "stamina", "aiolimiter")}
 
-# Below what MarketService gives one fetch: a guard that is cancelled from outside learns nothing about its provider.
+# Less than MarketService allows for a fetch: a guard that is cancelled from outside learns nothing about its provider.
 _ATTEMPT_TIMEOUT_S = 3
 _TIMEOUT_S = 5
 _QUESTIONS_PER_S = 20
-# Two exchanges must have their turn within one fetch.
+# Two exchanges must fit into one fetch.
 _EXCHANGE_TIMEOUT_S = 3
 
 
 class LiveProvider:
     """Equities and indices from one source, coins from another, as one `MarketProvider`.
 
-    A question for which the source is not there raises NotSupported, which names the extra to install.
+    If the source for a question isn't installed, `NotSupported` names the extra to install.
     """
 
     source = SOURCE
@@ -38,7 +38,7 @@ class LiveProvider:
         return await self._of(kind).instrument(symbol, kind, market=market, exchange=exchange, pair=pair)
 
     async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
-        """Equities and coins in turn; a source that is away is left out, unless none answers."""
+        """Equities and coins, alternating; a source that is away is left out, unless none answers."""
         sources = self._sources()
         answers = await asyncio.gather(*(one.search(text, limit=limit) for one in sources), return_exceptions=True)
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
@@ -59,7 +59,7 @@ class LiveProvider:
         return await self._of(instrument.kind).fundamentals(instrument)
 
     async def aclose(self) -> None:
-        """Let go of both sources' connections; may be called twice."""
+        """Close the connections of both sources; may be called twice."""
         await asyncio.gather(*(one.aclose() for one in self._sources()))
 
     def _sources(self) -> list[MarketProvider]:
@@ -75,7 +75,7 @@ class LiveProvider:
 
 
 def live_extras() -> list[str]:
-    """The extras for live figures that are installed, without loading them."""
+    """The installed extras for live figures; they are not loaded."""
     return [extra for extra, packages in _PACKAGES.items() if all(find_spec(package) for package in packages)]
 
 

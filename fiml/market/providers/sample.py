@@ -33,7 +33,7 @@ class _Entry:
 
 
 class SampleProvider:
-    """The sample as a `MarketProvider`; its files are read at the first question, once in a process."""
+    """The sample as a `MarketProvider`; its files are read once in a process, at the first question."""
 
     source = SOURCE
 

@@ -21,7 +21,7 @@ from fiml.market.providers.yahoo_symbols import is_symbol, to_yahoo
 T = TypeVar("T")
 
 _NEAREST = 5
-# Shorter than a quote is current.
+# Shorter than the time for which a quote is current.
 _CHART_LIFE = timedelta(seconds=10)
 _NEAREST_TIMEOUT_S = 3
 _SEARCHED_CHARACTERS = 100
@@ -31,8 +31,8 @@ class YahooProvider:
     """Yahoo as a `MarketProvider` of equities and indices.
 
     Prices are closes adjusted for splits, never for dividends. The change is from one daily close to the next. Some
-    markets count hundredths: the currency is then Yahoo's own, such as GBp, and the note says so. yfinance is loaded
-    at the first question; without it that raises MissingExtra.
+    markets quote in hundredths of a currency: the currency is then Yahoo's own code, such as GBp, and the note says so.
+    yfinance is loaded at the first question, which raises `MissingExtra` if it isn't installed.
     """
 
     source = SOURCE
@@ -73,13 +73,13 @@ class YahooProvider:
     async def fundamentals(self, instrument: Instrument) -> Fundamentals:
         try:
             answer = await self._call(lambda: self._client.summary(instrument.symbol))
-        except SymbolNotFound:  # its prices are there: Yahoo has no summary of an index, nor of some funds
+        except SymbolNotFound:  # Yahoo has no summary of indices and some funds, which do have prices
             reason = "Yahoo has no company figures for this symbol"
             return no_fundamentals(instrument, source=SOURCE, reason=reason)
         return fundamentals_of(instrument, answer)
 
     async def aclose(self) -> None:
-        """Let go of threads and session; a thread that hangs ends on its own."""
+        """Close the session and end the threads; doesn't wait for a thread that hangs."""
         await self._client.aclose()
 
     async def _call(self, question: Callable[[], Awaitable[T]]) -> T:
@@ -87,7 +87,7 @@ class YahooProvider:
         return await self._guard.call(question)
 
     async def _chart(self, symbol: str) -> Chart:
-        """The chart, which instrument, quote and bars are read from: fetched once for those who ask together."""
+        """The chart, from which instrument, quote and bars are read; fetched once for callers that ask together."""
         kept = self._charts.get(symbol)
         if kept is not None and clock.now() < kept[0] + _CHART_LIFE:
             return kept[1]
@@ -120,7 +120,7 @@ class YahooProvider:
         try:
             async with asyncio.timeout(_NEAREST_TIMEOUT_S):
                 return await self._symbols_like(symbol, _NEAREST)
-        except (Unavailable, TimeoutError, SymbolNotFound):  # a hint, without which the answer is the same
+        except (Unavailable, TimeoutError, SymbolNotFound):  # just a hint, which the error can do without
             return []
 
     async def _symbols_like(self, text: str, limit: int) -> list[str]:
@@ -131,7 +131,7 @@ class YahooProvider:
 
 
 def _instrument_or_none(facts: dict[str, Any]) -> Instrument | None:
-    """An instrument that was found; None for one that could not be asked about, as it has no currency."""
+    """An instrument that was found; `None` if it can't be asked about, such as one without a currency."""
     try:
         return read_instrument(facts, facts.get("quoteType"))
     except (BadData, NotSupported):
@@ -139,7 +139,7 @@ def _instrument_or_none(facts: dict[str, Any]) -> Instrument | None:
 
 
 def _objects(answer: Any, *path: str) -> list[dict[str, Any]]:
-    """The JSON objects of the list at a path of an answer; none where the list is null.
+    """The JSON objects in the list at a path of an answer; empty if the list is null.
 
     Raises:
         BadData: there is no such list.

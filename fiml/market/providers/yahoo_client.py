@@ -22,21 +22,21 @@ PERIOD = "2y"
 SUMMARY_MODULES = "price,quoteType,summaryDetail,defaultKeyStatistics,financialData,assetProfile"
 
 _BASE_URL = "https://query2.finance.yahoo.com"
-# Where a status says something about the question. fc.yahoo.com answers 404 with the cookie that it is asked for.
+# The paths at which a status is about the question. (fc.yahoo.com answers 404, with the cookie that was asked for.)
 _CHART = "/v8/finance/chart/"
 _ABOUT_A_SYMBOL = (_CHART, "/v10/finance/quoteSummary/")
 _QUESTIONS = (*_ABOUT_A_SYMBOL, "/v7/finance/quote", "/v1/finance/search")
-# They are about the cookie, not about the symbol.
+# These statuses are about the cookie, not about the symbol.
 _REFUSALS = frozenset({401, 403})
 _THREADS = 4
 _UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError)
 
 
 class YahooClient:
-    """One conversation with Yahoo. `session` is a session of requests or curl_cffi, by default yfinance's own.
+    """A client of Yahoo's. `session` is a session of requests or curl_cffi, by default one that yfinance makes.
 
-    A question takes at most `limit_s` in its thread, as far as the session's timeouts reach. Errors are those of
-    `MarketProvider`.
+    A question takes at most `limit_s` in its thread, as far as the session's timeouts can ensure that. Errors are those
+    of `MarketProvider`.
     """
 
     def __init__(self, session: Any = None, *, limit_s: float) -> None:
@@ -49,7 +49,7 @@ class YahooClient:
         self._asked = _Asked()
 
     async def chart(self, symbol: str) -> Chart:
-        """Two years of daily bars, and what Yahoo says of the instrument."""
+        """Two years of daily bars, and Yahoo's facts about the instrument."""
         return await self._in_thread(symbol, lambda: self._chart(symbol))
 
     async def summary(self, symbol: str) -> Any:
@@ -64,12 +64,12 @@ class YahooClient:
         return await self._in_thread(text, lambda: self._json(f"{_BASE_URL}/v1/finance/search", params))
 
     async def quotes(self, symbols: list[str]) -> Any:
-        """What Yahoo says of several instruments at once, as it sent it."""
+        """Yahoo's facts about several instruments, as it sent them."""
         params = {"symbols": ",".join(symbols), "formatted": "false"}
         return await self._in_thread(params["symbols"], lambda: self._json(f"{_BASE_URL}/v7/finance/quote", params))
 
     async def aclose(self) -> None:
-        """Let go of threads and session, without waiting for a thread that hangs; may be called twice."""
+        """Close the session and end the threads, without waiting for one that hangs; may be called twice."""
         threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=False, cancel_futures=True)
@@ -81,7 +81,7 @@ class YahooClient:
                 self._session = None
 
     async def load(self) -> None:
-        """Load yfinance, which may take seconds the first time: they shouldn't count against Yahoo."""
+        """Load yfinance, outside the limits on Yahoo's time: the first time, this may take seconds."""
         if not self._is_open:
             await asyncio.get_running_loop().run_in_executor(self._pool(), self._open)
 
@@ -100,7 +100,7 @@ class YahooClient:
             return question()
         except FimlError:
             raise
-        except _UNREADABLE as exc:  # before OSError, since an unreadable answer is that too in requests
+        except _UNREADABLE as exc:  # before OSError, which requests' error for invalid JSON also is
             if self._asked.status in _REFUSALS:
                 raise Unavailable(NAME, f"HTTP {self._asked.status}") from exc
             raise BadData(NAME, f"{type(exc).__name__}: {clean(str(exc))}") from exc
@@ -119,7 +119,7 @@ class YahooClient:
         return yfinance
 
     def _watched(self, request: Callable[..., Any]) -> Callable[..., Any]:
-        # yfinance gives some requests 30 s, and answers a refusal with half a dozen further requests.
+        # yfinance allows 30 s for some requests, and reacts to a refusal with half a dozen further ones.
         def watched(method: str, url: str, **arguments: Any) -> Any:
             response = request(method, url, **arguments | {"timeout": self._asked.seconds_left()})
             path = urlsplit(url).path
@@ -136,8 +136,8 @@ class YahooClient:
         from yfinance.data import YfData  # noqa: PLC0415 - an extra, loaded when first used
         from yfinance.scrapers.history import PriceHistory  # noqa: PLC0415 - as above
 
-        # Beneath Ticker, which would first ask for the time zone and keep that answer, even an error, for ever.
-        # A question by range needs none.
+        # Not through Ticker, which would first ask for the time zone and cache that answer, even an error, for ever. A
+        # question with a period doesn't need the time zone.
         history = PriceHistory(YfData(session=self._session), symbol, "UTC", session=self._session)
         frame = history.history(period=PERIOD, interval="1d", auto_adjust=False, actions=True)
         return read_chart(frame, history.get_history_metadata())
@@ -149,7 +149,7 @@ class YahooClient:
 
 
 class _Asked(threading.local):
-    """The question of a thread: how long it may still take, and the last status."""
+    """The current question of a thread: how long it may still take, and the last status."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -167,7 +167,7 @@ class _Asked(threading.local):
 
 
 class _CookieMemory:
-    """In the place of yfinance's file in the user's cache folder; without any it would ask for a cookie each time."""
+    """Replaces yfinance's cookie file in the user's cache folder; with neither, it would fetch a cookie each time."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Any] = {}
@@ -189,16 +189,16 @@ def _load() -> Any:
     except ImportError as exc:
         raise MissingExtra("market data from Yahoo", "yahoo") from exc
     yfinance.config.debug.hide_exceptions = False
-    # Its failures are ours to tell.
+    # fiml reports yfinance's failures itself.
     logging.getLogger("yfinance").setLevel(logging.CRITICAL)
     yfinance.cache._CookieCacheManager._Cookie_cache = _COOKIES  # noqa: SLF001 - there is no other way in
-    # What yfinance has to mend with pandas is no news to fiml's users.
+    # yfinance uses deprecated parts of pandas, which fiml's users can't do anything about.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"yfinance\b")
     return yfinance
 
 
 def _check_form(answer: Any) -> None:
-    # yfinance takes what is no chart for a symbol without prices.
+    # yfinance would take an answer without a chart for a symbol without prices.
     if not isinstance(answer, dict) or not isinstance(answer.get("chart") or answer.get("finance"), dict):
         raise BadData(NAME, "no chart")
 

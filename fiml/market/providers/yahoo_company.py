@@ -22,10 +22,10 @@ _PLACES = {
 
 
 def fundamentals_of(instrument: Instrument, answer: Any) -> Fundamentals:
-    """What an answer of quoteSummary says of a company, in the currency of its price; of pence, in pounds.
+    """The company's figures in an answer of quoteSummary, in the currency of its price (pounds if that is in pence).
 
-    The dividend yield is that of the last twelve months, or else the one expected. Prices in pence have only the
-    latter, since there Yahoo divides pounds by pence.
+    The dividend yield is that of the last twelve months, or else the expected one. If prices are in pence, only the
+    expected one is used: Yahoo computes the other one by dividing pounds by pence.
 
     Raises:
         BadData: the answer doesn't have the form of one.
@@ -68,7 +68,7 @@ def _module(modules: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _figure(modules: Mapping[str, Any], field: str, *, is_in_hundredths: bool) -> tuple[float | None, str]:
-    """The figure, or why there is none."""
+    """The figure and an empty text, or `None` and the reason."""
     places = _PLACES[field][1:] if field == "dividend_yield" and is_in_hundredths else _PLACES[field]
     values = [_module(modules, module).get(name) for module, name in places]
     sent = [value for value in values if value not in (None, {})]

@@ -1,4 +1,4 @@
-"""What Yahoo's answers say, read without trust in their types."""
+"""Reads Yahoo's answers, without trusting the types in them."""
 
 import math
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ NAME = "Yahoo"
 SOURCE = "yahoo"
 KINDS = {"EQUITY": AssetKind.EQUITY, "ETF": AssetKind.EQUITY, "INDEX": AssetKind.INDEX}
 
-# The currency of a price that counts hundredths -> that of everything else about the company, and the hundredths' name.
+# Yahoo's code for hundredths of a currency -> the currency itself, and the name of the hundredths.
 HUNDREDTHS = {"GBp": ("GBP", "pence"), "ZAc": ("ZAR", "cents"), "ILA": ("ILS", "agorot")}
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """An answer of the chart: what it says of the instrument, and its days, oldest first."""
+    """A chart: the instrument, and its days, oldest first."""
 
     instrument: Instrument
     bars: tuple[Bar, ...]
@@ -33,8 +33,8 @@ def read_chart(frame: Any, meta: Mapping[str, Any]) -> Chart:
     """A chart from yfinance's table and metadata; days without a close are left out.
 
     Raises:
-        BadData: no currency or kind, or not a single close.
-        NotSupported: neither an equity nor an index.
+        BadData: the symbol or currency is missing, or there is not a single close.
+        NotSupported: the instrument is neither an equity nor an index.
     """
     instrument = read_instrument(meta, meta.get("instrumentType"))
     columns = (frame[name] for name in ("Open", "High", "Low", "Close", "Volume"))
@@ -43,18 +43,18 @@ def read_chart(frame: Any, meta: Mapping[str, Any]) -> Chart:
     if not bars:
         raise BadData(NAME, f"no close of {instrument.symbol}")
     moment = moment_of(meta.get("regularMarketTime"))
-    # In the table's time zone: a market's day is not UTC's.
+    # In the table's time zone, since a market's day isn't the day in UTC.
     local = moment.astimezone(frame.index[-1].tzinfo).date() if moment else None
     market_time = moment if local == bars[-1].date else None
     return Chart(instrument, bars, market_time, market_time is not None and _is_trading(meta))
 
 
 def read_instrument(facts: Mapping[str, Any], yahoo_kind: object) -> Instrument:
-    """An instrument from what a chart or a quote says of it.
+    """An instrument from the facts in a chart or a quote.
 
     Raises:
-        BadData: no symbol or currency.
-        NotSupported: neither an equity nor an index.
+        BadData: the symbol or currency is missing.
+        NotSupported: the instrument is neither an equity nor an index.
     """
     symbol, currency = clean(facts.get("symbol")), clean(facts.get("currency"))
     if not symbol or not currency:
@@ -69,7 +69,7 @@ def read_instrument(facts: Mapping[str, Any], yahoo_kind: object) -> Instrument:
 
 
 def quote_of(chart: Chart) -> Quote:
-    """The last day of a chart, and the step from the day before."""
+    """The last day of a chart, and the change from the day before."""
     instrument, last = chart.instrument, chart.bars[-1]
     previous = chart.bars[-2].close if len(chart.bars) > 1 else None
     figures = {
@@ -101,10 +101,10 @@ def quote_of(chart: Chart) -> Quote:
 
 
 def bars_of(chart: Chart) -> Bars:
-    """The days of a chart that are over: one that isn't would change under the figures made of it.
+    """The complete days of a chart; figures computed from today's would keep changing.
 
     Raises:
-        BadData: they are out of order.
+        BadData: the days are out of order.
     """
     instrument = chart.instrument
     try:
@@ -132,7 +132,7 @@ def _note(chart: Chart) -> str | None:
 
 
 def number(value: object) -> float | None:
-    """A finite number, also one in Yahoo's `{"raw": 1.5}`; None for all else."""
+    """A finite number, also from Yahoo's `{"raw": 1.5}`; `None` for anything else."""
     raw = value.get("raw") if isinstance(value, dict) else value
     if isinstance(raw, bool) or not isinstance(raw, int | float):
         return None
@@ -140,7 +140,7 @@ def number(value: object) -> float | None:
 
 
 def moment_of(value: object) -> datetime | None:
-    """The moment that Yahoo tells in seconds since 1970, or yfinance as a time; None for all else."""
+    """A moment, from Yahoo's seconds since 1970 or yfinance's datetime; `None` for anything else."""
     seconds = value.timestamp() if isinstance(value, datetime) else number(value)
     try:
         return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
@@ -150,7 +150,7 @@ def moment_of(value: object) -> datetime | None:
 
 def _bar(day: Any, *figures: Any) -> Bar | None:
     opened, high, low, close = (_positive(figure) for figure in figures[:4])
-    # yfinance writes 0 where Yahoo has no volume, and for an index that has none.
+    # yfinance writes a volume of 0 if Yahoo has none, as for an index.
     return None if close is None else Bar(day.date(), opened, high, low, close, _positive(figures[4]))
 
 

@@ -1,4 +1,4 @@
-"""How Yahoo writes a symbol: the exchange's own, with the market's suffix."""
+"""Yahoo's form of a symbol: the exchange's own symbol, with the market's suffix."""
 
 import re
 
@@ -40,7 +40,7 @@ MARKETS = {
     "BR": ".SA",
     "MX": ".MX",
 }
-# Further exchanges of a market, which a symbol may name itself.
+# Suffixes of further exchanges, which a symbol may already have.
 _SECOND_SUFFIXES = {
     ".SZ": "CN",
     ".BO": "IN",
@@ -54,17 +54,17 @@ _SECOND_SUFFIXES = {
 _MARKET_OF_SUFFIX = {suffix: market for market, suffix in reversed(MARKETS.items()) if suffix} | _SECOND_SUFFIXES
 SUFFIXES = sorted(_MARKET_OF_SUFFIX)
 
-# Each dot, hyphen and equals sign stands between letters or digits: "..", for one, would be another path at Yahoo.
+# Each dot, hyphen and equals sign is between letters or digits: otherwise "..", for example, would change Yahoo's path.
 _FORM = re.compile(r"\^?[A-Z0-9]+(?:[.=-][A-Z0-9]+)*", re.ASCII)
 _SHARE_CLASS = re.compile(r"([A-Z0-9]+)\.([A-Z])", re.ASCII)
 _HONG_KONG_DIGITS = 4
 
 
 def to_yahoo(text: object, market: str = "US") -> str:
-    """The symbol as Yahoo has it: VOD in the UK is VOD.L, BRK.B is BRK-B; one with a suffix or a sign stays as it is.
+    """The symbol in Yahoo's form: VOD in the UK is VOD.L, BRK.B is BRK-B. One with a suffix or a sign is unchanged.
 
     Raises:
-        InvalidInput: not the form of a symbol, an unknown market or suffix, or a suffix of another market.
+        InvalidInput: the symbol is malformed, its market or suffix unknown, or its suffix that of another market.
     """
     wanted = check_choice("market", market, list(MARKETS))
     symbol = to_symbol(text)
