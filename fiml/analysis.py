@@ -34,10 +34,11 @@ _log = structlog.get_logger()
 Choice = TypeVar("Choice", bound=StrEnum)
 
 MAX_COMPARED = 10
-# Among so many last queries a repeated question is recognized; further back only its id is.
+# A repeated `record_id` must be that of the same question, if it is among this many last queries. A query further back
+# isn't checked, but isn't recorded twice either.
 RECENT_QUERIES = 20
 ANSWER_TIMEOUT_S = 17.0
-# A store that stands still costs a question no more than this before it is asked, and behind its limit.
+# How long a question waits for a store that hangs: before the market is asked, and beyond its own limit afterwards.
 STORE_TIMEOUT_S = 5.0
 RECORD_TIMEOUT_S = 2.0
 _STORE = "the session store"
@@ -49,7 +50,7 @@ _MAX_FAILURE_CHARACTERS = 300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked: an equity or index in a `market`, or a coin on an `exchange` against `pair`."""
+    """A question: about an equity or index in a `market`, or a coin on an `exchange`, priced in `pair`."""
 
     symbol: str
     kind: AssetKind = AssetKind.EQUITY
@@ -59,7 +60,7 @@ class Question:
     pair: str = "USD"
 
     def __post_init__(self) -> None:
-        """Takes kind and depth by their names too.
+        """Accept kind and depth also as text.
 
         Raises:
             InvalidInput: there is no such kind or depth.
@@ -68,7 +69,7 @@ class Question:
         object.__setattr__(self, "depth", _choice("depth", self.depth, Depth))
 
     def parameters(self, instrument: Instrument | None) -> dict[str, Any]:
-        """What the record of the query says was asked, in one spelling; without an instrument, as far as it goes."""
+        """The parameters for the query's record, normalized. If the symbol wasn't resolved, as they were asked."""
         symbol = _folded(self.symbol) if instrument is None else instrument.symbol
         if self.kind is AssetKind.COIN:
             exchange = self.exchange if instrument is None else instrument.exchange
@@ -114,17 +115,17 @@ async def ask(
     record_id: UUID | None = None,
     timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> Answer:
-    """Answer a question; within a session, from what it holds where that suffices, and record it there.
+    """Answer a question. Within a session, use what the session already knows if that suffices, and record the query.
 
-    Two round trips to the store: one reads what the session knows, one records. A question that the market doesn't
-    answer is recorded too, as failed. Asked again with the same `record_id`, a question is recorded once.
+    Two round trips to the store: one to read the session, one to record. A question that the market fails to answer is
+    recorded too, as failed. A question that is repeated with the same `record_id` is recorded once.
 
     Raises:
-        InvalidInput: the symbol or another argument is not valid, or `record_id` is another question's; nothing is
-            recorded.
-        SessionNotFound, SessionExpired, SessionArchived: the session can't take a question.
-        Unavailable: the market is away, or took longer than `timeout_s` seconds. (A store that is away leaves the
-            question unrecorded, and says so.)
+        InvalidInput: the symbol or another argument is not valid, or `record_id` belongs to another question; nothing
+            is recorded.
+        SessionNotFound, SessionExpired, SessionArchived: the session takes no queries.
+        Unavailable: the market is away, or took longer than `timeout_s` seconds. (If the store is away, the question is
+            answered but not recorded, and `reason` says so.)
         NotSupported: the market has no such figures.
     """
     if sessions is None or session_id is None:
@@ -143,7 +144,7 @@ async def ask(
         async with answer_within(timeout_s - elapsed_ms() / 1000, _name_of(market)):
             looked = await _look(question, market, session)
     except (Unavailable, NotSupported) as exc:
-        # A failure has an id of its own: the question that is asked again may succeed.
+        # A failure is recorded under its own id, so that the question, asked again, can be recorded under `record_id`.
         failure_id = uuid5(record_id, exc.code)
         await _record_failure(question, market, sessions, session, exc, failure_id, elapsed_ms(), timeout_s)
         raise
@@ -153,7 +154,7 @@ async def ask(
 
 def _refuse_another_question(asked: dict[str, Any], session: Session, record_id: UUID) -> None:
     recorded = next((query for query in session.state.history.queries if query.id == record_id), None)
-    # On which exchange a coin is asked about may be the source's choice, and another one each time.
+    # Without the exchange of a coin: the source may have chosen it, and may choose another one each time.
     if recorded is not None and any(recorded.parameters.get(name) != asked[name] for name in asked.keys() - _CHOSEN):
         earlier = f"{recorded.symbol}, {recorded.parameters.get('depth')}"
         raise InvalidInput("request id", f"{record_id} is that of another question ({earlier})", "give a new UUID")
@@ -172,7 +173,7 @@ def _name_of(market: MarketService) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Look:
-    """What a look at an instrument within a session brought."""
+    """The result of looking at an instrument within a session."""
 
     instrument: Instrument
     found: MarketAnswer
@@ -183,12 +184,12 @@ class _Look:
 
     @property
     def is_cache_hit(self) -> bool:
-        """Whether no provider was asked. The first look at a symbol in a session never counts as such."""
+        """Whether no provider was asked. A session's first look at a symbol never counts as a cache hit."""
         return self.is_hit or (self.held is not None and _is_cached(self.found))
 
     @property
     def layer(self) -> str:
-        """Who answered: the session, or for the quote a cache or the provider."""
+        """Who answered: the session, or whoever gave the quote, a cache or the provider."""
         return "session" if self.is_hit else self.found.delivery["quote"].layer
 
 
@@ -249,7 +250,7 @@ def _is_cached(found: MarketAnswer) -> bool:
 
 
 def _known_at(found: MarketAnswer) -> datetime:
-    """When the newest part was learnt: before that, not all of the answer was known."""
+    """When the whole answer was known: the moment when its newest part was learnt."""
     return max((part.known_at for part in found.delivery.values()), default=clock.now())
 
 
@@ -279,7 +280,7 @@ async def _record_failure(
     except Unconfirmed as exc:
         _log.warning("failed_query_unconfirmed", session_id=str(session.id), reason=str(exc))
     except _UNTRACKABLE as exc:
-        # The caller is told of the failure itself; that it stands in no history is for the log.
+        # The caller gets the failure itself; that it couldn't be recorded is only logged.
         _log.warning("failed_query_not_recorded", session_id=str(session.id), reason=str(exc))
 
 
@@ -294,7 +295,7 @@ async def _track(answer: Answer, query: QueryRecord, sessions: SessionVerbs, kep
                 context={"last_symbol": quote.symbol, "last_query_type": query.query_type},
                 intermediate_results={result_key(quote): kept.model_dump(mode="json")},
             )
-    except Unconfirmed as exc:  # it is in the history, whose totals nobody told
+    except Unconfirmed as exc:  # the query is recorded, but the reply with the new totals is missing
         return answer.model_copy(update={"tracked": True, "record_id": query.id, "reason": str(exc)})
     except _UNTRACKABLE as exc:
         return answer.model_copy(update={"reason": str(exc)})
@@ -302,7 +303,7 @@ async def _track(answer: Answer, query: QueryRecord, sessions: SessionVerbs, kep
 
 
 def query_type(answer: MarketAnswer) -> str:
-    """The deepest part that was answered: `price`, `fundamentals`, `technical` or `comparative`."""
+    """The type of query, by the deepest part of its answer: `price`, `fundamentals`, `technical` or `comparative`."""
     if answer.comparisons:
         return "comparative"
     if answer.technicals is not None:
@@ -311,7 +312,7 @@ def query_type(answer: MarketAnswer) -> str:
 
 
 def summarize(answer: MarketAnswer) -> str:
-    """One line with the price, its currency, date and source, as the history shows it."""
+    """A line for the history, with the price, its currency, date and source."""
     quote = answer.quote
     change = "" if quote.change_percent is None else f" ({quote.change_percent:+.2f}%)"
     line = f"{quote.symbol}: {quote.price_label} {quote.price:,.2f} {quote.currency}{change}, {quote.as_of}"

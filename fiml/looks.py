@@ -1,4 +1,4 @@
-"""What a session keeps of its last look at an instrument, and what is different at the next one."""
+"""What a session stores of its last look at an instrument, and what has changed by the next one."""
 
 import json
 from datetime import datetime
@@ -19,7 +19,7 @@ _NO_FIGURES = ("missing", "market_time")
 
 
 class FigureChange(Model):
-    """A figure that differs from the last look."""
+    """A figure that has changed since the last look."""
 
     figure: str
     before: float | str | None
@@ -27,7 +27,7 @@ class FigureChange(Model):
 
 
 class SinceLastLook(Model):
-    """What is different since the session last looked at the symbol."""
+    """What has changed since the session last looked at the symbol."""
 
     looked_at: datetime
     as_of_then: str = Field(description="market date of the figures at the last look")
@@ -37,7 +37,7 @@ class SinceLastLook(Model):
 
 
 class Held(Model):
-    """What a session keeps of its last look at a symbol, as an intermediate result."""
+    """What a session stores of its last look at a symbol, as an intermediate result."""
 
     kind: AssetKind
     depth: Depth
@@ -47,11 +47,11 @@ class Held(Model):
 
     @property
     def is_sample(self) -> bool:
-        """Whether its figures are the sample's."""
+        """Whether the figures come from the sample."""
         return self.answer.quote.source == SAMPLE
 
     def is_current(self, depth: Depth) -> bool:
-        """Whether no part that goes into such an answer is due to be asked for again. The sample's never are."""
+        """Whether all parts of an answer of this depth are still current. The sample's always are."""
         parts = as_deep_as(self.answer, depth).delivery.values()
         now = clock.now()
         return self.is_sample or (
@@ -59,46 +59,46 @@ class Held(Model):
         )
 
     def is_of(self, instrument: Instrument) -> bool:
-        """Whether it is about this instrument: a coin is another one on another exchange, or in another currency."""
+        """Whether it is about this instrument. Exchange and currency must be the same too, since a coin has several."""
         quote = self.answer.quote
         same_place = quote.exchange == instrument.exchange and quote.currency == instrument.currency
         return self.kind is instrument.kind and same_place
 
     def answers(self, depth: Depth, others: list[str]) -> bool:
-        """Whether it holds every figure that is asked for, and they are current."""
+        """Whether it has every figure that is asked for, and all of them are current."""
         is_deep_enough = _DEPTHS.index(self.depth) >= _DEPTHS.index(depth)
         is_compared = depth is not Depth.DEEP or set(self.compared_with) == set(others)
         return is_deep_enough and is_compared and self.is_current(depth)
 
 
 def result_key(of: Instrument | Quote) -> str:
-    """Under which key of the intermediate results a session keeps its last answer on an instrument."""
+    """The key of a session's intermediate results for the last answer about an instrument."""
     place = f"/{of.currency}@{of.exchange}" if of.kind is AssetKind.COIN else ""
     return f"{ANSWER_PREFIX}{of.symbol}{place}"
 
 
 def held_in(session: Session, instrument: Instrument, *, is_sample: bool) -> Held | None:
-    """What the session holds on an instrument; the sample's figures never meet live ones."""
+    """The session's last look at an instrument, or `None`; the sample's figures are never compared with live ones."""
     stored = session.state.get_intermediate_result(result_key(instrument))
     if stored is None:
         return None
     try:
         held = Held.model_validate_json(json.dumps(stored))
     except ValidationError:
-        # Somebody else's value, or another version's: as if the session had not looked yet.
+        # The key has another value, or one of another version: treat it as if the session had not looked yet.
         return None
     return held if held.is_sample == is_sample and held.is_of(instrument) else None
 
 
 def holding(hit: Held | None, depth: Depth, instrument: Instrument, found: MarketAnswer, compared: list[str]) -> Held:
-    """What a session is to keep of an answer: what it held, looked at now, or where that didn't do, what was found."""
+    """What a session should store after an answer: the look that gave it (`hit`), as of now, or what was found."""
     if hit is not None:
         return hit.model_copy(update={"looked_at": clock.now()})
     return Held(kind=instrument.kind, depth=depth, looked_at=clock.now(), compared_with=compared, answer=found)
 
 
 def as_deep_as(answer: MarketAnswer, depth: Depth) -> MarketAnswer:
-    """An answer without the parts that a question of this depth doesn't ask for."""
+    """An answer, without the parts that a question of this depth doesn't ask for."""
     if depth is Depth.DEEP:
         return answer
     without: dict[str, Any] = {"comparisons": [], "not_compared": {}}
@@ -111,7 +111,7 @@ def as_deep_as(answer: MarketAnswer, depth: Depth) -> MarketAnswer:
 
 
 def since(held: Held, now: MarketAnswer) -> SinceLastLook:
-    """What an answer says that the last look didn't: figures that changed, and parts that are new."""
+    """What is new in an answer since the last look: figures that changed, and parts that weren't there."""
     before = held.answer.model_dump(mode="json")
     after = now.model_dump(mode="json")
     shared = [name for name in _SECTIONS if before[name] is not None and after[name] is not None]

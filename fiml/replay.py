@@ -1,4 +1,4 @@
-"""A session's questions asked again: which figures differ from those of then, and which conclusions rest on them."""
+"""Asks a session's questions again: which figures have changed, and which conclusions rest on them."""
 
 import asyncio
 import math
@@ -22,7 +22,7 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
-    """A figure that differs by more than the tolerance; `change` is relative to then, `None` where it can't be."""
+    """A figure that changed by more than the tolerance; `change` is relative, and `None` if it can't be computed."""
 
     figure: str
     then: float
@@ -36,7 +36,7 @@ class Drift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayedQuery:
-    """A record beside the answer of today; `problem` says why there is none, or why figures can't be compared."""
+    """A record and today's answer; `problem` says why there is no answer, or why figures can't be compared."""
 
     record_id: UUID
     symbol: str | None
@@ -67,7 +67,7 @@ class ReplayedQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShakenConclusion:
-    """A conclusion that rests, by what it cites or by notes that it cites, on records with changed figures."""
+    """A conclusion that cites records with changed figures, directly or through other notes."""
 
     note: Note
     records: list[UUID]
@@ -83,7 +83,7 @@ class ShakenConclusion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """What became of a session's figures, in the order in which they were asked for."""
+    """What became of a session's figures, in the order of the queries."""
 
     session_id: UUID
     tolerance: float
@@ -101,13 +101,13 @@ class Replay:
 
 
 async def replay(session: Session, *, market: MarketService, tolerance: float = DEFAULT_TOLERANCE) -> Replay:
-    """Ask the questions of a session, read whole, again, and compare figure by figure. Nothing is written.
+    """Ask the questions of a session again, and compare figure by figure. Nothing is written.
 
-    The same question is asked once, whatever the number of its records. `tolerance` is relative: 0.01 lets a figure
-    move by one per cent of what it was.
+    The session must have been read whole. A question with several records is asked once. `tolerance` is relative: 0.01
+    allows a figure to change by one per cent.
 
     Raises:
-        InvalidInput: the tolerance is no number from 0 to 10.
+        InvalidInput: the tolerance is not a number from 0 to 10.
     """
     if not _is_number(tolerance) or not 0 <= tolerance <= MAX_TOLERANCE:
         raise InvalidInput("tolerance", f"is {echo(tolerance)}", "give a fraction from 0 to 10, such as 0.01")
@@ -132,7 +132,7 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A question that can be asked again, and the symbols that it was compared with."""
+    """A question that can be asked again, and the symbols with which its answer was compared."""
 
     question: Question
     others: tuple[str, ...]
@@ -224,7 +224,7 @@ def _shaken(notes: Iterable[Note], replayed: Iterable[ReplayedQuery]) -> list[Sh
 
 
 def _records_under(note: Note, by_id: dict[UUID, Note]) -> set[UUID]:
-    """All that a note rests on, through the notes that it cites."""
+    """All records that a note cites, directly or through other notes."""
     seen: set[UUID] = set()
     left = list(note.cites)
     while left:

@@ -1,4 +1,4 @@
-"""The parts of a running fiml, wired from the settings: for the doors."""
+"""The parts of a running fiml, wired up from the settings, for the command line and the MCP server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,9 +19,9 @@ LOOK_EVERY_S = 60
 
 
 class Runtime:
-    """One store and one market for the life of a door; the store opens at its first use.
+    """One store and one market, for as long as a command or a server runs. The store opens at its first use.
 
-    A `market` takes the place of the one that the settings name; the runtime closes it in the end.
+    A given `market` replaces the one that the settings name; the runtime closes it too.
     """
 
     def __init__(self, settings: Settings, market: MarketService | None = None) -> None:
@@ -31,7 +31,7 @@ class Runtime:
 
     @property
     def market(self) -> MarketService:
-        """The market.
+        """The market; it opens at its first use.
 
         Raises:
             MissingExtra: FIML_MARKET_DATA is `live`, and no live source is installed.
@@ -44,24 +44,26 @@ class Runtime:
         """The store, open.
 
         Raises:
-            Misconfigured: it can't be opened as it is configured.
+            Misconfigured: the store can't be opened as configured.
             Unavailable: an engine is away; the next call tries again.
         """
         await self._store.initialize()
         return self._store
 
     async def sessions(self, principal: str | None = None, *, name: str | None = None) -> PrincipalStore:
-        """The sessions that a principal sees; `None` is the local user. `name` is who it is in audit trails."""
+        """The sessions that a principal sees; `None` is the local user. Audit trails show the principal as `name`."""
         return (await self.store()).as_principal(principal, name=name)
 
     async def stats(
         self, user_id: str | None, session_type: SessionType | str | None, days: int, *, principal: str | None = None
     ) -> dict[str, Any]:
-        """Statistics over live and ended sessions, as `SessionAnalytics.get_session_stats`; of a principal, its own.
+        """Statistics over live and ended sessions, as from `SessionAnalytics.get_session_stats`.
+
+        A principal only gets statistics over its own sessions.
 
         Raises:
-            InvalidInput: the user's id is empty, or can't be one.
-            NotPermitted: the user is another one than the principal.
+            InvalidInput: a filter is not valid.
+            NotPermitted: the user is somebody other than the principal.
         """
         user_id = (await self.sessions(principal)).acting_as(check_user_id(user_id))
         analytics = await self.analytics()
@@ -75,7 +77,7 @@ class Runtime:
         return SessionAnalytics(store.session_maker, store)
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Close the market and the store."""
         try:
             if self._market is not None:
                 await self._market.aclose()
@@ -97,7 +99,7 @@ async def open_runtime(
 
 @asynccontextmanager
 async def maintaining(runtime: Runtime) -> AsyncIterator[None]:
-    """Do the maintenance when it is due while the block runs, unless a worker is said to do it."""
+    """Run the maintenance jobs when they are due, while the block runs; not if the settings leave that to a worker."""
     if runtime.settings.maintenance is Maintenance.WORKER:
         yield
         return
@@ -111,7 +113,7 @@ async def maintaining(runtime: Runtime) -> AsyncIterator[None]:
 
 
 async def _maintain(runtime: Runtime) -> None:
-    # A client that has just come waits for its first answer, not for the maintenance to load the store.
+    # A client that has just connected should get its first answer before the maintenance begins to load the store.
     await asyncio.sleep(FIRST_LOOK_S)
     from fiml.sessions.maintenance import do_jobs_when_due  # noqa: PLC0415 - as above
 

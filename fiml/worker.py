@@ -1,4 +1,4 @@
-"""The Celery app and its beat table: Redis, or what `FIML_BROKER_URL` names, is the broker."""
+"""The Celery app and its beat schedule. The broker is Redis, unless `FIML_BROKER_URL` names another one."""
 
 import logging
 import ssl
@@ -24,7 +24,7 @@ _CERTIFICATE = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "n
 
 
 def make_app(settings: Settings) -> Celery:
-    """The app of an installation; without a broker it can run tasks in the process only."""
+    """The app of an installation. Without a broker, it can only run tasks in the same process."""
     app = Celery("fiml")
     broker = _broker(settings)
     minutes = 60
@@ -52,7 +52,7 @@ def make_app(settings: Settings) -> Celery:
 
 
 def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
-    """When which task is sent. One that no worker takes before the next one is sent is dropped."""
+    """When each task is sent. If no worker takes a task before it is sent again, it is dropped."""
     at = time.fromisoformat(settings.daily_tasks_at)
     interval = timedelta(minutes=settings.session_cleanup_interval_minutes)
     daily = crontab(hour=at.hour, minute=at.minute)
@@ -99,7 +99,7 @@ def run_worker(settings: Settings, *, concurrency: int, has_beat: bool) -> None:
 
 
 def _log_as_fiml_does(**_signal: Any) -> None:
-    """Say that the logging is set up already, so that Celery leaves it as it is."""
+    """Do nothing: with a receiver of this signal, Celery leaves the logging as fiml has set it up."""
 
 
 def _beat_file(settings: Settings) -> Path:
@@ -114,7 +114,7 @@ def _beat_file(settings: Settings) -> Path:
 def _broker(settings: Settings) -> str | None:
     if settings.broker_url is not None:
         return settings.broker_url
-    # Celery's transport needs all its keys on one server.
+    # Celery's Redis transport needs all its keys on one server, so it can't use a Cluster.
     return None if settings.redis_url is None or "+cluster://" in settings.redis_url else settings.redis_url
 
 
@@ -151,7 +151,7 @@ def _as_celery_has_it(broker: str, address: "RedisAddress") -> str:
         return f"redis+socket://{rest}"
     if not (address.is_tls or address.service):
         return broker
-    # What stands behind the question mark it is told otherwise.
+    # Celery gets the URL's parameters through its own settings.
     given = address.options
     names = (given.get("username"), given.get("password"))
     account = ":".join(quote(name or "", safe="") for name in names) + "@" if any(names) else ""

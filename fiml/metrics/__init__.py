@@ -1,1 +1,1 @@
-"""Prometheus metrics: what a process measured, and how its store stands, at `FIML_METRICS_ADDRESS`."""
+"""Prometheus metrics at `FIML_METRICS_ADDRESS`: a process's measurements, and the state of its store."""

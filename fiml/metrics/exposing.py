@@ -1,7 +1,7 @@
-"""Answers Prometheus at `FIML_METRICS_ADDRESS`: of a server's process, or of a worker with the processes it forks.
+"""Serves metrics at `FIML_METRICS_ADDRESS`: those of a server process, or of a worker and the processes it forks.
 
-The address is one of its own, not a path beside `/mcp`: what is told there is nobody's in particular, but is meant for
-those who run fiml.
+They have an address of their own, not a path beside `/mcp`: they contain nothing of any user's, but are meant for the
+operators of fiml only.
 """
 
 import asyncio
@@ -33,19 +33,19 @@ _log = structlog.get_logger()
 
 @asynccontextmanager
 async def exposing(runtime: Runtime) -> AsyncIterator[None]:
-    """Measure this process, and answer with that and how the store stands, while the block runs.
+    """Measure this process, and serve its measurements and the state of the store, while the block runs.
 
-    Nothing is measured where no address is set.
+    If no address is set, nothing is measured.
 
     Raises:
         MissingExtra: prometheus-client is not installed.
-        Misconfigured: the address is taken, or none of this machine.
+        Misconfigured: the address is in use, or isn't one of this machine.
     """
     if runtime.settings.metrics_address is None:
         yield
         return
     registry = _registry_of_process()
-    from fiml.metrics.standing import Standing  # noqa: PLC0415 - an extra, which is there
+    from fiml.metrics.standing import Standing  # noqa: PLC0415 - needs the extra, which is installed
 
     registry.register(Standing(runtime, asyncio.get_running_loop()))
     with _answering(runtime.settings.metrics_address, registry):
@@ -54,7 +54,7 @@ async def exposing(runtime: Runtime) -> AsyncIterator[None]:
 
 @contextmanager
 def exposing_worker(settings: Settings) -> Iterator[None]:
-    """Measure this process and those that it forks within the block, and answer with the sum of them.
+    """Measure this process and those that it forks within the block, and serve the sums of their measurements.
 
     Raises:
         MissingExtra, Misconfigured: as `exposing`.
@@ -63,10 +63,10 @@ def exposing_worker(settings: Settings) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="fiml-metrics-") as folder:
-        # Read when prometheus-client is imported: forked processes then write what they count where we read it.
+        # prometheus-client reads this when it is imported. Forked processes then write their counts where we read them.
         os.environ.setdefault(MULTIPROCESS_FOLDER, folder)
         _registry_of_process()
-        from prometheus_client import CollectorRegistry  # noqa: PLC0415 - an extra, which is there
+        from prometheus_client import CollectorRegistry  # noqa: PLC0415 - an extra, installed as above
         from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415
 
         registry = CollectorRegistry()
@@ -76,7 +76,7 @@ def exposing_worker(settings: Settings) -> Iterator[None]:
 
 
 def _registry_of_process() -> "CollectorRegistry":
-    """A registry that takes what is measured from now on."""
+    """A registry that records everything that is measured from now on."""
     try:
         from prometheus_client import CollectorRegistry, ProcessCollector  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as exc:
@@ -91,7 +91,7 @@ def _registry_of_process() -> "CollectorRegistry":
 
 @contextmanager
 def _answering(address: str, registry: "CollectorRegistry") -> Iterator[None]:
-    from prometheus_client import make_wsgi_app  # noqa: PLC0415 - an extra, which is there
+    from prometheus_client import make_wsgi_app  # noqa: PLC0415 - an extra, installed as above
 
     host, port = split_address(address)
     kind = _IPv6Server if ":" in host else _Server
@@ -113,7 +113,7 @@ def _answering(address: str, registry: "CollectorRegistry") -> Iterator[None]:
 
 
 def _only_metrics(metrics: Any) -> Any:
-    """The application at `/metrics`, and nothing elsewhere."""
+    """The application, at `/metrics` only."""
 
     def application(environment: dict[str, Any], start_response: Any) -> Any:
         if environment.get("PATH_INFO") == "/metrics":
@@ -125,7 +125,7 @@ def _only_metrics(metrics: Any) -> Any:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each scrape; one that hangs holds up no other, and not the end of the process."""
+    """Uses a thread for each scrape, so that one that hangs holds up neither others nor the end of the process."""
 
     address_family = AF_INET
     daemon_threads = True
@@ -139,4 +139,4 @@ class _Handler(WSGIRequestHandler):
     timeout = _PATIENCE_S
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
-        """Log no scrape."""
+        """Don't log scrapes."""

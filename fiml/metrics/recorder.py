@@ -1,4 +1,4 @@
-"""What this process did, as Prometheus keeps it. Labels have few values: no user, session or symbol is among them."""
+"""A process's measurements as Prometheus metrics. Labels have few values; none is a user, session or symbol."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -10,9 +10,9 @@ _LONG = (0.1, 0.5, 1, 5, 15, 60, 300, 1800)
 
 
 class Recorder:
-    """Keeps measurements in a registry; it is a `fiml.core.observe.Meter`.
+    """Records measurements in a registry; it is a `fiml.core.observe.Meter`.
 
-    No label is called `job` or `instance`: Prometheus has those for itself.
+    No label is called `job` or `instance`, since Prometheus uses these names itself.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:

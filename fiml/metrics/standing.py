@@ -1,4 +1,4 @@
-"""How the store stands, asked of the engines when somebody scrapes: the same from every process over one store."""
+"""The state of the store, asked of the engines at each scrape: the same from every process with the same store."""
 
 import asyncio
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ ANSWER_WITHIN_S = 3.0
 
 
 class Standing(Collector):
-    """Asks the store when it is collected from a thread; all who ask at once wait for one look.
+    """Asks the store when a thread collects metrics; threads that ask at the same time share one look.
 
-    A look takes two seconds at most. Where the event loop itself doesn't answer, the figures are left out.
+    A look takes two seconds at most. If the event loop itself doesn't answer, the figures are left out.
     """
 
     def __init__(self, runtime: Runtime, loop: asyncio.AbstractEventLoop) -> None:
@@ -41,19 +41,19 @@ class Standing(Collector):
         yield from families(self._settings, figures)
 
     def describe(self) -> list[Metric]:
-        """Nothing, so that registering asks no engine."""
+        """Describe nothing, so that registering doesn't ask the engines."""
         return []
 
 
 async def _figures(runtime: Runtime) -> "StoreFigures | None":
     try:
         return await (await runtime.store()).figures()
-    except FimlError:  # it can't be opened, since an engine is away
+    except FimlError:  # the store can't be opened, since an engine is away
         return None
 
 
 def families(settings: Settings, figures: "StoreFigures | None") -> Iterator[Metric]:
-    """The figures as Prometheus has them; `None` where the store couldn't be asked."""
+    """The figures as Prometheus metrics; `figures` is `None` if the store couldn't be asked."""
     yield _gauge("fiml_store_up", "Whether the store could be asked", 0 if figures is None else 1)
     interval_s = settings.session_cleanup_interval_minutes * 60
     yield _gauge("fiml_cleanup_interval_seconds", "How often expired sessions are archived", interval_s)
