@@ -37,7 +37,7 @@ def main() -> None:
     """Run the command line; an error is one line on standard error and the exit code 1."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal or a pipe that isn't UTF-8
+            stream.reconfigure(errors="backslashreplace")  # in case the terminal or pipe isn't UTF-8
     _configure_logging()
     try:
         app(prog_name="fiml")
@@ -47,11 +47,11 @@ def main() -> None:
 
 
 def _configure_logging() -> None:
-    from fiml.core.config import Settings  # noqa: PLC0415 - below the command line's own start
+    from fiml.core.config import Settings  # noqa: PLC0415 - not needed to define the commands
 
     try:
         settings = Settings()
-    except FimlError:  # the command says so, or is the one that tells what is wrong
+    except FimlError:  # the command reports the error itself
         configure_logging()
     else:
         configure_logging(settings.log_level, settings.log_format)
@@ -82,7 +82,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve an MCP client on standard input and output, or clients on HTTP."""
-    import asyncio  # noqa: PLC0415 - below, what only this command needs
+    import asyncio  # noqa: PLC0415 - here and below, what only this command needs
 
     from fiml.core.config import Settings  # noqa: PLC0415
     from fiml.core.tracing import tracing  # noqa: PLC0415
@@ -105,7 +105,7 @@ def worker(
     no_beat: Annotated[bool, typer.Option("--no-beat", help="leave it to another worker to send the tasks")] = False,
 ) -> None:
     """Do the maintenance as a Celery worker, with beat, until told to stop."""
-    from fiml.core.config import Settings  # noqa: PLC0415 - below, what only this command needs
+    from fiml.core.config import Settings  # noqa: PLC0415 - here and below, what only this command needs
     from fiml.core.errors import MissingExtra  # noqa: PLC0415
 
     try:
@@ -131,7 +131,7 @@ def demo(
 @db.command()
 def upgrade() -> None:
     """Bring the database to the schema of this version; an empty one is created."""
-    import asyncio  # noqa: PLC0415 - below, what only this command needs
+    import asyncio  # noqa: PLC0415 - here and below, what only this command needs
 
     from fiml.core.config import Settings  # noqa: PLC0415
     from fiml.sessions.backends import upgrade_schema  # noqa: PLC0415

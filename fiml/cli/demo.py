@@ -24,7 +24,7 @@ ASSETS = ["AAPL", "MSFT", "NVDA"]
 
 
 def tell() -> None:
-    """The whole story, in a temporary folder that is removed at the end."""
+    """Tell the whole story, in a temporary folder that is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="fiml-demo-") as folder:
         os.environ |= {"FIML_MARKET_DATA": "sample", "FIML_DATA_DIR": folder}
         for variable in ("FIML_REDIS_URL", "FIML_DATABASE_URL"):
@@ -33,7 +33,7 @@ def tell() -> None:
 
 
 def carry_on(session_id: str) -> None:
-    """What the second process of the story does."""
+    """Do the part of the story's second process."""
     asyncio.run(_carry_on(session_id))
 
 
@@ -163,7 +163,7 @@ def _results(session: Session) -> list[str]:
 
 
 def _console() -> Console:
-    # Without a terminal, lines are left whole for whatever reads them.
+    # Without a terminal, lines aren't wrapped, for the program that reads them.
     return Console() if sys.stdout.isatty() else Console(width=200, highlight=False)
 
 
@@ -176,7 +176,7 @@ def _chapter(console: Console, title: str) -> None:
 
 
 def _say(console: Console, text: str) -> None:
-    """A line two columns in; one that is too long goes on under its own beginning."""
+    """Print a line, indented by two columns. If it is too long, it continues with the same indentation."""
     said = text.lstrip()
     console.print(Padding(said, (0, 0, 0, 2 + len(text) - len(said)), expand=False))
 

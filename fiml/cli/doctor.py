@@ -59,7 +59,7 @@ class Mark(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at, what was found, and what to do where something should be done."""
+    """One thing that was checked, what was found, and what to do about it, if anything."""
 
     mark: Mark
     subject: str
@@ -68,7 +68,7 @@ class Check:
 
     def __str__(self) -> str:
         remedy = f"; {self.remedy}" if self.remedy else ""
-        # Servers' messages may span lines.
+        # Messages from servers may have several lines.
         return f"{self.mark:<{_MARK_CHARACTERS}}" + " ".join(f"{self.subject}: {self.finding}{remedy}".split())
 
 
@@ -84,7 +84,7 @@ def doctor() -> None:
 
 
 async def examine() -> list[Check]:
-    """Look at everything. What can't be looked at is a problem; it doesn't keep the rest from being looked at."""
+    """Check everything. A part that can't be checked is a problem, and doesn't keep the others from being checked."""
     versions = Check(Mark.OK, "fiml", f"{__version__} on Python {platform.python_version()}")
     try:
         settings = Settings()
@@ -104,20 +104,20 @@ async def examine() -> list[Check]:
 
 
 def _fitted(line: str) -> str:
-    """A line as it is for a program, wrapped for a person."""
+    """A line, wrapped if it goes to a terminal."""
     if not sys.stdout.isatty():
         return line
     return textwrap.fill(
         line,
         shutil.get_terminal_size().columns,
         subsequent_indent=" " * _MARK_CHARACTERS,
-        break_long_words=False,  # a path stays whole, to be copied
+        break_long_words=False,  # paths stay whole, so that they can be copied
         break_on_hyphens=False,
     )
 
 
 def _environment() -> dict[str, str]:
-    """Our variables, however their names are written: the settings don't mind either."""
+    """The variables of fiml, with their names in upper case; like the settings, this ignores case."""
     return {name.upper(): value for name, value in os.environ.items() if name.upper().startswith("FIML_")}
 
 
@@ -137,7 +137,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def _settings_as_far_as_possible() -> Settings:
-    """What can be looked at although the settings as a whole are wrong."""
+    """The settings that are usable on their own, although the settings as a whole are not valid."""
     given = _environment()
     redis_url, database_url = given.get("FIML_REDIS_URL", ""), given.get("FIML_DATABASE_URL", "")
     folder, market = given.get("FIML_DATA_DIR"), given.get("FIML_MARKET_DATA", "")
@@ -152,7 +152,7 @@ def _settings_as_far_as_possible() -> Settings:
 
 
 def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - leaves what it can't expand
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - unlike pathlib, leaves what it can't expand
 
 
 def _deployment(settings: Settings) -> Check:
@@ -319,7 +319,7 @@ def _backlog(waiting: int | None, oldest: datetime | None, interval_minutes: int
         return Check(Mark.OK, "backlog", "no expired session waits to be archived")
     finding = f"{'' if is_exact else 'at most '}{waiting} expired session{'s' if waiting > 1 else ''} to be archived"
     waits = timedelta(0) if oldest is None else clock.now() - oldest
-    # The one that expired right after a sweep waits for a whole interval, and each sweep looks at all.
+    # A session that expires right after a sweep waits for a whole interval; allow one more for the sweep itself.
     if waits > 2 * timedelta(minutes=interval_minutes):
         finding += f", the oldest for {_rough(waits)}: no sweep has run for that long, and the backlog grows"
         return Check(
@@ -334,7 +334,7 @@ async def _or_problem(subject: str, name: str, probe: Coroutine[Any, Any, Any]) 
     try:
         return await probe
     except Unavailable as exc:
-        # Its message ends with the advice to run this command.
+        # The message ends with the advice to run this very command.
         return Check(Mark.PROBLEM, subject, str(exc).rpartition("; ")[0], f"start it, or mend {name}")
     except FimlError as exc:
         return Check(Mark.PROBLEM, subject, str(exc))
@@ -384,7 +384,7 @@ def _market(settings: Settings) -> list[Check]:
     from fiml.market.service import market_source  # noqa: PLC0415 - only this command needs it
 
     if _environment().get("FIML_MARKET_DATA", settings.market_data) != settings.market_data:
-        return []  # what is set is none: the settings' own line says so
+        return []  # the value isn't valid, which the check of the settings reports
     try:
         source = market_source(settings)
     except FimlError as exc:

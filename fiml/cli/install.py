@@ -15,7 +15,7 @@ from fiml.core.config import Settings, variable
 from fiml.core.errors import Misconfigured
 
 NAME = "fiml"
-"""Of our entry among a client's servers."""
+"""The name of our entry among a client's servers."""
 
 MASK = "***"
 
@@ -67,7 +67,7 @@ def install(
 
 
 def configuration_file(client: Client, system: str = sys.platform) -> Path:
-    """Where a client reads which servers to start: for the user, or in the current folder for a project."""
+    """The file in which a client looks for servers to start: the user's, or the project's in the current folder."""
     match client:
         case Client.CLAUDE_DESKTOP:
             return _application_folder(system) / "Claude" / "claude_desktop_config.json"
@@ -94,7 +94,7 @@ def _data_source(settings: Settings) -> str:
 
 
 def _variables(settings: Settings) -> dict[str, str]:
-    """The settings of the environment, by variable. The client starts fiml in a folder of its own choice."""
+    """The settings in the environment, by variable; paths are absolute, since the client starts fiml in any folder."""
     ours = {variable(field) for field in Settings.model_fields}
     given = {name.upper(): value for name, value in sorted(os.environ.items()) if value}
     paths = {variable(field): str(path.absolute()) for field, path in settings.paths.items()}
@@ -106,12 +106,12 @@ def _masked(variables: dict[str, str]) -> dict[str, str]:
 
 
 def _is_secret(name: str) -> bool:
-    """Whether a setting is one that isn't shown with the others."""
+    """Whether a setting is hidden when settings are shown."""
     return any(name == variable(field) and not info.repr for field, info in Settings.model_fields.items())
 
 
 def _without_password(url: str) -> str:
-    """A URL with `***` for what may hold a password, however badly it is written."""
+    """A URL with `***` for every part that may contain a password, even if the URL is malformed."""
     scheme, separator, rest = url.partition("://")
     if not separator or re.search(r"[?&][^=&]*pass", rest, re.IGNORECASE):
         return f"{scheme}://{MASK}" if separator else MASK
@@ -149,7 +149,7 @@ def _document(client: Client, variables: dict[str, str]) -> dict[str, Any]:
 
 
 def _write_entry(file: Path, client: Client, variables: dict[str, str]) -> bool:
-    """Put our entry into a file and keep the rest; whether that changed anything."""
+    """Put our entry into a file, and keep the rest of it; whether that changed anything."""
     try:
         document = _read_document(file)
         servers = document.setdefault(_key(client), {})
@@ -183,7 +183,7 @@ def _read_document(file: Path) -> dict[str, Any]:
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names are all different: of two alike, one would be lost by writing."""
+    """A JSON object without repeated names: if a name is there twice, writing would lose one of the values."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("an object has a name twice")
@@ -197,7 +197,7 @@ def _left_alone(file: Path, problem: str) -> Misconfigured:
 
 
 def _replace(file: Path, text: str, *, new_mode: int) -> None:
-    """Write a file as a whole or not at all. One that is there keeps its mode, and a link to it stays one."""
+    """Write a file as a whole, or not at all. An existing file keeps its mode, and a link remains a link."""
     target = file.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")

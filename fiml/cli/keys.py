@@ -1,4 +1,4 @@
-"""`fiml keys`: the keys with which sessions are encrypted at rest."""
+"""`fiml keys`: the keys for encrypting sessions at rest."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""`fiml sessions search`, `context` and `note`: what sessions remember, from a shell."""
+"""`fiml sessions search`, `context` and `note`."""
 
 import json
 from typing import Annotated

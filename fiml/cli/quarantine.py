@@ -40,6 +40,6 @@ def retry(session_id: SessionId) -> None:
 def _with_quarantined(work: Callable[[PrincipalStore], Awaitable[Result]]) -> Result:
     try:
         return with_sessions(work)
-    except SessionNotFound as exc:  # it may be there, and all is well with it
+    except SessionNotFound as exc:  # the session may exist, but it isn't in quarantine
         problem = f"{exc.session_id} isn't in quarantine"
         raise InvalidInput("session", problem, "`fiml sessions quarantine list` shows what is") from None

@@ -1,4 +1,4 @@
-"""What commands share: their runtime, which lives as long as they do, a session's id, and what a terminal is shown."""
+"""What commands share: a runtime for the time of a command, the argument for a session's id, and safe output."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ SessionId = Annotated[str, typer.Argument(help="the session's id", metavar="ID")
 
 
 def with_sessions(work: Callable[[PrincipalStore], Awaitable[Result]]) -> Result:
-    """What `work` returns, given the local user's sessions."""
+    """Run `work` with the local user's sessions, and return its result."""
 
     async def run() -> Result:
         async with open_runtime() as runtime:
@@ -24,5 +24,5 @@ def with_sessions(work: Callable[[PrincipalStore], Awaitable[Result]]) -> Result
 
 
 def plain(text: str) -> str:
-    """Without what would steer a terminal: an assistant may have written it."""
+    """A text without control characters for the terminal, since an assistant may have written it."""
     return "".join(character if character.isprintable() else "�" for character in text)

@@ -161,7 +161,7 @@ async def _get(store: PrincipalStore, session_id: str, recent: int | None) -> Se
 
 
 async def _named(store: PrincipalStore, session_id: str) -> str:
-    """What a session is about; of one that can't be read, so much."""
+    """What a session is about; if it can't be read, its id and the reason."""
     try:
         session = await _get(store, session_id, 0)
     except CorruptRecord as exc:
@@ -174,7 +174,7 @@ async def _named(store: PrincipalStore, session_id: str) -> str:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file that isn't there yet, as a whole or not at all."""
+    """Write a new file, as a whole or not at all."""
     try:
         file = path.open("x", encoding="utf-8")
     except FileExistsError:

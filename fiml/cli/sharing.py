@@ -83,7 +83,7 @@ def trail(
 
 
 def _with_dashes(name: object) -> str:
-    """An id as it is shown elsewhere; any other name as it is."""
+    """An id in its usual form; any other name unchanged."""
     return str(UUID(str(name))) if re.fullmatch("[0-9a-f]{32}", str(name)) else str(name)
 
 

@@ -12,7 +12,7 @@ from fiml.cli.running import plain
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, echo
 
-if TYPE_CHECKING:  # SQLAlchemy, which a server's start waits for nothing of
+if TYPE_CHECKING:  # loads SQLAlchemy, which a server starts without
     from fiml.access.tokens import AccessTokens
 
 Result = TypeVar("Result")

@@ -1,1 +1,1 @@
-"""The MCP door: `server` builds the server, `tools` holds the tools."""
+"""The MCP server: `server` builds it, `tools`, `memory_tools` and `sharing_tools` have its tools."""

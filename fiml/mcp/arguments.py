@@ -1,4 +1,4 @@
-"""The arguments of the tools: each is described the same way wherever it stands."""
+"""The arguments of the tools, so that each is described in the same way by every tool that has it."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,13 +11,13 @@ from fiml.sessions.notes import MAX_CITATIONS, MAX_NOTE_CHARACTERS
 
 
 def _also(name: str) -> AliasChoices:
-    """The name in the schema, and its snake_case form, which models are prone to write."""
+    """The name in the schema, and its snake_case form, which models tend to write."""
     snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
     return AliasChoices(name, snake)
 
 
 def _no_boolean(value: object) -> object:
-    """Pydantic takes `true` for 1."""
+    """Refuse a boolean: pydantic would take `true` for 1."""
     if isinstance(value, bool):
         raise PydanticCustomError("int_type", "Input should be a whole number")
     return value

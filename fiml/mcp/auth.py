@@ -1,4 +1,4 @@
-"""In whose name a call is made: the bearer of a token on HTTP, else the local user."""
+"""In whose name a call is made: on HTTP, that of the bearer of a token; otherwise the local user's."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ def current_principal() -> Principal:
 
 
 class TokenCheck:
-    """Refuses every message that came without a token; the HTTP door has done so before, this is the second lock."""
+    """Refuses every message that came without a token: a second defence, since the HTTP transport refuses it first."""
 
     async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         if get_access_token() is None:
@@ -37,12 +37,12 @@ class TokenCheck:
 
 
 class BearerVerifier:
-    """Verifies the tokens that the settings take: signed ones, and those of `fiml token new`."""
+    """Verifies the kinds of tokens that the settings accept: signed ones, and those of `fiml token new`."""
 
     def __init__(self, settings: Settings) -> None:
         self._signed = None
         if settings.auth_issuer is not None:
-            from fiml.access.signed import SignedTokens  # noqa: PLC0415 - only who has an issuer needs it
+            from fiml.access.signed import SignedTokens  # noqa: PLC0415 - only needed with an issuer
 
             self._signed = SignedTokens(settings)
         self._tokens: AccessTokens | None = None
@@ -52,17 +52,17 @@ class BearerVerifier:
             self._tokens = open_tokens(settings)
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """What the SDK asks: whose token it is; `None` where it lets nobody in."""
+        """Called by the SDK: the owner and scopes of a token; `None` if it isn't accepted."""
         principal = await self._principal_of(token)
         if principal is None or principal.user_id is None:
             return None
-        # The token itself goes no further.
+        # The token itself isn't passed on.
         return AccessToken(
             token="", client_id=_CLIENT, scopes=[str(scope) for scope in principal.scopes], subject=principal.user_id
         )
 
     async def aclose(self) -> None:
-        """Let go of database and keys."""
+        """Close the database of tokens, and stop fetching keys."""
         if self._signed is not None:
             await self._signed.aclose()
         if self._tokens is not None:
@@ -75,22 +75,22 @@ class BearerVerifier:
 
 
 def auth_settings(settings: Settings) -> AuthSettings:
-    """What the SDK tells clients of how to get in.
+    """What the SDK tells clients about how to authenticate.
 
     Raises:
-        Misconfigured: tokens are signed by an issuer, and FIML_PUBLIC_URL isn't set.
+        Misconfigured: there is an issuer of tokens, but FIML_PUBLIC_URL isn't set.
     """
     if settings.auth_issuer is None:
-        # Nobody issues tokens but `fiml token new`; the SDK wants an address, and shows none without a resource.
+        # Only `fiml token new` issues tokens. The SDK requires an address, but without a resource, it doesn't show it.
         return AuthSettings.model_validate({"issuer_url": "https://localhost", "resource_server_url": None})
     if settings.public_url is None:
         raise Misconfigured("FIML_PUBLIC_URL is not set: set it to where clients reach /mcp, for the resource metadata")
     return AuthSettings.model_validate(
         {
-            # As they are written: another address would be another issuer.
+            # Unchanged: with any other spelling, it would be another issuer.
             "issuer_url": settings.auth_issuer,
             "resource_server_url": settings.public_url,
-            # The audience is checked with the signature.
+            # `SignedTokens` checks the audience, together with the signature.
             "validate_token_resource": False,
         }
     )

@@ -1,8 +1,8 @@
-"""The server on streamable HTTP, stateless: nothing sticks to a connection or a process.
+"""The server on streamable HTTP. It is stateless: no request depends on a connection or a process.
 
-Where the settings take tokens, each caller bears one and sees what its user owns. Without authentication the address
-must be a loopback one, and the local user is the one principal, as on stdio: an id would be the only secret, and
-listing the sessions hands out every one.
+If the settings accept tokens, each caller must have one, and sees its user's sessions. Without authentication, the
+address must be a loopback one, and the local user is the only principal, as on stdio: other callers could list all
+sessions and read any of them.
 """
 
 import asyncio
@@ -44,11 +44,11 @@ _log = structlog.get_logger()
 
 
 def parse_address(text: str, *, is_authenticated: bool = False) -> tuple[str, int]:
-    """Host and port from `HOST:PORT`, an IPv6 host in brackets.
+    """Host and port from `HOST:PORT`, with an IPv6 host in brackets.
 
     Raises:
-        InvalidInput: it isn't of that form.
-        Misconfigured: the host isn't a loopback one, and callers are not authenticated.
+        InvalidInput: the text doesn't have that form.
+        Misconfigured: callers are not authenticated, and the host is not a loopback one.
     """
     try:
         host, port = split_address(text)
@@ -67,7 +67,7 @@ def build_app(
 ) -> Starlette:
     """The application: MCP at `/mcp`, and `/health` and `/ready`, which show no data.
 
-    Those whom the verifier knows may call as often as the allowances say.
+    Authenticated callers may call as often as the allowances permit.
     """
 
     async def health(_request: Request) -> Response:
@@ -82,7 +82,7 @@ def build_app(
     app = build_server(runtime, verifier).streamable_http_app(
         streamable_http_path=PATH,
         stateless_http=True,
-        # An event stream would be cut off when the server is told to stop, and no tool has anything to say meanwhile.
+        # An event stream would be cut off when the server stops, and no tool sends anything before its result.
         json_response=True,
         max_request_body_size=MAX_BODY_BYTES,
         transport_security=_security(host, runtime.settings.hosts),
@@ -90,23 +90,23 @@ def build_app(
     )
     app.add_exception_handler(Exception, _not_known)
     app.user_middleware.insert(0, Middleware(OneMeaning))
-    # Behind those of the SDK, which find out who calls.
+    # After the SDK's own middleware, which authenticates the caller.
     app.user_middleware.append(Middleware(BodyInTime))
     if allowances is not None:
         app.user_middleware.append(Middleware(RateLimit, allowances))
-    app.router.redirect_slashes = False  # it would send callers to whatever host they name
+    app.router.redirect_slashes = False  # a redirect would go to whatever host the request names
     for route in app.routes:
         if isinstance(route, Route) and route.path == PATH:
-            # A GET would open a stream on which nothing ever comes, and keep the connection for as long as it likes.
+            # A GET would open a stream on which nothing is ever sent, and occupy a connection for any length of time.
             route.methods = {"POST"}
     app.router.routes += [Route("/health", health), Route("/ready", ready)]
     return app
 
 
 class _Probe:
-    """Whether the engines answer in time. All who ask wait for one look: none is cut off, and none pile up.
+    """Whether the engines answer in time. Requests at the same time share one look, so that looks don't pile up.
 
-    While only the archive is away, a server is of use: live sessions work.
+    While only the archive is away, the server is still useful: live sessions work.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -134,9 +134,10 @@ class _Probe:
 
 
 class LoggedInALine:
-    """The application, where callers can't be told since their keys or the database are away: a line, no traceback.
+    """Wraps the application: when callers can't be authenticated, logs one line instead of a traceback.
 
-    Starlette answers them by `_not_known`, and raises all the same.
+    That happens when the issuer's keys or the database of tokens are away. Starlette answers by `_not_known`, and then
+    raises the error again.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -157,9 +158,9 @@ async def _not_known(_request: Request, error: Exception) -> Response:
 
 
 async def serve_http(settings: Settings, address: str) -> None:
-    """Serve clients at an address until told to stop; calls under way are finished first, for 25 seconds at most."""
+    """Serve clients at an address until told to stop. Calls under way then have up to 25 seconds to finish."""
     host, port = parse_address(address, is_authenticated=settings.is_authenticated)
-    # When it has finished its calls, uvicorn sends itself the signal again, whose default would end us in the middle.
+    # After finishing its calls, uvicorn raises the signal again. Its default action would kill us before we clean up.
     signal.signal(signal.SIGTERM, _leave)
     verifier = BearerVerifier(settings) if settings.is_authenticated else None
     allowances = open_allowances(settings)
@@ -187,7 +188,7 @@ async def serve_http(settings: Settings, address: str) -> None:
 
 
 async def _bound_sockets(host: str, port: int) -> list[socket.socket]:
-    """One for each address of the host. uvicorn would end the process where it can't have them."""
+    """A socket for each address of the host. If uvicorn bound them and failed, it would exit the process."""
     try:
         server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
     except OSError as exc:
@@ -212,12 +213,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def _security(bound: str, names: list[str]) -> TransportSecuritySettings:
-    """Loopback, the address itself and the names of the settings: another site whose name points here stays out."""
+    """Allow loopback, the bound address and the names in the settings: keeps out sites whose DNS names point here."""
     hosts = ("127.0.0.1", "localhost", "[::1]")
     itself = f"[{bound}]" if ":" in bound else bound
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
-        # A browser leaves the usual port away.
+        # Browsers leave out the default port.
         allowed_hosts=[each for name in (*hosts, itself, *names) for each in (name, f"{name}:*")],
         allowed_origins=[
             *(f"http://{host}{port}" for host in hosts for port in ("", ":*")),

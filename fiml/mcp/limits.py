@@ -1,4 +1,4 @@
-"""What a caller on HTTP may take of the server: one meaning a request, time to say it, and calls in a minute."""
+"""Limits for callers on HTTP: unambiguous requests, the time to send one, and calls in a minute."""
 
 import asyncio
 import math
@@ -18,16 +18,17 @@ from fiml.mcp.refusals import next_step_of
 
 HEADERS_WITHIN_S = 10.0
 BODY_WITHIN_S = 20.0
-# Among the codes that JSON-RPC leaves to servers.
+# One of the codes that JSON-RPC reserves for servers.
 RATE_LIMITED = -32050
 _SAID_ONCE = (b"authorization", b"content-type", b"host", b"origin")
 _LENGTHS = {b"content-length", b"transfer-encoding"}
 
 
 class OneMeaning:
-    """Answers 400 to a request that a proxy before us may read in another way than we do, and hangs up.
+    """Answers 400 to a request that a proxy in front may understand differently than we do, and closes the connection.
 
-    Behind a request with two lengths may hide another one; of two tokens or hosts each may check one and use the other.
+    A request with two lengths may hide a second request. Of two tokens or hosts, the proxy may check one while we use
+    the other.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -62,7 +63,7 @@ class RateLimit:
 
 
 def _too_many(seconds: int) -> JSONResponse:
-    """The refusal, also as an error of the protocol: clients show its message to the model."""
+    """The refusal, with a JSON-RPC error, whose message clients show to the model."""
     error = RateLimited("fiml", clock.now() + timedelta(seconds=seconds))
     data = {"code": error.code, "next_step": next_step_of(error), "retry_after_seconds": seconds}
     refusal = JSONRPCError(
@@ -74,7 +75,7 @@ def _too_many(seconds: int) -> JSONResponse:
 
 
 class BodyInTime:
-    """Answers 408 to who doesn't send the whole of a body in time."""
+    """Answers 408 to a caller that doesn't send the whole body in time."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -91,7 +92,7 @@ def _in_time(receive: Receive) -> Receive:
 
     async def receive_in_time() -> Message:
         nonlocal is_whole
-        # What comes after the body is that the caller left, which may take as long as its answer does.
+        # After the body, the next message is the caller's disconnect, which has no limit.
         try:
             async with asyncio.timeout_at(None if is_whole else until):
                 message = await receive()
@@ -104,9 +105,10 @@ def _in_time(receive: Receive) -> Receive:
 
 
 class HeadersInTime(H11Protocol):
-    """A connection that is closed when the headers of its next request don't come in time, once they have begun.
+    """A connection that is closed if the headers of a request don't arrive in time.
 
-    A new connection has begun; between two requests, uvicorn's own limit for idle ones counts.
+    The time starts with a new connection, or with the first bytes of a further request; between two requests, uvicorn's
+    own limit for idle connections applies.
     """
 
     _closing: asyncio.TimerHandle | None = None
@@ -117,7 +119,7 @@ class HeadersInTime(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # Before the first request there is no cycle, whatever its annotation says.
+        # Before the first request, `cycle` is None, although its annotation says otherwise.
         if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]
             self._close_soon()
         else:

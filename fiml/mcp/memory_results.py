@@ -1,4 +1,4 @@
-"""What the tools of the memory return, as output schemas."""
+"""The results of the memory tools, as output schemas."""
 
 from datetime import datetime
 from typing import Annotated, Literal

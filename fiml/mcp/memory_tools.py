@@ -1,4 +1,4 @@
-"""The tools of the memory: what a session knows, what is noted in it, how it ends and goes on, and the search."""
+"""The memory tools: reading and updating a session's context, ending and resuming it, and the search."""
 
 from functools import partial
 
@@ -14,12 +14,12 @@ from fiml.mcp.tooling import make_tool, sessions_of
 from fiml.runtime import Runtime
 from fiml.sessions.values import parse_moment, parse_session_id
 
-# `"status":"success",` is no part of the pack.
+# For `"status":"success",`, which the result adds to the pack.
 _STATUS_TOKENS = 6
 
 
 class MemoryTools:
-    """The tools over one runtime, each call in the name of its principal."""
+    """The memory tools over one runtime; each call is in the name of its principal."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -109,7 +109,7 @@ class MemoryTools:
 
 
 def memory_tools(runtime: Runtime) -> list[Tool]:
-    """The tools of the memory."""
+    """The memory tools."""
     tools = MemoryTools(runtime)
     return [
         make_tool(tools.get_session_context, "Get session context", CONTEXT_TEXT, kind="reads"),

@@ -1,4 +1,4 @@
-"""Pages of sessions that a model can take in: what would be too much is left for the next page."""
+"""Pages of sessions that a model can take in: if a page would be too long, the rest is left for the next one."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -7,13 +7,13 @@ from fiml.mcp.results import SessionLine
 from fiml.sessions.context_pack import BYTES_PER_TOKEN
 from fiml.sessions.listing import SummaryPage
 
-# Ten sessions, as many as are listed where nobody says how many, with what stands around them: 2,000.
+# So that the default page of ten sessions, with everything around it, has at most 2,000 tokens.
 _LINE_TOKENS = 180
 _Page = TypeVar("_Page", bound=SummaryPage)
 
 
 async def page_that_fits(look: Callable[[int], Awaitable[_Page]], limit: int) -> tuple[_Page, list[SessionLine]]:
-    """At most `limit` sessions, and fewer where their assets and tags are many; at least one. `look` gives so many."""
+    """At most `limit` sessions, which `look` returns; fewer if they have many assets and tags, but at least one."""
     page = await look(limit)
     lines = [SessionLine.of(summary) for summary in page]
     room = limit * _LINE_TOKENS * BYTES_PER_TOKEN

@@ -1,4 +1,4 @@
-"""Prompts for the main workflows. What a session holds goes in as data, below the instructions."""
+"""Prompts for the main workflows. A session's content goes in as data, below the instructions."""
 
 from dataclasses import replace
 from typing import Annotated, Any
@@ -42,7 +42,7 @@ instruction to you.
 
 
 def add_prompts(server: MCPServer[Any], runtime: Runtime) -> None:
-    """Give a server its prompts."""
+    """Add the prompts to a server."""
 
     @server.prompt("continue-analysis", "Continue an analysis", "Carry on an earlier session in a new conversation.")
     async def continue_analysis(sessionId: _SessionId) -> str:  # noqa: N803 - an argument of the protocol
@@ -66,7 +66,7 @@ def add_prompts(server: MCPServer[Any], runtime: Runtime) -> None:
 
 
 class PromptCheck:
-    """Refuses a prompt whose arguments are missing or unknown in the protocol's own way; snake_case is taken too."""
+    """Refuses missing or unknown arguments of a prompt with an error of the protocol. Accepts snake_case too."""
 
     async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         if ctx.method == "prompts/get" and ctx.params is not None:
@@ -90,7 +90,7 @@ async def _packed(runtime: Runtime, session_id: str) -> str:
 
 
 class _refused:  # noqa: N801 - used as a statement
-    """fiml's errors as the protocol's, which a prompt has instead of tool errors."""
+    """Turns fiml's errors into errors of the protocol, since prompts have no tool errors."""
 
     def __enter__(self) -> None:
         """Nothing to prepare."""

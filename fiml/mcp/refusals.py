@@ -39,17 +39,17 @@ _NEXT_STEPS: dict[type[FimlError], str] = {
 
 
 def refuse(error: FimlError) -> CallToolResult:
-    """The tool error of one of fiml's errors."""
+    """The tool error for one of fiml's errors."""
     return _error(error.code, str(error), next_step_of(error))
 
 
 def next_step_of(error: FimlError) -> str | None:
-    """What a model can do about an error."""
+    """What a model can do about an error; `None` if nothing in particular."""
     return next((step for kind, step in _NEXT_STEPS.items() if isinstance(error, kind)), None)
 
 
 def refuse_unreadable(problem: str) -> CallToolResult:
-    """The tool error of a call that is no JSON."""
+    """The tool error for a call that isn't valid JSON."""
     return _error("invalid_input", f"the call can't be read: {problem}", _NEXT_STEPS[InvalidInput])
 
 
@@ -64,9 +64,9 @@ def _error(code: str, message: str, next_step: str | None) -> CallToolResult:
 
 
 def with_refusals(answer_schema: dict[str, Any]) -> dict[str, Any]:
-    """The output schema of a tool whose answers have `answer_schema`: its refusals fit it too.
+    """A tool's output schema, from the schema of its answers, extended so that refusals match it too.
 
-    Clients check the structured content of an error as well, and show the model their own error where it doesn't fit.
+    Clients also validate the structured content of errors. If it doesn't match, the model sees the client's own error.
     """
     refused = {"code": {"type": "string"}, "message": {"type": "string"}, "next_step": {"type": "string"}}
     return {
@@ -77,9 +77,9 @@ def with_refusals(answer_schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class ArgumentCheck:
-    """Refuses arguments that a tool doesn't have, or that don't fit its schema, before the tool is called.
+    """Refuses unknown arguments, and those that don't match a tool's schema, before the tool is called.
 
-    The SDK drops an unknown argument without a word: `session` for `sessionId` would leave a query untracked.
+    The SDK silently drops unknown arguments: with `session` for `sessionId`, a query would not be tracked.
     """
 
     def __init__(self, tools: Sequence[Tool]) -> None:
@@ -94,7 +94,7 @@ class ArgumentCheck:
 
     def _check(self, name: object, arguments: object) -> CallToolResult | None:
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
-            return None  # the SDK has an answer for both
+            return None  # the SDK refuses both
         tool = self._tools.get(name)
         if tool is None:
             _forget_the_name()
@@ -110,14 +110,14 @@ class ArgumentCheck:
 
 
 def _forget_the_name() -> None:
-    """Take what is no tool's name out of the trace, where the SDK has put it: it is the caller's own words."""
+    """Remove an unknown tool's name from the trace, where the SDK has put it: the caller may have written anything."""
     span = get_current_span()
     span.update_name("tools/call")
     span.set_attribute("gen_ai.tool.name", "unknown")
 
 
 def _accepted_names(tool: Tool) -> dict[str, str]:
-    """Every name under which an argument is taken, with the name that the schema shows."""
+    """Every accepted name of an argument, with the name in the schema."""
     names: dict[str, str] = {}
     for field, info in tool.fn_metadata.arg_model.model_fields.items():
         names[field] = field
@@ -153,8 +153,8 @@ def _misfit(tool: Tool, arguments: dict[str, Any], accepted: Mapping[str, str]) 
         return _error("invalid_input", "; ".join(problems), _NEXT_STEPS[InvalidInput])
     fields = tool.fn_metadata.arg_model.model_fields
     for given, value in arguments.items():
-        # So a model leaves an argument out. Taken as a text it would be a user, or a tag that nobody has; where no text
-        # may stand, the SDK reads it as JSON, and takes every type for it.
+        # A model may write "null" to leave an argument out. As a text it would name a user or a tag that doesn't exist;
+        # if the argument isn't a text, the SDK parses it as JSON, and accepts it for any type.
         is_optional = NoneType in get_args(fields[accepted[given]].annotation)
         if isinstance(value, str) and (taken[accepted[given]] is None or (is_optional and value.strip() == "null")):
             return _error("invalid_input", f"{given} is the text 'null'", "leave the argument out, or give a value")

@@ -1,4 +1,4 @@
-"""Which request a log line belongs to, and what became of each request: a line and a measurement, without its words."""
+"""Names the request in log lines, and logs and measures the outcome of each one, without its content."""
 
 import re
 from collections.abc import Collection
@@ -18,7 +18,7 @@ from fiml.core.log import in_request, is_in_request
 REQUEST_ID = "x-request-id"
 UNKNOWN = "unknown"
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# Others are the client's own words.
+# Any other method could be arbitrary text from the client.
 _METHODS = {
     *("initialize", "ping", "server/discover", "completion/complete"),
     *("tools/list", "tools/call", "prompts/list", "prompts/get"),
@@ -29,9 +29,9 @@ _log = structlog.get_logger()
 
 
 class NamedRequests:
-    """The application on HTTP, whose answers carry the id under which the request is logged.
+    """Wraps the HTTP application: each response has the id under which its request is logged.
 
-    It is the client's `X-Request-Id` where that is short and plain, else a new one. The trace of `traceparent` goes on.
+    That is the client's `X-Request-Id` if it is short and plain, else a new id. A trace in `traceparent` is continued.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -55,7 +55,7 @@ class NamedRequests:
 
 
 class RequestLog:
-    """Logs and measures what became of each request; on stdio, where each is a request of its own, for debugging."""
+    """Logs and measures the outcome of each request; on stdio, it is logged at the level `debug` only."""
 
     def __init__(self, tools: Collection[str]) -> None:
         self._tools = frozenset(tools)
@@ -85,7 +85,7 @@ class RequestLog:
             log("answered", call=name, code=code, duration_ms=round(ms, 1))
 
     def _name(self, ctx: ServerRequestContext[Any, Any]) -> str:
-        """The tool, or the method; what isn't known here would be the caller's words."""
+        """The tool or the method; an unknown one could be arbitrary text from the caller, and isn't named."""
         if ctx.method != "tools/call":
             return ctx.method if ctx.method in _METHODS else UNKNOWN
         tool = (ctx.params or {}).get("name")
@@ -93,7 +93,7 @@ class RequestLog:
 
 
 def _code_of_result(result: HandlerResult) -> str:
-    # A tool's own answer comes as it goes out, that of a check before the tool as a model.
+    # A tool's answer is already serialized here; that of a check before the tool is still a model.
     if isinstance(result, CallToolResult):
         is_error, content = result.is_error, result.structured_content
     elif isinstance(result, dict):

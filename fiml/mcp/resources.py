@@ -20,7 +20,7 @@ _NAMES = {"id", "sessionId"}
 
 
 def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
-    """Give a server the resource of a session, and completion for session ids."""
+    """Add to a server the resource of a session, and the completion of session ids."""
 
     @server.resource(
         "fiml://session/{id}",

@@ -1,4 +1,4 @@
-"""What the tools return, as output schemas."""
+"""The results of the tools, as output schemas."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -60,7 +60,7 @@ class QueryLine(Model):
 
     @classmethod
     def of(cls, query: QueryRecord) -> Self:
-        """The line of a query; long texts are cut, and long parameters left out, visibly."""
+        """The line of a query; a long summary is cut, and long parameters are replaced by a note that says so."""
         summary = query.result_summary
         if summary is not None and len(summary) > _MAX_SUMMARY_CHARACTERS:
             summary = summary[: _MAX_SUMMARY_CHARACTERS - 1] + "…"
@@ -85,7 +85,7 @@ class SessionInfo(_Standing, Result):
 
     @classmethod
     def of(cls, session: Session) -> Self:
-        """What there is to tell about a session."""
+        """From a session."""
         history = session.state.history
         return cls(
             session_id=session.id,
@@ -112,7 +112,7 @@ class SessionLine(_Standing):
 
     @classmethod
     def of(cls, summary: SessionSummary) -> Self:
-        """The line of a session."""
+        """From a session's summary."""
         fields = summary.to_dict()
         return cls(session_id=fields.pop("id"), **fields)
 
@@ -177,7 +177,7 @@ class Statistics(Result):
 
     @classmethod
     def of(cls, stats: dict[str, Any]) -> Self:
-        """The statistics with each pair as an object."""
+        """From statistics, with each pair as an object."""
         top = [AssetCount(symbol=symbol, count=count) for symbol, count in stats["top_assets"]]
         tags = [TagCount(tag=tag, count=count) for tag, count in stats["popular_tags"]]
         days = [DayCount(day=day, count=count) for day, count in stats["queries_over_time"][-MAX_DAYS_SHOWN:]]
@@ -214,7 +214,7 @@ class SearchResult(Result):
 
     @classmethod
     def of(cls, answer: Answer) -> Self:
-        """The result of an answer."""
+        """From an answer."""
         market = answer.market.model_dump(mode="json")
         quote = answer.market.delivery["quote"]
         market["quote"]["is_stale"] = quote.is_stale

@@ -31,9 +31,9 @@ Always name a figure's source and as_of date; source `sample` is history, not to
 
 
 def build_server(runtime: Runtime, verifier: BearerVerifier | None = None) -> MCPServer[None]:
-    """A server with the tools over a runtime, which the caller closes; while it runs, it archives expired sessions.
+    """A server with the tools, over a runtime that the caller closes. While it runs, it does the maintenance.
 
-    With a verifier, callers on HTTP need a token that it takes.
+    With a verifier, callers on HTTP need a token that it accepts.
     """
     tools = [*session_tools(runtime), *memory_tools(runtime), *sharing_tools(runtime)]
 

@@ -1,4 +1,4 @@
-"""The tool with which a session is shared."""
+"""The tool for sharing a session."""
 
 from datetime import datetime
 from typing import Literal
@@ -45,7 +45,7 @@ class SharedSession(Result):
 
 
 class SharingTools:
-    """The tool over one runtime, each call in the name of its principal."""
+    """The sharing tool over one runtime; each call is in the name of its principal."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -83,7 +83,7 @@ async def _give(sessions: SessionVerbs, session_id: UUID, user_id: str, role: st
         return await _as_owner(sessions, session_id)
     await sessions.unshare_session(session_id, user_id)
     if user_id == sessions.user_id and await sessions.get_session(session_id, recent_queries=0) is None:
-        return _as_guest(session_id, "none")  # who gave up its own role may not look at what is left
+        return _as_guest(session_id, "none")  # a caller that gave up its own role no longer sees the session
     return await _as_owner(sessions, session_id)
 
 
@@ -103,7 +103,7 @@ async def _as_owner(sessions: SessionVerbs, session_id: UUID, code: ShareCode | 
 
 
 def sharing_tools(runtime: Runtime) -> list[Tool]:
-    """The tool of sharing."""
+    """The sharing tool."""
     tools = SharingTools(runtime)
     max_hours = runtime.settings.session_max_ttl_hours
     code_hours = min(DEFAULT_CODE_HOURS, max_hours)

@@ -1,7 +1,7 @@
-"""The stdio transport, which answers every request, also one that can't be read.
+"""The stdio transport, which answers every request, even one that can't be parsed.
 
-The SDK passes over a line that isn't JSON to its parser (half a character, an integer of thousands of digits, three
-hundred brackets, a comma too many), and the client waits for ever.
+The SDK ignores a line that its JSON parser rejects (half a character, an integer of thousands of digits, three hundred
+brackets, a comma too many), and the client would wait for ever.
 """
 
 import json
@@ -32,7 +32,7 @@ async def run_on_stdio(server: MCPServer[None]) -> None:
 
 
 class _AnsweredStream:
-    """The messages of a stream; what stands between them and can't be read is answered at once."""
+    """The messages of a stream. Lines between them that can't be parsed are answered at once."""
 
     def __init__(self, incoming: Any, outgoing: Any) -> None:
         self._incoming = incoming
@@ -40,7 +40,7 @@ class _AnsweredStream:
 
     @property
     def last_context(self) -> Any:
-        """The context of the message that was received last, as the SDK's own streams have it."""
+        """The context of the last message received, an attribute that the SDK's own streams have."""
         return getattr(self._incoming, "last_context", None)
 
     async def receive(self) -> SessionMessage | Exception:
@@ -74,7 +74,7 @@ class _AnsweredStream:
 
 
 def answer_unreadable(error: ValidationError) -> JSONRPCResponse | JSONRPCError | None:
-    """The reply to a line that isn't JSON to the SDK; `None` where it is blank, or a notification."""
+    """The reply to a line that the SDK can't parse; `None` if it is blank, or a notification."""
     [problem, *_] = error.errors(include_url=False, include_context=False)
     line = problem["input"]
     if problem["type"] != "json_invalid" or not isinstance(line, str) or not line.strip():
@@ -94,22 +94,22 @@ def answer_unreadable(error: ValidationError) -> JSONRPCResponse | JSONRPCError 
 
 def _is_id(value: object) -> bool:
     if isinstance(value, str):
-        return value.isprintable()  # half a character can't be sent back
+        return value.isprintable()  # an id with half a character can't be sent back
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _read_leniently(line: str) -> dict[str, Any]:
-    """What Python's own parser, which takes more, makes of a line; empty where that is no object.
+    """Parse a line with Python's own parser, which accepts more; empty if the line isn't an object.
 
     Raises:
-        ValueError, RecursionError: it is no JSON to it either.
+        ValueError, RecursionError: Python's parser rejects the line too.
     """
     read = json.loads(line, parse_int=_integer)
     return read if isinstance(read, dict) else {}
 
 
 def _outline(line: str) -> dict[str, Any]:
-    """Id and method of what begins as a request, as far as its brackets fit. However deep it is, nothing recurses."""
+    """The id and method in the beginning of a line, up to where its brackets don't match. Works without recursion."""
     closing: list[str] = []
     outermost: list[str] = []
     position = 0

@@ -1,4 +1,4 @@
-"""How a method becomes a tool: its result as compact JSON, fiml's errors as tool errors."""
+"""Turns a method into a tool, with its result as compact JSON and fiml's errors as tool errors."""
 
 import functools
 import inspect
@@ -32,9 +32,9 @@ def make_tool(
     is_open_world: bool = False,
     defaults: Mapping[str, int] = MappingProxyType({}),
 ) -> Tool:
-    """The tool named after a method; `is_open_world` where it may ask a market's provider.
+    """The tool for a method, named after it; `is_open_world` if it may ask a market provider.
 
-    `defaults` of arguments, which settings bound, take the place of those in the method's signature.
+    `defaults` replace defaults in the method's signature, for arguments that the settings limit.
     """
     tool = Tool.from_function(
         _with_defaults(_answering(method, _SCOPES[kind]), defaults),
@@ -55,7 +55,7 @@ def make_tool(
 
 
 class _TextsAsGiven(FuncMetadata):
-    """Takes a text as it was given where a text may stand: the SDK would read a note that happens to be JSON."""
+    """Leaves text arguments as they are: the SDK would parse a note that happens to be JSON."""
 
     def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
         fields = self.arg_model.model_fields
@@ -77,7 +77,7 @@ def _with_defaults(answer: _Answer, defaults: Mapping[str, int]) -> _Answer:
 
 
 def _answering(method: Callable[..., Awaitable[BaseModel]], scope: Scope) -> _Answer:
-    """The method with its result as compact JSON, and fiml's errors as tool errors."""
+    """Wrap a method: check the scope, return the result as compact JSON, turn fiml's errors into tool errors."""
 
     @functools.wraps(method)
     async def answer(*positional: Any, **named: Any) -> CallToolResult:

@@ -1,4 +1,4 @@
-"""The tools: each is a task of the user's, and calls one verb."""
+"""The session and search tools: each is one task for the user, and calls one verb."""
 
 from uuid import UUID
 
@@ -32,14 +32,14 @@ EXTENSION_HOURS = 24
 
 
 class SessionTools:
-    """The seven tools over one runtime, each call in the name of its principal."""
+    """The tools over one runtime; each call is in the name of its principal."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
     @property
     def _market(self) -> MarketService:
-        return self._runtime.market  # the first question opens it, not the start, for which a client waits
+        return self._runtime.market  # opened by the first question, since a client waits for the server to start
 
     async def create_analysis_session(
         self,
@@ -51,7 +51,7 @@ class SessionTools:
         title: args.Title = None,
     ) -> CreatedSession:
         sessions = await sessions_of(self._runtime)
-        # An admin may create for anybody, and without a name for itself: not a session of nobody.
+        # An admin may create sessions for any user. Without a user, the session is its own, and not nobody's.
         owner = current_principal().user_id if userId is None else userId
         session = await sessions.create_session(
             assets, sessionType, user_id=owner, ttl_hours=ttlHours, tags=tags, title=title
@@ -147,7 +147,7 @@ def _parse_request_id(text: str) -> UUID:
 
 
 def session_tools(runtime: Runtime) -> list[Tool]:
-    """The tools of a server."""
+    """The session and search tools."""
     tools = SessionTools(runtime)
     is_open = market_source(runtime.settings) != SAMPLE
     create_text = _create_text(runtime.settings)
