@@ -7,17 +7,17 @@ START = datetime(2024, 12, 23, 15, 30, tzinfo=UTC)
 
 
 class FrozenClock:
-    """Tells the moment it was set to. `fiml.core.clock.using(FrozenClock())` makes it the process's clock."""
+    """Always tells the moment it was set to. `fiml.core.clock.using(FrozenClock())` makes it the process's clock."""
 
     def __init__(self, moment: datetime = START) -> None:
         self._moment = moment
 
     def now(self) -> datetime:
-        """The moment, the same at each call."""
+        """The moment, which is the same at each call."""
         return self._moment
 
     def advance(self, **by: Any) -> datetime:
-        """Move forward by what `timedelta` takes, as in `advance(hours=2)`; the new moment."""
+        """Move forward, by the arguments of a `timedelta`, as in `advance(hours=2)`. Returns the new moment."""
         self._moment += timedelta(**by)
         return self._moment
 

@@ -2,7 +2,7 @@
 
     from fiml.testing.fixtures import clock, store
 
-`store` is an empty embedded store in the test's own folder, and `clock` the frozen clock it lives by.
+`store` is an empty embedded store in the test's own folder, and `clock` is the frozen clock that it uses.
 Needs pytest-asyncio.
 """
 

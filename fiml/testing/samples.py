@@ -1,4 +1,4 @@
-"""Sessions and queries for tests, of which a test names only what matters to it."""
+"""Sessions and queries for tests, with defaults, so that a test names only what matters to it."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from fiml.sessions.models import QueryRecord, Session, SessionType
 
 
 def make_session(**fields: Any) -> Session:
-    """A session that no store knows: on AAPL, of the type equity, unless `fields` say otherwise."""
+    """A session that isn't in any store: about AAPL and of the type equity, unless `fields` say otherwise."""
     return Session(**({"assets": ["AAPL"], "type": SessionType.EQUITY} | fields))
 
 
 def make_query(query_type: str = "price", **fields: Any) -> QueryRecord:
-    """A query of AAPL's price, unless told otherwise."""
+    """A query for AAPL's price, unless the arguments say otherwise."""
     return QueryRecord(query_type, **({"parameters": {"symbol": "AAPL"}} | fields))

@@ -15,9 +15,9 @@ _empty_file: bytes | None = None
 
 @asynccontextmanager
 async def open_temporary_store(folder: Path, **settings: Any) -> AsyncIterator[SessionStore]:
-    """An embedded store in `folder` that doesn't wait for the disk; fast, and lost in a power cut.
+    """An embedded store in `folder` that doesn't wait for the disk: fast, but a power cut may destroy it.
 
-    A folder that has no file yet gets a copy of an empty one, which costs less than the migrations.
+    If the folder has no file yet, it gets a copy of an empty one, which takes less time than the migrations.
     """
     chosen = Settings(data_dir=folder, **({"sqlite_synchronous": Synchronous.OFF} | settings))
     await copy_empty_file(chosen.embedded_file)
@@ -27,7 +27,7 @@ async def open_temporary_store(folder: Path, **settings: Any) -> AsyncIterator[S
 
 @asynccontextmanager
 async def open_store_over(backend: Backend, settings: Settings | None = None) -> AsyncIterator[SessionStore]:
-    """A store over a backend of your own, opened and closed with it."""
+    """A store over your own backend, which is opened and closed with the store."""
     store = SessionStore(settings)
     await backend.open()
     store._opened = backend  # noqa: SLF001  outside of tests, the settings choose the backend

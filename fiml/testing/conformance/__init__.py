@@ -8,11 +8,11 @@
 
     class TestContract(conformance.ContractSuite): ...
 
-`open_store(**settings)` opens a store; those of one test share their data, which is empty at its begin. `CrashSuite`
-and `BudgetSuite` need the fixture `open_crashing_store` too: `open_crashing_store(faults)` opens a store whose backend
-sends each call to an engine through `faults.around`.
+`open_store(**settings)` opens a store. All stores of a test share their data, which is empty when the test begins.
+`CrashSuite` and `BudgetSuite` also need the fixture `open_crashing_store`: `open_crashing_store(faults)` opens a store
+whose backend makes each call to an engine through `faults.around`.
 
-Have pytest explain their assertions: `pytest.register_assert_rewrite("fiml.testing")` in `conftest.py`.
+For pytest to explain failed assertions, put `pytest.register_assert_rewrite("fiml.testing")` into `conftest.py`.
 """
 
 from fiml.testing.conformance.budgets import BudgetSuite

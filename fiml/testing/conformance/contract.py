@@ -1,4 +1,4 @@
-"""What each verb promises of a session that is there."""
+"""What each verb promises about a session that exists."""
 
 from datetime import timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""A process that dies at any of its calls to an engine leaves every session found exactly once, and whole."""
+"""After a process dies at any call to an engine, every session is still found exactly once, and complete."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class Crash(BaseException):
-    """The end of a process: nothing catches it, as nothing catches a SIGKILL."""
+    """The end of a process. Like a SIGKILL, it must not be caught."""
 
 
 class Faults:
@@ -33,21 +33,21 @@ class Faults:
         self._error: BaseException = Crash()
 
     def crash_at(self, call: int, *, is_reply_lost: bool) -> None:
-        """End the process at a call from now, the first being 1."""
+        """End the process at one of the following calls; the first is 1."""
         self.calls, self._crash_at, self._is_reply_lost = 0, call, is_reply_lost
         self._error = Crash()
 
     def be_away(self, *, is_reply_lost: bool) -> None:
-        """Have the engines away from the next call on, which was made or wasn't."""
+        """Let the engines be away from the next call on, before or after it takes effect."""
         self.crash_at(1, is_reply_lost=is_reply_lost)
         self._error = Unavailable("the engine", "it is away in this test")
 
     def disarm(self) -> None:
-        """Let calls pass from now on, as those of a new process."""
+        """Let all calls pass from now on, like those of a new process."""
         self._crash_at = None
 
     async def around(self, call: Callable[[], Awaitable[Result]]) -> Result:
-        """Make a call to an engine; your backend sends each of them through here."""
+        """Make a call to an engine; your backend makes each of its calls through this."""
         self.calls += 1
         is_last = self._crash_at is not None and self.calls >= self._crash_at
         if is_last and not (self._is_reply_lost and self.calls == self._crash_at):
@@ -59,13 +59,13 @@ class Faults:
 
 
 class OpenCrashingStore(Protocol):
-    """What the fixture `open_crashing_store` gives: stores on the data of `open_store` whose calls go by `Faults`."""
+    """The fixture `open_crashing_store`: opens stores on the data of `open_store` that make calls through `Faults`."""
 
     def __call__(self, faults: Faults) -> AbstractAsyncContextManager[SessionStore]: ...
 
 
 class CrashSuite(Suite):
-    """Needs the fixture `open_crashing_store` too. `store` is the process that comes after."""
+    """Also needs the fixture `open_crashing_store`. `store` is the process that comes afterwards."""
 
     async def test_archiving(self, store: SessionStore, open_crashing_store: OpenCrashingStore) -> None:
         async for crashing in _crashes(open_crashing_store):
@@ -192,7 +192,7 @@ class CrashSuite(Suite):
         clock: FrozenClock,
         open_crashing_store: OpenCrashingStore,
     ) -> None:
-        """Once a delete has taken hold, no sweep and no resume brings the session back to stay."""
+        """Once a deletion has taken effect, neither a sweep nor a resume brings the session back for good."""
         async for crashing in _crashes(open_crashing_store):
             session = await _a_session(store)
             with suppress(Crash):
@@ -256,7 +256,7 @@ class CrashSuite(Suite):
 
 
 async def _crashes(open_crashing_store: OpenCrashingStore) -> AsyncIterator[SessionStore]:
-    """A store that crashes at its first call, one that does at its second, and so on until one gets through."""
+    """A store that crashes at its first call, then one that crashes at its second, and so on, until none does."""
     for call in range(1, MOST_CALLS):
         for is_reply_lost in (False, True):
             faults = Faults()
@@ -297,7 +297,7 @@ async def _assert_found_once(store: SessionStore, expected: Session) -> Session:
 
 
 async def _assert_can_go_on(store: SessionStore, session: Session) -> None:
-    """Resume, write, archive and delete work as if nothing had been."""
+    """Resume, write, archive and delete work as if nothing had happened."""
     await store.resume_session(session.id)
     await store.record_query(session.id, make_query("after"))
     assert await store.archive_session(session.id)

@@ -15,7 +15,7 @@ from fiml.sessions.store import SessionStore
 from fiml.testing.conformance.suite import Suite, bounded, existing
 from fiml.testing.samples import make_query
 
-# What no tier keeps: NUL characters and lone surrogates.
+# What not every tier can store: NUL characters and lone surrogates.
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 NUMBERS = st.integers(-(10**60), 10**60) | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
@@ -84,21 +84,21 @@ REFUSED: dict[str, Any] = {
 
 
 class Text(str):
-    """As an enumeration's member, or what a library gives."""
+    """Like a member of an enumeration, or a value from a library."""
 
     __slots__ = ()
 
 
 class Number(float):
-    """As numpy's are."""
+    """Like numpy's floats."""
 
 
 class Whole(int):
-    """As an enumeration's member."""
+    """Like a member of an enumeration."""
 
 
 class JsonValuesSuite(Suite):
-    """JSON goes in, the equal JSON comes out: live, archived and resumed; all else is refused with its path."""
+    """JSON comes back equal: live, archived and resumed. Anything else is refused, with its path."""
 
     async def test_tricky_values_come_back_equal(self, store: SessionStore) -> None:
         await _assert_kept_in_every_tier(store, TRICKY)
@@ -248,7 +248,7 @@ async def _assert_kept_in_every_tier(store: SessionStore, values: dict[str, Any]
 
 
 async def _tiers(store: SessionStore, session: Session) -> Any:
-    """The session as each tier gives it."""
+    """The session as each tier returns it."""
     yield await existing(store, session.id)
     await store.archive_session(session.id)
     yield await existing(store, session.id)

@@ -1,4 +1,4 @@
-"""Every state of a session against every call: the table of the public contract."""
+"""Every call in every state of a session: the table of the public contract."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ ACTIVE, EXPIRED, ARCHIVED = "active", "expired", "archived"
 PRESENT = (ACTIVE, EXPIRED, ARCHIVED)
 ABSENT = ("unknown", "deleted", "deleted from the archive", *(f"another's {state}" for state in PRESENT))
 
-# An outcome is what the call returns, a session by its state; or the error that it raises.
+# An outcome is what the call returns (for a session, its state), or the error that it raises.
 Outcome = str | bool | type[FimlError] | None
 
 TABLE: dict[str, dict[str, Outcome]] = {
@@ -75,7 +75,7 @@ CALLS: Calls = {
 
 
 class LifecycleSuite(Suite):
-    """Every state of a session against every call."""
+    """Every call in every state of a session."""
 
     @pytest.mark.parametrize(("verb", "state", "outcome"), ROWS)
     async def test_a_call_answers_as_the_table_says(
@@ -225,7 +225,7 @@ class LifecycleSuite(Suite):
 
 
 async def _arrange(store: SessionStore, clock: FrozenClock, state: str) -> tuple[Session, SessionVerbs]:
-    """A session in a state, as its owner last read it when it was live, and the view from which it is in that state."""
+    """A session, as its owner last read it when it was live, and the view in which it has the wanted state."""
     session = await store.create_session(
         ["AAPL", "MSFT"], SessionType.EQUITY, user_id=OWNER, ttl_hours=TTL_HOURS, tags=["tech"], title="Before"
     )
@@ -257,6 +257,6 @@ async def _outcome(call: Awaitable[object]) -> Outcome:
 
 
 async def _seen(store: SessionStore, session: Session) -> Any:
-    """All that can be seen of a session: read, and listed."""
+    """All that can be seen of a session, by reading and by listing it."""
     found = await store.get_session(session.id)
     return json.dumps([found and found.to_dict(), [summary.to_dict() for summary in await listing(store)]])

@@ -1,4 +1,4 @@
-"""Limits: the edge is allowed, one over is refused by name, and a refusal leaves nothing half-written."""
+"""Limits: the limit itself is allowed, one more is refused by name, and a refusal leaves nothing half-written."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone

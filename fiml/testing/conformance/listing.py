@@ -19,7 +19,7 @@ MALFORMED_CURSORS = ["", "x", "0", "ä", "e30", "W10", "WzEsMl0", "=" * 8, "A" *
 
 
 class ListingSuite(Suite):
-    """Complete, in order and without doubles, whatever happens between the pages."""
+    """Complete, in order and without duplicates, whatever happens between the pages."""
 
     async def test_a_summary_tells_what_the_session_does(self, store: SessionStore, clock: FrozenClock) -> None:
         created = await store.create_session(
@@ -217,7 +217,7 @@ def _summary(session: Session, *, is_expired: bool = False, is_archived: bool = 
 
 
 async def _create(store: SessionStore, count: int, clock: FrozenClock | None = None) -> list[UUID]:
-    """Sessions of one moment, or of different ones where a clock is given."""
+    """Sessions created at the same moment; at different moments if a clock is given."""
     ids = []
     for n in range(count):
         session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1 + n % 5)

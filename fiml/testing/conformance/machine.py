@@ -1,4 +1,4 @@
-"""Hypothesis drives a store and a plain model side by side, and looks for a difference."""
+"""Hypothesis drives a store and a plain model side by side, and looks for differences."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class ModelSession:
-    """What a store should know of a session."""
+    """What a store should know about a session."""
 
     created_at: datetime
     expires_at: datetime
@@ -54,14 +54,14 @@ class ModelSession:
     is_archived: bool = False
 
     def refusal(self, now: datetime) -> type[FimlError] | None:
-        """Why nothing can be written."""
+        """The error that refuses every write, if any."""
         if self.is_archived:
             return SessionArchived
         return SessionExpired if now >= self.expires_at else None
 
 
 class SessionMachine(RuleBasedStateMachine):
-    """Does to a store whatever Hypothesis thinks of, and compares."""
+    """Does to a store whatever Hypothesis comes up with, and compares it with the model."""
 
     store: SessionStore
     runner: asyncio.Runner
@@ -116,7 +116,7 @@ class SessionMachine(RuleBasedStateMachine):
         if self._write(session_id, self.store.record_query(session_id, query), SessionFull if is_over else None):
             assert known is not None
             known.queries += [] if is_repeated else [query]
-            known.version -= is_repeated  # what is there already is no change
+            known.version -= is_repeated  # a query that is there already is no change
 
     @rule(target=held, session_id=ids)
     def read(self, session_id: UUID) -> Any:
@@ -134,7 +134,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(target=held, session=consumes(held), key=KEYS, value=VALUES, tag=TAGS, has_version=st.booleans())
     def update(self, session: Session, key: str, value: Any, tag: str, has_version: bool) -> Any:  # noqa: FBT001
-        """Set one entry, add one tag and one query, on an object that may be long out of date."""
+        """Set one entry, add one tag and one query, on an object that may be outdated."""
         known = self.model.get(session.id)
         query = make_query()
         is_new_tag = tag not in session.tags
@@ -187,7 +187,7 @@ class SessionMachine(RuleBasedStateMachine):
             known = self.model[session_id]
             latest = self.clock.now() + timedelta(hours=MAX_TTL_HOURS)
             later = min(known.expires_at + timedelta(hours=hours), latest)
-            known.version -= later == known.expires_at  # it lives as long as it may
+            known.version -= later == known.expires_at  # its expiry was at the latest allowed already
             known.expires_at = later
 
     @rule()
@@ -258,7 +258,7 @@ class SessionMachine(RuleBasedStateMachine):
         return sorted(by_id, key=lambda item: item[1].created_at, reverse=True)
 
     def _write(self, session_id: UUID, call: Awaitable[object], refusal: type[FimlError] | None = None) -> bool:
-        """Whether the write was accepted; it has to be where the model says so."""
+        """Whether the write was accepted, after checking that the model expects this."""
         known = self.model.get(session_id)
         expected = SessionNotFound if known is None else known.refusal(self.clock.now()) or refusal
         if expected is not None:
@@ -298,7 +298,7 @@ class MachineSuite:
     steps = 30
 
     def test_a_store_is_like_its_model(self, open_store: OpenStore) -> None:
-        # With a loop factory the runner leaves the thread's current loop alone.
+        # With a loop factory, the runner doesn't change the thread's current loop.
         with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
             opened = open_store(
                 session_max_queries_per_session=MAX_QUERIES,

@@ -1,4 +1,4 @@
-"""Many callers at once: what was acknowledged is kept, once, and a delete wins."""
+"""Many callers at once: acknowledged writes are kept, exactly once, and a deletion wins."""
 
 import asyncio
 from collections import Counter
@@ -162,7 +162,7 @@ class RacesSuite(Suite):
     async def test_no_acknowledged_write_is_lost_between_the_tiers(
         self, stores: list[SessionStore], clock: FrozenClock
     ) -> None:
-        """The writer resumes the session whenever it has ended, while a sweeper and an archiver go for it."""
+        """The writer resumes the session whenever it has ended, while a sweeper and an archiver try to end it."""
         session_id = await _session(stores[0])
         written = [query.id for query in (await existing(stores[0], session_id)).state.history.queries]
 
@@ -270,7 +270,7 @@ class RacesSuite(Suite):
 
 
 class _Writer:
-    """Writes to one session, and knows what was acknowledged."""
+    """Writes to one session, and remembers what was acknowledged."""
 
     def __init__(self, stores: list[SessionStore], session: Session) -> None:
         self._stores = stores
@@ -331,7 +331,7 @@ async def _session(store: SessionStore, *, ttl_hours: int = 1) -> UUID:
 
 
 async def _all(calls: Iterable[Awaitable[Any]]) -> list[Any]:
-    """What each call returned or raised."""
+    """Run the calls at once; what each returned or raised."""
     return await asyncio.gather(*calls, return_exceptions=True)
 
 

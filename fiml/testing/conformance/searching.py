@@ -1,4 +1,4 @@
-"""A search finds what is in sessions, live or archived, and nothing else: alike on every engine."""
+"""A search finds the sessions that match, live or archived, and no others, on every engine."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -38,7 +38,8 @@ class SearchSuite(Suite):
     """Words, figures, symbols and dates; changes, moves and owners; one cursor."""
 
     searches_values = True
-    """Whether the store finds words and figures. One that is encrypted doesn't, and says so: then set it to `False`."""
+    """Whether the store finds words and figures. Set it to `False` for an encrypted store, which must refuse to search
+    for them."""
 
     @pytest.fixture
     def values_are_searched(self) -> None:
@@ -47,7 +48,7 @@ class SearchSuite(Suite):
 
     @property
     def about_aapl(self) -> dict[str, Any]:
-        """A search that every store can do."""
+        """A search that every store supports."""
         return {"text": "aapl"} if self.searches_values else {"symbol": "AAPL"}
 
     async def test_a_store_that_searches_no_values_says_what_it_can_search_by(self, open_store: OpenStore) -> None:
@@ -135,7 +136,7 @@ class SearchSuite(Suite):
     @needs_values
     @pytest.mark.parametrize("state", ["live", "archived"])
     async def test_a_symbol_is_one_text(self, open_store: OpenStore, state: str) -> None:
-        """Who records a list of symbols under that name asked about none of them."""
+        """A query whose parameter `symbol` is a list is about none of these symbols."""
         async with open_store() as store:
             session = await begin(store, "KO", title="odd")
             for symbol in (["AAPL"], {"AAPL": "AAPL"}, 5, None):
@@ -256,7 +257,7 @@ class SearchSuite(Suite):
         "words", ["it's", '"quoted" OR x', "NEAR(a b)", "a AND b", "a:*", "a' | 'b", "-a", "(", "col: x a"]
     )
     async def test_the_engines_query_languages_stay_closed(self, open_store: OpenStore, words: str) -> None:
-        """What an engine would take for an operator is a word or nothing."""
+        """What an engine would take for an operator is searched for as a word, or ignored."""
         async with open_store() as store:
             session = await begin(store, title="nothing of that")
             await store.archive_session(session.id)

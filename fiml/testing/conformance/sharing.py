@@ -1,4 +1,4 @@
-"""Sharing: what a viewer and an editor may do, codes, listings, and that nothing else is told."""
+"""Sharing: what viewers and editors may do, codes, listings, and that others learn nothing."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -54,7 +54,7 @@ OWNS: dict[str, Verb] = {
 
 
 class SharingSuite(TrailSuite):
-    """A session is its owner's, and whose it is given to."""
+    """A session is there for its owner and for the users it is shared with."""
 
     @pytest.mark.parametrize("state", STATES)
     async def test_a_viewer_reads_and_does_nothing_else(
@@ -67,7 +67,7 @@ class SharingSuite(TrailSuite):
         for name, read in READS.items():
             assert await refusal_of(read(viewer, session_id)) is None, name
         for name, verb in (WRITES | OWNS).items():
-            # Where the session can't take it from anybody, that may be said first.
+            # If the session takes this from nobody in its state, that error may come first.
             is_of_live_ones = state == "archived" and name in {"record", "remember", "extend", "archive"}
             refusal = await refusal_of(verb(viewer, session_id))
             assert refusal is NotPermitted or is_of_live_ones, name
@@ -141,7 +141,7 @@ class SharingSuite(TrailSuite):
         assert (await existing(stranger, session_id)).id == session_id
         assert [found.id for found in await listing(stranger, None)] == [session_id]
         assert await refusal_of(other.redeem_share_code(session_id, code.code)) is SessionNotFound
-        assert await stranger.redeem_share_code(session_id, code.code) is Role.EDITOR  # as a retry would have it
+        assert await stranger.redeem_share_code(session_id, code.code) is Role.EDITOR  # as a retry would do
         assert await store.list_share_codes(session_id) == []
 
     @pytest.mark.parametrize("state", STATES)
@@ -204,9 +204,9 @@ class SharingSuite(TrailSuite):
             await store.create_share_code(session_id)
         with pytest.raises(InvalidInput, match="shares would be 101"):
             await store.as_principal(STRANGER).redeem_share_code(session_id, code.code)
-        await store.share_session(session_id, "u0", Role.EDITOR)  # who has a role already takes no room
+        await store.share_session(session_id, "u0", Role.EDITOR)  # a user with a role already doesn't count again
         clock.advance(hours=24)
-        await store.create_share_code(session_id)  # nor do codes that are past
+        await store.create_share_code(session_id)  # expired codes don't count either
         assert len(await store.list_shares(session_id)) == MAX_SHARES
 
     @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ class SharingSuite(TrailSuite):
     async def test_a_principal_lists_its_own_and_what_it_was_given(
         self, store: SessionStore, clock: FrozenClock
     ) -> None:
-        """One cursor over both, live and archived, newest first; the store itself lists a user's own."""
+        """One cursor over own and shared sessions, live and archived, newest first; the store itself lists own ones."""
         viewer = store.as_principal(VIEWER)
         expected = []
         for n in range(12):
@@ -306,7 +306,7 @@ class SharingSuite(TrailSuite):
     @given(st.data())
     @bounded(15)
     async def test_grants_are_those_of_the_model(self, open_store: OpenStore, data: st.DataObject) -> None:
-        """The engines' own steps come to what `rights.changed` says, live and archived."""
+        """The engines' own steps have the same results as `rights.changed`, live and archived."""
         with using(FrozenClock()):
             async with open_store() as store:
                 session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER)
@@ -317,7 +317,7 @@ class SharingSuite(TrailSuite):
 
 
 async def _outcome(call: Awaitable[object]) -> object:
-    """What a call comes to, without the id that it was about."""
+    """The outcome of a call, without the id that it was about."""
     try:
         return await call
     except FimlError as exc:

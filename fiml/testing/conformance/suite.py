@@ -1,4 +1,4 @@
-"""What the suites have in common: how they open stores, and how they look at what is stored."""
+"""What the suites have in common: opening stores, and looking at what is stored."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -22,14 +22,14 @@ _PAGE = 100
 
 
 class OpenStore(Protocol):
-    """What the fixture `open_store` gives: opens stores, all of one test on the same data, empty at its begin."""
+    """The fixture `open_store`: opens stores. Those of one test share their data, which is empty when it begins."""
 
     def __call__(self, **settings: Any) -> AbstractAsyncContextManager[SessionStore]:
         """A store; `settings` change fields of `Settings`."""
 
 
 class Suite:
-    """The fixtures of every suite. Yours is `open_store`."""
+    """The fixtures of every suite. You provide `open_store`."""
 
     @pytest.fixture(autouse=True)
     def clock(self) -> Iterator[FrozenClock]:
@@ -48,7 +48,7 @@ class Suite:
 
 
 def bounded(examples: int, **more: Any) -> settings:
-    """Hypothesis settings for `examples` examples; a profile with ten times Hypothesis' own number runs ten times."""
+    """Hypothesis settings for `examples` examples; more if the profile has more than Hypothesis's default of 100."""
     return settings(
         **more,
         max_examples=max(1, examples * settings().max_examples // 100),
@@ -82,5 +82,5 @@ def document(session: Session, *without: str) -> dict[str, Any]:
 
 
 def content(session: Session) -> dict[str, Any]:
-    """What must survive every move between the tiers."""
+    """The parts of a session that must survive every move between the tiers."""
     return document(session, "version", "expires_at", "last_accessed_at", "is_archived")

@@ -1,4 +1,4 @@
-"""What `update_session` finds, and how the changes of several writers come together."""
+"""Which changes `update_session` finds, and how the changes of several writers are merged."""
 
 import asyncio
 from collections.abc import Callable
@@ -85,7 +85,7 @@ ALIKE: list[tuple[Any, Any]] = [
 
 
 class UpdatesSuite(Suite):
-    """Every change is found, written once, and loses nobody else's."""
+    """Every change is found, written once, and overwrites nobody else's."""
 
     @pytest.mark.parametrize("name", CHANGES)
     async def test_a_change_is_found_and_comes_back(self, store: SessionStore, name: str) -> None:
@@ -205,7 +205,7 @@ class UpdatesSuite(Suite):
         assert merged.assets == ["AAPL", "MSFT", *(f"ASSET{turn}" for turn in turns)]
 
     async def test_an_object_written_beside_another_still_loses_nothing(self, store: SessionStore) -> None:
-        """After its own write, an object doesn't hold what others wrote; that is no change of its own."""
+        """After its own write, an object lacks what others wrote; that must not count as a change to it."""
         mine, theirs = await _two_objects(store)
         for n in range(3):
             for who, each in (("mine", mine), ("theirs", theirs)):
@@ -305,7 +305,7 @@ class UpdatesSuite(Suite):
         session = await _a_session(store)
         session.state.context["first"] = 1
         first = asyncio.create_task(store.update_session(session.id, session))
-        await asyncio.sleep(0)  # it has seen the object
+        await asyncio.sleep(0)  # now the call has read the object
         del session.state.context["first"]
         session.state.context["second"] = 1
         session.add_query(make_query())
