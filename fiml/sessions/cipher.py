@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fiml.core.errors import CorruptRecord, MissingKey, NotEncrypted, echo
 from fiml.sessions import sealed
-from fiml.sessions.damage import DAMAGE
+from fiml.sessions.damage import DAMAGE, corrupt
 from fiml.sessions.keyring import Key, KeyFile, Keyring
 from fiml.sessions.queries import QueryRecord
 from fiml.sessions.query_json import EncodedQuery, encode_sealed, history_json
@@ -179,7 +179,7 @@ def queries_of(record: SessionRecord) -> list[dict[str, Any]]:
     try:
         queries = json.loads(record.history)
     except DAMAGE as exc:
-        raise CorruptRecord(f"session {record.header.id}", f"{type(exc).__name__}: {exc}") from exc
+        raise corrupt(f"session {record.header.id}", exc) from exc
     if not isinstance(queries, list) or not all(isinstance(query, dict) for query in queries):
         raise CorruptRecord(f"session {record.header.id}", "its history is no list of JSON objects")
     return queries

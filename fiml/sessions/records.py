@@ -10,7 +10,7 @@ import msgspec
 from fiml.core import clock
 from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, SchemaTooNew, echo
 from fiml.sessions import sealed
-from fiml.sessions.damage import DAMAGE
+from fiml.sessions.damage import DAMAGE, corrupt
 from fiml.sessions.models import (
     AnalysisHistory,
     QueryRecord,
@@ -143,7 +143,7 @@ def to_session(record: SessionRecord, *, recent: int | None = None, begin: Decod
             totals = session.state.history.totals
             session.state.history = AnalysisHistory.stored(queries[len(queries) - min(recent, len(queries)) :], totals)
     except (*DAMAGE, InvalidInput) as exc:
-        raise CorruptRecord(f"session {header.id}", f"{type(exc).__name__}: {exc}") from exc
+        raise corrupt(f"session {header.id}", exc) from exc
     session._written = written_of(session, record.entries, record.history)  # noqa: SLF001 - it carries this for us
     return session
 
@@ -246,7 +246,7 @@ def counted(record: SessionRecord) -> SessionRecord:
     try:
         totals = AnalysisHistory(decode_queries(record.history)).totals
     except DAMAGE as exc:
-        raise CorruptRecord(f"session {record.header.id}", f"{type(exc).__name__}: {exc}") from exc
+        raise corrupt(f"session {record.header.id}", exc) from exc
     return replace(record, header=replace(record.header, totals=totals))
 
 

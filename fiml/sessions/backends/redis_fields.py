@@ -10,7 +10,6 @@ from uuid import UUID
 import msgspec
 
 from fiml.core.clock import from_micros, to_micros
-from fiml.core.errors import CorruptRecord
 from fiml.db.redis_commands import Argument
 from fiml.sessions import values
 from fiml.sessions.audit import trail_entries
@@ -18,7 +17,7 @@ from fiml.sessions.backends.base import WriteResult, WriteRules
 from fiml.sessions.backends.redis_totals import decode_totals, encode_totals, totals_in
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
-from fiml.sessions.damage import DAMAGE
+from fiml.sessions.damage import DAMAGE, corrupt
 from fiml.sessions.histogram import time_bucket
 from fiml.sessions.queries import QueryRecord
 from fiml.sessions.query_json import EncodedQuery
@@ -146,7 +145,7 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
             maps.setdefault(_MAPS_BY_LETTER[letter], {})[key] = text.decode()
         history, entered = ("[" + b",".join(texts).decode() + "]" for texts in (queries, trail))
     except DAMAGE as exc:
-        raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
+        raise corrupt(f"live session {session_id}", exc) from exc
     return SessionRecord(decode_header(session_id, header), maps, history, trail=entered)
 
 
@@ -174,7 +173,7 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
             grants=grants,
         )
     except DAMAGE as exc:
-        raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
+        raise corrupt(f"live session {session_id}", exc) from exc
 
 
 def decode_result(session_id: UUID, reply: list[bytes]) -> WriteResult:
@@ -189,7 +188,7 @@ def decode_result(session_id: UUID, reply: list[bytes]) -> WriteResult:
             is_new_version=outcome == b"written",
         )
     except DAMAGE as exc:
-        raise CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}") from exc
+        raise corrupt(f"live session {session_id}", exc) from exc
 
 
 def decode_moment(micros: bytes | str) -> datetime:

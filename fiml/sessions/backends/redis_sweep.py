@@ -18,7 +18,7 @@ from fiml.sessions.backends.dumps import Dump
 from fiml.sessions.backends.redis import FLOOR_S, read_whole
 from fiml.sessions.backends.redis_dump import checked, decode_dump, read_dump, version_in
 from fiml.sessions.backends.redis_index import ExpiryEntry, expiry_entry, leave
-from fiml.sessions.damage import DAMAGE
+from fiml.sessions.damage import DAMAGE, corrupt
 from fiml.sessions.records import SessionRecord
 
 REINDEX, TAKE_OUT = SCRIPTS = tuple(Script.load("fiml.sessions", name) for name in ("reindex", "take_out"))
@@ -92,7 +92,7 @@ def _look(session_id: UUID, reply: Any) -> Look | CorruptRecord | None:
         life, expires, maps_bytes, history_bytes, format_number = map(int, reply)
         return Look(life, from_micros(expires), maps_bytes + history_bytes, format_number)
     except DAMAGE as exc:
-        return CorruptRecord(f"live session {session_id}", f"{type(exc).__name__}: {exc}")
+        return corrupt(f"live session {session_id}", exc)
 
 
 def _record(session_id: UUID, reply: Any) -> SessionRecord | CorruptRecord | None:

@@ -14,7 +14,7 @@ from fiml.sessions import sealed
 from fiml.sessions.backends.encrypted import EncryptedBackend
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.cipher import SessionCipher, queries_of
-from fiml.sessions.damage import DAMAGE
+from fiml.sessions.damage import DAMAGE, corrupt
 from fiml.sessions.queries import QueryRecord
 from fiml.sessions.records import SessionRecord, check_format
 
@@ -137,4 +137,4 @@ def _decoded(cipher: SessionCipher, query: dict[str, Any]) -> QueryRecord:
             query = json.loads(cipher.open_query(query))
         return QueryRecord.from_dict(query)
     except DAMAGE as exc:
-        raise CorruptRecord(cipher.record, f"{type(exc).__name__}: {exc}") from exc
+        raise corrupt(cipher.record, exc) from exc
