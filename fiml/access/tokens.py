@@ -35,7 +35,7 @@ _LISTED = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccessTokenInfo:
+class IssuedToken:
     """A token's record; the token itself is shown once, when it is issued, and never stored."""
 
     id: UUID
@@ -56,9 +56,9 @@ class AccessTokens:
 
     def __init__(self, database: Database) -> None:
         self._database = LazyDatabase(database)
-        self._known: dict[str, tuple[datetime, AccessTokenInfo]] = {}
+        self._known: dict[str, tuple[datetime, IssuedToken]] = {}
 
-    async def issue(self, user_id: str, *, scopes: Iterable[str], days: int) -> tuple[str, AccessTokenInfo]:
+    async def issue(self, user_id: str, *, scopes: Iterable[str], days: int) -> tuple[str, IssuedToken]:
         """A new token, which can't be shown again, and its record.
 
         Raises:
@@ -73,7 +73,7 @@ class AccessTokens:
             raise InvalidInput("scope", "is missing", f"give some of {', '.join(Scope)}")
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)
         now = clock.now()
-        info = AccessTokenInfo(
+        issued = IssuedToken(
             id=uuid4(),
             user_id=user_id,
             scopes=wanted,
@@ -81,14 +81,14 @@ class AccessTokens:
             expires_at=now + timedelta(days=days),
             revoked_at=None,
         )
-        await self._database.transact(lambda connection: connection.execute(insert(access_tokens), _row(info, token)))
-        return token, info
+        await self._database.transact(lambda connection: connection.execute(insert(access_tokens), _row(issued, token)))
+        return token, issued
 
-    async def list_tokens(self) -> list[AccessTokenInfo]:
+    async def list_tokens(self) -> list[IssuedToken]:
         """The tokens, newest first, including expired and revoked ones; at most 500."""
         newest = select(access_tokens).order_by(access_tokens.c.created_at.desc(), access_tokens.c.id).limit(_LISTED)
         return await self._database.view(
-            lambda connection: [_info(row) for row in connection.execute(newest).mappings()]
+            lambda connection: [_issued(row) for row in connection.execute(newest).mappings()]
         )
 
     async def revoke(self, token_id: UUID) -> bool:
@@ -100,28 +100,28 @@ class AccessTokens:
     async def principal_of(self, token: str) -> Principal | None:
         """The principal that a token identifies; `None` if the token isn't accepted."""
         digest = _digest(token)
-        looked_at, info = self._known.get(digest, (None, None))
+        looked_at, issued = self._known.get(digest, (None, None))
         if not clock.is_within(KNOWN_FOR, since=looked_at):
-            info = await self._find(digest)
-            self._remember(digest, info)
-        return Principal(info.user_id, info.scopes) if info is not None and info.is_valid else None
+            issued = await self._find(digest)
+            self._remember(digest, issued)
+        return Principal(issued.user_id, issued.scopes) if issued is not None and issued.is_valid else None
 
     async def aclose(self) -> None:
         """Close the database."""
         await self._database.close()
 
-    async def _find(self, digest: str) -> AccessTokenInfo | None:
+    async def _find(self, digest: str) -> IssuedToken | None:
         wanted = select(access_tokens).where(access_tokens.c.digest == digest)
         async with answer_within(LOOKUP_TIMEOUT_S, "the database of tokens"):
             row = await self._database.view(lambda connection: connection.execute(wanted).mappings().one_or_none())
-        return None if row is None else _info(row)
+        return None if row is None else _issued(row)
 
-    def _remember(self, digest: str, info: AccessTokenInfo | None) -> None:
+    def _remember(self, digest: str, issued: IssuedToken | None) -> None:
         # Unknown tokens are not remembered: guesses would displace the known ones.
-        if info is not None:
+        if issued is not None:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
-            self._known[digest] = (clock.now(), info)
+            self._known[digest] = (clock.now(), issued)
 
 
 def open_tokens(settings: Settings) -> AccessTokens:
@@ -134,20 +134,20 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _row(info: AccessTokenInfo, token: str) -> dict[str, Any]:
+def _row(issued: IssuedToken, token: str) -> dict[str, Any]:
     return {
-        "id": info.id,
+        "id": issued.id,
         "digest": _digest(token),
-        "user_id": info.user_id,
-        "scopes": " ".join(sorted(info.scopes)),
-        "created_at": info.created_at,
-        "expires_at": info.expires_at,
+        "user_id": issued.user_id,
+        "scopes": " ".join(sorted(issued.scopes)),
+        "created_at": issued.created_at,
+        "expires_at": issued.expires_at,
         "revoked_at": None,
     }
 
 
-def _info(row: Any) -> AccessTokenInfo:
-    return AccessTokenInfo(
+def _issued(row: Any) -> IssuedToken:
+    return IssuedToken(
         id=row["id"],
         user_id=row["user_id"],
         scopes=known_scopes(row["scopes"].split()),
