@@ -1,11 +1,14 @@
 """A session as the engines store it: a header, and JSON that travels as text."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from fiml.core import clock
 from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, SchemaTooNew, echo
@@ -33,6 +36,7 @@ MAPS = ("context", "preferences", "intermediate_results", "metadata")
 
 Entries = dict[str, dict[str, str]]
 _TYPES = frozenset(SessionType)
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -176,6 +180,31 @@ def check_format(format_number: int) -> None:
         raise SchemaTooNew(str(format_number), str(FORMAT), what="record format", needs=needs)
 
 
+def unreadable(record: str, format_number: object, problem: str) -> CorruptRecord | SchemaTooNew:
+    """What to raise of a record that can't be decoded: one that a later fiml wrote has another layout, no damage.
+
+    The format's number is as it is stored, and may be anything.
+    """
+    try:
+        check_format(int(format_number))  # type: ignore[call-overload]  # of anything else it raises what is caught
+    except SchemaTooNew as exc:
+        return exc
+    except DAMAGE:
+        pass
+    return CorruptRecord(record, problem)
+
+
+@contextmanager
+def decoding(record: str, format_number: object) -> Iterator[None]:
+    """Raise what `unreadable` says of a record that can't be decoded within."""
+    try:
+        yield
+    except CorruptRecord as exc:
+        raise unreadable(exc.record, format_number, exc.problem) from exc
+    except (*DAMAGE, InvalidInput) as exc:
+        raise unreadable(record, format_number, str(exc)) from exc
+
+
 def _session(
     header: Header, maps: dict[str, dict[str, Any]], queries: list[QueryRecord], *, is_archived: bool
 ) -> Session:
@@ -287,10 +316,11 @@ def to_summary(header: Header, *, is_archived: bool) -> SessionSummary:
     """How a listing shows a session.
 
     Raises:
-        CorruptRecord: its type is unknown.
+        CorruptRecord: its type is none.
+        SchemaTooNew: its type is none, and a later fiml wrote it.
     """
     if header.type not in _TYPES:
-        raise CorruptRecord(f"session {header.id}", f"it is of the type {echo(header.type)}")
+        raise unreadable(f"session {header.id}", header.format, f"it is of the type {echo(header.type)}")
     return SessionSummary(
         id=header.id,
         user_id=header.user_id,
@@ -305,3 +335,18 @@ def to_summary(header: Header, *, is_archived: bool) -> SessionSummary:
         is_expired=clock.now() >= header.expires_at,
         is_archived=is_archived,
     )
+
+
+def to_summaries(rows: Iterable[tuple[Header, bool]]) -> list[SessionSummary]:
+    """How a listing shows sessions, each with whether it is archived; without those that only a later fiml can read.
+
+    Raises:
+        CorruptRecord: the type of one is none.
+    """
+    summaries = []
+    for header, is_archived in rows:
+        try:
+            summaries.append(to_summary(header, is_archived=is_archived))
+        except SchemaTooNew as exc:
+            _log.warning("session_not_listed", session_id=str(header.id), problem=str(exc))
+    return summaries

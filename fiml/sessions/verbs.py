@@ -28,7 +28,7 @@ from fiml.sessions.memory import MemoryVerbs
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
 from fiml.sessions.queries import DecodedHistory
 from fiml.sessions.query_json import encode_query
-from fiml.sessions.records import SessionRecord, header_of, to_session, to_summary
+from fiml.sessions.records import SessionRecord, header_of, to_session, to_summaries
 from fiml.sessions.rights import Caller
 from fiml.sessions.sharing import SharingVerbs
 from fiml.sessions.smart_ttl import live_on
@@ -242,8 +242,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
 
         A principal's page has its own sessions and those that are shared with it.
 
-        Pages that follow each other by cursor are complete and without duplicates, even while sessions come and go.
-        With `include_archived`, a page is `partial` while the archive is away.
+        The pages of one cursor are complete and without doubles while sessions come and go. With `include_archived`,
+        a page is `partial` while the archive is away. A session that only a later fiml can read is left out.
 
         Raises:
             InvalidInput: a filter, the limit or the cursor is not valid.
@@ -261,12 +261,12 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
             given_to=self._caller.user,
         )
         found = await self._backend.page(query)
-        summaries = [to_summary(header, is_archived=is_archived) for header, is_archived in found.rows[:size]]
+        rows = found.rows[:size]
         is_partial = found.is_partial or (start is not None and start.is_partial)
         next_cursor = None
         if len(found.rows) > size:
-            next_cursor = encode_cursor(Cursor((summaries[-1].created_at, summaries[-1].id), is_partial))
-        return SummaryPage(summaries, next_cursor, partial=is_partial)
+            next_cursor = encode_cursor(Cursor((rows[-1][0].created_at, rows[-1][0].id), is_partial))
+        return SummaryPage(to_summaries(rows), next_cursor, partial=is_partial)
 
     def acting_as(self, user_id: str | None) -> str | None:
         """The user whose sessions are meant: the given one, or the caller.

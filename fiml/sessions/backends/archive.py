@@ -1,8 +1,7 @@
 """Archived sessions in SQL, on PostgreSQL and SQLite alike. The functions run in the caller's transaction."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from json.encoder import encode_basestring
@@ -12,15 +11,14 @@ from uuid import UUID
 import structlog
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, or_, select, text
 
-from fiml.core.errors import CorruptRecord, InvalidInput
+from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.db.dialects import insert_into, is_postgresql, json_elements, upsert
 from fiml.db.tables import search_pending, session_quarantine, sessions, tombstones
 from fiml.sessions import values
 from fiml.sessions.backends import archived_grants, metrics, words
 from fiml.sessions.backends.base import Ended, PageQuery, newest_first, readable
-from fiml.sessions.damage import DAMAGE
 from fiml.sessions.models import QueryTotals
-from fiml.sessions.records import MAPS, Header, SessionRecord, check_format
+from fiml.sessions.records import MAPS, Header, SessionRecord, check_format, decoding
 from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, right_in
 
 # A process that hangs within a transaction loses its locks after a minute; others wait for a lock five seconds at most.
@@ -114,13 +112,15 @@ def fetch(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) ->
 
 
 def find(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> tuple[int, Right] | None:
-    """The version of an archived session, and what the caller may do with it."""
-    columns = (sessions.c.version, sessions.c.user_id, sessions.c.grants)
+    """The version at which an ended session is in the archive, and what the caller may do with it."""
+    columns = (sessions.c.version, sessions.c.user_id, sessions.c.grants, sessions.c.format)
     seen = select(*columns).where(sessions.c.id == session_id, archived_grants.seen_by(connection, caller))
     row = connection.execute(seen).one_or_none()
     if row is None:
         return None
-    right = right_in(f"archived session {session_id}", row.user_id, row.grants, caller)
+    record = f"archived session {session_id}"
+    with decoding(record, row.format):
+        right = right_in(record, row.user_id, row.grants, caller)
     return None if right is None else (row.version, right)
 
 
@@ -164,17 +164,20 @@ def is_buried(connection: Connection, session_id: UUID) -> bool:
 
 
 def page(connection: Connection, query: PageQuery) -> list[Header]:
-    """Archived sessions by `created_at` descending, then id."""
-    own = [_header(row) for row in connection.execute(_page_statement(connection, query)).mappings()]
+    """Ended sessions by `created_at` descending, then id."""
+    statement = _page_statement(connection, query)
+    own = readable(lambda seen: _rows(connection, statement, seen), _header_of_own, query.limit)
     if query.given_to is None:
         return own
     # A query of their own: the user's own sessions come from an index, in order.
     everybodys = _page_statement(connection, replace(query, user_id=None))
     given = archived_grants.among_given(connection, everybodys, query.given_to)
-    found = readable(
-        lambda seen: connection.execute(given.offset(seen)).mappings().all(), _header_of_another, query.limit
-    )
+    found = readable(lambda seen: _rows(connection, given, seen), _header_of_another, query.limit)
     return newest_first([*own, *found])[: query.limit]
+
+
+def _rows(connection: Connection, statement: Select[Any], seen: int) -> Sequence[RowMapping]:
+    return connection.execute(statement.offset(seen) if seen else statement).mappings().all()
 
 
 def _has(connection: Connection, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
@@ -253,7 +256,7 @@ def json_object(entries: Mapping[str, str]) -> str:
 
 
 def _record(row: RowMapping) -> SessionRecord:
-    with _corruption_of(row):
+    with decoding(_name(row), row["format"]):
         entries = {
             name: {key: values.encode_entry(name, key, value) for key, value in json.loads(row[name]).items()}
             for name in MAPS
@@ -261,27 +264,31 @@ def _record(row: RowMapping) -> SessionRecord:
     return SessionRecord(_header(row), entries, row["history_queries"], is_archived=True, trail=row["trail"])
 
 
-@contextmanager
-def _corruption_of(row: RowMapping) -> Iterator[None]:
+def _name(row: RowMapping) -> str:
+    return f"archived session {row['id']}"
+
+
+def _header_of_own(row: RowMapping) -> Header | None:
     try:
-        yield
-    except (*DAMAGE, InvalidInput) as exc:
-        raise CorruptRecord(f"archived session {row['id']}", str(exc)) from exc
+        return _header(row)
+    except SchemaTooNew as exc:
+        _log.warning("session_not_listed", session_id=str(row["id"]), problem=str(exc))
+        return None
 
 
 def _header_of_another(row: RowMapping) -> Header | None:
     """The header of another user's session; `None` if it is damaged, so that one's own are still listed."""
     try:
         return _header(row)
-    except CorruptRecord as exc:
+    except (CorruptRecord, SchemaTooNew) as exc:
         _log.warning("session_given_unreadable", problem=str(exc))
         return None
 
 
 def _header(row: RowMapping) -> Header:
-    with _corruption_of(row):
+    with decoding(_name(row), row["format"]):
         assets, tags = json.loads(row["assets"]), json.loads(row["tags"])
-    grants = decode_grants(f"archived session {row['id']}", row["grants"])
+        grants = decode_grants(_name(row), row["grants"])
     return Header(
         id=row["id"],
         user_id=row["user_id"],

@@ -26,7 +26,7 @@ from fiml.db.dialects import is_postgresql, json_members
 from fiml.db.tables import sessions
 from fiml.sessions import values
 from fiml.sessions.audit import longer_trail
-from fiml.sessions.records import format_when_written
+from fiml.sessions.records import decoding, format_when_written
 from fiml.sessions.rights import Caller, GrantChange, Grants, ShareRules, act_of, changed, decode_grants
 
 
@@ -63,7 +63,9 @@ def find(connection: Connection, session_id: UUID, change: GrantChange, caller: 
     row = connection.execute(select(*columns).where(sessions.c.id == session_id, is_seen)).one_or_none()
     if row is None:
         return None
-    grants = decode_grants(f"archived session {session_id}", row.grants)
+    record = f"archived session {session_id}"
+    with decoding(record, row.format):
+        grants = decode_grants(record, row.grants)
     return EndedSession(session_id, row.user_id, grants, row.trail, row.version, row.format)
 
 

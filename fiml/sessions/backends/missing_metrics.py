@@ -4,7 +4,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, or_, select
 
-from fiml.core.errors import CorruptRecord
+from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.db.tables import session_metrics, sessions
 from fiml.sessions.backends import archive, metrics
 from fiml.sessions.records import FORMAT_OF_ALL_TOTALS, Header, counted
@@ -38,5 +38,5 @@ def _readable(connection: Connection, session_id: UUID) -> Header | None:
     try:
         record = archive.fetch(connection, session_id)
         return None if record is None else counted(record).header
-    except CorruptRecord:
-        return None  # whoever reads it gets the error; here it must not keep the others from getting their metrics
+    except (CorruptRecord, SchemaTooNew):
+        return None  # its reader is told; here it must not keep the others from their metrics

@@ -17,7 +17,15 @@ import structlog
 from redis.exceptions import ResponseError
 
 from fiml.core.clock import to_micros
-from fiml.core.errors import CorruptRecord, InvalidInput, SessionConflict, SessionExpired, SessionFull, Unavailable
+from fiml.core.errors import (
+    CorruptRecord,
+    InvalidInput,
+    SchemaTooNew,
+    SessionConflict,
+    SessionExpired,
+    SessionFull,
+    Unavailable,
+)
 from fiml.db.redis_client import RedisClient
 from fiml.db.redis_commands import Command, Script
 from fiml.sessions import values
@@ -63,6 +71,9 @@ class Location:
     expires_at: datetime | None
     """`None` if it can't be read."""
 
+    format: bytes | None
+    """As it is stored."""
+
 
 class RedisTier:
     """The steps of a backend over Redis. Each method takes one round trip; `page` takes two, `remove` two or three.
@@ -104,7 +115,7 @@ class RedisTier:
         [stored] = await self._client.run([LOCATE([keys.header_key(session_id)], caller.user or "")])
         if stored is None:
             return None
-        right, user_id, version, life, created, expires, *grants = stored
+        right, user_id, version, life, created, expires, format_number, *grants = stored
         number = int(version) if version is not None and version.isdigit() else 0
         place, expires_at = None, None
         with suppress(*DAMAGE):
@@ -112,7 +123,7 @@ class RedisTier:
             given_to = tuple(field.decode()[2:] for field in grants)
             place = Place(session_id, user_id and user_id.decode(), member, given_to)
             expires_at = fields.decode_moment(expires)
-        return Location(place, number, Right(right), expires_at)
+        return Location(place, number, Right(right), expires_at, format_number)
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         """Apply a change, as `Backend.write` says."""
@@ -131,7 +142,8 @@ class RedisTier:
         """The replies of a call about a session.
 
         Raises:
-            CorruptRecord: the call's script failed because the session is damaged; it wrote nothing.
+            CorruptRecord: its script failed by damage to the session. It wrote nothing then.
+            SchemaTooNew: its script failed by the layout of a later fiml.
         """
         try:
             return await call
@@ -275,6 +287,9 @@ class RedisTier:
 def _header_in_page(session_id: UUID, reply: dict[bytes, bytes], given_to: str | None) -> Header | None:
     try:
         return fields.decode_header(session_id, reply)
+    except SchemaTooNew as exc:
+        _log.warning("session_not_listed", session_id=str(session_id), problem=str(exc))
+        return None
     except CorruptRecord as exc:
         if given_to is None or reply.get(b"user") == given_to.encode():
             raise

@@ -10,7 +10,7 @@ from fiml.sessions import values
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.dumps import Dump
-from fiml.sessions.records import SessionRecord, check_whole, with_all_totals
+from fiml.sessions.records import SessionRecord, check_whole, decoding, with_all_totals
 
 _DUMP = Script.load("fiml.sessions", "dump")
 SCRIPTS = (_DUMP,)
@@ -41,15 +41,18 @@ def number_of(dump: Dump) -> int | None:
 
 
 def version_in(dump: Dump) -> str:
-    """The version in a dump; empty if it has none."""
-    kind, held = dump.parts["header"]
-    return dict(zip(held[::2], held[1::2], strict=True)).get("version", "") if kind == "hash" else ""
+    """The version in a dump, empty where it has none."""
+    return _header_in(dump).get("version", "")
 
 
 def user_in(dump: Dump) -> str | None:
-    """The user in a dump; `None` if it has none or can't be read."""
+    """The user in a dump, where that can be read."""
+    return _header_in(dump).get("user")
+
+
+def _header_in(dump: Dump) -> dict[str, str]:
     kind, held = dump.parts["header"]
-    return dict(zip(held[::2], held[1::2], strict=True)).get("user") if kind == "hash" else None
+    return dict(zip(held[::2], held[1::2], strict=False)) if kind == "hash" else {}
 
 
 def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
@@ -57,7 +60,13 @@ def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
 
     Raises:
         CorruptRecord: it still can't be read.
+        SchemaTooNew: a later fiml wrote it.
     """
+    with decoding(f"live session {session_id}", _header_in(dump).get("format")):
+        return _record_in(session_id, dump)
+
+
+def _record_in(session_id: UUID, dump: Dump) -> SessionRecord:
     for name, kind in zip(_PARTS, _KINDS, strict=True):
         found = dump.parts.get(name, _ABSENT)[0]  # dumps of older versions have no trail
         if found not in (kind, "none"):

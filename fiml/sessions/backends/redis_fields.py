@@ -21,7 +21,7 @@ from fiml.sessions.damage import DAMAGE, corrupt
 from fiml.sessions.histogram import time_bucket
 from fiml.sessions.queries import QueryRecord
 from fiml.sessions.query_json import EncodedQuery
-from fiml.sessions.records import FORMAT, MAPS, Entries, Header, SessionRecord
+from fiml.sessions.records import FORMAT, MAPS, Entries, Header, SessionRecord, unreadable
 from fiml.sessions.rights import GRANT_LETTERS
 
 POSITION_CHARACTERS = 48
@@ -137,7 +137,8 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
     """The record in a reply of `read.lua`."""
     if reply is None:
         return None
-    header, entries, queries, trail = reply
+    stored_header, entries, queries, trail = reply
+    header = decode_header(session_id, stored_header)
     maps: Entries = {}
     try:
         for field, text in _pairs(entries).items():
@@ -145,12 +146,19 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
             maps.setdefault(_MAPS_BY_LETTER[letter], {})[key] = text.decode()
         history, entered = ("[" + b",".join(texts).decode() + "]" for texts in (queries, trail))
     except DAMAGE as exc:
-        raise corrupt(f"live session {session_id}", exc) from exc
-    return SessionRecord(decode_header(session_id, header), maps, history, trail=entered)
+        problem = f"{type(exc).__name__}: {exc}"
+        raise unreadable(f"live session {session_id}", header.format, problem) from exc
+    return SessionRecord(header, maps, history, trail=entered)
 
 
 def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> Header:
-    """A header from a reply to HGETALL: a dict, or a flat list if a script returned it."""
+    """A header from what HGETALL gives: a dict, or in a script's reply one flat list.
+
+    Raises:
+        CorruptRecord: a part is gone, or of another form.
+        SchemaTooNew: so it is, and a later fiml wrote it.
+    """
+    stored: dict[bytes, bytes] = {}
     try:
         stored = reply if isinstance(reply, dict) else _pairs(reply)
         assets, tags, grants = _named(stored)
@@ -173,7 +181,8 @@ def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> 
             grants=grants,
         )
     except DAMAGE as exc:
-        raise corrupt(f"live session {session_id}", exc) from exc
+        problem = f"{type(exc).__name__}: {exc}"
+        raise unreadable(f"live session {session_id}", stored.get(b"format"), problem) from exc
 
 
 def decode_result(session_id: UUID, reply: list[bytes]) -> WriteResult:

@@ -100,7 +100,7 @@ def _header(session_id: UUID, reply: Any, found: Found) -> Header | None:
     try:
         # A key with another type gets an error as its reply, and is treated as a header without fields.
         return fields.decode_header(session_id, {} if isinstance(reply, Exception) else reply)
-    except CorruptRecord:
+    except (CorruptRecord, SchemaTooNew):
         found.unreadable.append(session_id)
         return None
 

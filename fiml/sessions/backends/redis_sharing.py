@@ -4,14 +4,14 @@ from typing import Any
 from uuid import UUID
 
 from fiml.core.clock import to_micros
-from fiml.core.errors import CorruptRecord, Unavailable
+from fiml.core.errors import Unavailable
 from fiml.db.redis_client import RedisClient
 from fiml.db.redis_commands import Command, Script
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.redis import RedisTier, refuse_changes
 from fiml.sessions.backends.redis_index import enter_given, leave_given, place_of
-from fiml.sessions.records import FORMAT, Header
+from fiml.sessions.records import FORMAT, Header, unreadable
 from fiml.sessions.rights import (
     MAX_CODES,
     MAX_SHARES,
@@ -68,7 +68,8 @@ class RedisSharing:
             demand(session_id, found.right, Right.OWN)
             place = found.place
             if place is None or found.expires_at is None:
-                raise CorruptRecord(f"live session {session_id}", "its creation, life or expiry is lost")
+                record = f"live session {session_id}"
+                raise unreadable(record, found.format, "its creation, life or expiry is lost")
             if place.user_id == user_id:
                 refuse_owner(user_id)
             # The index first, so that every session a user has is in the user's listing.

@@ -9,7 +9,7 @@ from uuid import UUID
 from redis.exceptions import ResponseError
 
 from fiml.core.clock import from_micros, to_micros
-from fiml.core.errors import CorruptRecord
+from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.db.redis_client import RedisClient
 from fiml.db.redis_commands import Script
 from fiml.sessions.backends import redis_fields as fields
@@ -18,8 +18,8 @@ from fiml.sessions.backends.dumps import Dump
 from fiml.sessions.backends.redis import FLOOR_S, read_whole
 from fiml.sessions.backends.redis_dump import checked, decode_dump, read_dump, version_in
 from fiml.sessions.backends.redis_index import ExpiryEntry, expiry_entry, leave
-from fiml.sessions.damage import DAMAGE, corrupt
-from fiml.sessions.records import SessionRecord
+from fiml.sessions.damage import DAMAGE
+from fiml.sessions.records import SessionRecord, unreadable
 
 REINDEX, TAKE_OUT = SCRIPTS = tuple(Script.load("fiml.sessions", name) for name in ("reindex", "take_out"))
 
@@ -49,8 +49,8 @@ class RedisSweep:
         replies = await self._client.run(ranges)
         return [expiry_entry(member, score) for reply in replies for member, score in _scored(reply)]
 
-    async def look(self, entries: Sequence[ExpiryEntry]) -> list[Look | CorruptRecord | None]:
-        """The sessions that entries refer to; `None` if there is no session."""
+    async def look(self, entries: Sequence[ExpiryEntry]) -> list[Look | CorruptRecord | SchemaTooNew | None]:
+        """What the entries stand for; `None` where there is no session, the error of one that can't be read."""
         names = ("life", "expires", "maps_bytes", "history_bytes", "format")
         ids = [entry.session_id for entry in entries]
         replies = await self._client.run_each([("HMGET", keys.header_key(session_id), *names) for session_id in ids])
@@ -83,7 +83,7 @@ class RedisSweep:
         return str(outcome.decode())
 
 
-def _look(session_id: UUID, reply: Any) -> Look | CorruptRecord | None:
+def _look(session_id: UUID, reply: Any) -> Look | CorruptRecord | SchemaTooNew | None:
     if isinstance(reply, ResponseError):
         return CorruptRecord(f"live session {session_id}", str(reply))
     if all(value is None for value in reply):
@@ -92,7 +92,7 @@ def _look(session_id: UUID, reply: Any) -> Look | CorruptRecord | None:
         life, expires, maps_bytes, history_bytes, format_number = map(int, reply)
         return Look(life, from_micros(expires), maps_bytes + history_bytes, format_number)
     except DAMAGE as exc:
-        return corrupt(f"live session {session_id}", exc)
+        return unreadable(f"live session {session_id}", reply[-1], f"{type(exc).__name__}: {exc}")
 
 
 def _record(session_id: UUID, reply: Any) -> SessionRecord | CorruptRecord | None:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core.config import Synchronous
-from fiml.core.errors import CorruptRecord, SessionConflict, SessionExpired, Unavailable
+from fiml.core.errors import CorruptRecord, SchemaTooNew, SessionConflict, SessionExpired, Unavailable
 from fiml.db.engines import async_sqlite_engine
 from fiml.db.sqlite_file import SqliteFile, driver
 from fiml.sessions.audit import Act, refuse_more_changes
@@ -173,7 +173,7 @@ class SqliteBackend:
         def share(connection: Connection) -> Grants | None:
             try:
                 live = rows.select_header(driver(connection), session_id)
-            except CorruptRecord:
+            except (CorruptRecord, SchemaTooNew):
                 if rows.select_version(driver(connection), session_id, rules.caller) is None:
                     return None  # nobody may learn that somebody else's session exists
                 raise
@@ -281,9 +281,11 @@ class SqliteBackend:
 
     async def search(self, query: PageQuery) -> Found:
         def find(connection: Connection, *, not_indexed: bool) -> Found:
-            live = rows.select_page(driver(connection), query)
+            found = Found([], not_indexed=not_indexed)
+            live = rows.select_page(driver(connection), query, found.unreadable)
             ended = archive.page(connection, query) if query.include_archived else []
-            return Found(merge_pages(live, ended, query.limit), not_indexed=not_indexed)
+            found.rows = merge_pages(live, ended, query.limit)
+            return found
 
         def find_indexed(connection: Connection) -> Found | None:
             return None if indexing.is_behind(connection) else find(connection, not_indexed=False)

@@ -12,7 +12,7 @@ from fiml.core.errors import CorruptRecord
 from fiml.sessions import values
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.models import QueryTotals
-from fiml.sessions.records import Header
+from fiml.sessions.records import Header, unreadable
 from fiml.sessions.rights import decode_grants
 
 _FIXED = ("id", "user_id", "created_at")
@@ -78,7 +78,8 @@ def decode(row: Sequence[Any]) -> Header:
     """The header in a row of `COLUMNS`.
 
     Raises:
-        CorruptRecord: a column has the wrong type, or isn't JSON.
+        CorruptRecord: a part is of another type, or no JSON.
+        SchemaTooNew: so it is, and a later fiml wrote it.
     """
     stored = dict(zip(COLUMNS, row, strict=True))
     try:
@@ -109,8 +110,10 @@ def decode(row: Sequence[Any]) -> Header:
             format=stored["format"],
             grants=decode_grants(f"live session {stored['id']}", stored["grants"]),
         )
+    except CorruptRecord as exc:
+        raise unreadable(exc.record, stored["format"], exc.problem) from exc
     except DAMAGE as exc:
-        raise CorruptRecord(f"live session {UUID(stored['id'])}", str(exc)) from exc
+        raise unreadable(f"live session {UUID(stored['id'])}", stored["format"], str(exc)) from exc
 
 
 def _moment(micros: int | None) -> datetime | None:

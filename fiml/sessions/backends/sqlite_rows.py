@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 
 from fiml.core.clock import to_micros
-from fiml.core.errors import CorruptRecord, SessionFull
+from fiml.core.errors import CorruptRecord, SchemaTooNew, SessionFull
 from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_entries, trail_json
 from fiml.sessions.backends import sqlite_headers as headers
@@ -17,7 +17,7 @@ from fiml.sessions.backends import sqlite_words
 from fiml.sessions.backends.base import PageQuery, newest_first, readable
 from fiml.sessions.changes import Change
 from fiml.sessions.query_json import EncodedQuery, history_json
-from fiml.sessions.records import Entries, Header, SessionRecord, entry_size, format_when_written
+from fiml.sessions.records import Entries, Header, SessionRecord, decoding, entry_size, format_when_written
 from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_in, right_of
 
 _log = structlog.get_logger()
@@ -79,13 +79,16 @@ def select_version(
         NotPermitted: the caller has less than the needed right.
     """
     row = connection.execute(
-        f"SELECT version, user_id, grants FROM active_sessions WHERE id = :id AND {_SEEN}",  # noqa: S608 - as above
+        f"SELECT version, user_id, grants, format FROM active_sessions WHERE id = :id AND {_SEEN}",  # noqa: S608 - as above
         {"id": session_id.hex, "user": caller.user},
     ).fetchone()
     if row is None:
         return None
-    version, user_id, grants = row
-    demand(session_id, right_in(f"live session {session_id}", user_id, grants, caller) or Right.READ, needed)
+    version, user_id, grants, format_number = row
+    record = f"live session {session_id}"
+    with decoding(record, format_number):
+        right = right_in(record, user_id, grants, caller)
+    demand(session_id, right or Right.READ, needed)
     return version if isinstance(version, int) else 0
 
 
@@ -114,9 +117,11 @@ def select_ids_after(connection: sqlite3.Connection, after: UUID | None, at_most
     return [UUID(stored_id) for (stored_id,) in found]
 
 
-def select_page(connection: sqlite3.Connection, query: PageQuery) -> list[Header]:
-    """Live sessions by `created_at` descending, then id."""
-    own = [headers.decode(row) for row in _rows(connection, query, "TRUE" if query.user_id is None else _OWN)]
+def select_page(connection: sqlite3.Connection, query: PageQuery, left_out: list[UUID] | None = None) -> list[Header]:
+    """Live sessions by `created_at` descending, then id; those that only a later fiml can read are `left_out`."""
+    ids = [] if left_out is None else left_out
+    whose = "TRUE" if query.user_id is None else _OWN
+    own = readable(lambda seen: _rows(connection, query, whose, seen), lambda row: _decode(row, ids), query.limit)
     if query.given_to is None:
         return own
     # A query of their own: the user's own sessions come from an index, in order.
@@ -303,10 +308,19 @@ def _stored_size(connection: sqlite3.Connection, session_id: UUID, name: str, ke
     return 0 if row is None else entry_size(key, row[0])
 
 
+def _decode(row: Sequence[Any], left_out: list[UUID]) -> Header | None:
+    try:
+        return headers.decode(row)
+    except SchemaTooNew as exc:
+        left_out.append(UUID(row[0]))
+        _log.warning("session_not_listed", session_id=str(left_out[-1]), problem=str(exc))
+        return None
+
+
 def _decode_anothers(row: Sequence[Any]) -> Header | None:
     """The header of another user's session; `None` if it is damaged, so that one's own are still listed."""
     try:
         return headers.decode(row)
-    except CorruptRecord as exc:
+    except (CorruptRecord, SchemaTooNew) as exc:
         _log.warning("session_given_unreadable", problem=str(exc))
         return None

@@ -18,7 +18,7 @@ from fiml.sessions.backends import archive, quarantine
 from fiml.sessions.backends import sqlite_rows as rows
 from fiml.sessions.backends.base import Ended, SweepReport
 from fiml.sessions.backends.dumps import Dump
-from fiml.sessions.records import FORMAT, Header, SessionRecord, check_whole, with_all_totals
+from fiml.sessions.records import FORMAT, Header, SessionRecord, check_format, check_whole, with_all_totals
 
 _BATCH = 500
 _BATCH_BYTES = 8 * 1024 * 1024
@@ -51,7 +51,8 @@ def move(connection: Connection, headers: Sequence[Header], ended: Ended) -> Non
     """Move live sessions to the archive.
 
     Raises:
-        CorruptRecord: one of them is damaged.
+        CorruptRecord: one of them isn't whole.
+        SchemaTooNew: a later fiml wrote one.
     """
     records = [with_all_totals(_select_whole(driver(connection), header)) for header in headers]
     archive.put(connection, records, ended)
@@ -136,7 +137,8 @@ def _count_newer(connection: sqlite3.Connection, by: datetime) -> int:
 
 
 def _select_whole(connection: sqlite3.Connection, header: Header) -> SessionRecord:
-    """A session, whole, after checking that its JSON is valid: the archive stores it as text and wouldn't notice."""
+    """A session whose JSON is JSON: in this archive it is text, and nothing else would tell."""
+    check_format(header.format)
     is_json = {
         "active_entries": "json_valid(value)",
         "active_queries": "json_valid(body) AND json_type(body) = 'object'",

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import structlog
 
-from fiml.core.errors import CorruptRecord, RecordRefused
+from fiml.core.errors import CorruptRecord, RecordRefused, SchemaTooNew
 from fiml.db.postgres import PostgresDatabase
 from fiml.sessions.backends import archive, quarantine, words
 from fiml.sessions.backends import redis_keys as keys
@@ -85,13 +85,14 @@ class Sweep:
         gone = [entry for entry, look in looks if look is None or (isinstance(look, Look) and look.life != entry.life)]
         alive = [(entry, _next_look(entry, look)) for entry, look in found if look.expires_at > self._ended.at]
         expired = [(entry, look) for entry, look in found if look.expires_at <= self._ended.at]
-        newer = [(entry, self._ended.at + LATER) for entry, look in expired if look.format > FORMAT]
+        newer = [entry for entry, look in expired if look.format > FORMAT]
+        newer += [entry for entry, look in looks if isinstance(look, SchemaTooNew)]
         if gone:
             await self._sweeping.drop(gone)
-        if moves := alive + newer:
+        if moves := alive + [(entry, self._ended.at + LATER) for entry in newer]:
             await self._sweeping.reindex(moves)
         report.dropped += len(gone)
-        report.postponed += len({entry.session_id for entry, _ in newer})
+        report.postponed += len({entry.session_id for entry in newer})
         for entry, problem in [(entry, look.problem) for entry, look in looks if isinstance(look, CorruptRecord)]:
             await self._set_aside(entry, problem, report)
         for batch in _batches([(entry, look) for entry, look in expired if look.format <= FORMAT]):
