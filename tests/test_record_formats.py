@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import redis
 from structlog.testing import capture_logs
@@ -17,6 +18,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured
 from fiml.db import schema
 from fiml.sessions.analytics import SessionAnalytics
+from fiml.sessions.keyring import KeyFile
 from fiml.sessions.models import AnalysisHistory
 from fiml.sessions.records import FORMAT
 from fiml.sessions.store import SessionStore
@@ -26,7 +28,16 @@ from tests.support.deployment import Deployment
 
 CORPUS = Path(__file__).parent / "corpus"
 OLD_FORMATS = list(range(1, FORMAT))
+# The first lacks totals that only counting anew brings.
+WHEN_WRITTEN = {number: 1 if number == 1 else FORMAT for number in OLD_FORMATS}
 CHANGED_BY_READING = ("last_accessed_at", "version")
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> KeyFile:
+    file = KeyFile(tmp_path / "keys")
+    file.add("k1")
+    return file
 
 
 def corpus(name: str) -> Any:
@@ -116,6 +127,60 @@ async def test_an_older_live_session_in_redis_is_read_written_and_archived(
     assert archived.state.context == expected["state"]["context"]
     assert stats["queries_over_time"] == [("2024-12-23", 4)]
     assert stats["p95_query_time_ms"] == pytest.approx(160, rel=0.06)
+
+
+@pytest.mark.parametrize("number", OLD_FORMATS)
+async def test_what_is_encrypted_in_an_older_file_is_of_a_format_that_its_release_refuses(
+    clock: FrozenClock, keys: KeyFile, number: int
+) -> None:
+    settings = Settings(encryption_keys=keys.path)
+    file = old_file(settings, number)
+    expected = corpus(f"format-{number}.sqlite.json")
+
+    async with SessionStore(settings) as store:
+        await encrypt(store)
+        for session in expected.values():
+            found = document(await existing(store, session["id"]))
+            assert found | {"last_accessed_at": session["last_accessed_at"]} == session
+
+    with closing(sqlite3.connect(file)) as connection:
+        formats = connection.execute("SELECT format FROM sessions UNION ALL SELECT format FROM active_sessions")
+        assert formats.fetchall() == [(WHEN_WRITTEN[number],)] * 2
+
+
+@pytest.mark.parametrize("number", OLD_FORMATS)
+async def test_what_is_encrypted_on_the_servers_is_of_a_format_that_its_release_refuses(
+    deployment: Deployment, clock: FrozenClock, keys: KeyFile, number: int
+) -> None:
+    stored = corpus(f"format-{number}.redis.json")
+    expected = stored["session"]
+    with redis.Redis.from_url(deployment.redis_url) as client:
+        for key, (kind, held) in stored["keys"].items():
+            restore(client, key, kind, held)
+    plain = deployment.settings()
+    async with SessionStore(plain) as store:
+        archived = await store.create_session(["AAPL"], "equity", user_id="ann")
+        await store.remember(archived.id, context={"a": 1})
+        await store.archive_session(archived.id)
+    server = await asyncpg.connect(deployment.database_url)
+    await server.execute("UPDATE sessions SET format = $1", number)
+
+    async with SessionStore(Settings(**plain.model_dump(exclude_unset=True) | {"encryption_keys": keys.path})) as store:
+        await encrypt(store)
+        found = document(await existing(store, expected["id"]))
+        assert found | {"last_accessed_at": expected["last_accessed_at"]} == expected
+        assert (await existing(store, archived.id)).state.context == {"a": 1}
+
+    with redis.Redis.from_url(deployment.redis_url) as client:
+        [header] = client.scan_iter("fiml:{*:header")
+        assert int(client.hget(header, "format")) == WHEN_WRITTEN[number]
+    assert await server.fetchval("SELECT format FROM sessions") == WHEN_WRITTEN[number]
+    await server.close()
+
+
+async def encrypt(store: SessionStore) -> None:
+    [*_, last] = [progress async for progress in store.reencrypt_sessions(adopts_plaintext=True)]
+    assert (last.rewritten, last.unreadable, last.in_clear) == (2, 0, 0)
 
 
 def restore(client: redis.Redis, key: str, kind: str, held: list[Any]) -> None:

@@ -226,10 +226,11 @@ class RedisTier:
     async def rewrite(self, record: SessionRecord, texts: Texts) -> str:
         """Replace the texts that were read by others: `rewritten`, `changed` or `absent`.
 
-        What others have written since then is left as it is.
+        What others wrote since then stays as it is. The format rises, the version doesn't.
         """
         header = record.header
-        command = REWRITE(keys.session_keys(header.id)[:3], header.life, *fields.encode_texts(record.entries, texts))
+        groups = fields.encode_texts(record.entries, texts)
+        command = REWRITE(keys.session_keys(header.id)[:3], header.life, FORMAT, *groups)
         [outcome] = await self._client.write([command])
         return str(outcome.decode())
 

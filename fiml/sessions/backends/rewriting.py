@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, select, update
@@ -12,7 +13,7 @@ from fiml.db.tables import sessions
 from fiml.sessions.backends import archive, sqlite_rows, sqlite_words, words
 from fiml.sessions.backends.keeping import Transact
 from fiml.sessions.query_json import history_json
-from fiml.sessions.records import MAPS, Entries, SessionRecord
+from fiml.sessions.records import MAPS, Entries, SessionRecord, format_when_written
 
 AT_ONCE = 500
 
@@ -58,9 +59,10 @@ def rewrite_archived(connection: Connection, session_id: UUID, rewriting: Rewrit
     if record is None or texts is None:
         return False
     row = (sessions.c.id == session_id) & (sessions.c.version == record.header.version)
-    columns = {name: archive.json_object(texts.entries.get(name, {})) for name in MAPS}
+    columns: dict[str, Any] = {name: archive.json_object(texts.entries.get(name, {})) for name in MAPS}
     history = history_json(text for _, text in texts.queries)
-    connection.execute(update(sessions).where(row).values(**columns, history_queries=history))
+    new = columns | {"history_queries": history, "format": format_when_written(record.header.format)}
+    connection.execute(update(sessions).where(row).values(new))
     _index_anew(connection, record, texts.of(record))
     return True
 

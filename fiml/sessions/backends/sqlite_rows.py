@@ -231,7 +231,7 @@ def delete(connection: sqlite3.Connection, session_ids: Sequence[UUID]) -> None:
 def replace_texts(
     connection: sqlite3.Connection, header: Header, entries: Entries, queries: Sequence[tuple[UUID, str]]
 ) -> None:
-    """Replace the texts of existing entries and queries, without a new version."""
+    """Give the entries and queries that are there other texts, at an unchanged version; the format rises."""
     connection.executemany(
         "UPDATE active_entries SET value = ? WHERE session_id = ? AND map = ? AND key = ?",
         [(text, header.id.hex, name, key) for name, texts in entries.items() for key, text in texts.items()],
@@ -241,6 +241,7 @@ def replace_texts(
         [(text, header.id.hex, query_id.hex) for query_id, text in queries],
     )
     header.history_bytes = sum(len(text.encode()) for _, text in queries)
+    header.format = format_when_written(header.format)
     update_header(connection, header)
 
 
