@@ -8,6 +8,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -15,17 +16,19 @@ import redis
 from structlog.testing import capture_logs
 
 from fiml.core.config import Settings
-from fiml.core.errors import Misconfigured
+from fiml.core.errors import Misconfigured, NotEncrypted
 from fiml.db import schema
+from fiml.sessions import sealed
 from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.keyring import KeyFile
-from fiml.sessions.models import AnalysisHistory
+from fiml.sessions.models import AnalysisHistory, QueryRecord, Session
 from fiml.sessions.records import FORMAT
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import document, existing, listing
 from tests.support.deployment import Deployment
 
+LOOKS_ENCRYPTED = f"{sealed.PREFIX} a note of mine"
 CORPUS = Path(__file__).parent / "corpus"
 OLD_FORMATS = list(range(1, FORMAT))
 # The first lacks totals that only counting anew brings.
@@ -38,6 +41,10 @@ def keys(tmp_path: Path) -> KeyFile:
     file = KeyFile(tmp_path / "keys")
     file.add("k1")
     return file
+
+
+def with_keys(settings: Settings, keys: KeyFile) -> Settings:
+    return Settings(**settings.model_dump(exclude_unset=True) | {"encryption_keys": keys.path})
 
 
 def corpus(name: str) -> Any:
@@ -165,7 +172,7 @@ async def test_what_is_encrypted_on_the_servers_is_of_a_format_that_its_release_
     server = await asyncpg.connect(deployment.database_url)
     await server.execute("UPDATE sessions SET format = $1", number)
 
-    async with SessionStore(Settings(**plain.model_dump(exclude_unset=True) | {"encryption_keys": keys.path})) as store:
+    async with SessionStore(with_keys(plain, keys)) as store:
         await encrypt(store)
         found = document(await existing(store, expected["id"]))
         assert found | {"last_accessed_at": expected["last_accessed_at"]} == expected
@@ -196,6 +203,53 @@ def restore(client: redis.Redis, key: str, kind: str, held: list[Any]) -> None:
             client.sadd(key, *map(raw, held))
         case "zset":
             client.zadd(key, {raw(member): score for member, score in held})
+
+
+async def a_session_of_before(settings: Settings, *, is_archived: bool) -> UUID:
+    """With texts that only a release without encryption took."""
+    async with SessionStore(settings) as store:
+        session = await store.create_session(["AAPL"], "equity")
+        await store.remember(session.id, context={"a": "before"})
+        await store.record_query(session.id, QueryRecord("price", {sealed.MEMBER: "before"}))
+        with closing(sqlite3.connect(settings.embedded_file)) as connection, connection:
+            connection.execute("UPDATE active_entries SET value = replace(value, 'before', ?)", (LOOKS_ENCRYPTED,))
+            connection.execute("UPDATE active_queries SET body = replace(body, 'before', ?)", (LOOKS_ENCRYPTED,))
+        if is_archived:
+            await store.archive_session(session.id)
+    return session.id
+
+
+def is_as_before(session: Session) -> bool:
+    [query] = session.state.history.queries
+    return (session.state.context, query.parameters) == ({"a": LOOKS_ENCRYPTED}, {sealed.MEMBER: LOOKS_ENCRYPTED})
+
+
+@pytest.mark.parametrize("is_archived", [False, True])
+async def test_a_text_that_begins_as_an_encrypted_one_and_names_no_key_is_data(
+    sqlite_settings: Settings, clock: FrozenClock, is_archived: bool
+) -> None:
+    session_id = await a_session_of_before(sqlite_settings, is_archived=is_archived)
+
+    async with SessionStore(sqlite_settings) as store:
+        assert is_as_before(await existing(store, session_id))
+        await store.archive_session(session_id)
+        assert is_as_before(await store.resume_session(session_id))
+        await store.remember(session_id, remove={"context": ["a"]})
+        assert (await existing(store, session_id)).state.context == {}
+
+
+@pytest.mark.parametrize("is_archived", [False, True])
+async def test_with_keys_such_a_text_stands_in_clear_until_it_is_taken_over(
+    sqlite_settings: Settings, keys: KeyFile, clock: FrozenClock, is_archived: bool
+) -> None:
+    session_id = await a_session_of_before(sqlite_settings, is_archived=is_archived)
+
+    async with SessionStore(with_keys(sqlite_settings, keys)) as store:
+        with pytest.raises(NotEncrypted):
+            await store.get_session(session_id)
+        async for _ in store.reencrypt_sessions(adopts_plaintext=True):
+            pass
+        assert is_as_before(await existing(store, session_id))
 
 
 async def test_an_upgrade_that_was_interrupted_is_begun_again_and_says_so(clock: FrozenClock) -> None:

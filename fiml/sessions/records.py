@@ -157,8 +157,9 @@ def _refuse_sealed(record: SessionRecord, queries: list[QueryRecord]) -> None:
     texts = [text for entries in record.entries.values() for text in entries.values() if sealed.is_sealed(text)]
     found = [sealed.text_in(query.parameters) for query in queries if sealed.MEMBER in query.parameters]
     texts += [text for text in found if text is not None]
-    if texts:
-        raise MissingKey(f"session {record.header.id}", sealed.key_id_of(texts[0]) or "?")
+    key_id = sealed.key_id_of(texts[0]) if texts else None
+    if key_id is not None:
+        raise MissingKey(f"session {record.header.id}", key_id)
 
 
 def format_when_written(format_number: int) -> int:

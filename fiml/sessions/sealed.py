@@ -24,12 +24,15 @@ def to_text(key_id: str, sealed: bytes) -> str:
 
 
 def is_sealed(text: object) -> bool:
-    """Whether the JSON of a value is that of an encrypted one. In a damaged record, it may not even be text."""
-    return isinstance(text, str) and text.startswith(_START)
+    """Whether the JSON of a value, which in a damaged record is no text, is an encrypted one's."""
+    return key_id_of(text) is not None
 
 
 def key_id_of(text: object) -> str | None:
-    """The id of the key with which a value is encrypted; `None` if it isn't."""
+    """With which key a value is encrypted; `None` where it isn't.
+
+    One that begins so and names no key stands in clear: releases that didn't encrypt took any text.
+    """
     head = _HEAD.match(text) if isinstance(text, str) else None
     return None if head is None else head[1]
 
@@ -48,8 +51,8 @@ def parse(text: str) -> tuple[str, bytes]:
 
 
 def clear_size(text: str) -> int:
-    """The size of a value's JSON before encryption, in bytes, which the limits count. `write.lua` does the same."""
-    head = _HEAD.match(text) if is_sealed(text) else None
+    """Bytes of a value's JSON before it was encrypted, which the limits count: `write.lua` does the same."""
+    head = _HEAD.match(text)
     if head is None:
         return len(text.encode())
     return (len(text) - head.end() - 1) * 3 // 4 - NONCE_BYTES - _TAG_BYTES
@@ -65,4 +68,5 @@ def text_in(parameters: Any) -> str | None:
     if not isinstance(parameters, dict) or parameters.keys() != {MEMBER}:
         return None
     sealed = parameters[MEMBER]
-    return f'"{sealed}"' if isinstance(sealed, str) and sealed.startswith(PREFIX) else None
+    text = f'"{sealed}"' if isinstance(sealed, str) else None
+    return text if is_sealed(text) else None
