@@ -173,6 +173,24 @@ async def test_each_market_of_a_coin_has_an_earlier_look_of_its_own(store: Sessi
     assert [each.market.quote.exchange for each in answers] == ["kraken", "bitstamp", "kraken"] * 2
 
 
+async def test_a_look_at_a_coin_that_an_older_release_kept_is_an_earlier_look(store: SessionStore) -> None:
+    session = await store.create_session(["BTC"], "crypto")
+    market = MarketService(Exchanges())
+    kraken, bitstamp = (
+        Question(symbol="BTC", kind=AssetKind.COIN, exchange=exchange, depth=Depth.QUICK)
+        for exchange in ("kraken", "bitstamp")
+    )
+    await ask(kraken, market=market, sessions=store, session_id=session.id)
+    looked = await store.get_session(session.id)
+    assert looked is not None
+    looked.state.intermediate_results["answer:BTC"] = looked.state.intermediate_results.pop("answer:BTC/USD@kraken")
+    await store.update_session(session.id, looked)
+
+    answers = [await ask(each, market=market, sessions=store, session_id=session.id) for each in (bitstamp, kraken)]
+
+    assert [answer.since_last_look is not None for answer in answers] == [False, True]
+
+
 async def test_a_coin_is_compared_with_coins_though_an_equity_has_the_symbol(store: SessionStore) -> None:
     session = await store.create_session(["BTC", "ETH"], "crypto")
     question = Question(symbol="BTC", kind=AssetKind.COIN, depth=Depth.DEEP)
