@@ -81,7 +81,7 @@ def held_in(session: Session, instrument: Instrument, *, is_sample: bool) -> Hel
     """The session's last look at an instrument, or `None`; the sample's figures are never compared with live ones."""
     stored = session.state.get_intermediate_result(result_key(instrument))
     if stored is None:
-        # The releases up to 0.3 had one place for all markets of a coin.
+        # Up to 0.3, all markets of a coin shared one entry.
         stored = session.state.get_intermediate_result(f"{ANSWER_PREFIX}{instrument.symbol}")
     if stored is None:
         return None

@@ -182,12 +182,12 @@ def check_format(format_number: int) -> None:
 
 
 def unreadable(record: str, format_number: object, problem: str) -> CorruptRecord | SchemaTooNew:
-    """What to raise of a record that can't be decoded: one that a later fiml wrote has another layout, no damage.
+    """The error for a record that can't be decoded: a later fiml may have written it, in another layout.
 
-    The format's number is as it is stored, and may be anything.
+    `format_number` is given as it is stored, and may be anything.
     """
     try:
-        check_format(int(format_number))  # type: ignore[call-overload]  # of anything else it raises what is caught
+        check_format(int(format_number))  # type: ignore[call-overload]  # what it raises is caught
     except SchemaTooNew as exc:
         return exc
     except DAMAGE:
@@ -197,7 +197,7 @@ def unreadable(record: str, format_number: object, problem: str) -> CorruptRecor
 
 @contextmanager
 def decoding(record: str, format_number: object) -> Iterator[None]:
-    """Raise what `unreadable` says of a record that can't be decoded within."""
+    """Turn the errors of decoding a record, in the block, into that of `unreadable`."""
     try:
         yield
     except CorruptRecord as exc:
@@ -317,8 +317,8 @@ def to_summary(header: Header, *, is_archived: bool) -> SessionSummary:
     """How a listing shows a session.
 
     Raises:
-        CorruptRecord: its type is none.
-        SchemaTooNew: its type is none, and a later fiml wrote it.
+        CorruptRecord: its type is unknown.
+        SchemaTooNew: its type is unknown, and a later fiml wrote it.
     """
     if header.type not in _TYPES:
         raise unreadable(f"session {header.id}", header.format, f"it is of the type {echo(header.type)}")
@@ -339,10 +339,10 @@ def to_summary(header: Header, *, is_archived: bool) -> SessionSummary:
 
 
 def to_summaries(rows: Iterable[tuple[Header, bool]]) -> list[SessionSummary]:
-    """How a listing shows sessions, each with whether it is archived; without those that only a later fiml can read.
+    """How a listing shows sessions, which come with whether they are archived; without those of a later fiml's types.
 
     Raises:
-        CorruptRecord: the type of one is none.
+        CorruptRecord: the type of one is unknown.
     """
     summaries = []
     for header, is_archived in rows:

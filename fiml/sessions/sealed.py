@@ -24,14 +24,14 @@ def to_text(key_id: str, sealed: bytes) -> str:
 
 
 def is_sealed(text: object) -> bool:
-    """Whether the JSON of a value, which in a damaged record is no text, is an encrypted one's."""
+    """Whether the JSON of a value is that of an encrypted one. In a damaged record, it may not even be text."""
     return key_id_of(text) is not None
 
 
 def key_id_of(text: object) -> str | None:
-    """With which key a value is encrypted; `None` where it isn't.
+    """The id of the key with which a value is encrypted; `None` if it isn't.
 
-    One that begins so and names no key stands in clear: releases that didn't encrypt took any text.
+    A text with the prefix but without a key is not encrypted: releases before encryption took any text.
     """
     head = _HEAD.match(text) if isinstance(text, str) else None
     return None if head is None else head[1]
@@ -51,7 +51,7 @@ def parse(text: str) -> tuple[str, bytes]:
 
 
 def clear_size(text: str) -> int:
-    """Bytes of a value's JSON before it was encrypted, which the limits count: `write.lua` does the same."""
+    """The size of a value's JSON before encryption, in bytes, which the limits count. `write.lua` does the same."""
     head = _HEAD.match(text)
     if head is None:
         return len(text.encode())

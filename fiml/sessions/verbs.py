@@ -242,8 +242,9 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
 
         A principal's page has its own sessions and those that are shared with it.
 
-        The pages of one cursor are complete and without doubles while sessions come and go. With `include_archived`,
-        a page is `partial` while the archive is away. A session that only a later fiml can read is left out.
+        Pages that follow each other by cursor are complete and without duplicates, even while sessions come and go.
+        With `include_archived`, a page is `partial` while the archive is away. A session that only a later fiml can
+        read is left out.
 
         Raises:
             InvalidInput: a filter, the limit or the cursor is not valid.

@@ -112,7 +112,7 @@ def fetch(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) ->
 
 
 def find(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> tuple[int, Right] | None:
-    """The version at which an ended session is in the archive, and what the caller may do with it."""
+    """The version of an archived session, and what the caller may do with it."""
     columns = (sessions.c.version, sessions.c.user_id, sessions.c.grants, sessions.c.format)
     seen = select(*columns).where(sessions.c.id == session_id, archived_grants.seen_by(connection, caller))
     row = connection.execute(seen).one_or_none()
@@ -164,7 +164,7 @@ def is_buried(connection: Connection, session_id: UUID) -> bool:
 
 
 def page(connection: Connection, query: PageQuery) -> list[Header]:
-    """Ended sessions by `created_at` descending, then id."""
+    """Archived sessions by `created_at` descending, then id."""
     statement = _page_statement(connection, query)
     own = readable(lambda seen: _rows(connection, statement, seen), _header_of_own, query.limit)
     if query.given_to is None:

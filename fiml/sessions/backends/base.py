@@ -331,8 +331,8 @@ class Backend(Protocol):
     async def rewrite(self, session_id: UUID, rewriting: "Rewriting") -> bool:
         """Replace the texts of a session's values, without a new version; `False` if `rewriting` returns `None`.
 
-        Its format rises as with any write, so that no older fiml goes on with it. Whether it is live, archived or both.
-        What others write meanwhile is not lost. The words that a search finds are those of the new texts.
+        The session may be live, archived or both. What others write meanwhile is not lost. Its format rises as with any
+        write, so that no older fiml goes on with it. A search then finds the words of the new texts only.
 
         Raises:
             Unavailable: the session is archived and resumed again and again.

@@ -39,4 +39,4 @@ def _readable(connection: Connection, session_id: UUID) -> Header | None:
         record = archive.fetch(connection, session_id)
         return None if record is None else counted(record).header
     except (CorruptRecord, SchemaTooNew):
-        return None  # its reader is told; here it must not keep the others from their metrics
+        return None  # whoever reads it gets the error; here it must not keep the others from getting their metrics

@@ -72,7 +72,7 @@ class Location:
     """`None` if it can't be read."""
 
     format: bytes | None
-    """As it is stored."""
+    """The record format, as it is stored."""
 
 
 class RedisTier:
@@ -142,8 +142,8 @@ class RedisTier:
         """The replies of a call about a session.
 
         Raises:
-            CorruptRecord: its script failed by damage to the session. It wrote nothing then.
-            SchemaTooNew: its script failed by the layout of a later fiml.
+            CorruptRecord: the call's script failed because the session is damaged; it wrote nothing.
+            SchemaTooNew: the script failed because a later fiml wrote the session, in another layout.
         """
         try:
             return await call
@@ -226,7 +226,7 @@ class RedisTier:
     async def rewrite(self, record: SessionRecord, texts: Texts) -> str:
         """Replace the texts that were read by others: `rewritten`, `changed` or `absent`.
 
-        What others wrote since then stays as it is. The format rises, the version doesn't.
+        What others have written since then is left as it is. The format rises, the version doesn't.
         """
         header = record.header
         groups = fields.encode_texts(record.entries, texts)

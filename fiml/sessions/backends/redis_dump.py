@@ -41,12 +41,12 @@ def number_of(dump: Dump) -> int | None:
 
 
 def version_in(dump: Dump) -> str:
-    """The version in a dump, empty where it has none."""
+    """The version in a dump; empty if it has none."""
     return _header_in(dump).get("version", "")
 
 
 def user_in(dump: Dump) -> str | None:
-    """The user in a dump, where that can be read."""
+    """The user in a dump; `None` if it has none or can't be read."""
     return _header_in(dump).get("user")
 
 

@@ -152,11 +152,11 @@ def decode_record(session_id: UUID, reply: list[Any] | None) -> SessionRecord | 
 
 
 def decode_header(session_id: UUID, reply: list[bytes] | dict[bytes, bytes]) -> Header:
-    """A header from what HGETALL gives: a dict, or in a script's reply one flat list.
+    """A header from a reply to HGETALL: a dict, or a flat list if a script returned it.
 
     Raises:
-        CorruptRecord: a part is gone, or of another form.
-        SchemaTooNew: so it is, and a later fiml wrote it.
+        CorruptRecord: a part is missing, or can't be decoded.
+        SchemaTooNew: the same, in a header that a later fiml wrote.
     """
     stored: dict[bytes, bytes] = {}
     try:

@@ -50,7 +50,7 @@ class RedisSweep:
         return [expiry_entry(member, score) for reply in replies for member, score in _scored(reply)]
 
     async def look(self, entries: Sequence[ExpiryEntry]) -> list[Look | CorruptRecord | SchemaTooNew | None]:
-        """What the entries stand for; `None` where there is no session, the error of one that can't be read."""
+        """The sessions that entries refer to; `None` if there is no session, an error if it can't be read."""
         names = ("life", "expires", "maps_bytes", "history_bytes", "format")
         ids = [entry.session_id for entry in entries]
         replies = await self._client.run_each([("HMGET", keys.header_key(session_id), *names) for session_id in ids])

@@ -78,8 +78,8 @@ def decode(row: Sequence[Any]) -> Header:
     """The header in a row of `COLUMNS`.
 
     Raises:
-        CorruptRecord: a part is of another type, or no JSON.
-        SchemaTooNew: so it is, and a later fiml wrote it.
+        CorruptRecord: a column has the wrong type, or isn't JSON.
+        SchemaTooNew: the same, in a row that a later fiml wrote.
     """
     stored = dict(zip(COLUMNS, row, strict=True))
     try:

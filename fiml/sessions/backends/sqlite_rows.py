@@ -118,7 +118,7 @@ def select_ids_after(connection: sqlite3.Connection, after: UUID | None, at_most
 
 
 def select_page(connection: sqlite3.Connection, query: PageQuery, left_out: list[UUID] | None = None) -> list[Header]:
-    """Live sessions by `created_at` descending, then id; those that only a later fiml can read are `left_out`."""
+    """Live sessions by `created_at` descending, then id; `left_out` gets those that only a later fiml can read."""
     ids = [] if left_out is None else left_out
     whose = "TRUE" if query.user_id is None else _OWN
     own = readable(lambda seen: _rows(connection, query, whose, seen), lambda row: _decode(row, ids), query.limit)
@@ -231,7 +231,7 @@ def delete(connection: sqlite3.Connection, session_ids: Sequence[UUID]) -> None:
 def replace_texts(
     connection: sqlite3.Connection, header: Header, entries: Entries, queries: Sequence[tuple[UUID, str]]
 ) -> None:
-    """Give the entries and queries that are there other texts, at an unchanged version; the format rises."""
+    """Replace the texts of existing entries and queries, without a new version; the format rises."""
     connection.executemany(
         "UPDATE active_entries SET value = ? WHERE session_id = ? AND map = ? AND key = ?",
         [(text, header.id.hex, name, key) for name, texts in entries.items() for key, text in texts.items()],

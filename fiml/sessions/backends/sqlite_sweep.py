@@ -51,8 +51,8 @@ def move(connection: Connection, headers: Sequence[Header], ended: Ended) -> Non
     """Move live sessions to the archive.
 
     Raises:
-        CorruptRecord: one of them isn't whole.
-        SchemaTooNew: a later fiml wrote one.
+        CorruptRecord: one of them is damaged.
+        SchemaTooNew: a later fiml wrote one of them.
     """
     records = [with_all_totals(_select_whole(driver(connection), header)) for header in headers]
     archive.put(connection, records, ended)
@@ -137,7 +137,7 @@ def _count_newer(connection: sqlite3.Connection, by: datetime) -> int:
 
 
 def _select_whole(connection: sqlite3.Connection, header: Header) -> SessionRecord:
-    """A session whose JSON is JSON: in this archive it is text, and nothing else would tell."""
+    """A session, whole, after checking that its JSON is valid: the archive stores it as text and wouldn't notice."""
     check_format(header.format)
     is_json = {
         "active_entries": "json_valid(value)",

@@ -2,7 +2,7 @@
 -- KEYS 1 header
 -- ARGV 1 caller ('' for any)
 -- Returns the caller's right, user, version, life, microseconds of creation and expiry, format, then the fields of the
--- users whom it is given to; nil where the session isn't there for this caller.
+-- users it is shared with; nil if the caller doesn't see the session.
 local right = right_of_caller()
 if not right then return nil end
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return {right, false, false, false, false, false, false} end

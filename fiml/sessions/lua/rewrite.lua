@@ -1,11 +1,10 @@
--- Give a live session new texts in the place of those that were read. What others wrote since stays: entries are
--- compared with what was read, and queries are only ever appended in one life. The version stays too; the format rises
+-- Replace the texts of a live session that were read. What others wrote since then stays: an entry is only replaced if
+-- it is still what was read, and within one life, queries are only ever appended. The version stays; the format rises
 -- as with any write, so that no older fiml takes ciphertext for data.
 -- KEYS 1 header, 2 entries, 3 queries
 -- ARGV 1 only in this life, 2 newest format known, 3 how many entries, then field, SHA-1 of the text that was read, and
 --      new text of each; how many queries, then the new JSON of each, the first ones of the session in their order
--- Returns 'rewritten'; 'changed' where it lives another life, or is of a later format by now; 'absent' where it isn't
--- live.
+-- Returns 'rewritten'; 'changed' if it has another life, or a later format by now; 'absent' if it isn't live.
 local life, format = unpack(redis.call('HMGET', KEYS[1], 'life', 'format'))
 if not life then return 'absent' end
 local queries = redis.call('LRANGE', KEYS[3], 0, -1)
