@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -10,7 +11,8 @@ import pytest
 
 from fiml.core.config import Settings
 from tests.support.deployment import Deployment
-from tests.support.mcp_client import ERAS, Door, door
+from tests.support.mcp_client import ERAS, Door, door, structured
+from tests.test_mcp_surface import ARGUMENTS
 
 SESSION = "the session of the test"
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
@@ -142,7 +144,7 @@ NAMES = [
     Bad("create-analysis-session", {"sessionType": "equity"}, says=["assets"]),
     Bad("create-analysis-session", {"assets": ["AAPL"]}, says=["sessionType"]),
     *(creating("title", title=value) for value in each("", "  ", NUL, HALF, "x" * 201, HUGE, 5, ["a"], {"a": 1})),
-    *(creating("user_id", userId=value) for value in each("", NUL, HALF, "x" * 256, HUGE)),
+    *(creating("userId", userId=value) for value in each("", NUL, HALF, "x" * 256, HUGE)),
     *(creating("userId", userId=value) for value in each(5, ["a"], {"a": 1})),
 ]
 TYPES = [
@@ -203,7 +205,7 @@ CURSORS = [
 FILTERS = [
     listing(name, **{name: value}) for name in ("tag", "asset") for value in each(NUL, HALF, HUGE, 5, ["a"], {"a": 1})
 ] + [
-    Bad(tool, {"userId": value}, says=["user_id"])
+    Bad(tool, {"userId": value}, says=["userId"])
     for tool in ("list-sessions", "get-session-analytics")
     for value in each("", NUL, HALF, HUGE)
 ]
@@ -262,7 +264,7 @@ UNKNOWN_TOOLS = [
 ]
 MEMORY = [
     *(Bad("get-session-context", {"sessionId": SESSION, "maxTokens": n}) for n in (0, -1, 299, 10**9, GOOGOLS, True)),
-    Bad("update-session-context", {"sessionId": SESSION}, says=["is empty"]),
+    Bad("update-session-context", {"sessionId": SESSION}, says=["writes nothing"]),
     Bad("update-session-context", {"sessionId": SESSION, "cites": [UNKNOWN]}, says=["stands alone"]),
     Bad(
         "update-session-context", {"sessionId": SESSION, "note": "n", "cites": [UNKNOWN]}, says=["no record of session"]
@@ -277,10 +279,23 @@ MEMORY = [
     *(Bad("search-sessions", {"text": text}) for text in ("", HUGE, NUL, HALF, ROCKET, "pe_ratio <", "a = b", 7)),
     *(Bad("search-sessions", {"symbol": text}) for text in ("", "A" * 65, NUL)),
     *(Bad("search-sessions", {"createdFrom": text}) for text in ("yesterday", "2024-13-01", "2024-12-24T10:00:00", "")),
-    Bad("search-sessions", {"createdFrom": "2024-12-25", "createdBefore": "2024-12-24"}, says=["not before until"]),
+    Bad(
+        "search-sessions",
+        {"createdFrom": "2024-12-25", "createdBefore": "2024-12-24"},
+        says=["createdFrom is not before createdBefore"],
+    ),
     Bad("search-sessions", {"text": "a", "limit": 0}),
     Bad("search-sessions", {"text": "a", "cursor": "x"}),
 ]
+# With these a call is in order; the one argument that is to be refused comes on top.
+IN_ORDER: dict[str, dict[str, Any]] = {
+    "create-analysis-session": CREATE,
+    "search-by-symbol": {"symbol": "AAPL"},
+    "search-by-coin": {"symbol": "BTC"},
+    "update-session-context": {"note": "n"},
+    "search-sessions": {"text": "a"},
+}
+WRONG = each("", 0, -1, 10**9, True, NUL, HALF, HUGE, "nobody's", [], [""], {}, {NUL: 1}, {"k": NUL}, {"k": [HALF]})
 CALLS = {
     "memory": MEMORY,
     "ids": IDS,
@@ -352,3 +367,18 @@ async def test_the_server_deployment_refuses_the_same(deployment: Deployment, ca
         session_id = await caller.create("AAPL", "MSFT")
         for bad in calls:
             await check(caller, bad, session_id)
+
+
+@pytest.mark.parametrize("tool", ARGUMENTS)
+async def test_a_refusal_begins_with_the_name_of_the_argument_as_the_tool_has_it(
+    sqlite_settings: Settings, tool: str
+) -> None:
+    async with door(sqlite_settings) as caller:
+        named = {"sessionId": await caller.create("AAPL")} if "sessionId" in ARGUMENTS[tool] else {}
+        for argument in ARGUMENTS[tool]:
+            calls = [{**named, **IN_ORDER.get(tool, {}), argument: value} for value in WRONG]
+            results = [structured(await caller.client.call_tool(tool, call)) for call in calls]
+
+            refused = [each["message"] for each in results if each.get("code", "").startswith("invalid")]
+            assert refused, argument
+            assert all(re.match(rf"(a key of )?{argument}\b", message) for message in refused), refused

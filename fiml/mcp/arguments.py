@@ -11,9 +11,13 @@ from fiml.sessions.notes import MAX_CITATIONS, MAX_NOTE_CHARACTERS
 
 
 def _also(name: str) -> AliasChoices:
-    """The name in the schema, and its snake_case form, which models tend to write."""
-    snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
-    return AliasChoices(name, snake)
+    """The name in the schema, and its snake_case form, which models are prone to write."""
+    return AliasChoices(name, snake_case(name))
+
+
+def snake_case(name: str) -> str:
+    """The name as the library writes it: `ttl_hours` for `ttlHours`."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
 
 def _no_boolean(value: object) -> object:

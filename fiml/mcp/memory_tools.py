@@ -5,7 +5,7 @@ from functools import partial
 from mcp.server.mcpserver.tools import Tool
 
 from fiml.core.config import Settings
-from fiml.core.errors import SessionNotFound
+from fiml.core.errors import InvalidInput, SessionNotFound
 from fiml.mcp import arguments as args
 from fiml.mcp.memory_results import ClosedSession, FoundSessions, ResumedSession, SessionContext, UpdatedContext
 from fiml.mcp.pages import page_that_fits
@@ -41,6 +41,9 @@ class MemoryTools:
         cites: args.Cites = None,
     ) -> UpdatedContext:
         parsed = parse_session_id(sessionId)
+        if not (context or preferences or intermediateResults or cites or note is not None or conclusion is not None):
+            valid = "give context, preferences, intermediateResults, note or conclusion"
+            raise InvalidInput("update-session-context", "writes nothing", valid)
         written = await (await sessions_of(self._runtime)).remember(
             parsed,
             context=context,
@@ -84,6 +87,14 @@ class MemoryTools:
         limit: args.Limit = 10,
         cursor: args.Cursor = None,
     ) -> FoundSessions:
+        if all(value is None for value in (text, symbol, sessionType, tag, createdFrom, createdBefore)):
+            valid = "give text, symbol, sessionType, tag, createdFrom or createdBefore"
+            raise InvalidInput("search-sessions", "asks for nothing", valid)
+        since = None if createdFrom is None else parse_moment(createdFrom, "createdFrom")
+        until = None if createdBefore is None else parse_moment(createdBefore, "createdBefore")
+        if since is not None and until is not None and since >= until:
+            valid = "give an earlier createdFrom, or a later createdBefore"
+            raise InvalidInput("createdFrom", "is not before createdBefore", valid)
         search = partial(
             (await sessions_of(self._runtime)).search_sessions,
             userId,
@@ -91,8 +102,8 @@ class MemoryTools:
             symbol=None if symbol is None else symbol.strip(),
             type=sessionType,
             tag=tag,
-            since=None if createdFrom is None else parse_moment(createdFrom, "createdFrom"),
-            until=None if createdBefore is None else parse_moment(createdBefore, "createdBefore"),
+            since=since,
+            until=until,
             include_archived=includeArchived,
             cursor=cursor,
         )

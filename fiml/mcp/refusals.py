@@ -1,6 +1,7 @@
 """What a model gets to read when a call can't be answered: a code, what was wrong, and the next step."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, get_args
@@ -37,10 +38,22 @@ _NEXT_STEPS: dict[type[FimlError], str] = {
     NotPermitted: "call again within what is permitted, or tell the user what is missing and whom to ask",
 }
 
+# The field in `session id`, `intermediate_results.peg` or `a key of intermediate_results`.
+_FIELD = re.compile("^(a key of )?([a-z_ ]+)")
 
-def refuse(error: FimlError) -> CallToolResult:
-    """The tool error for one of fiml's errors."""
-    return _error(error.code, str(error), next_step_of(error))
+
+def refuse(error: FimlError, arguments: Mapping[str, str]) -> CallToolResult:
+    """The tool error of one of fiml's errors. `arguments` has the tool's arguments by what the library calls them."""
+    message = _about_argument(error, arguments) if isinstance(error, InvalidInput) else str(error)
+    return _error(error.code, message, next_step_of(error))
+
+
+def _about_argument(error: InvalidInput, arguments: Mapping[str, str]) -> str:
+    """The error's message, with the name that the field has in the tool."""
+    field = _FIELD.sub(
+        lambda found: (found[1] or "") + arguments.get(found[2].replace(" ", "_"), found[2]), error.field
+    )
+    return f"{field} {error.problem}; {error.valid}"
 
 
 def next_step_of(error: FimlError) -> str | None:

@@ -114,6 +114,7 @@ def sharing_tools(runtime: Runtime) -> list[Tool]:
             _share_text(max_hours),
             kind="adds",
             defaults={"codeHours": code_hours},
+            called={"user_id": "withUser", "hours": "codeHours", "share_code": "redeemCode"},
         )
     ]
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from fiml.access.principals import Scope
 from fiml.core.errors import FimlError
+from fiml.mcp.arguments import snake_case
 from fiml.mcp.auth import current_principal
 from fiml.mcp.refusals import refuse, with_refusals
 from fiml.runtime import Runtime
@@ -31,13 +32,16 @@ def make_tool(
     kind: Kind,
     is_open_world: bool = False,
     defaults: Mapping[str, int] = MappingProxyType({}),
+    called: Mapping[str, str] = MappingProxyType({}),
 ) -> Tool:
     """The tool for a method, named after it; `is_open_world` if it may ask a market provider.
 
-    `defaults` replace defaults in the method's signature, for arguments that the settings limit.
+    `defaults` of arguments, which settings bound, take the place of those in the method's signature.
+    `called` has the arguments by what the library calls them, where it isn't their name in snake_case.
     """
+    arguments = {snake_case(name): name for name in inspect.signature(method).parameters}
     tool = Tool.from_function(
-        _with_defaults(_answering(method, _SCOPES[kind]), defaults),
+        _with_defaults(_answering(method, _SCOPES[kind], arguments | dict(called)), defaults),
         name=method.__name__.replace("_", "-"),
         title=title,
         description=description,
@@ -76,8 +80,8 @@ def _with_defaults(answer: _Answer, defaults: Mapping[str, int]) -> _Answer:
     return answer
 
 
-def _answering(method: Callable[..., Awaitable[BaseModel]], scope: Scope) -> _Answer:
-    """Wrap a method: check the scope, return the result as compact JSON, turn fiml's errors into tool errors."""
+def _answering(method: Callable[..., Awaitable[BaseModel]], scope: Scope, arguments: Mapping[str, str]) -> _Answer:
+    """The method with its result as compact JSON, and fiml's errors as tool errors."""
 
     @functools.wraps(method)
     async def answer(*positional: Any, **named: Any) -> CallToolResult:
@@ -85,7 +89,7 @@ def _answering(method: Callable[..., Awaitable[BaseModel]], scope: Scope) -> _An
             current_principal().check(scope)
             result = await method(*positional, **named)
         except FimlError as exc:
-            return refuse(exc)
+            return refuse(exc, arguments)
         return CallToolResult(
             content=[TextContent(type="text", text=result.model_dump_json())],
             structured_content=result.model_dump(mode="json"),
