@@ -146,15 +146,15 @@ def _redis(broker: str, settings: Settings, visibility: dict[str, Any]) -> dict[
 
 
 def _as_celery_has_it(broker: str, address: "RedisAddress") -> str:
-    scheme, _, rest = broker.partition("://")
-    if scheme == "unix":
-        return f"redis+socket://{rest}"
-    if not (address.is_tls or address.service):
-        return broker
-    # Celery gets the URL's parameters through its own settings.
+    scheme = broker.partition("://")[0]
+    # Nothing stands behind a question mark: Celery would show a password there.
     given = address.options
     names = (given.get("username"), given.get("password"))
     account = ":".join(quote(name or "", safe="") for name in names) + "@" if any(names) else ""
+    if scheme == "unix":
+        database = f"?virtual_host={given['db']}" if "db" in given else ""
+        return f"redis+socket://{account}{quote(given['path'])}{database}"
     hosts = address.hosts or [(given.get("host", "localhost"), given.get("port", 6379))]
     kind = "sentinel" if address.service else scheme
-    return ";".join(f"{kind}://{account}{host}:{port}/{given.get('db', 0)}" for host, port in hosts)
+    shown = [(f"[{host}]" if ":" in host else host, port) for host, port in hosts]
+    return ";".join(f"{kind}://{account}{host}:{port}/{given.get('db', 0)}" for host, port in shown)

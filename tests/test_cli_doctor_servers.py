@@ -120,6 +120,16 @@ class TestServer:
         assert PASSWORD not in result.output
         assert "fiml doctor" not in result.output, "nobody is sent in a circle"
 
+    def test_a_password_in_the_query_is_not_shown(self) -> None:
+        result = run(
+            FIML_REDIS_URL=f"redis://{AWAY}/0?username=me&password=x@{PASSWORD}",
+            FIML_DATABASE_URL=f"postgresql://{AWAY}/fiml?user=me&password=x@{PASSWORD}",
+        )
+
+        assert "away" in line_about("Redis", result)
+        assert "away" in line_about("PostgreSQL", result)
+        assert PASSWORD not in result.output
+
     @pytest.mark.parametrize("url", [f"redis://:{PASSWORD}/x@{AWAY}", f"redis://:x?{PASSWORD}@{AWAY}"])
     def test_a_piece_of_a_password_is_not_taken_for_a_port_and_shown(self, url: str) -> None:
         result = run(FIML_REDIS_URL=url, FIML_DATABASE_URL=f"postgresql://{AWAY}/fiml")

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from sqlalchemy import text
 
 from fiml.core.errors import Misconfigured, Unavailable
 from fiml.db.engines import postgres_engine
@@ -71,7 +73,16 @@ async def test_a_server_whose_certificate_nobody_can_check_is_misconfigured_in_o
         ("/name?host=one,two", "has a host or port that can't be used"),
         ("/name?host=one,two&port=5432,99999", "has a host or port that can't be used"),
         ("h:99999/name", "has a host or port that can't be used"),
-        ("h/name?options=x", "has the parameter 'options'; known here are host, port, sslmode, sslrootcert,"),
+        ("h/name?nonsense=1", "has the parameter 'nonsense'; known here are host, port, user, password, dbname,"),
+        ("one:x,two/name", "is no URL"),
+        ("one,,two/name", "is no URL"),
+        ("h/name?sslcrl=x", "has the parameter 'sslcrl'"),
+        (f"h/name?password=a&{PASSWORD}=b", "has a parameter that is not known"),
+        ("h/name?gssencmode=require", "has gssencmode='require'; valid are prefer, disable"),
+        ("h/name?channel_binding=require", "has channel_binding='require'; valid are prefer, disable"),
+        ("h/name?client_encoding=latin1", "has client_encoding='latin1'; valid are UTF8"),
+        ("h/name?target_session_attrs=standby", "has target_session_attrs='standby'; valid are any, primary, read-"),
+        ("h/name?sslrootcert=system&sslmode=require", "has sslmode='require'; valid are verify-full"),
     ],
 )
 def test_what_a_url_cannot_say_is_misconfigured(rest: str, problem: str) -> None:
@@ -81,7 +92,49 @@ def test_what_a_url_cannot_say_is_misconfigured(rest: str, problem: str) -> None
     assert PASSWORD not in str(caught.value)
 
 
-def test_several_servers_may_be_named() -> None:
-    engine = postgres_engine("postgresql://u@/name?host=one,two&port=5432,5433")
+@pytest.mark.parametrize("rest", ["/name?host=one,::2&port=5432,5433", "one,[::2]:5433/name"])
+def test_several_servers_may_be_named(rest: str) -> None:
+    engine = postgres_engine(f"postgresql://u@{rest}")
 
-    assert engine.url.query["host"] == "one,two"
+    _, options = engine.dialect.create_connect_args(engine.url)
+    assert (options["host"], options["port"]) == (["one", "::2"], [5432, 5433])
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "postgres@{quoted}:5432/postgres",
+        "/postgres?user=postgres&host={folder}",
+        "{quoted}/?user=postgres&dbname=postgres&password=none&port=5432",
+        "nobody:x@{quoted}/none?user=postgres&dbname=postgres",
+        "postgres@127.0.0.1:1,{quoted}:5432/postgres?target_session_attrs=read-write",
+        "postgres@{quoted}/postgres?client_encoding=utf-8&gssencmode=prefer&channel_binding=prefer&keepalives=1"
+        "&keepalives_idle=30&sslmode=disable",
+    ],
+)
+async def test_a_server_is_reached_as_other_tools_write_it(postgres: PostgresProcess, rest: str) -> None:
+    folder = str(postgres.socket.parent)
+
+    await reach(f"postgresql://{rest.format(folder=folder, quoted=quote(folder, safe=''))}")
+
+
+async def test_options_of_the_server_are_passed_on(postgres: PostgresProcess) -> None:
+    database = PostgresDatabase(f"{postgres.url}&options=-c%20lc_time%3DC%20-c%20work_mem%3D7MB")
+    async with database.engine.connect() as connection:
+        assert await connection.scalar(text("show work_mem")) == "7MB"
+    await database.close()
+
+    with pytest.raises(Misconfigured, match=r"unrecognized configuration parameter.*check FIML_DATABASE_URL"):
+        await reach(f"{postgres.url}&options=-c%20nonsense%3D1")
+
+
+async def test_the_authorities_that_the_machine_trusts_are_named_system(
+    postgres: PostgresProcess, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tls_before(postgres.socket, certificates) as port:
+        url = f"postgresql://postgres@127.0.0.1:{port}/postgres?sslrootcert=system"
+
+        with pytest.raises(Unavailable, match="certificate verify failed"):
+            await reach(url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificates.file))
+        await reach(url)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis
+from redis.asyncio.connection import UnixDomainSocketConnection
 
 from fiml.access.rates import Rate, SharedAllowances
 from fiml.cache.l1_cache import RedisL1Cache
@@ -204,6 +205,23 @@ class TestTls:
         await client.close()
 
 
+async def test_a_socket_and_an_account_are_named_as_other_tools_do(tmp_path: Path) -> None:
+    with valkey_server(password=PASSWORD, options=["--unixsocket", str(tmp_path / "socket")]) as valkey:
+        for url in (
+            f"unix://{tmp_path}/socket?db=1&password={ENCODED}",
+            f"unix://:{ENCODED}@{tmp_path}/socket?db=1",
+            f"redis://127.0.0.1:{valkey.port}/1?username=default&password={ENCODED}&client_name=desk&max_connections=2"
+            "&decode_responses=true&health_check_interval=30&retry_on_timeout=true",
+        ):
+            client = RedisClient(url)
+            replies = await asyncio.gather(*(client.run([("SET", f"{n}", n), ("GET", f"{n}")]) for n in range(5)))
+            [name], [clients] = await client.run([("CLIENT GETNAME",)]), await client.run([("CLIENT LIST",)])
+            await client.close()
+
+            assert [value for _, value in replies] == [b"0", b"1", b"2", b"3", b"4"]
+            assert "client_name" not in url or (name, len(clients)) == ("desk", 2)
+
+
 class TestUrl:
     @pytest.mark.parametrize(
         ("url", "kind", "hosts", "service", "options"),
@@ -217,6 +235,19 @@ class TestUrl:
                 [("a", 26379), ("b", 7000)],
                 "main",
                 {"username": "u", "password": PASSWORD, "db": 3},
+            ),
+            (
+                f"unix:///run/s?db=1&username=u&password={ENCODED}&decode_responses=1",
+                Kind.SERVER,
+                [],
+                "",
+                {
+                    "path": "/run/s",
+                    "db": 1,
+                    "username": "u",
+                    "password": PASSWORD,
+                    "connection_class": UnixDomainSocketConnection,
+                },
             ),
             ("redis+sentinel://a/main?db=4", Kind.SENTINEL, [("a", 26379)], "main", {"db": 4}),
         ],
@@ -249,8 +280,10 @@ class TestUrl:
             ("redis+cluster://a/1", "names database 1; a Cluster has no other than 0"),
             ("redis+sentinel://a", "lacks the name under which the Sentinels know the master"),
             ("redis+sentinel://a/main/x", "is no URL; valid is redis\\+sentinel://"),
-            ("redis+cluster://a?sentinel_password=p", "has the parameter 'sentinel_password'"),
-            ("redis://h?decode_responses=1", "has the parameter 'decode_responses'"),
+            ("redis+cluster://a?sentinel_password=p", "has a parameter that is not known"),
+            ("redis://h?nonsense=1", "has the parameter 'nonsense'; known here are client_name, db,"),
+            ("redis://h?max_connections=0", "has max_connections=0; give 1 or more"),
+            ("redis://h?password=a&never=b", "has a parameter that is not known"),
             ("redis://h?ssl_ca_certs=x", "has the parameter ssl_ca_certs, which needs TLS; begin it with rediss"),
             ("rediss+cluster://h?ssl_cert_reqs=x", "has a parameter whose value can't be used"),
             ("rediss+sentinel://h/main?ssl_cert_reqs=x", "has a parameter whose value can't be used"),

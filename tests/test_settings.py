@@ -243,6 +243,8 @@ def test_secrets_are_not_in_an_error(monkeypatch: pytest.MonkeyPatch, variable: 
         ("redis://user:s3cret@host:6379/0", "redis://host:6379/0"),
         ("postgresql://user:s3@cret@host/db?password=s3cret", "postgresql://host/db"),
         ("unix:///run/valkey.sock?password=s3cret", "unix:///run/valkey.sock"),
+        ("postgresql:///db?user=me&password=s3@cret", "postgresql://***"),
+        ("redis://user:s3?cret@host", "redis://***"),
         ("redis://host", "redis://host"),
     ],
 )

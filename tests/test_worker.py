@@ -257,7 +257,9 @@ def test_the_task_of_a_change_of_keys_runs_in_the_process(monkeypatch: pytest.Mo
     ("url", "broker"),
     [
         ("unix:///run/redis.sock", "redis+socket:///run/redis.sock"),
+        ("unix:///run/s?db=1&password=p%2F&decode_responses=1", "redis+socket://:p%2F@/run/s?virtual_host=1"),
         ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://[::1]/3?username=u&password=p%2F&socket_timeout=5", "redis://u:p%2F@[::1]:6379/3"),
         ("rediss://u:p%2F@h:1/2?ssl_cert_reqs=none", "rediss://u:p%2F@h:1/2"),
         ("redis+sentinel://:p@a,b:1/main/3", "sentinel://:p@a:26379/3;sentinel://:p@b:1/3"),
     ],

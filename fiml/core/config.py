@@ -365,8 +365,9 @@ def without_secrets(url: str) -> str:
     """`url` without user, password and query, for messages and reports."""
     scheme, _, rest = url.partition("://")
     # Split at the last @: a password may contain one, even unescaped.
-    location = rest.rpartition("@")[2].partition("?")[0]
-    return f"{scheme}://{location}"
+    account, _, location = rest.rpartition("@")
+    # With both, what stands behind the @ may be the end of a password in the query.
+    return f"{scheme}://{'***' if '?' in account else location.partition('?')[0]}"
 
 
 def is_a_key(text: str) -> bool:

@@ -1,33 +1,26 @@
 """SQLAlchemy engines. JSON columns take and return text on each of them, so that no value is decoded on the way."""
 
 import sqlite3
-import ssl
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.dialects import registry
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from fiml.core.config import Synchronous
-from fiml.core.errors import Misconfigured, MissingExtra, echo
+from fiml.core.errors import Misconfigured, MissingExtra
+from fiml.db.postgres_url import parse_postgres_url
 
 BUSY_TIMEOUT_S = 30
 _WAL_TRIES = 600
 # The execution option that names how a transaction on SQLite begins.
 SQLITE_BEGIN = "fiml_sqlite_begin"
-CONNECT_TIMEOUT_S = 2
 MAX_CONNECTIONS = 20
 POOL_TIMEOUT_S = 2
-_ADDRESS = ("host", "port")
-_TLS_FILES = ("sslrootcert", "sslcert", "sslkey")
-_PARAMETERS = ("sslmode", *_TLS_FILES, "connect_timeout", "application_name")
-_TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _MAX_PORT = 65_535
 
 registry.register("postgresql.fiml", "fiml.db.asyncpg_dialect", "AsyncpgDialect")
@@ -44,10 +37,10 @@ def postgres_engine(database_url: str) -> AsyncEngine:
         Misconfigured: the URL can't be parsed, or has an unknown parameter or one with a value that can't be used.
         MissingExtra: asyncpg is not installed.
     """
-    url = _parse(database_url)
+    url, connect_args = parse_postgres_url(database_url)
     try:
         engine = create_async_engine(
-            url.set(drivername="postgresql+fiml", query={k: v for k, v in url.query.items() if k in _ADDRESS}),
+            url.set(drivername="postgresql+fiml"),
             json_serializer=_as_text,
             json_deserializer=_as_text,
             pool_size=MAX_CONNECTIONS,
@@ -55,7 +48,7 @@ def postgres_engine(database_url: str) -> AsyncEngine:
             pool_timeout=POOL_TIMEOUT_S,
             # Costs a round trip each time, so that no call fails because a restart of the server cut the connection.
             pool_pre_ping=True,
-            connect_args=_connect_args(url),
+            connect_args=connect_args,
         )
         _check_ports(engine)
     except ModuleNotFoundError as exc:
@@ -73,66 +66,6 @@ def _check_ports(engine: AsyncEngine) -> None:
     ports = options.get("port", _MAX_PORT)
     if not all(0 < port <= _MAX_PORT for port in (ports if isinstance(ports, list) else [ports])):
         raise ValueError("no port")
-
-
-def _parse(database_url: str) -> URL:
-    try:
-        url = make_url(database_url)
-    except (ArgumentError, ValueError):
-        # The original message repeats the URL, and with it the password.
-        raise Misconfigured(
-            "FIML_DATABASE_URL is no URL; valid is postgresql://user@host/name, with reserved characters of a "
-            "password percent-encoded"
-        ) from None
-    unknown = [name for name in url.query if name not in (*_ADDRESS, *_PARAMETERS)]
-    if unknown:
-        known = ", ".join((*_ADDRESS, *_PARAMETERS))
-        raise Misconfigured(f"FIML_DATABASE_URL has the parameter {echo(unknown[0])}; known here are {known}")
-    return url
-
-
-def _connect_args(url: URL) -> dict[str, Any]:
-    """The parameters that libpq and asyncpg name differently."""
-    given = {name: str(value) for name, value in url.query.items()}
-    arguments: dict[str, Any] = {"timeout": _seconds(given.get("connect_timeout"))}
-    if "sslmode" in given:
-        arguments["ssl"] = _tls_mode(given["sslmode"])
-    if files := {name: given[name] for name in _TLS_FILES if name in given}:
-        _check_files(files)
-        arguments["dsn"] = f"postgresql://?{urlencode(files)}"  # asyncpg takes them only this way
-    if "application_name" in given:
-        arguments["server_settings"] = {"application_name": given["application_name"]}
-    return arguments
-
-
-def _tls_mode(text: str) -> str:
-    if text not in _TLS_MODES:
-        raise Misconfigured(f"FIML_DATABASE_URL has sslmode={echo(text)}; valid are {', '.join(_TLS_MODES)}")
-    return text
-
-
-def _check_files(files: Mapping[str, str]) -> None:
-    context, name = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "sslrootcert"
-    try:
-        if name in files:
-            context.load_verify_locations(files[name])
-        name = "sslcert"
-        if name in files:
-            # Without a password, OpenSSL would ask for that of an encrypted key at the terminal.
-            context.load_cert_chain(files[name], files.get("sslkey"), password="")
-    except OSError as exc:
-        raise Misconfigured(
-            f"FIML_DATABASE_URL has {name}={echo(files[name])}, which can't be used ({exc}); name a file in PEM"
-        ) from exc
-
-
-def _seconds(text: str | None) -> float:
-    if text is None:
-        return CONNECT_TIMEOUT_S
-    try:
-        return float(text)
-    except ValueError:
-        raise Misconfigured(f"FIML_DATABASE_URL has connect_timeout={echo(text)}; give seconds") from None
 
 
 def sqlite_engine(file: Path, synchronous: Synchronous) -> Engine:

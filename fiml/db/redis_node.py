@@ -44,13 +44,15 @@ class Node:
         Misconfigured: from every call, when the server doesn't accept the user or password.
     """
 
-    def __init__(self, name: str, pool: ConnectionPool, *, replicas: int = 0, sentinel: Sentinel | None = None) -> None:
+    def __init__(
+        self, name: str, pool: ConnectionPool, *, places: int, replicas: int = 0, sentinel: Sentinel | None = None
+    ) -> None:
         self.name = name
         self._pool = pool
         self._redis = Redis.from_pool(pool)
         self._replicas = replicas
         self._sentinel = sentinel
-        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._places = asyncio.Semaphore(places)
         self._idle: list[Connection] = []
         self._in_use: set[Connection] = set()
 
@@ -150,15 +152,16 @@ def connect(address: RedisAddress, host: tuple[str, int] | None = None, *, repli
         "retry": Retry(NoBackoff(), 0),
         **address.options,
     }
+    places = options.pop("max_connections", MAX_CONNECTIONS)
     try:
         if address.kind is Kind.SENTINEL:
-            return _behind_sentinels(address, options, replicas)
+            return _behind_sentinels(address, options, places, replicas)
         if host is not None:
             options |= {"host": host[0], "port": host[1]}
         connection_class = options.pop("connection_class", Connection)
         pool = ConnectionPool(connection_class=connection_class, **options)
         _new_connection(pool)  # raises if the options are not valid
-        return Node(address.name if host is None else f"{host[0]}:{host[1]}", pool, replicas=replicas)
+        return Node(address.name if host is None else f"{host[0]}:{host[1]}", pool, places=places, replicas=replicas)
     except (TypeError, ValueError, RedisError):
         # The original message may contain a password.
         raise Misconfigured(
@@ -166,7 +169,7 @@ def connect(address: RedisAddress, host: tuple[str, int] | None = None, *, repli
         ) from None
 
 
-def _behind_sentinels(address: RedisAddress, options: dict[str, Any], replicas: int) -> Node:
+def _behind_sentinels(address: RedisAddress, options: dict[str, Any], places: int, replicas: int) -> Node:
     timeouts = {"socket_connect_timeout": SENTINEL_S, "socket_timeout": SENTINEL_S, "retry": options["retry"]}
     tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
     sentinel = Sentinel(  # type: ignore[no-untyped-call]  # as redis-py has it
@@ -181,7 +184,7 @@ def _behind_sentinels(address: RedisAddress, options: dict[str, Any], replicas: 
         **options,
     )
     _new_connection(pool)  # as above
-    return Node(address.name, pool, replicas=replicas, sentinel=sentinel)
+    return Node(address.name, pool, places=places, replicas=replicas, sentinel=sentinel)
 
 
 class _AskingPool(SentinelConnectionPool):

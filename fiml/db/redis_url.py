@@ -8,11 +8,17 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from redis.asyncio.connection import parse_url
 
 from fiml.core.config import REDIS_SCHEMES, split_address, without_secrets
-from fiml.core.errors import Misconfigured, echo
+from fiml.core.errors import Misconfigured
+from fiml.db.url_parameters import refuse_unknown
 
 _SERVER_PORT = 6379
 _SENTINEL_PORT = 26379
-_PARAMETERS = {"db", "protocol", "socket_connect_timeout", "socket_timeout"}
+_PARAMETERS = {
+    *("client_name", "db", "max_connections", "password", "protocol", "username"),
+    *("socket_connect_timeout", "socket_timeout"),
+}
+# What other tools add for redis-py's client and pool, in whose place fiml has its own.
+_IGNORED = {"decode_responses", "health_check_interval", "retry_on_timeout"}
 _TCP_PARAMETERS = {"socket_keepalive"}
 _TLS_PARAMETERS = {"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
 _SENTINEL_PARAMETERS = {"sentinel_username", "sentinel_password"}
@@ -75,11 +81,13 @@ def parse_redis_url(url: str) -> RedisAddress:
             f"FIML_REDIS_URL is no URL; valid is {_EXAMPLES[kind]}, with reserved characters of a password "
             "percent-encoded"
         ) from None
-    given: dict[str, Any] = dict(options)
+    given: dict[str, Any] = {name: value for name, value in options.items() if name not in _IGNORED}
     if kind is not Kind.SERVER:
         given.pop("host")
     if kind is Kind.CLUSTER and given.get("db"):
         raise Misconfigured(f"FIML_REDIS_URL names database {given['db']}; a Cluster has no other than 0")
+    if given.get("max_connections", 1) < 1:
+        raise Misconfigured(f"FIML_REDIS_URL has max_connections={given['max_connections']}; give 1 or more")
     of_sentinels = {name: given.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     return RedisAddress(
         kind=kind,
@@ -94,17 +102,14 @@ def parse_redis_url(url: str) -> RedisAddress:
 
 def _check_parameters(kind: Kind, transport: str, query: str) -> None:
     given = set(parse_qs(query))
-    known = set(_PARAMETERS)
+    known = _PARAMETERS | _IGNORED
     known |= _TCP_PARAMETERS if transport != "unix" else set()
     known |= _SENTINEL_PARAMETERS if kind is Kind.SENTINEL else set()
     if transport == "rediss":
         known |= _TLS_PARAMETERS
     elif for_tls := sorted(given & _TLS_PARAMETERS):
         raise Misconfigured(f"FIML_REDIS_URL has the parameter {for_tls[0]}, which needs TLS; begin it with rediss")
-    if unknown := sorted(given - known):
-        raise Misconfigured(
-            f"FIML_REDIS_URL has the parameter {echo(unknown[0])}; known here are {', '.join(sorted(known))}"
-        )
+    refuse_unknown("FIML_REDIS_URL", query, given, sorted(known))
 
 
 def _service_and_database(kind: Kind, path: str) -> tuple[str, str]:
