@@ -1,6 +1,7 @@
 """A real Celery worker with beat, as a process, on real servers."""
 
 import asyncio
+import importlib
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from celery.schedules import crontab
 
 from fiml.core.clock import using
 from fiml.core.config import Settings
-from fiml.core.errors import Misconfigured
+from fiml.core.errors import Misconfigured, MissingExtra
 from fiml.sessions import tasks
 from fiml.sessions.keyring import KeyFile
 from fiml.sessions.models import SessionType
@@ -279,6 +280,14 @@ def test_a_cluster_is_no_broker() -> None:
 
     another = settings.model_copy(update={"broker_url": "redis://broker:6379/1"})
     assert make_app(another).conf.broker_url == "redis://broker:6379/1"
+
+
+def test_tasks_without_celery_are_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "celery", None)
+    monkeypatch.delitem(sys.modules, tasks.__name__)
+
+    with pytest.raises(MissingExtra, match=r"fiml\[server\]"):
+        importlib.import_module(tasks.__name__)
 
 
 def test_a_worker_without_a_broker_says_what_to_set() -> None:

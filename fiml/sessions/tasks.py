@@ -7,18 +7,21 @@ from collections.abc import Coroutine
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
-from celery import current_task, shared_task
-from celery.exceptions import SoftTimeLimitExceeded
-from celery.signals import before_task_publish, worker_process_shutdown
-
 from fiml.core import clock, observe, tracing
 from fiml.core.config import Settings
-from fiml.core.errors import Unavailable
+from fiml.core.errors import MissingExtra, Unavailable
 from fiml.core.log import in_request
 from fiml.runtime import Runtime
 from fiml.sessions import maintenance
 from fiml.sessions.maintenance import Job, Result
 from fiml.sessions.store import SessionStore
+
+try:
+    from celery import current_task, shared_task
+    from celery.exceptions import SoftTimeLimitExceeded
+    from celery.signals import before_task_publish, worker_process_shutdown
+except ModuleNotFoundError as exc:
+    raise MissingExtra("fiml.sessions.tasks (Celery)", "server") from exc
 
 _AGAIN: dict[str, Any] = {"autoretry_for": (Unavailable,), "retry_backoff": True, "max_retries": 5}
 _CLEANUP, _RETENTION, _METRICS = maintenance.JOBS
