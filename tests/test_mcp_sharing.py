@@ -116,6 +116,7 @@ async def test_a_code_is_redeemed_by_one_caller_once(tmp_path: Path, issuer: Iss
         ({"codeHours": True}, "codeHours"),
         ({"revokeCode": "0"}, "no open code"),
         ({"redeemCode": "x" * 101}, "redeemCode"),
+        ({"redeemCode": "share_nonsense"}, "redeemCode is no open code"),
     ],
 )
 async def test_bad_input_is_refused_and_shares_nothing(
@@ -129,6 +130,15 @@ async def test_bad_input_is_refused_and_shares_nothing(
     assert refusal["code"] == "invalid_input"
     assert says in refusal["message"]
     assert (len(state["shares"]), state["open_codes"]) == (1, [])
+
+
+async def test_an_owner_who_redeems_an_open_code_stays_the_owner(sqlite_settings: Settings) -> None:
+    async with door(sqlite_settings) as caller:
+        session_id = await caller.create()
+        made = await caller.answer("share-session", sessionId=session_id)
+        redeemed = await caller.answer("share-session", sessionId=session_id, redeemCode=made["share_code"])
+
+    assert (redeemed["your_role"], redeemed["open_codes"]) == ("owner", made["open_codes"])
 
 
 async def test_the_trail_names_who_called_also_an_admin(tmp_path: Path, issuer: Issuer) -> None:

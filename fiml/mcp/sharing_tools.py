@@ -13,7 +13,7 @@ from fiml.mcp import arguments as args
 from fiml.mcp.results import Result
 from fiml.mcp.tooling import make_tool, sessions_of
 from fiml.runtime import Runtime
-from fiml.sessions.rights import ShareCode
+from fiml.sessions.rights import ShareCode, digest_of
 from fiml.sessions.sharing import DEFAULT_CODE_HOURS
 from fiml.sessions.values import parse_session_id
 from fiml.sessions.verbs import SessionVerbs
@@ -65,7 +65,12 @@ class SharingTools:
         sessions = await sessions_of(self._runtime)
         if redeemCode is not None:
             taken = await sessions.redeem_share_code(parsed, redeemCode)
-            return await _as_owner(sessions, parsed) if taken is None else _as_guest(parsed, taken.value)
+            if taken is not None:
+                return _as_guest(parsed, taken.value)
+            own = await _as_owner(sessions, parsed)
+            if all(code.id != digest_of(redeemCode) for code in own.open_codes):
+                raise InvalidInput("redeemCode", "is no open code", "leave it out: the session is yours already")
+            return own
         if revokeCode is not None:
             if not await sessions.revoke_share_code(parsed, revokeCode):
                 raise InvalidInput("revokeCode", "is the id of no open code", "take one of open_codes")
