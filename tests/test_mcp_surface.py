@@ -104,10 +104,10 @@ async def test_the_tools_take_the_arguments_of_the_contract(sqlite_settings: Set
     assert {tool.name: tool.input_schema["required"] for tool in listed if "required" in tool.input_schema} == REQUIRED
 
 
-async def test_every_argument_is_described(sqlite_settings: Settings) -> None:
+async def test_every_argument_is_described_with_an_example(sqlite_settings: Settings) -> None:
     for tool in (await tools(sqlite_settings)).values():
         for name, schema in tool.input_schema["properties"].items():
-            assert len(schema.get("description", "")) > 5, f"{tool.name}.{name}"
+            assert "e.g. " in schema["description"], f"{tool.name}.{name}"
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ async def test_every_argument_is_described(sqlite_settings: Settings) -> None:
         ("days", ["1 to 3650", "e.g."]),
         ("hours", ["1 to the maximum above", "e.g."]),
         ("codeHours", ["1 to the maximum above", "e.g."]),
+        ("limit", ["1 to 200", "e.g."]),
         ("userId", ["at most 255 characters", "e.g."]),
-        *((name, ["e.g."]) for name in ("tag", "asset", "createdFrom", "createdBefore")),
     ],
 )
 async def test_bounds_and_an_example_stand_in_the_description(
@@ -169,6 +169,13 @@ async def test_every_tool_has_a_title_a_description_annotations_and_an_output_sc
         assert tool.annotations is not None
         assert tool.annotations.read_only_hint is (tool.name in READERS)
         assert tool.annotations.destructive_hint is False
+        assert tool.annotations.idempotent_hint is (tool.name in READERS | {"close-session", "resume-session"})
+
+
+async def test_how_long_a_page_is_stands_in_the_tool_that_lists(sqlite_settings: Settings) -> None:
+    lister = (await tools(sqlite_settings))["list-sessions"]
+
+    assert f"{lister.input_schema['properties']['limit']['default']} by default" in str(lister.description)
 
 
 async def test_the_life_of_a_session_stands_in_the_tool_that_makes_it(sqlite_settings: Settings) -> None:

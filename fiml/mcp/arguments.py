@@ -40,7 +40,8 @@ RequestId = Annotated[
     str | None,
     Field(
         validation_alias=_also("requestId"),
-        description="UUID of your own for this query: repeated with it, it is recorded once",
+        description="UUID of your own for this query: repeated with it, it is recorded once, e.g."
+        " 7d444840-9dc0-41d1-b245-5ffdce74fad2",
         max_length=100,
     ),
 ]
@@ -59,7 +60,7 @@ Assets = Annotated[
     list[str], Field(description=f'1 to {values.MAX_ASSETS} symbols the analysis is about, e.g. ["AAPL", "MSFT"]')
 ]
 RequiredSessionType = Annotated[
-    SessionType, Field(validation_alias=_also("sessionType"), description="what kind of analysis it is")
+    SessionType, Field(validation_alias=_also("sessionType"), description="what kind of analysis it is, e.g. equity")
 ]
 TtlHours = Annotated[
     int | None,
@@ -69,12 +70,19 @@ TtlHours = Annotated[
     _Whole,
 ]
 Tags = Annotated[list[str] | None, Field(description=f'at most {values.MAX_TAGS} labels, e.g. ["tech"]')]
-Title = Annotated[str | None, Field(description=f"at most {values.MAX_TITLE_CHARACTERS} characters, to find it again")]
-IncludeArchived = Annotated[
-    bool, Field(validation_alias=_also("includeArchived"), description="also sessions that have ended")
+Title = Annotated[
+    str | None,
+    Field(
+        description=f"at most {values.MAX_TITLE_CHARACTERS} characters, to find it again, e.g. Apple before earnings"
+    ),
 ]
-Limit = Annotated[int, Field(description=f"sessions per page, 1 to {values.MAX_PAGE}"), _Whole]
-Cursor = Annotated[str | None, Field(description="next_cursor of the page before, as it was", max_length=500)]
+IncludeArchived = Annotated[
+    bool, Field(validation_alias=_also("includeArchived"), description="also sessions that have ended, e.g. true")
+]
+Limit = Annotated[int, Field(description=f"sessions per page, 1 to {values.MAX_PAGE}, e.g. 20"), _Whole]
+Cursor = Annotated[
+    str | None, Field(description="next_cursor of the page before, as it was, e.g. MTczNTA1NDIw...", max_length=500)
+]
 Tag = Annotated[str | None, Field(description="only with this tag, e.g. tech")]
 Asset = Annotated[str | None, Field(description="only about this asset, e.g. AAPL")]
 Hours = Annotated[
@@ -90,13 +98,16 @@ Exchange = Annotated[
 Pair = Annotated[str, Field(description="currency of the price, e.g. USD")]
 Depth = Annotated[
     Literal["quick", "standard", "deep"],
-    Field(description="quick: quote; standard: also technicals and fundamentals; deep: also compared with the session"),
+    Field(
+        description="quick: quote; standard: also technicals and fundamentals; deep: also compared with the session,"
+        " e.g. standard"
+    ),
 ]
 MaxTokens = Annotated[
     int,
     Field(
         validation_alias=_also("maxTokens"),
-        description=f"budget of the answer, {MIN_TOKENS} to {MAX_TOKENS} tokens of 4 bytes",
+        description=f"budget of the answer, {MIN_TOKENS} to {MAX_TOKENS} tokens of 4 bytes, e.g. 1000",
     ),
     _Whole,
 ]
@@ -107,18 +118,27 @@ IntermediateResults = Annotated[
     _Entries,
     Field(validation_alias=_also("intermediateResults"), description='what you computed, e.g. {"peg_AAPL": 1.9}'),
 ]
-Note = Annotated[str | None, Field(description=f"to remember, at most {MAX_NOTE_CHARACTERS} characters")]
-Conclusion = Annotated[str | None, Field(description=f"that you drew, at most {MAX_NOTE_CHARACTERS} characters")]
+Note = Annotated[
+    str | None,
+    Field(description=f"to remember, at most {MAX_NOTE_CHARACTERS} characters, e.g. the user holds no banks"),
+]
+Conclusion = Annotated[
+    str | None,
+    Field(description=f"that you drew, at most {MAX_NOTE_CHARACTERS} characters, e.g. MSFT is dearer than AAPL"),
+]
 Cites = Annotated[
     list[str] | None,
-    Field(description=f"ids of the records that note and conclusion rest on, at most {MAX_CITATIONS}"),
+    Field(
+        description=f"ids of the records that note and conclusion rest on, at most {MAX_CITATIONS}, e.g."
+        ' ["7d444840-9dc0-41d1-b245-5ffdce74fad2"]'
+    ),
 ]
 WithUser = Annotated[
     str | None, Field(validation_alias=_also("withUser"), description="whom to share with, e.g. analyst_002")
 ]
 ShareRole = Annotated[
     Literal["viewer", "editor", "none"],
-    Field(description="viewer: reads; editor: also tracks, notes, extends, closes; none: takes it back"),
+    Field(description="viewer: reads; editor: also tracks, notes, extends, closes; none: takes it back; e.g. editor"),
 ]
 CodeHours = Annotated[
     int,
@@ -129,16 +149,23 @@ CodeHours = Annotated[
     _Whole,
 ]
 RevokeCode = Annotated[
-    str | None, Field(validation_alias=_also("revokeCode"), description="id of an open code", max_length=100)
+    str | None,
+    Field(
+        validation_alias=_also("revokeCode"),
+        description="id of one of open_codes, e.g. 9b74c9897bac770ffc029102a200c5de",
+        max_length=100,
+    ),
 ]
 RedeemCode = Annotated[
     str | None,
-    Field(validation_alias=_also("redeemCode"), description="code that you were given, share_...", max_length=100),
+    Field(validation_alias=_also("redeemCode"), description="code that you were given, e.g. share_...", max_length=100),
 ]
 ResumeHours = Annotated[
     int | None, Field(description="hours it lives from now, 1 to the maximum above, e.g. 24"), _Whole
 ]
-SearchText = Annotated[str | None, Field(description="words (word* for a beginning), conditions: margin pe_ratio < 30")]
+SearchText = Annotated[
+    str | None, Field(description="words (word* for a beginning), conditions, e.g. margin pe_ratio < 30")
+]
 SearchSymbol = Annotated[str | None, Field(description="among the assets or asked about, e.g. AAPL", max_length=1000)]
 CreatedFrom = Annotated[
     str | None, Field(validation_alias=_also("createdFrom"), description="date or time, e.g. 2024-12-24")

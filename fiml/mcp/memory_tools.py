@@ -125,8 +125,10 @@ def memory_tools(runtime: Runtime) -> list[Tool]:
     return [
         make_tool(tools.get_session_context, "Get session context", CONTEXT_TEXT, kind="reads"),
         make_tool(tools.update_session_context, "Update session context", UPDATE_TEXT, kind="adds"),
-        make_tool(tools.resume_session, "Resume session", _resume_text(runtime.settings), kind="adds"),
-        make_tool(tools.close_session, "Close session", CLOSE_TEXT, kind="adds"),
+        make_tool(
+            tools.resume_session, "Resume session", _resume_text(runtime.settings), kind="adds", is_idempotent=True
+        ),
+        make_tool(tools.close_session, "Close session", CLOSE_TEXT, kind="adds", is_idempotent=True),
         make_tool(tools.search_sessions, "Search sessions", SEARCH_TEXT, kind="reads"),
     ]
 

@@ -30,11 +30,14 @@ def make_tool(
     description: str,
     *,
     kind: Kind,
+    is_idempotent: bool = False,
     is_open_world: bool = False,
     defaults: Mapping[str, int] = MappingProxyType({}),
     called: Mapping[str, str] = MappingProxyType({}),
 ) -> Tool:
     """The tool for a method, named after it; `is_open_world` if it may ask a market provider.
+
+    `is_idempotent` where it writes, but a second call like the first one changes nothing more.
 
     `defaults` of arguments, which settings bound, take the place of those in the method's signature.
     `called` has the arguments by what the library calls them, where it isn't their name in snake_case.
@@ -48,7 +51,7 @@ def make_tool(
         annotations=ToolAnnotations(
             read_only_hint=kind == "reads",
             destructive_hint=False,
-            idempotent_hint=kind == "reads",
+            idempotent_hint=kind == "reads" or is_idempotent,
             open_world_hint=is_open_world,
         ),
     )

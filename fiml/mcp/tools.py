@@ -29,6 +29,7 @@ from fiml.runtime import Runtime
 from fiml.sessions.values import parse_session_id
 
 EXTENSION_HOURS = 24
+PAGE = 10
 
 
 class SessionTools:
@@ -78,7 +79,7 @@ class SessionTools:
         self,
         userId: args.UserId = None,
         includeArchived: args.IncludeArchived = False,  # noqa: FBT002 - an argument of the protocol
-        limit: args.Limit = 10,
+        limit: args.Limit = PAGE,
         cursor: args.Cursor = None,
         sessionType: args.OptionalSessionType = None,
         tag: args.Tag = None,
@@ -192,7 +193,7 @@ GET_TEXT = (
     " and expired sessions are shown too, and say so."
 )
 LIST_TEXT = (
-    "Find sessions: a page of them, newest first, with title, assets, tags and times. Use it when the user means an"
+    f"Find sessions: a page of them, {PAGE} by default, newest first, with title, assets, tags and times. Use it when the user means an"
     " earlier analysis whose id you don't have. Give next_cursor as cursor for the next page. Archived sessions are"
     " only in it with includeArchived."
 )
