@@ -214,6 +214,24 @@ async def test_two_replicas_share_a_principals_allowance_whatever_its_token(
     assert "ask again at" in refusal["message"]
 
 
+async def test_a_refused_call_is_answered_with_its_id_where_it_can_be_read(tmp_path: Path) -> None:
+    issuer = Issuer()
+    variables = issuer.variables(tmp_path / "keys.json") | {
+        "FIML_HTTP_RATE_PER_MINUTE": "1",
+        "FIML_HTTP_RATE_BURST": "1",
+    }
+    has_none = [b"", b"no JSON", b"[]", b'{"id": true}', b'{"id": 1.5}', b'{"id": "\\ud800"}', b'{"id": "\xff"}']
+    too_much = [b"[" * 60_000, b'{"id": 7, "x": "' + b"x" * 1_000_000 + b'"}']
+    async with http_server(tmp_path / "data", **variables) as server:
+        token = f"Bearer {issuer.token()}"
+        await server.post(LIST_TOOLS, authorization=token)
+        bodies = [LIST_TOOLS, b'{"method": "tools/list", "id": "seven"}', *has_none, *too_much]
+        answers = [await server.post(body, authorization=token) for body in bodies]
+
+    assert {answer.status_code for answer in answers} == {429}
+    assert [answer.json()["id"] for answer in answers] == [1, "seven"] + [None] * (len(has_none) + len(too_much))
+
+
 async def test_a_client_is_told_by_an_error_that_it_can_show_to_the_model(tmp_path: Path) -> None:
     issuer = Issuer()
     variables = issuer.variables(tmp_path / "keys.json") | {

@@ -4,6 +4,7 @@ import asyncio
 import math
 from datetime import timedelta
 
+import msgspec
 from mcp_types import ErrorData, JSONRPCError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse
@@ -57,17 +58,35 @@ class RateLimit:
         if scope["type"] == "http" and user_id is not None:
             wait = await self._allowances.take(user_id)
             if wait:
-                await _too_many(math.ceil(wait.total_seconds()))(scope, receive, send)
+                await _too_many(math.ceil(wait.total_seconds()), await _id_of_call(receive))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _too_many(seconds: int) -> JSONResponse:
-    """The refusal, with a JSON-RPC error, whose message clients show to the model."""
+class _Call(msgspec.Struct):
+    id: int | str | None = None
+
+
+async def _id_of_call(receive: Receive) -> int | str | None:
+    """The id of a call whose body comes in one piece, as a usual one does; for a longer one nobody waits."""
+    try:
+        message = await receive()
+    except HTTPException:  # it didn't come in time
+        return None
+    if message["type"] != "http.request" or message.get("more_body", False):
+        return None
+    try:
+        return msgspec.json.decode(message.get("body", b""), type=_Call).id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _too_many(seconds: int, call_id: int | str | None) -> JSONResponse:
+    """The refusal, also as an error of the protocol: clients show its message to the model."""
     error = RateLimited("fiml", clock.now() + timedelta(seconds=seconds))
     data = {"code": error.code, "next_step": next_step_of(error), "retry_after_seconds": seconds}
     refusal = JSONRPCError(
-        jsonrpc="2.0", id=None, error=ErrorData(code=RATE_LIMITED, message=f"{error.code}: {error}", data=data)
+        jsonrpc="2.0", id=call_id, error=ErrorData(code=RATE_LIMITED, message=f"{error.code}: {error}", data=data)
     )
     return JSONResponse(
         refusal.model_dump(mode="json", by_alias=True), status_code=429, headers={"retry-after": str(seconds)}
