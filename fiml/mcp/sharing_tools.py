@@ -64,13 +64,7 @@ class SharingTools:
             raise InvalidInput("share-session", "does one thing at a time", "give withUser, revokeCode or redeemCode")
         sessions = await sessions_of(self._runtime)
         if redeemCode is not None:
-            taken = await sessions.redeem_share_code(parsed, redeemCode)
-            if taken is not None:
-                return _as_guest(parsed, taken.value)
-            own = await _as_owner(sessions, parsed)
-            if all(code.id != digest_of(redeemCode) for code in own.open_codes):
-                raise InvalidInput("redeemCode", "is no open code", "leave it out: the session is yours already")
-            return own
+            return await _redeem(sessions, parsed, redeemCode)
         if revokeCode is not None:
             if not await sessions.revoke_share_code(parsed, revokeCode):
                 raise InvalidInput("revokeCode", "is the id of no open code", "take one of open_codes")
@@ -90,6 +84,16 @@ async def _give(sessions: SessionVerbs, session_id: UUID, user_id: str, role: st
     if user_id == sessions.user_id and await sessions.get_session(session_id, recent_queries=0) is None:
         return _as_guest(session_id, "none")  # a caller that gave up its own role no longer sees the session
     return await _as_owner(sessions, session_id)
+
+
+async def _redeem(sessions: SessionVerbs, session_id: UUID, code: str) -> SharedSession:
+    taken = await sessions.redeem_share_code(session_id, code)
+    if taken is not None:
+        return _as_guest(session_id, taken.value)
+    own = await _as_owner(sessions, session_id)
+    if all(open_code.id != digest_of(code) for open_code in own.open_codes):
+        raise InvalidInput("redeemCode", "is no open code", "leave it out: the session is yours already")
+    return own
 
 
 def _as_guest(session_id: UUID, role: Literal["viewer", "editor", "none"]) -> SharedSession:

@@ -193,9 +193,9 @@ GET_TEXT = (
     " and expired sessions are shown too, and say so."
 )
 LIST_TEXT = (
-    f"Find sessions: a page of them, {PAGE} by default, newest first, with title, assets, tags and times. Use it when the user means an"
-    " earlier analysis whose id you don't have. Give next_cursor as cursor for the next page. Archived sessions are"
-    " only in it with includeArchived."
+    f"Find sessions: a page of them, {PAGE} by default, newest first, with title, assets, tags and times. Use it when"
+    " the user means an earlier analysis whose id you don't have. Give next_cursor as cursor for the next page."
+    " Archived sessions are only in it with includeArchived."
 )
 STATS_TEXT = (
     "What sessions add up to: how many, queries per session, duration, abandonment, the assets and the types of"
