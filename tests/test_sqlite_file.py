@@ -5,16 +5,19 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
 from fiml.core.config import Synchronous
 from fiml.db.engines import BUSY_TIMEOUT_S
-from fiml.db.sqlite_file import SqliteFile
+from fiml.db.sqlite_file import Note, SqliteFile, driver
 
 LEVELS = {Synchronous.OFF: 0, Synchronous.NORMAL: 1, Synchronous.FULL: 2}
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture(params=list(Synchronous))
@@ -42,39 +45,51 @@ def refuse(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT INTO active_trail (session_id, entry) VALUES (NULL, NULL)")
 
 
+async def read_and_note(
+    file: SqliteFile, write: Callable[[Connection], object], *, about: int = 1, at: datetime = NOON
+) -> None:
+    await file.read_single(lambda _: file.note(about, Note(at, write)))
+
+
+def enter_later(connection: Connection) -> None:
+    enter(driver(connection))
+
+
+def refuse_later(connection: Connection) -> None:
+    refuse(driver(connection))
+
+
 async def test_a_note_does_not_wait_for_the_disk_and_a_write_does(
     file: SqliteFile, request: pytest.FixtureRequest
 ) -> None:
     full = LEVELS[request.node.callspec.params["file"]]
     noted: list[int] = []
 
-    await file.read_and_note(level, lambda connection: noted.append(level(connection)), about=1)
+    await read_and_note(file, lambda connection: noted.append(level(driver(connection))))
     assert await file.read(level) == full
     assert noted == [min(full, LEVELS[Synchronous.NORMAL])]
     assert await file.write(level) == full
 
 
-async def test_of_several_notes_about_one_thing_the_last_is_written(file: SqliteFile) -> None:
+@pytest.mark.parametrize(("minutes", "written"), [(1, "second"), (0, "second"), (-1, "first")])
+async def test_of_several_notes_about_one_thing_that_of_the_latest_moment_is_written(
+    file: SqliteFile, minutes: int, written: str
+) -> None:
+    """A clock may be set back."""
     noted: list[str] = []
 
-    def note(name: str) -> Callable[[sqlite3.Connection], None]:
+    def note(name: str) -> Callable[[Connection], None]:
         return lambda _: noted.append(name)
 
-    for about, name in ((1, "first"), (2, "of another"), (1, "second")):
-        await file.read_and_note(level, note(name), about=about)
+    await read_and_note(file, note("first"))
+    await read_and_note(file, note("of another"), about=2)
+    await read_and_note(file, note("second"), at=NOON + timedelta(minutes=minutes))
     await file.read(level)
-    assert noted == ["second", "of another"]
-
-
-async def test_nothing_is_noted_of_what_was_not_found(file: SqliteFile) -> None:
-    noted: list[int] = []
-    await file.read_and_note(lambda _: None, lambda _: noted.append(1), about=1)
-    await file.read(level)
-    assert noted == []
+    assert noted == [written, "of another"]
 
 
 async def test_a_note_that_the_file_refuses_is_told_of_and_no_reader_hears_of_it(file: SqliteFile) -> None:
-    await file.read_and_note(level, refuse, about=1)
+    await read_and_note(file, refuse_later)
     with capture_logs() as logs:
         assert await file.read(rows_of_the_trail) == []
         assert await file.read(rows_of_the_trail) == []
@@ -84,7 +99,7 @@ async def test_a_note_that_the_file_refuses_is_told_of_and_no_reader_hears_of_it
 async def test_a_note_that_can_not_be_written_is_kept_and_told_of_at_the_end(file: SqliteFile) -> None:
     with closing(sqlite3.connect(file.path, isolation_level=None)) as other, capture_logs() as logs:
         other.execute("BEGIN IMMEDIATE")
-        await file.read_and_note(level, enter, about=1)
+        await read_and_note(file, enter_later)
         for _ in range(2):
             assert await file.read(rows_of_the_trail) == []
         assert logs == []
@@ -139,10 +154,10 @@ async def test_a_write_that_fails_leaves_nothing_behind(file: SqliteFile) -> Non
 
 
 async def test_a_note_with_a_bug_is_logged_and_no_reader_hears_of_it(file: SqliteFile) -> None:
-    def fail(_connection: sqlite3.Connection) -> None:
+    def fail(_connection: Connection) -> None:
         raise ValueError("on purpose")
 
-    await file.read_and_note(level, fail, about=1)
+    await read_and_note(file, fail)
     with capture_logs() as logs:
         assert await file.read(rows_of_the_trail) == []
         assert await file.read(rows_of_the_trail) == []
@@ -152,8 +167,8 @@ async def test_a_note_with_a_bug_is_logged_and_no_reader_hears_of_it(file: Sqlit
 async def test_what_is_changed_for_a_note_is_as_it_was_afterwards(
     file: SqliteFile, request: pytest.FixtureRequest
 ) -> None:
-    for note in (enter, refuse):
-        await file.read_and_note(level, note, about=1)
+    for note in (enter_later, refuse_later):
+        await read_and_note(file, note)
         found = await file.read(lambda connection: connection.execute("PRAGMA busy_timeout").fetchone()[0])
         assert found == BUSY_TIMEOUT_S * 1000
         assert await file.write(level) == LEVELS[request.node.callspec.params["file"]]
@@ -172,7 +187,7 @@ async def test_a_note_that_met_a_lock_is_tried_again_without_a_further_call(file
 
     with closing(sqlite3.connect(file.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        await file.read_and_note(level, enter, about=1)
+        await read_and_note(file, enter_later)
         await hear("BEGIN IMMEDIATE")
         await hear("BEGIN IMMEDIATE")  # the first one was in vain
         other.execute("ROLLBACK")

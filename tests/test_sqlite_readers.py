@@ -217,3 +217,18 @@ async def test_a_late_note_moves_nothing_back(store: SessionStore, live: Session
     await store.record_query(live.id, make_query("two"))  # before the note
     [line] = await store.list_user_sessions(OWNER)
     assert line.last_accessed_at == clock.now()
+
+
+@pytest.mark.parametrize("hours", [-1, 2])
+async def test_a_read_before_an_access_or_after_the_end_takes_nothing_from_it(
+    store: SessionStore, clock: FrozenClock, hours: int
+) -> None:
+    """A clock may be set back, and reading an expired session is no access."""
+    session = await store.create_session(["AAPL"], "equity", user_id=OWNER, ttl_hours=1)
+    clock.advance(minutes=1)
+    await existing(store, session.id)
+    accessed = clock.now()
+    clock.advance(hours=hours)
+    await existing(store, session.id)  # before the access is noted
+    [line] = await store.list_user_sessions(OWNER)
+    assert line.last_accessed_at == accessed

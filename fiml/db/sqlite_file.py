@@ -6,6 +6,8 @@ import sqlite3
 from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +24,6 @@ from fiml.db import kept_copies, schema
 from fiml.db.engines import BUSY_TIMEOUT_S, SQLITE_BEGIN, sqlite_engine
 
 Result = TypeVar("Result")
-Note = Callable[[sqlite3.Connection], object]
 
 # The record itself is at fault, and sending it again won't help.
 _REFUSAL = ("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")
@@ -30,6 +31,14 @@ _REFUSAL = ("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")
 _NOTES_WITHIN_S = 0.1
 
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is to be written about something that was read `at` a moment."""
+
+    at: datetime
+    write: Callable[[Connection], object]
 
 
 class SqliteFile:
@@ -77,31 +86,24 @@ class SqliteFile:
         """Run a function in a transaction that writes; if it raises, nothing is written."""
         return await self._hop(lambda: self._in_transaction(function, "BEGIN IMMEDIATE"))
 
-    async def read_and_note(
-        self, function: Callable[[sqlite3.Connection], Result | None], note: Note, *, about: Hashable
-    ) -> Result | None:
-        """As `read`. If the function finds something, `note` writes about it later, after the result was returned.
+    def note(self, about: Hashable, note: Note) -> None:
+        """Write a note later, after the call was answered. Only for functions that a method of the file runs.
 
         Reading thus waits neither for the disk nor for another process that writes. The notes of a tenth of a second
-        are written together, only the last one about each thing. They are written earlier if the process ends or the
-        file is used for anything but reading and writing single sessions. If the file is locked, they are tried again.
-        A crash may lose them.
+        are written together, only that of the latest moment about each thing. They are written earlier if the process
+        ends or the file is used for anything but reading and writing single sessions. If the file is locked, they are
+        tried again. A crash may lose them.
 
         SQLite's log keeps the order of transactions, and a durable write also makes all earlier ones durable: what is
         acknowledged never depends on a note that a crash may lose.
         """
+        before = self._notes.get(about)
+        if before is None or before.at <= note.at:
+            self._notes[about] = note
 
-        def read() -> Result | None:
-            result = self._in_transaction(function, "BEGIN")
-            if result is not None:
-                self._notes[about] = note
-            return result
-
-        result = await self._hop(read)
-        loop = asyncio.get_running_loop()
-        if self._noting_on is not loop:
-            self._note_soon(loop)
-        return result
+    async def read_single(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
+        """As `read`, but leave the notes for later."""
+        return await self._hop(lambda: self._in_transaction(function, "BEGIN"))
 
     async def read(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run a function on one consistent view of the file, without waiting for writers."""
@@ -151,7 +153,11 @@ class SqliteFile:
     async def _hop(self, work: Callable[[], Result]) -> Result:
         if self._thread is None:
             raise Unavailable(f"the file {self.path}", "it is closed: initialize the store first")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(self._thread, work)
+        if self._notes and self._noting_on is not loop:
+            self._note_soon(loop)
+        return result
 
     def _open(self) -> None:
         try:
@@ -224,7 +230,7 @@ class SqliteFile:
             connection.execute("PRAGMA busy_timeout=0")
             if self._synchronous is Synchronous.FULL:
                 connection.execute(f"PRAGMA synchronous={Synchronous.NORMAL}")
-            self._in_transaction(self._write_all_notes, "BEGIN IMMEDIATE")
+            self._transact(self._write_all_notes, "BEGIN IMMEDIATE")
         except (Unavailable, Misconfigured):
             return
         except Exception:  # noqa: BLE001 - whatever failed, it is not the fault of the reader whose call this is
@@ -234,12 +240,15 @@ class SqliteFile:
             connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
         self._notes.clear()
 
-    def _write_all_notes(self, connection: sqlite3.Connection) -> None:
+    def _write_all_notes(self, connection: Connection) -> None:
         for note in self._notes.values():
-            note(connection)
+            note.write(connection)
 
     def _in_sqlalchemy(self, function: Callable[[Connection], Result], begin: str = "BEGIN IMMEDIATE") -> Result:
         self._write_notes()
+        return self._transact(function, begin)
+
+    def _transact(self, function: Callable[[Connection], Result], begin: str) -> Result:
         connection = self._opened.execution_options(**{SQLITE_BEGIN: begin})
         with translated(self.path), connection.begin():
             return function(connection)

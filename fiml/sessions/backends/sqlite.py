@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from fiml.core.config import Synchronous
 from fiml.core.errors import CorruptRecord, SchemaTooNew, SessionConflict, SessionExpired, Unavailable
 from fiml.db.engines import async_sqlite_engine
-from fiml.db.sqlite_file import SqliteFile, driver
+from fiml.db.sqlite_file import Note, SqliteFile, driver
 from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends import (
     archive,
@@ -67,18 +67,22 @@ class SqliteBackend:
     async def read(
         self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY, recent: int | None = None
     ) -> SessionRecord | None:
+        def note(connection: Connection) -> None:
+            rows.note_access(driver(connection), session_id, now)
+
         def read(connection: sqlite3.Connection) -> SessionRecord | None:
             header = rows.select_header(connection, session_id, caller)
             if header is None:
                 return None
-            if now < header.expires_at:
+            is_access = now < header.expires_at
+            if is_access:
                 header.last_accessed_at = max(header.last_accessed_at, now)
-            return rows.select_record(connection, header, recent)
+            record = rows.select_record(connection, header, recent)
+            if is_access:
+                self._file.note(session_id, Note(now, note))
+            return record
 
-        def note(connection: sqlite3.Connection) -> None:
-            rows.note_access(connection, session_id, now)
-
-        return await self._file.read_and_note(read, note, about=session_id)
+        return await self._file.read_single(read)
 
     async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
         return await self._file.view(lambda connection: at_rest.fetch(connection, session_id, caller))
