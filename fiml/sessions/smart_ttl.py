@@ -14,7 +14,15 @@ import structlog
 
 from fiml.core import clock
 from fiml.core.config import Settings
-from fiml.core.errors import CorruptRecord, FimlError, NotPermitted, SessionConflict, SessionExpired, Unconfirmed
+from fiml.core.errors import (
+    CorruptRecord,
+    FimlError,
+    NotPermitted,
+    SessionArchived,
+    SessionConflict,
+    SessionExpired,
+    Unconfirmed,
+)
 from fiml.sessions.backends.base import Backend, WriteResult, WriteRules
 from fiml.sessions.changes import Change
 from fiml.sessions.damage import DAMAGE
@@ -45,7 +53,7 @@ async def live_on(
         return result
     try:
         return await _extend(backend, settings, session_id, result, expires_at, caller) or result
-    except (SessionConflict, SessionExpired, NotPermitted):
+    except (SessionConflict, SessionExpired, SessionArchived, NotPermitted):
         return result  # somebody else wrote to it meanwhile (and extends it), ended it, or stopped sharing it
     except Unconfirmed as exc:
         _log.warning("session_extension_unconfirmed", session_id=str(session_id), problem=str(exc))
@@ -60,7 +68,7 @@ async def _extend(
 ) -> WriteResult | None:
     now = clock.now()
     record = await backend.read(session_id, now=now, caller=caller, recent=0)
-    if record is None:
+    if record is None or record.is_archived:
         return None
     stored = record.entries.get("metadata", {}).get(METADATA_KEY)
     said = {

@@ -1,7 +1,6 @@
 """The verbs of a session's life, over live and archived sessions alike, in the name of a caller."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import NoReturn, TypeVar
 from uuid import UUID
@@ -20,7 +19,7 @@ from fiml.core.errors import (
 )
 from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_json
-from fiml.sessions.backends.base import LOOKS, Backend, Ended, PageQuery, WriteResult, WriteRules
+from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteResult, WriteRules
 from fiml.sessions.care import CareVerbs
 from fiml.sessions.changes import Change, baseline_of, change_of, note_attempt, settle
 from fiml.sessions.listing import Cursor, SummaryPage, decode_cursor, encode_cursor
@@ -107,14 +106,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         parsed = values.parse_session_id(session_id)
         if recent_queries is not None:
             values.check_whole(recent_queries, "recent_queries", at_least=0, at_most=values.MAX_VERSION)
-        for part in LOOKS:
-            if part == "live":
-                record = await self._backend.read(parsed, now=clock.now(), caller=self._caller, recent=recent_queries)
-            else:
-                record = await self._backend.read_archived(parsed, caller=self._caller)
-            if record is not None:
-                return to_session(record, recent=recent_queries)
-        return None
+        record = await self._backend.read(parsed, now=clock.now(), caller=self._caller, recent=recent_queries)
+        return None if record is None else to_session(record, recent=recent_queries)
 
     async def update_session(
         self, session_id: SessionId, session: Session, expected_version: int | None = None
@@ -146,7 +139,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         change, after = change_of(session, before, read.queries, max_ttl_hours=self.settings.session_max_ttl_hours)
         rules = self._rules(clock.now(), expected_version)
         try:
-            updated = await self._on_live(parsed, lambda: self._backend.update(parsed, change, rules))
+            updated = _found(parsed, await self._backend.update(parsed, change, rules))
         except (Unavailable, asyncio.CancelledError):
             note_attempt(session, before, after)
             raise
@@ -156,10 +149,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         settle(session, after, last.version, last.expires_at, is_current=is_alone)
         if updated.record is not None and last is result:
             return to_session(updated.record, begin=read)
-        merged = await self.get_session(parsed)
-        if merged is None:
-            raise SessionNotFound(parsed)
-        return merged
+        return _found(parsed, await self.get_session(parsed))
 
     async def record_query(
         self,
@@ -198,8 +188,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         now = clock.now()
         latest = now + timedelta(hours=max_hours)
         rules = self._rules(now)
-        record = await self._on_live(parsed, lambda: self._backend.extend(parsed, by=by, latest=latest, rules=rules))
-        return to_session(record)
+        record = await self._backend.extend(parsed, by=by, latest=latest, rules=rules)
+        return to_session(_found(parsed, record))
 
     async def resume_session(self, session_id: SessionId, hours: int | None = None) -> Session:
         """Make an expired or archived session live again, for `hours`, with its whole history. A live one is unchanged.
@@ -211,9 +201,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         now = clock.now()
         until = now + timedelta(hours=self._hours(hours, "hours"))
         record = await self._backend.resume(parsed, until=until, now=now, caller=self._caller)
-        if record is None:
-            raise SessionNotFound(parsed)
-        return to_session(record)
+        return to_session(_found(parsed, record))
 
     async def archive_session(self, session_id: SessionId) -> bool:
         """End a session now and move it to the archive; `False` if it isn't live."""
@@ -290,7 +278,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
 
     async def _write(self, session_id: UUID, change: Change) -> WriteResult:
         rules = self._rules(clock.now())
-        result = await self._on_live(session_id, lambda: self._backend.write(session_id, change, rules))
+        result = _found(session_id, await self._backend.write(session_id, change, rules))
         await self._live_on(session_id, result, change)
         return result
 
@@ -314,22 +302,6 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         refuse_unless_live(session_id, await self.get_session(session_id, recent_queries=0))
         raise InvalidInput("session", "was not read from the store", "change and write what get_session returned")
 
-    async def _on_live(self, session_id: UUID, operation: Callable[[], Awaitable[Found | None]]) -> Found:
-        """Run an operation on a live session, and return its result.
-
-        Raises:
-            SessionArchived: the session is archived.
-            SessionNotFound: there is no such session.
-        """
-        for part in LOOKS:
-            if part == "live":
-                found = await operation()
-                if found is not None:
-                    return found
-            elif await self._backend.read_archived(session_id, caller=self._caller) is not None:
-                raise SessionArchived(session_id)
-        raise SessionNotFound(session_id)
-
 
 def refuse_unless_live(session_id: UUID, session: Session | None) -> Session:
     """The session, if it takes changes.
@@ -344,3 +316,14 @@ def refuse_unless_live(session_id: UUID, session: Session | None) -> Session:
     if session.is_expired:
         raise SessionExpired(session_id, session.expires_at)
     return session
+
+
+def _found(session_id: UUID, found: Found | None) -> Found:
+    """What was found of a session.
+
+    Raises:
+        SessionNotFound: there is no such session.
+    """
+    if found is None:
+        raise SessionNotFound(session_id)
+    return found

@@ -34,8 +34,6 @@ Row = TypeVar("Row")
 
 MAX_SEARCHED = 1000
 Part = Literal["live", "archive"]
-# A session may move between the parts while it is looked for, but hardly twice within one call.
-LOOKS: tuple[Part, ...] = ("live", "archive", "live")
 COUNTED_EXACTLY = 100_000
 
 
@@ -219,26 +217,25 @@ class Backend(Protocol):
     async def read(
         self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY, recent: int | None = None
     ) -> SessionRecord | None:
-        """A live session, whole or with its last `recent` queries. One round trip.
+        """A live session, whole or with its last `recent` queries, in one round trip; or an archived one, whole.
 
-        Its last access moves to `now`, unless it has expired.
-        """
-
-    async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
-        """An archived session, whole.
+        The last access of a live one moves to `now`, unless it has expired. A session that moves between the tiers
+        meanwhile is found.
 
         Raises:
-            SessionQuarantined: it is in quarantine instead.
+            SessionQuarantined: it is in quarantine.
         """
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         """Apply a change to a live session and raise its version by one. One round trip, however long the history.
 
         A query whose id is there already is skipped. Either the whole change is written, or nothing. A damaged session
-        may take a change that doesn't touch the damage; whoever reads it gets the error.
+        may take a change that doesn't touch the damage; whoever reads it gets the error. A session that moves between
+        the tiers meanwhile is found.
 
         Raises:
             SessionExpired: the session has expired.
+            SessionArchived, SessionQuarantined: it isn't live.
             SessionConflict: the session doesn't have the expected version.
             SessionFull: it would have too many queries, or has had too many changes.
             InvalidInput: its maps, assets or tags would exceed their limits.
@@ -254,6 +251,7 @@ class Backend(Protocol):
 
         Raises:
             SessionExpired: the session has expired.
+            SessionArchived, SessionQuarantined: it isn't live.
             SessionFull: it has had too many changes.
         """
 

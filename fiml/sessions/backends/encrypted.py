@@ -73,9 +73,6 @@ class EncryptedBackend:
     ) -> SessionRecord | None:
         return self._opened(await self._inner.read(session_id, now=now, caller=caller, recent=recent))
 
-    async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
-        return self._opened(await self._inner.read_archived(session_id, caller=caller))
-
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         return await self._inner.write(session_id, self._sealed(session_id, change), rules)
 

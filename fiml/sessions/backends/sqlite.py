@@ -1,15 +1,23 @@
 """Both tiers in one SQLite file: each call is one hop to its thread, each move between the tiers one transaction."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from datetime import datetime, timedelta
+from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core.config import Synchronous
-from fiml.core.errors import CorruptRecord, SchemaTooNew, SessionConflict, SessionExpired, Unavailable
+from fiml.core.errors import (
+    CorruptRecord,
+    SchemaTooNew,
+    SessionArchived,
+    SessionConflict,
+    SessionExpired,
+    Unavailable,
+)
 from fiml.db.engines import async_sqlite_engine
 from fiml.db.sqlite_file import Note, SqliteFile, driver
 from fiml.sessions.audit import Act, refuse_more_changes
@@ -42,6 +50,8 @@ from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, check_format
 from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, act_of, changed
 
+Result = TypeVar("Result")
+
 
 class SqliteBackend:
     """Implements `Backend` with one file."""
@@ -70,7 +80,7 @@ class SqliteBackend:
         def note(connection: Connection) -> None:
             rows.note_access(driver(connection), session_id, now)
 
-        def read(connection: sqlite3.Connection) -> SessionRecord | None:
+        def read_live(connection: sqlite3.Connection) -> SessionRecord | None:
             header = rows.select_header(connection, session_id, caller)
             if header is None:
                 return None
@@ -82,17 +92,19 @@ class SqliteBackend:
                 self._file.note(session_id, Note(now, note))
             return record
 
-        return await self._file.read_single(read)
+        def read(connection: Connection) -> SessionRecord | None:
+            live = read_live(driver(connection))
+            return at_rest.fetch(connection, session_id, caller) if live is None else live
 
-    async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
-        return await self._file.view(lambda connection: at_rest.fetch(connection, session_id, caller))
+        live = await self._file.read_single(read_live)
+        return await self._file.view(read) if live is None else live
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         def write(connection: sqlite3.Connection) -> WriteResult | None:
             written = _write(connection, session_id, change, rules)
             return None if written is None else written[1]
 
-        return await self._file.write(write)
+        return await self._on_live(session_id, write, rules.caller)
 
     async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
         def update(connection: sqlite3.Connection) -> Updated | None:
@@ -102,7 +114,7 @@ class SqliteBackend:
             header, result = written
             return Updated(result, rows.select_record(connection, header))
 
-        return await self._file.write(update)
+        return await self._on_live(session_id, update, rules.caller)
 
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
@@ -126,7 +138,7 @@ class SqliteBackend:
             rows.add_to_trail(connection, header, Act("extend", caller.name, now))
             return rows.select_record(connection, header)
 
-        return await self._file.write(extend)
+        return await self._on_live(session_id, extend, caller)
 
     async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         def move(connection: Connection) -> bool:
@@ -300,6 +312,26 @@ class SqliteBackend:
 
         found = await self._file.view(find_indexed)
         return await self._file.transact(index_and_find) if found is None else found
+
+    async def _on_live(
+        self, session_id: UUID, function: Callable[[sqlite3.Connection], Result | None], caller: Caller
+    ) -> Result | None:
+        """Run a function that changes a live session, or returns `None` if there is none.
+
+        Then it is run again, in a transaction that also looks at the archive: a session can't move in between.
+
+        Raises:
+            SessionArchived: the session is archived.
+        """
+
+        def change_or_refuse(connection: Connection) -> Result | None:
+            result = function(driver(connection))
+            if result is None and at_rest.fetch(connection, session_id, caller) is not None:
+                raise SessionArchived(session_id)
+            return result
+
+        result = await self._file.write(function)
+        return await self._file.transact(change_or_refuse) if result is None else result
 
 
 def _write(

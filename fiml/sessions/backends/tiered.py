@@ -28,7 +28,6 @@ from fiml.sessions.backends import (
     words,
 )
 from fiml.sessions.backends.base import (
-    LOOKS,
     Ended,
     Found,
     Page,
@@ -48,7 +47,7 @@ from fiml.sessions.backends.sweep import Sweep
 from fiml.sessions.backends.tiered_looks import TieredLooks
 from fiml.sessions.changes import Change
 from fiml.sessions.records import SessionRecord, with_all_totals
-from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, demand, right_of
+from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, demand
 
 SCRIPTS = (*redis.SCRIPTS, *redis_dump.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
 _TRIES = 10
@@ -98,16 +97,15 @@ class TieredBackend:
     async def read(
         self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY, recent: int | None = None
     ) -> SessionRecord | None:
-        return await self._live.read(session_id, now=now, caller=caller, recent=recent)
-
-    async def read_archived(self, session_id: UUID, *, caller: Caller = ANYBODY) -> SessionRecord | None:
-        record = await self._database.view(lambda connection: at_rest.fetch(connection, session_id, caller))
-        if record is None:
-            return None
-        right = right_of(record.header.user_id, record.header.grants, caller)
-        return None if await self._is_overruled(session_id, right) else record
+        return await self._looks.find(
+            lambda: self._live.read(session_id, now=now, caller=caller, recent=recent),
+            lambda: self._looks.read_archived(session_id, caller),
+        )
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
+        return await self._looks.on_live(session_id, rules.caller, lambda: self._write(session_id, change, rules))
+
+    async def _write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         expires_at = change.scalars.get("expires_at")
         if expires_at is None:
             return await self._live.write(session_id, change, rules)
@@ -125,9 +123,12 @@ class TieredBackend:
         return result
 
     async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
+        return await self._looks.on_live(session_id, rules.caller, lambda: self._update(session_id, change, rules))
+
+    async def _update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
         if "expires_at" not in change.scalars:
             return await self._live.update(session_id, change, rules)
-        result = await self.write(session_id, change, rules)
+        result = await self._write(session_id, change, rules)
         if result is None:
             return None
         return Updated(result, await self._live.read(session_id, now=None, caller=rules.caller))
@@ -135,7 +136,9 @@ class TieredBackend:
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules
     ) -> SessionRecord | None:
-        return await self._live.extend(session_id, by=by, latest=latest, rules=rules)
+        return await self._looks.on_live(
+            session_id, rules.caller, lambda: self._live.extend(session_id, by=by, latest=latest, rules=rules)
+        )
 
     async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         for _ in range(_TRIES):
@@ -161,7 +164,7 @@ class TieredBackend:
             live = await self._live.go_on(session_id, until=until, now=now, caller=caller)
             if live is not None:
                 return live
-            ended = await self.read_archived(session_id, caller=caller)
+            ended = await self._looks.read_archived(session_id, caller)
             if ended is None:
                 # It may have been resumed between the two looks.
                 return await self._live.go_on(session_id, until=until, now=now, caller=caller)
@@ -265,48 +268,39 @@ class TieredBackend:
             grants = await self._sharing.share(session_id, change, rules) or grants
         return grants
 
-    async def _is_overruled(self, session_id: UUID, right: Right | None) -> bool:
-        """Whether the live copy of a session decides who may see it, and not the archived one that was found.
-
-        The question is only asked if the session was shared with the caller, so that others can't learn from the
-        commands whether a session exists.
-        """
-        return right is not None and right < Right.OWN and bool(await self._live.are_live([session_id]))
-
     async def _find_at_rest(self, session_id: UUID, caller: Caller, needs: Right) -> int | None:
         found = await self._database.view(lambda connection: at_rest.find(connection, session_id, caller))
-        if found is None or await self._is_overruled(session_id, found[1]):
+        if found is None or await self._looks.is_overruled(session_id, found[1]):
             return None
         demand(session_id, found[1], needs)
         return found[0]
 
     async def owners_view(self, session_id: UUID, *, caller: Caller = ANYBODY) -> tuple[Grants, str] | None:
-        for part in LOOKS:
-            if part == "live":
-                found = await self._live.read_whole(session_id, caller=caller, recent=0)
-                if found is not None:
-                    demand(session_id, found[1], Right.OWN)
-                    return found[0].header.grants, found[0].trail
-            else:
-                ended = await self.read_archived(session_id, caller=caller)
-                if ended is not None:
-                    at_rest.demand_of(ended, caller, Right.OWN)
-                    return ended.header.grants, ended.trail
-        return None
+        async def of_live() -> tuple[Grants, str] | None:
+            found = await self._live.read_whole(session_id, caller=caller, recent=0)
+            if found is None:
+                return None
+            demand(session_id, found[1], Right.OWN)
+            return found[0].header.grants, found[0].trail
+
+        async def of_archived() -> tuple[Grants, str] | None:
+            ended = await self._looks.read_archived(session_id, caller)
+            if ended is None:
+                return None
+            at_rest.demand_of(ended, caller, Right.OWN)
+            return ended.header.grants, ended.trail
+
+        return await self._looks.find(of_live, of_archived)
 
     async def given_ids(self, user_id: str) -> set[UUID]:
         live = await self._sharing.given_ids(user_id)
         return live | await self._database.view(lambda connection: archived_grants.given_ids(connection, user_id))
 
     async def exists(self, session_id: UUID, *, needs: Right = Right.OWN, caller: Caller = ANYBODY) -> bool:
-        for part in LOOKS:
-            if part == "live":
-                is_there = await self._locate(session_id, caller, needs) is not None
-            else:
-                is_there = await self._find_at_rest(session_id, caller, needs) is not None
-            if is_there:
-                return True
-        return False
+        found = await self._looks.find(
+            lambda: self._locate(session_id, caller, needs), lambda: self._find_at_rest(session_id, caller, needs)
+        )
+        return found is not None
 
     async def retry(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         return await self._database.transact(

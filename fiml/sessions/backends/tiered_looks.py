@@ -1,20 +1,25 @@
-"""Listings, searches and health over both tiers: live sessions in Redis, ended ones in PostgreSQL."""
+"""Finding sessions, listings, searches and health over both tiers: live ones in Redis, ended ones in PostgreSQL."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
+from uuid import UUID
 
 from sqlalchemy import Connection, select
 
-from fiml.core.errors import Unavailable
+from fiml.core.errors import SessionArchived, Unavailable
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends import archive, indexing
+from fiml.sessions.backends import archive, at_rest, indexing
 from fiml.sessions.backends.base import Found, Page, PageQuery, Part, merge_pages, rows_down_to
 from fiml.sessions.backends.redis import RedisTier
 from fiml.sessions.backends.redis_search import RedisSearch
-from fiml.sessions.records import Header
+from fiml.sessions.records import Header, SessionRecord
+from fiml.sessions.rights import Caller, Right, right_of
+
+Result = TypeVar("Result")
 
 
 class TieredLooks:
@@ -25,6 +30,53 @@ class TieredLooks:
         self._live = live
         self._searching = RedisSearch(client, live)
         self._database = database
+
+    async def find(
+        self, live: Callable[[], Awaitable[Result | None]], ended: Callable[[], Awaitable[Result | None]]
+    ) -> Result | None:
+        """What a look at the live sessions or one at the ended ones finds.
+
+        A session may move between the tiers while it is looked for, but hardly twice within one call.
+        """
+        found: Result | None = await live()
+        if found is None:
+            found = await ended()
+        return await live() if found is None else found
+
+    async def on_live(
+        self, session_id: UUID, caller: Caller, operation: Callable[[], Awaitable[Result | None]]
+    ) -> Result | None:
+        """The result of an operation on a live session; `None` if there is no such session.
+
+        Raises:
+            SessionArchived: the session is archived.
+        """
+
+        async def refuse_archived() -> None:
+            if await self.read_archived(session_id, caller) is not None:
+                raise SessionArchived(session_id)
+
+        return await self.find(operation, refuse_archived)
+
+    async def read_archived(self, session_id: UUID, caller: Caller) -> SessionRecord | None:
+        """An archived session, whole.
+
+        Raises:
+            SessionQuarantined: it is in quarantine instead.
+        """
+        record = await self._database.view(lambda connection: at_rest.fetch(connection, session_id, caller))
+        if record is None:
+            return None
+        right = right_of(record.header.user_id, record.header.grants, caller)
+        return None if await self.is_overruled(session_id, right) else record
+
+    async def is_overruled(self, session_id: UUID, right: Right | None) -> bool:
+        """Whether the live copy of a session decides who may see it, and not the archived one that was found.
+
+        The question is only asked if the session was shared with the caller, so that others can't learn from the
+        commands whether a session exists.
+        """
+        return right is not None and right < Right.OWN and bool(await self._live.are_live([session_id]))
 
     async def away(self) -> list[Part]:
         """As `Backend.away`."""
