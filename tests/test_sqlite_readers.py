@@ -12,6 +12,7 @@ import pytest
 
 from fiml.core.clock import to_micros
 from fiml.core.config import Settings
+from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.models import Session
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
@@ -141,6 +142,7 @@ async def test_an_access_is_noted_where_the_store_is_never_closed(file: Path, tm
     code = f"""
 import asyncio
 from fiml.core.config import Settings
+from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.store import SessionStore
 
 async def main():
@@ -185,6 +187,7 @@ async def test_many_processes_may_open_a_new_file_at_once(tmp_path: Path) -> Non
     code = f"""
 import asyncio
 from fiml.core.config import Settings
+from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.store import SessionStore
 
 async def main():
@@ -232,3 +235,42 @@ async def test_a_read_before_an_access_or_after_the_end_takes_nothing_from_it(
     await existing(store, session.id)  # before the access is noted
     [line] = await store.list_user_sessions(OWNER)
     assert line.last_accessed_at == accessed
+
+
+async def test_an_access_that_is_noted_after_another_store_archived_the_session_is_not_lost(
+    store: SessionStore, tmp_path: Path, live: Session, clock: FrozenClock
+) -> None:
+    """Nor in its metrics, nor in the rollups that were made of them."""
+    analytics = SessionAnalytics(store.session_maker)
+    async with SessionStore(Settings(data_dir=tmp_path)) as second:
+        clock.advance(minutes=1)
+        await existing(store, live.id)
+        accessed = clock.now()
+        clock.advance(minutes=1)
+        assert await second.archive_session(live.id)
+        await second.roll_up()
+
+    assert await store.roll_up() == 1  # notes it first
+    ended = await existing(store, live.id)
+    assert (ended.is_archived, ended.last_accessed_at) == (True, accessed)
+    assert (await analytics.get_session_stats())["avg_duration_seconds"] == 60
+
+
+@pytest.mark.parametrize("is_resumed", [True, False])
+async def test_a_note_about_an_older_version_leaves_the_archive_alone(
+    store: SessionStore, tmp_path: Path, live: Session, clock: FrozenClock, *, is_resumed: bool
+) -> None:
+    """Where the clocks of two processes differ, the note may be the later one."""
+    accessed = clock.now()
+    async with SessionStore(Settings(data_dir=tmp_path)) as second:
+        clock.advance(minutes=1)
+        await existing(store, live.id)
+        clock.set(accessed)
+        if is_resumed:
+            await second.archive_session(live.id)
+            await second.resume_session(live.id)
+        else:
+            await second.record_query(live.id, make_query("two"))
+        assert await second.archive_session(live.id)
+    await store.list_user_sessions(OWNER)  # notes it first
+    assert (await existing(store, live.id)).last_accessed_at == accessed

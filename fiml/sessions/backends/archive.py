@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, or_, select, text
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, or_, select, text, update
 
 from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.db.dialects import insert_into, is_postgresql, json_elements, upsert
@@ -122,6 +122,17 @@ def find(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> 
     with decoding(record, row.format):
         right = right_in(record, row.user_id, row.grants, caller)
     return None if right is None else (row.version, right)
+
+
+def note_access(connection: Connection, session_id: UUID, version: int, now: datetime) -> None:
+    """Move the last access of an archived session to `now`, also in its metrics.
+
+    Nothing happens if it was accessed later, or has another version: then it was written or resumed since.
+    """
+    is_earlier = and_(sessions.c.version == version, sessions.c.last_accessed_at < now)
+    moved = update(sessions).where(sessions.c.id == session_id, is_earlier).values(last_accessed_at=now)
+    if connection.execute(moved).rowcount:
+        metrics.note_access(connection, session_id, version, now)
 
 
 def remove(connection: Connection, session_id: UUID, version: int) -> bool:

@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select, update
 
 from fiml.db.dialects import upsert
 from fiml.db.tables import rollup_marks, session_holds, session_metrics, session_rollups
@@ -21,7 +21,7 @@ def row_of(header: Header, ended_at: datetime | None) -> dict[str, Any]:
         "user_id": header.user_id,
         "session_type": header.type,
         "created_at": header.created_at,
-        "duration_seconds": max(0, int((header.last_accessed_at - header.created_at).total_seconds())),
+        "duration_seconds": _seconds(header.created_at, header.last_accessed_at),
         "total_queries": totals.total_queries,
         "cache_hit_rate": totals.cache_hit_rate,
         "ended_at": ended_at,
@@ -59,6 +59,18 @@ def _is_newer(new: Any) -> ColumnElement[bool]:
     return or_(old.version < new.version, has_ended, knows_more)
 
 
+def note_access(connection: Connection, session_id: UUID, version: int, now: datetime) -> None:
+    """Let a session's metrics of this version last to an access at `now`, and mark their day."""
+    columns = session_metrics.c
+    which = and_(columns.session_id == session_id, columns.version == version)
+    created_at = connection.scalar(select(columns.created_at).where(which))
+    if created_at is not None:
+        lasts = _seconds(created_at, now)
+        longer = update(session_metrics).where(which, columns.duration_seconds < lasts).values(duration_seconds=lasts)
+        connection.execute(longer)
+        mark(connection, [day_of(created_at)])
+
+
 def remove(connection: Connection, session_id: UUID) -> None:
     """Remove the metrics of a session, and mark their day."""
     _remove(connection, session_metrics.c.session_id == session_id)
@@ -85,6 +97,10 @@ def mark(connection: Connection, days: Iterable[date]) -> None:
     marks = [{"day": day} for day in sorted(set(days))]
     if marks:
         connection.execute(insert(rollup_marks), marks)
+
+
+def _seconds(created_at: datetime, last_accessed_at: datetime) -> int:
+    return max(0, int((last_accessed_at - created_at).total_seconds()))
 
 
 def day_of(moment: datetime) -> date:

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
@@ -77,9 +78,6 @@ class SqliteBackend:
     async def read(
         self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY, recent: int | None = None
     ) -> SessionRecord | None:
-        def note(connection: Connection) -> None:
-            rows.note_access(driver(connection), session_id, now)
-
         def read_live(connection: sqlite3.Connection) -> SessionRecord | None:
             header = rows.select_header(connection, session_id, caller)
             if header is None:
@@ -89,6 +87,7 @@ class SqliteBackend:
                 header.last_accessed_at = max(header.last_accessed_at, now)
             record = rows.select_record(connection, header, recent)
             if is_access:
+                note = partial(_note_access, session_id=session_id, version=header.version, now=now)
                 self._file.note(session_id, Note(now, note))
             return record
 
@@ -332,6 +331,12 @@ class SqliteBackend:
 
         result = await self._file.write(function)
         return await self._file.transact(change_or_refuse) if result is None else result
+
+
+def _note_access(connection: Connection, *, session_id: UUID, version: int, now: datetime) -> None:
+    """Move the last access to `now`, also if another store has archived the session since it was read."""
+    if not rows.note_access(driver(connection), session_id, now):
+        archive.note_access(connection, session_id, version, now)
 
 
 def _write(
