@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -174,7 +174,9 @@ async def test_what_is_changed_for_a_note_is_as_it_was_afterwards(
         assert await file.write(level) == LEVELS[request.node.callspec.params["file"]]
 
 
-async def test_a_note_that_met_a_lock_is_tried_again_without_a_further_call(file: SqliteFile) -> None:
+@pytest.fixture
+async def hear(file: SqliteFile) -> Callable[[str], Awaitable[None]]:
+    """Waits until the file's connection begins a statement."""
     loop, said = asyncio.get_running_loop(), asyncio.Queue[str]()
     await file.read(
         lambda connection: connection.set_trace_callback(lambda text: loop.call_soon_threadsafe(said.put_nowait, text))
@@ -185,6 +187,12 @@ async def test_a_note_that_met_a_lock_is_tried_again_without_a_further_call(file
             while await said.get() != statement:
                 pass
 
+    return hear
+
+
+async def test_a_note_that_met_a_lock_is_tried_again_without_a_further_call(
+    file: SqliteFile, hear: Callable[[str], Awaitable[None]]
+) -> None:
     with closing(sqlite3.connect(file.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         await read_and_note(file, enter_later)
@@ -193,3 +201,14 @@ async def test_a_note_that_met_a_lock_is_tried_again_without_a_further_call(file
         other.execute("ROLLBACK")
         await hear("COMMIT")
     assert await file.read(rows_of_the_trail)  # behind the end of that COMMIT
+
+
+async def test_the_last_notes_wait_for_a_lock(file: SqliteFile, hear: Callable[[str], Awaitable[None]]) -> None:
+    with closing(sqlite3.connect(file.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await read_and_note(file, enter_later)
+        closed = asyncio.create_task(file.close())
+        await hear("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+        await closed
+        assert rows_of_the_trail(other)

@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 _REFUSAL = ("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")
 
 _NOTES_WITHIN_S = 0.1
+_LAST_NOTES_WAIT_S = 2
 
 _log = structlog.get_logger()
 
@@ -69,12 +70,12 @@ class SqliteFile:
         except BaseException:
             await self.close()
             raise
-        atexit.register(self._write_notes)  # in case the file is never closed
+        atexit.register(self._write_last_notes)  # in case the file is never closed
 
     async def close(self) -> None:
         """Close the file after the calls under way, even if the caller is cancelled. Closing twice is harmless."""
         self._noting_on = None
-        atexit.unregister(self._write_notes)
+        atexit.unregister(self._write_last_notes)
         thread, self._thread = self._thread, None
         if thread is not None:
             closing = thread.submit(self._close)
@@ -92,7 +93,7 @@ class SqliteFile:
         Reading thus waits neither for the disk nor for another process that writes. The notes of a tenth of a second
         are written together, only that of the latest moment about each thing. They are written earlier if the process
         ends or the file is used for anything but reading and writing single sessions. If the file is locked, they are
-        tried again. A crash may lose them.
+        tried again; when it is closed, for two seconds at most. A crash may lose them.
 
         SQLite's log keeps the order of transactions, and a durable write also makes all earlier ones durable: what is
         acknowledged never depends on a note that a crash may lose.
@@ -187,10 +188,7 @@ class SqliteFile:
 
     def _close(self) -> None:
         if self._connection is not None:
-            self._write_notes()
-            if self._notes:
-                _log.warning("notes_lost", file=str(self.path), count=len(self._notes))
-                self._notes.clear()
+            self._write_last_notes()
             self._connection.close()
             self._connection = None
         self._engine.dispose()
@@ -221,13 +219,20 @@ class SqliteFile:
         if self._notes and not written.cancelled():
             self._note_soon(loop)
 
-    def _write_notes(self) -> None:
-        """Write the notes, without waiting for a lock. If the file is in use or the disk is full, they are kept."""
+    def _write_last_notes(self) -> None:
+        """Write the notes before the file is closed. What can't be written is lost."""
+        self._write_notes(wait_s=_LAST_NOTES_WAIT_S)
+        if self._notes:
+            _log.warning("notes_lost", file=str(self.path), count=len(self._notes))
+            self._notes.clear()
+
+    def _write_notes(self, *, wait_s: int = 0) -> None:
+        """Write the notes, waiting for a lock at most `wait_s`. If they can't be written now, they are kept."""
         if not self._notes or self._connection is None:
             return
         connection = driver(self._connection)
         try:
-            connection.execute("PRAGMA busy_timeout=0")
+            connection.execute(f"PRAGMA busy_timeout={wait_s * 1000}")
             if self._synchronous is Synchronous.FULL:
                 connection.execute(f"PRAGMA synchronous={Synchronous.NORMAL}")
             self._transact(self._write_all_notes, "BEGIN IMMEDIATE")
