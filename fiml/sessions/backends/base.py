@@ -239,6 +239,7 @@ class Backend(Protocol):
             SessionConflict: the session doesn't have the expected version.
             SessionFull: it would have too many queries, or has had too many changes.
             InvalidInput: its maps, assets or tags would exceed their limits.
+            Unavailable: others need longer than a second to archive it; nothing was written.
         """
 
     async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
@@ -258,7 +259,8 @@ class Backend(Protocol):
     async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         """Move a live session to the archive, with its metrics; `False` if it isn't live.
 
-        A crash at any step leaves at least one complete copy.
+        However many others write to it, it gets there; what was acknowledged to them goes with it. A crash at any step
+        leaves at least one complete copy.
         """
 
     def sweep(self, ended: Ended) -> AsyncIterator[SweepReport]:

@@ -6,6 +6,7 @@ list a session that is gone, but never lacks one that exists: create writes the 
 removal does the reverse.
 """
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,12 +46,14 @@ from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_of
 FLOOR_S = 3600
 TOMBSTONE_S = 24 * 3600
 _FILTERED_CHUNK = 500
+# A writer waits a second for a session that is being archived; that usually takes some milliseconds.
+_CLOSING_WAITS_S = [0.05] * 20
 _DONE = (b"written", b"known")
 
 _log = structlog.get_logger()
 
-READ, LOCATE, EXTEND, GO_ON = _OF_CALLERS = tuple(
-    Script.load("fiml.sessions", "access", name) for name in ("read", "locate", "extend", "go_on")
+READ, LOCATE, EXTEND, GO_ON, CLOSE = _OF_CALLERS = tuple(
+    Script.load("fiml.sessions", "access", name) for name in ("read", "locate", "extend", "go_on", "close")
 )
 WRITE = Script.load("fiml.sessions", "access", "totals", "write")
 PUT, REMOVE, REWRITE, FENCE = _OF_OURS = tuple(
@@ -78,8 +81,9 @@ class Location:
 class RedisTier:
     """The steps of a backend over Redis. Each method takes one round trip; `page` takes two, `remove` two or three.
 
-    A call that fails because a session is damaged takes one more, to find that out. On a Cluster, each stage of a write
-    is a round trip, to all masters concerned at once.
+    A call that fails because a session is damaged takes one more, to find that out; a change of a session that is being
+    archived is tried again until that is done. On a Cluster, each stage of a write is a round trip, to all masters
+    concerned at once.
     """
 
     def __init__(self, client: RedisClient) -> None:
@@ -101,11 +105,21 @@ class RedisTier:
         return fields.decode_record(session_id, reply)
 
     async def read_whole(
-        self, session_id: UUID, *, caller: Caller = ANYBODY, recent: int | None = None
+        self,
+        session_id: UUID,
+        *,
+        caller: Caller = ANYBODY,
+        recent: int | None = None,
+        closed_until: datetime | None = None,
     ) -> tuple[SessionRecord, Right] | None:
-        """A live session with its audit trail, and the caller's right to it. This doesn't count as an access."""
-        reading = self._client.run([read(session_id, caller=caller, recent=recent, has_trail=True)])
-        [reply] = await self.telling_damage(session_id, reading)
+        """A live session with its audit trail, and the caller's right to it. This doesn't count as an access.
+
+        If `closed_until` is given, nobody can write to the session or extend it from this read until that moment.
+        """
+        commands = [read(session_id, caller=caller, recent=recent, has_trail=True)]
+        if closed_until is not None:
+            commands.insert(0, CLOSE([keys.header_key(session_id)], caller.user or "", to_micros(closed_until)))
+        *_, reply = await self.telling_damage(session_id, self._client.run(commands))
         record = fields.decode_record(session_id, reply)
         right = None if record is None else right_of(record.header.user_id, record.header.grants, caller)
         return None if record is None or right is None else (record, right)
@@ -127,16 +141,28 @@ class RedisTier:
 
     async def write(self, session_id: UUID, change: Change, rules: WriteRules) -> WriteResult | None:
         """Apply a change, as `Backend.write` says."""
-        writing = self._client.write([_write(session_id, change, rules)])
-        [reply] = await self.telling_damage(session_id, writing)
+        [reply] = await self._change(session_id, [_write(session_id, change, rules)])
         return _written(session_id, rules, reply)
 
     async def update(self, session_id: UUID, change: Change, rules: WriteRules) -> Updated | None:
         """Apply a change and read the session, as `Backend.update` says."""
-        writing = self._client.write([_write(session_id, change, rules), read(session_id, caller=rules.caller)])
-        written, found = await self.telling_damage(session_id, writing)
+        commands = [_write(session_id, change, rules), read(session_id, caller=rules.caller)]
+        written, found = await self._change(session_id, commands)
         result = _written(session_id, rules, written)
         return None if result is None else Updated(result, fields.decode_record(session_id, found))
+
+    async def _change(self, session_id: UUID, commands: Sequence[Command]) -> list[Any]:
+        """The replies of commands of which the first one changes a session, unless it is being archived.
+
+        Raises:
+            Unavailable: it was being archived all the time; nothing was written.
+        """
+        for wait_s in _CLOSING_WAITS_S:
+            replies = await self.telling_damage(session_id, self._client.write(commands))
+            if replies[0] is None or replies[0][0] != b"closing":
+                return replies
+            await asyncio.sleep(wait_s)
+        raise Unavailable(f"session {session_id}", "it is being archived")
 
     async def telling_damage(self, session_id: UUID, call: Awaitable[list[Any]]) -> list[Any]:
         """The replies of a call about a session.
@@ -169,8 +195,7 @@ class RedisTier:
         extend = EXTEND(
             *(_keys(session_id), caller.user or "", now, micros, to_micros(latest), entry, rules.max_changes, FORMAT)
         )
-        writing = self._client.write([extend, read(session_id, caller=caller)])
-        outcome, reply = await self.telling_damage(session_id, writing)
+        outcome, reply = await self._change(session_id, [extend, read(session_id, caller=caller)])
         if outcome is None:
             return None
         refuse_changes(session_id, outcome, rules.max_changes)

@@ -51,6 +51,8 @@ from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, Sh
 
 SCRIPTS = (*redis.SCRIPTS, *redis_dump.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
 _TRIES = 10
+# Longer than moving the longest session takes. If the process dies meanwhile, writers wait this long.
+_CLOSED = timedelta(seconds=30)
 # PostgreSQL stores about 30 MiB of JSON a second: a longer history may take more than the two seconds of a call.
 _LONG_BYTES = 16 * 1024 * 1024
 EVERYBODYS = PageQuery(limit=rewriting.AT_ONCE)
@@ -141,8 +143,9 @@ class TieredBackend:
         )
 
     async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
+        closed_until = None
         for _ in range(_TRIES):
-            found = await self._live.read_whole(session_id, caller=caller)
+            found = await self._live.read_whole(session_id, caller=caller, closed_until=closed_until)
             if found is None:
                 return False
             record, right = found
@@ -152,6 +155,8 @@ class TieredBackend:
             outcome = await self._move(record, ended)
             if outcome != "changed":
                 return outcome == "removed"
+            # Others write faster than it moves: let them wait. After a crash, it is live as before.
+            closed_until = ended.at + _CLOSED
         raise Unavailable(f"session {session_id}", "others write to it without a pause")
 
     def sweep(self, ended: Ended) -> AsyncIterator[SweepReport]:

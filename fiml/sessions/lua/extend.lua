@@ -2,8 +2,9 @@
 -- KEYS 1 header, 2 audit trail
 -- ARGV 1 caller ('' for any), 2 now, 3 by how much, 4 the latest expiry allowed, in microseconds;
 --      5 the entry of the trail up to the version, 6 most changes, 7 newest format known
--- Returns {'extended'}; {'expired', expiry}; {'viewer'} if the caller may only read; {'changes'} if there were too
--- many; {'format', number} if a later fiml wrote the session; nil if the caller doesn't see it.
+-- Returns {'extended'}; {'expired', expiry}; {'closing'} if the session is being archived; {'viewer'} if the caller may
+-- only read; {'changes'} if there were too many; {'format', number} if a later fiml wrote the session; nil if the caller
+-- doesn't see it.
 local right = right_of_caller()
 if not right then return nil end
 if right < 2 then return {'viewer'} end
@@ -12,6 +13,7 @@ local expiry, accessed, version, format = numbers_of('expires', 'accessed', 'ver
 if tonumber(format) > tonumber(ARGV[7]) then return {'format', format} end
 local now, expires = tonumber(ARGV[2]), tonumber(expiry)
 if now >= expires then return {'expired', expiry} end
+if is_closing(now) then return {'closing'} end
 
 local later = math.max(expires, math.min(expires + tonumber(ARGV[3]), tonumber(ARGV[4])))
 if later > expires then

@@ -9,8 +9,8 @@
 --      add, fields of entries to remove, and field and value of entries to set
 -- Returns {'written', version, life, expiry, totals, types, times, days}, the last four as they are stored; the same
 -- with 'known' if there were only queries that are there already; nil if the caller doesn't see the session; or a
--- refusal: {'viewer'}, {'expired', expiry}, {'conflict', version}, {'format', number}, {'changes'}, {'queries'},
--- {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
+-- refusal: {'viewer'}, {'expired', expiry}, {'closing'}, {'conflict', version}, {'format', number}, {'changes'},
+-- {'queries'}, {'history'}, {'maps', bytes}, {'assets', count}, {'tags', count}.
 local header, entries, queries, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, entry, expected_version, newest_format, max_queries, max_history_bytes, max_maps_bytes, max_assets, max_tags,
   max_changes, asked, others = unpack(cmsgpack.unpack(ARGV[2]))
@@ -25,6 +25,7 @@ if string.find(before[4], '^%d+$') and tonumber(before[4]) > newest_format then 
 local numbers = table.concat(before, ' ', 1, 7)
 assert(string.find(numbers, '^%-?%d+ %d+ %d+ %d+ %-?%d+ %d+ %d+$'), 'a field of the header is no number')
 if tonumber(now) >= tonumber(before[1]) then return {'expired', before[1]} end
+if is_closing(now) then return {'closing'} end
 if expected_version and expected_version ~= tonumber(before[2]) then return {'conflict', before[2]} end
 local expires, life, accessed = before[1], before[3], before[5]
 if tonumber(now) > tonumber(accessed) then accessed = now end

@@ -166,6 +166,23 @@ class RacesSuite(Suite):
             await _assert_found_once(stores, session_id, is_archived=True)
             await stores[0].delete_session(session_id)
 
+    @pytest.mark.parametrize("writers", [1, 5])
+    async def test_a_session_is_archived_although_others_write_to_it_without_a_pause(
+        self, stores: list[SessionStore], writers: int
+    ) -> None:
+        for _ in range(3):
+            session_id = await _session(stores[0])
+            writer = _Writer(stores, await existing(stores[0], session_id))
+
+            async with asyncio.TaskGroup() as group:
+                for n in range(writers):
+                    group.create_task(writer.record_until_refused(n))
+                await writer.record(0)
+                assert await stores[1].archive_session(session_id)
+
+            writer.check(await existing(stores[0], session_id))
+            await _assert_found_once(stores, session_id, is_archived=True)
+
     async def test_no_acknowledged_write_is_lost_between_the_tiers(
         self, stores: list[SessionStore], clock: FrozenClock
     ) -> None:
@@ -318,6 +335,10 @@ class _Writer:
     async def record(self, n: int) -> None:
         query = make_query()
         await self._try(self._stores[n % 2].record_query(self._session.id, query), query)
+
+    async def record_until_refused(self, n: int) -> None:
+        while not self._refused:
+            await self.record(n)
 
     async def update(self, n: int) -> None:
         session = deepcopy(self._session)
