@@ -19,9 +19,11 @@ from fiml.core.clock import using
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError, InvalidInput, InvalidSessionId, SessionNotFound
 from fiml.db.schema import REVISIONS
+from fiml.sessions.backends.base import MAX_SEARCHED
 from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
+from tests.support.deployment import Deployment
 
 ROOT = Path(__file__).parent.parent
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
@@ -57,6 +59,25 @@ def test_a_listing_shows_each_session_with_its_state() -> None:
 
 def test_an_empty_listing_says_so() -> None:
     assert fiml("sessions", "list").stdout == "no sessions\n"
+
+
+def test_a_listing_that_has_not_looked_through_everything_says_so(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIML_REDIS_URL", deployment.redis_url)
+    monkeypatch.setenv("FIML_DATABASE_URL", deployment.database_url)
+
+    async def many() -> None:
+        async with SessionStore() as store:
+            for number in range(MAX_SEARCHED + 1):
+                await store.create_session(["AAPL"], SessionType.EQUITY, tags=[] if number else ["rare"])
+
+    asyncio.run(many())
+
+    first = fiml("sessions", "list", "--tag", "rare").stdout
+    found = re.fullmatch(r"no sessions\nnot all looked through; more: --cursor (\S+)\n", first)
+    assert found
+    assert "AAPL  [rare]" in fiml("sessions", "list", "--tag", "rare", "--cursor", found[1]).stdout
 
 
 def test_pages_of_a_listing_lead_to_each_other() -> None:

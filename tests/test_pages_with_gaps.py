@@ -1,18 +1,25 @@
 """Pages from which a session is left out: the ones behind it are reached all the same."""
 
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import closing
+from typing import Any
 
 import asyncpg
 import pytest
 import redis
 
 from fiml.core.config import Settings
+from fiml.sessions.analytics import SessionAnalytics
+from fiml.sessions.backends.base import MAX_SEARCHED
+from fiml.sessions.backends.redis_fields import listed_member
+from fiml.sessions.backends.redis_keys import user_key
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.sessions.verbs import SessionVerbs
 from fiml.testing import FrozenClock
+from fiml.testing.conformance.suite import listing
 from tests.support.deployment import Deployment
 
 OWNER, FRIEND = "ann", "bob"
@@ -115,3 +122,77 @@ async def test_a_page_goes_on_behind_a_copy_of_what_is_live_and_no_longer_shared
 
         assert await listed(friend, size=size) == ["word 3", "word 2", "word 1", "word 0"]
         assert await searched(friend, size=size) == ["word 3", "word 2", "word 1", "word 0"]
+
+
+RARE = {"type": "macro", "tag": "rare", "asset": "TSLA"}
+
+
+async def rare_session(store: SessionStore, clock: FrozenClock, title: str) -> Session:
+    clock.advance(seconds=1)
+    return await store.create_session(["TSLA"], SessionType.MACRO, user_id=OWNER, tags=["rare"], title=title)
+
+
+async def many_sessions(store: SessionStore, clock: FrozenClock, count: int) -> None:
+    for _ in range(count):
+        clock.advance(seconds=1)
+        await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER)
+
+
+@pytest.mark.parametrize("include_archived", [False, True])
+async def test_a_filtered_page_stops_after_a_thousand_live_sessions_and_the_next_one_goes_on(
+    deployment: Deployment, clock: FrozenClock, include_archived: bool
+) -> None:
+    async with SessionStore(deployment.settings()) as store:
+        await store.archive_session((await rare_session(store, clock, "archived, first")).id)
+        await rare_session(store, clock, "live, second")
+        await many_sessions(store, clock, MAX_SEARCHED)
+        await rare_session(store, clock, "live, third")
+        await store.archive_session((await rare_session(store, clock, "archived, fourth")).id)
+        expected = ["live, third", "live, second"]
+        if include_archived:
+            expected = ["archived, fourth", *expected, "archived, first"]
+
+        for name, value in RARE.items():
+            filters: dict[str, Any] = {"include_archived": include_archived, name: value}
+            page = await store.list_user_sessions(OWNER, **filters)
+
+            assert [summary.title for summary in page] == expected[: 1 + include_archived]
+            assert page.next_cursor is not None
+            assert [summary.title for summary in await listing(store, **filters)] == expected
+            full = await store.list_user_sessions(OWNER, limit=1, **filters)
+            assert [summary.title for summary in full] == expected[:1]
+            assert [summary.title for summary in await listing(store, limit=1, **filters)] == expected
+
+
+async def test_statistics_of_live_sessions_go_on_behind_a_thousand_of_another_type(
+    deployment: Deployment, clock: FrozenClock
+) -> None:
+    async with SessionStore(deployment.settings()) as store:
+        await rare_session(store, clock, "old")
+        await many_sessions(store, clock, MAX_SEARCHED)
+
+        figures = await SessionAnalytics(store.session_maker, store).get_session_stats(session_type="macro")
+
+        assert figures["active_sessions"] == 1
+
+
+async def test_a_session_whose_ended_life_is_the_last_that_was_looked_at_is_found(
+    deployment: Deployment, clock: FrozenClock
+) -> None:
+    """A crash may leave the entry of a life that has ended before that of the present one: here, where looks end."""
+    async with SessionStore(deployment.settings()) as store:
+        rare = [await rare_session(store, clock, "oldest")]
+        for place_from_end in (MAX_SEARCHED - 501, 298, 199):
+            rare.insert(0, await rare_session(store, clock, f"{place_from_end} before it"))
+            await many_sessions(store, clock, place_from_end)
+        with redis.Redis.from_url(str(deployment.redis_url)) as client:
+            for session in rare[:-1]:
+                await store.archive_session(session.id)
+                await store.resume_session(session.id)
+                client.zadd(f"fiml:{user_key(OWNER)}", {listed_member(session.created_at, session.id, 1): 0})
+
+        expected = Counter(session.id for session in rare)
+        assert Counter(summary.id for summary in await listing(store, tag="rare")) == expected
+        found = await store.search_sessions(OWNER, symbol="TSLA")
+        rest = await store.search_sessions(OWNER, symbol="TSLA", cursor=found.next_cursor)
+        assert Counter(summary.id for summary in [*found, *rest]) == expected

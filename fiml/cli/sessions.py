@@ -47,7 +47,7 @@ def list_(
         listed = {"sessions": summaries, "next_cursor": page.next_cursor, "partial": page.partial}
         typer.echo(json.dumps(listed, indent=2))
     else:
-        _show_page(page)
+        _show_page(page, limit)
 
 
 @sessions.command()
@@ -193,7 +193,7 @@ def _not_written(path: Path, exc: OSError) -> InvalidInput:
     return InvalidInput("--output", f"{path} can't be written ({exc.strerror})", "name another file")
 
 
-def _show_page(page: SummaryPage) -> None:
+def _show_page(page: SummaryPage, limit: int) -> None:
     if not page:
         typer.echo("no sessions")
     for summary in page:
@@ -202,7 +202,7 @@ def _show_page(page: SummaryPage) -> None:
     if page.partial:
         typer.echo("archived sessions are missing: the archive is away")
     if page.next_cursor:
-        typer.echo(f"more: --cursor {page.next_cursor}")
+        typer.echo(f"{'not all looked through; ' if len(page) < limit else ''}more: --cursor {page.next_cursor}")
 
 
 def _show_session(session: Session) -> None:

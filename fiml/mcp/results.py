@@ -121,7 +121,9 @@ class SessionList(Result):
     """One page of sessions, newest first."""
 
     sessions: list[SessionLine]
-    next_cursor: str | None = Field(description="give it as cursor for the next page; null at the end")
+    next_cursor: str | None = Field(
+        description="give it as cursor for the next page, also where this one is short or empty; null at the end"
+    )
     partial: bool = Field(description="archived sessions are missing, since the archive is away: list anew later")
 
 

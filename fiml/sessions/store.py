@@ -124,14 +124,17 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     ) -> AsyncIterator[Header]:
         """The headers of live sessions created since a moment, newest first, in pages."""
         query = PageQuery(limit=values.MAX_PAGE, user_id=user_id, type=session_type)
-        is_done = False
-        while not is_done:
-            headers = [header for header, _ in (await self._backend.page(query)).rows if header.created_at >= since]
+        while True:
+            page = await self._backend.page(query)
+            headers = [header for header, _ in page.rows]
             for header in headers:
-                yield header
-            is_done = len(headers) < query.limit
-            if headers:
-                query = replace(query, after=(headers[-1].created_at, headers[-1].id))
+                if header.created_at >= since:
+                    yield header
+            is_full = len(headers) == query.limit
+            after = (headers[-1].created_at, headers[-1].id) if is_full else page.searched_to
+            if after is None or after[0] < since:
+                return
+            query = replace(query, after=after)
 
     @property
     def _backend(self) -> Backend:

@@ -231,8 +231,9 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         A principal's page has its own sessions and those that are shared with it.
 
         Pages that follow each other by cursor are complete and without duplicates, even while sessions come and go.
-        With `include_archived`, a page is `partial` while the archive is away. A session that only a later fiml can
-        read is left out.
+        A page may have fewer sessions than `limit`, or none, before the end: with filters, live sessions in Redis are
+        looked through a thousand at a time. With `include_archived`, a page is `partial` while the archive is away. A
+        session that only a later fiml can read is left out.
 
         Raises:
             InvalidInput: a filter, the limit or the cursor is not valid.
@@ -252,9 +253,9 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         found = await self._backend.page(query)
         rows = found.rows[:size]
         is_partial = found.is_partial or (start is not None and start.is_partial)
-        next_cursor = None
-        if len(found.rows) > size:
-            next_cursor = encode_cursor(Cursor((rows[-1][0].created_at, rows[-1][0].id), is_partial))
+        is_more = len(found.rows) > size
+        position = (rows[-1][0].created_at, rows[-1][0].id) if is_more else found.searched_to
+        next_cursor = None if position is None else encode_cursor(Cursor(position, is_partial))
         return SummaryPage(to_summaries(rows), next_cursor, partial=is_partial)
 
     def acting_as(self, user_id: str | None) -> str | None:

@@ -16,7 +16,8 @@ from fiml.db.dialects import insert_into, is_postgresql, json_elements, upsert
 from fiml.db.tables import search_pending, session_quarantine, sessions, tombstones
 from fiml.sessions import values
 from fiml.sessions.backends import archived_grants, metrics, words
-from fiml.sessions.backends.base import Ended, PageQuery, newest_first, readable
+from fiml.sessions.backends.base import Ended, PageQuery
+from fiml.sessions.backends.pages import newest_first, readable
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import MAPS, Header, SessionRecord, check_format, decoding
 from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, right_in

@@ -9,10 +9,10 @@ All methods raise `Unavailable` when an engine that they need is away. While onl
 sessions work; asking for any other session raises `Unavailable`, and never says that it doesn't exist.
 """
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol
 from uuid import UUID
 
 from fiml.sessions.changes import Change
@@ -29,8 +29,6 @@ if TYPE_CHECKING:  # SQLAlchemy takes a third of a second to import, and a serve
 
     SessionMaker = async_sessionmaker[AsyncSession]
 
-
-Row = TypeVar("Row")
 
 MAX_SEARCHED = 1000
 Part = Literal["live", "archive"]
@@ -78,10 +76,15 @@ class PageQuery:
 
 @dataclass(slots=True)
 class Page:
-    """Sessions, newest first, each with whether it is archived. A partial page lacks archived ones."""
+    """Sessions, newest first, each with whether it is archived. A partial page lacks archived ones.
+
+    `searched_to` is the position where the look through the live sessions stopped early, so that the page isn't full;
+    it is complete down to there. `None` if it is full, or if all were looked at.
+    """
 
     rows: list[tuple[Header, bool]]
     is_partial: bool = False
+    searched_to: tuple[datetime, UUID] | None = None
 
 
 @dataclass(slots=True)
@@ -347,7 +350,9 @@ class Backend(Protocol):
     async def page(self, query: PageQuery) -> Page:
         """Sessions by `created_at` descending, then id, each with whether it is archived.
 
-        Two round trips for live ones. Complete and without duplicates, even while sessions move between the tiers.
+        Two round trips for live ones, without filters. Complete and without duplicates, even while sessions move
+        between the tiers. An engine without indexes for the filters looks at about `MAX_SEARCHED` live sessions at
+        most, and says how far it got.
         """
 
     async def search(self, query: PageQuery) -> Found:
@@ -355,43 +360,3 @@ class Backend(Protocol):
 
         An engine without full text for its live sessions reads at most `MAX_SEARCHED` of them, and says how far it got.
         """
-
-
-def readable(
-    select: Callable[[int], Sequence[Row]], decode: Callable[[Row], Header | None], limit: int
-) -> list[Header]:
-    """The first `limit` headers that can be read; `select(n)` returns up to `limit` rows after the first n."""
-    found: list[Header] = []
-    seen = 0
-    while True:
-        rows = select(seen)
-        found += [header for header in map(decode, rows) if header is not None]
-        seen += len(rows)
-        if len(rows) < limit or len(found) >= limit:
-            return found[:limit]
-
-
-def newest_first(headers: Sequence[Header]) -> list[Header]:
-    """Headers in the order of a listing."""
-    by_id = sorted(headers, key=lambda header: header.id.hex)
-    return sorted(by_id, key=lambda header: header.created_at, reverse=True)
-
-
-def merge_pages(live: Sequence[Header], archived: Sequence[Header], limit: int) -> list[tuple[Header, bool]]:
-    """Merge two pages into one, newest first, then by id; a session in both counts as live."""
-    live_ids = {header.id for header in live}
-    rows = [(header, False) for header in live]
-    rows += [(header, True) for header in archived if header.id not in live_ids]
-    rows.sort(key=lambda row: row[0].id.hex)
-    rows.sort(key=lambda row: row[0].created_at, reverse=True)
-    return rows[:limit]
-
-
-def rows_down_to(rows: Sequence[tuple[Header, bool]], position: tuple[datetime, UUID]) -> list[tuple[Header, bool]]:
-    """The rows of a page that don't come after the session at a position."""
-    created_at, session_id = position
-    return [
-        (header, is_archived)
-        for header, is_archived in rows
-        if header.created_at > created_at or (header.created_at == created_at and header.id.hex <= session_id.hex)
-    ]

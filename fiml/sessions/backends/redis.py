@@ -33,7 +33,7 @@ from fiml.sessions import values
 from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends.base import PageQuery, Updated, WriteResult, WriteRules
+from fiml.sessions.backends.base import MAX_SEARCHED, Page, PageQuery, Updated, WriteResult, WriteRules
 from fiml.sessions.backends.redis_dump import decode_dump, is_empty, read_dump, record_in
 from fiml.sessions.backends.redis_index import Place, enter, expire_by, leave, place_of
 from fiml.sessions.backends.rewriting import Texts
@@ -46,6 +46,7 @@ from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_of
 FLOOR_S = 3600
 TOMBSTONE_S = 24 * 3600
 _FILTERED_CHUNK = 500
+_OTHER_LIVES = 2  # entries of lives that have ended, which a crash leaves for a sweep, are few
 # A writer waits a second for a session that is being archived; that usually takes some milliseconds.
 _CLOSING_WAITS_S = [0.05] * 20
 _DONE = (b"written", b"known")
@@ -273,31 +274,35 @@ class RedisTier:
         replies = await self._client.run([("EXISTS", keys.header_key(session_id)) for session_id in session_ids])
         return {session_id for session_id, is_there in zip(session_ids, replies, strict=True) if is_there}
 
-    async def page(self, query: PageQuery) -> list[Header]:
-        """Live sessions by `created_at` descending, then id. Filters may take further round trips."""
+    async def page(self, query: PageQuery) -> Page:
+        """Live sessions, as `Backend.page` says. Filters may take further round trips."""
         is_filtered = query.type is not None or query.tag is not None or query.asset is not None
         chunk = max(_FILTERED_CHUNK, query.limit) if is_filtered else query.limit
-        after = _start(query.after)
+        after, looked_at, is_end = query.after, 0, False
         found: list[Header] = []
-        while len(found) < query.limit:
-            members = await self._members(query, after, chunk)
+        while not is_end and len(found) < query.limit and looked_at < MAX_SEARCHED:
+            members = await self.members(query, after, chunk)
             if members:
                 found += [header for header in await self._headers(members, query.given_to) if query.wants(header)]
-            if len(members) < chunk:
-                break
-            after = "(" + members[-1]
-        return found[: query.limit]
+                after = fields.position_at(members[-1])
+            looked_at += len(members)
+            is_end = len(members) < chunk
+        rows = [(header, False) for header in found[: query.limit]]
+        return Page(rows, searched_to=None if is_end or len(rows) == query.limit else after)
 
     async def members(self, query: PageQuery, after: tuple[datetime, UUID] | None, count: int) -> list[str]:
-        """The next `count` entries in the listings that a query is about, after a session."""
-        return await self._members(query, _start(after), count)
+        """The next `count` entries in the listings that a query is about, after a session.
 
-    async def _members(self, query: PageQuery, after: str, count: int) -> list[str]:
+        Fewer only at the end; more if the last session has entries of several lives, so that none of them is missed.
+        """
         indexes = keys.all_keys() if query.user_id is None else [keys.user_key(query.user_id)]
         if query.given_to is not None:
             indexes.append(keys.given_key(query.given_to))
-        replies = await self._client.run([("ZRANGE", key, after, "+", "BYLEX", "LIMIT", 0, count) for key in indexes])
-        return sorted(member.decode() for reply in replies for member in reply)[:count]
+        start, most = _start(after), count + _OTHER_LIVES
+        replies = await self._client.run([("ZRANGE", key, start, "+", "BYLEX", "LIMIT", 0, most) for key in indexes])
+        found = sorted(member.decode() for reply in replies for member in reply)
+        others = (member for member in found[count:] if fields.id_at(member) == fields.id_at(found[count - 1]))
+        return [*found[:count], *others]
 
     async def _headers(self, members: Sequence[str], given_to: str | None) -> list[Header]:
         session_ids = [fields.id_at(member) for member in members]

@@ -9,6 +9,7 @@ from fiml.db.redis_client import RedisClient
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import MAX_SEARCHED, Found, PageQuery
+from fiml.sessions.backends.pages import first_position
 from fiml.sessions.backends.redis import RedisTier, read
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.records import Header, SessionRecord, check_format
@@ -34,8 +35,7 @@ class RedisSearch:
         again.rows = sorted([*before.rows, *again.rows], key=lambda row: fields.position(row[0].created_at, row[0].id))
         again.unreadable = [*before.unreadable, *again.unreadable]
         again.not_indexed = before.not_indexed
-        if before.searched_to is not None:
-            again.searched_to = before.searched_to
+        again.searched_to = first_position(before.searched_to, again.searched_to)
         return again
 
     async def _search(self, query: PageQuery, known: set[str]) -> Found:

@@ -44,9 +44,9 @@ from fiml.sessions.backends.base import (
     Updated,
     WriteResult,
     WriteRules,
-    merge_pages,
 )
 from fiml.sessions.backends.keeping import Keeping
+from fiml.sessions.backends.pages import merge_pages
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, check_format
 from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, act_of, changed

@@ -13,7 +13,8 @@ from fiml.core.errors import SessionArchived, Unavailable
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import RedisClient
 from fiml.sessions.backends import archive, at_rest, indexing
-from fiml.sessions.backends.base import Found, Page, PageQuery, Part, merge_pages, rows_down_to
+from fiml.sessions.backends.base import Found, Page, PageQuery, Part
+from fiml.sessions.backends.pages import first_position, merge_pages, rows_down_to
 from fiml.sessions.backends.redis import RedisTier
 from fiml.sessions.backends.redis_search import RedisSearch
 from fiml.sessions.records import Header, SessionRecord
@@ -97,15 +98,18 @@ class TieredLooks:
         """As `Backend.page`."""
         live = await self._live.page(query)
         if not query.include_archived:
-            return Page([(header, False) for header in live])
+            return live
         try:
             ended = await self._ended(query, lambda some: self._database.view(partial(archive.page, query=some)))
         except Unavailable:
-            return Page([(header, False) for header in live], is_partial=True)
+            live.is_partial = True
+            return live
         # A session that was resumed between the two looks is found by a third.
-        seen = {header.id for header in live}
-        live += [header for header in await self._live.page(query) if header.id not in seen]
-        return Page(merge_pages(live, ended, query.limit))
+        again = await self._live.page(query)
+        found = {header.id: header for header, _ in [*again.rows, *live.rows]}
+        rows = merge_pages(list(found.values()), ended, query.limit)
+        searched_to = first_position(live.searched_to, again.searched_to)
+        return Page(rows if searched_to is None else rows_down_to(rows, searched_to), searched_to=searched_to)
 
     async def search(self, query: PageQuery) -> Found:
         """As `Backend.search`."""
