@@ -31,6 +31,22 @@ async def test_a_damaged_live_session_is_named_and_hides_no_other(deployment: De
     assert sorted(page.unreadable) == sorted(ids[:3])
 
 
+async def test_a_search_tells_nothing_of_a_damaged_session_that_was_taken_back(deployment: Deployment) -> None:
+    async with SessionStore(deployment.settings()) as store:
+        kept, taken_back = [await begin(store, title=f"number {number}") for number in range(2)]
+        for session in (kept, taken_back):
+            await store.share_session(session.id, "bob")
+        await store.unshare_session(taken_back.id, "bob")
+        with redis.Redis.from_url(deployment.redis_url) as client:
+            for session in (kept, taken_back):
+                client.hset(f"fiml:{{{session.id.hex}}}:header", "created", "yesterday")
+
+        page = await store.as_principal("bob").search_sessions(None, "number")
+
+    assert page == []
+    assert page.unreadable == [kept.id]
+
+
 @pytest.mark.parametrize(
     "damage",
     [

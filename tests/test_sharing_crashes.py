@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from fiml.core.config import Settings
-from fiml.core.errors import FimlError
+from fiml.core.errors import FimlError, SessionNotFound
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
@@ -54,17 +54,51 @@ async def test_a_process_that_dies_at_any_step_leaves_no_listing_wrong(
 
         has_died = await die_at(step, deployment.settings(), VERBS[verb], session_id)
 
-        if verb != "redeem":  # which needs the second try
-            await every_listing_is_right(store)
+        await every_listing_is_right(store)
         await finish(store, session_id, VERBS[verb])
         await every_listing_is_right(store)
         clock.advance(hours=200)
-        await store.cleanup_expired_sessions()
+        for _ in range(2):  # the second sweep drops the entries of those who never had it
+            await store.cleanup_expired_sessions()
         assert given_keys(deployment) == []
         await store.delete_session(session_id)
         if not has_died:
             break
     assert step > 2
+
+
+async def test_a_user_is_erased_whose_redeeming_died_at_any_step(store: SessionStore, deployment: Deployment) -> None:
+    for step in count(1):
+        session_id = await shared(store, "redeem")
+        has_died = await die_at(step, deployment.settings(), redeem, session_id)
+
+        await store.erase_user("cem")
+
+        assert [share.user_id for share in await store.list_shares(session_id)] == [GUEST]
+        assert await store.as_principal("cem").get_session(session_id) is None
+        await store.delete_session(session_id)
+        if not has_died:
+            break
+    assert step > 2
+
+
+@pytest.mark.parametrize("code", ["wrong", "past", "revoked", "used"])
+async def test_a_code_that_is_not_valid_enters_nothing_in_a_listing(
+    store: SessionStore, deployment: Deployment, clock: FrozenClock, code: str
+) -> None:
+    session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=9)
+    made = await store.create_share_code(session.id, hours=1)
+    if code == "past":
+        clock.advance(hours=1)
+    elif code == "revoked":
+        await store.revoke_share_code(session.id, made.id)
+    elif code == "used":
+        await store.as_principal(GUEST).redeem_share_code(session.id, str(made.code))
+
+    with pytest.raises(SessionNotFound):
+        await store.as_principal("eve").redeem_share_code(session.id, "wrong" if code == "wrong" else str(made.code))
+
+    assert b"fiml:given:eve" not in given_keys(deployment)
 
 
 async def shared(store: SessionStore, verb: str) -> UUID:
@@ -94,8 +128,9 @@ async def every_listing_is_right(store: SessionStore) -> None:
     for summary in await listing(store, None):
         given = {share.user_id for share in await store.list_shares(summary.id)}
         for user in (GUEST, "cem"):
-            found = [each.id for each in await listing(store.as_principal(user), None)]
-            assert (summary.id in found) == (user in given)
+            view = store.as_principal(user)
+            for found in (await listing(view, None), await view.search_sessions(None, symbol="AAPL")):
+                assert (summary.id in [each.id for each in found]) == (user in given)
 
 
 async def finish(store: SessionStore, session_id: UUID, verb: Verb) -> None:

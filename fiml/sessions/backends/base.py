@@ -299,7 +299,7 @@ class Backend(Protocol):
         """The grants and the audit trail of a session, live or archived. For its owner."""
 
     async def given_ids(self, user_id: str) -> set[UUID]:
-        """Every session that is shared with a user."""
+        """Every session that is shared with a user, and perhaps some that no longer are."""
 
     async def exists(self, session_id: UUID, *, needs: Right = Right.OWN, caller: Caller = ANYBODY) -> bool:
         """Whether a session exists: live, archived or in quarantine. This doesn't count as an access.

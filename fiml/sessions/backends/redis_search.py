@@ -65,7 +65,7 @@ class RedisSearch:
         replies = await self._client.run_each([("HGETALL", keys.header_key(each)) for each in session_ids])
         candidates = []
         for member, session_id, reply in zip(members, session_ids, replies, strict=True):
-            header = _header(session_id, reply, found)
+            header = _header(session_id, reply, query, found)
             if header is not None and header.life == fields.life_at(member) and query.wants(header):
                 candidates.append(session_id)
         return candidates
@@ -94,8 +94,8 @@ def _record(session_id: UUID, reply: Any, found: Found) -> SessionRecord | None:
     return record
 
 
-def _header(session_id: UUID, reply: Any, found: Found) -> Header | None:
-    if not reply:
+def _header(session_id: UUID, reply: Any, query: PageQuery, found: Found) -> Header | None:
+    if not reply or _is_anothers(reply, query.given_to):
         return None
     try:
         # A key with another type gets an error as its reply, and is treated as a header without fields.
@@ -103,6 +103,15 @@ def _header(session_id: UUID, reply: Any, found: Found) -> Header | None:
     except (CorruptRecord, SchemaTooNew):
         found.unreadable.append(session_id)
         return None
+
+
+def _is_anothers(reply: Any, user_id: str | None) -> bool:
+    """Whether a session in a user's listings is neither the user's own nor shared with the user any more."""
+    if user_id is None:
+        return False
+    if isinstance(reply, Exception):
+        return True  # what isn't a hash is nobody's, as in access.lua
+    return reply.get(b"user") != user_id.encode() and f"s:{user_id}".encode() not in reply
 
 
 def _meets(record: SessionRecord, query: PageQuery, found: Found) -> bool:

@@ -1,5 +1,6 @@
 """Whom live sessions in Redis are shared with."""
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from fiml.db.redis_commands import Command, Script
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.redis import RedisTier, refuse_changes
-from fiml.sessions.backends.redis_index import enter_given, leave_given, place_of
+from fiml.sessions.backends.redis_index import Place, enter_given, leave_given, place_of
 from fiml.sessions.records import FORMAT, Header, unreadable
 from fiml.sessions.rights import (
     MAX_CODES,
@@ -40,19 +41,16 @@ class RedisSharing:
         self._live = live
 
     async def share(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
-        """As `Backend.share`, for a live session. Three round trips at most."""
-        user_id = user_given(change)
-        if change.what == "set" and user_id is not None:
+        """As `Backend.share`, for a live session. Three round trips at most, one more on a Cluster."""
+        user_id = rules.caller.user if change.what == "redeem" else user_given(change)
+        if change.what == "redeem" or (change.what == "set" and user_id is not None):
             return await self._give(session_id, user_id, change, rules)
-        header = await self._change(session_id, change, rules)
+        [reply] = await self._live.telling_damage(session_id, self._client.write([_share(session_id, change, rules)]))
+        header = _header(session_id, reply, rules)
         if header is None:
             return None
         if change.what == "drop" and user_id is not None:
             await self._leave(header, user_id)
-        elif change.what == "redeem" and rules.caller.user not in (None, header.user_id):
-            # The listing comes second here: the session's place can't be read before the caller has a right. If this
-            # fails, redeeming the code again adds the session to the listing.
-            await self._enter(header, str(rules.caller.user))
         return header.grants
 
     async def given_ids(self, user_id: str) -> set[UUID]:
@@ -60,35 +58,48 @@ class RedisSharing:
         [members] = await self._client.run([("ZRANGE", keys.given_key(user_id), 0, -1)])
         return {fields.id_at(member.decode()) for member in members}
 
-    async def _give(self, session_id: UUID, user_id: str, change: GrantChange, rules: ShareRules) -> Grants | None:
+    async def _give(
+        self, session_id: UUID, user_id: str | None, change: GrantChange, rules: ShareRules
+    ) -> Grants | None:
         for _ in range(_TRIES):
-            found = await self._live.locate(session_id, rules.caller)
-            if found is None:
+            entry = await self._entry_for(session_id, user_id, change, rules)
+            if entry is None:
                 return None
-            demand(session_id, found.right, Right.OWN)
-            place = found.place
-            if place is None or found.expires_at is None:
-                record = f"live session {session_id}"
-                raise unreadable(record, found.format, "its creation, life or expiry is lost")
-            if place.user_id == user_id:
-                refuse_owner(user_id)
+            place, expires_at = entry
             # The index first, so that every session a user has is in the user's listing.
-            index = enter_given(place, user_id, found.expires_at)
+            guest = None if user_id == place.user_id else user_id
+            index = [] if guest is None else enter_given(place, guest, expires_at)
             share = _share(session_id, change, rules, life=fields.life_at(place.listed_member))
             *_, reply = await self._live.telling_damage(session_id, self._client.write(index, [share]))
             if reply != [b"life"]:
                 header = _header(session_id, reply, rules)
                 if header is None:
                     return None
-                # Again, since somebody who stopped sharing meanwhile may have removed the entry.
-                await self._enter(header, user_id)
+                if guest is not None:
+                    # Again, since somebody who stopped sharing meanwhile may have removed the entry.
+                    await self._enter(header, guest)
                 return header.grants
         raise Unavailable(f"session {session_id}", "it ends and is resumed without a pause")
 
-    async def _change(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Header | None:
-        sharing = self._client.write([_share(session_id, change, rules)])
-        [reply] = await self._live.telling_damage(session_id, sharing)
-        return _header(session_id, reply, rules)
+    async def _entry_for(
+        self, session_id: UUID, user_id: str | None, change: GrantChange, rules: ShareRules
+    ) -> tuple[Place, datetime] | None:
+        """The session's entry in a user's listing, and its expiry; `None` if the caller doesn't see the session."""
+        if change.what == "redeem":
+            # Looked at first, so that a code that isn't valid enters nothing.
+            look = _share(session_id, change, rules, step="look")
+            [reply] = await self._live.telling_damage(session_id, self._client.run([look]))
+            header = _header(session_id, reply, rules)
+            return None if header is None else (place_of(header), header.expires_at)
+        found = await self._live.locate(session_id, rules.caller)
+        if found is None:
+            return None
+        demand(session_id, found.right, Right.OWN)
+        if found.place is None or found.expires_at is None:
+            raise unreadable(f"live session {session_id}", found.format, "its creation, life or expiry is lost")
+        if user_id is not None and found.place.user_id == user_id:
+            refuse_owner(user_id)
+        return found.place, found.expires_at
 
     async def _enter(self, header: Header, user_id: str) -> None:
         await self._client.write(enter_given(place_of(header), user_id, header.expires_at))
@@ -101,13 +112,15 @@ class RedisSharing:
             await self._client.write(enter_given(found.place, user_id, header.expires_at))
 
 
-def _share(session_id: UUID, change: GrantChange, rules: ShareRules, *, life: int | None = None) -> Command:
+def _share(
+    session_id: UUID, change: GrantChange, rules: ShareRules, *, step: str = "", life: int | None = None
+) -> Command:
     return SHARE(
         [keys.header_key(session_id), keys.trail_key(session_id)],
         rules.caller.user or "",
         to_micros(rules.now),
         act_of(change, rules.caller, rules.now).opened,
-        change.what,
+        step or change.what,
         change.field,
         change.value,
         MAX_SHARES,

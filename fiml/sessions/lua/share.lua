@@ -1,8 +1,8 @@
 -- Change whom a session is shared with, whether it has expired or not. `rights.changed` does the same.
 -- KEYS 1 header, 2 audit trail
--- ARGV 1 caller ('' for any), 2 now in microseconds, 3 the entry of the trail up to the version, 4 'set', 'drop' or
---      'redeem', 5 the field, or the digest of a code, 6 the value, 7 most users, 8 most codes, 9 most changes,
---      10 newest format known, 11 only in this life ('' for any)
+-- ARGV 1 caller ('' for any), 2 now in microseconds, 3 the entry of the trail up to the version, 4 'set', 'drop',
+--      'redeem', or 'look' for what redeeming would come to, 5 the field, or the digest of a code, 6 the value, 7 most
+--      users, 8 most codes, 9 most changes, 10 newest format known, 11 only in this life ('' for any)
 -- Returns {'done', header}; {'viewer'} if the caller isn't the owner; {'users', count}, {'codes'} or {'changes'} if
 -- there would be too many; {'format', number} if a later fiml wrote the session; {'life'} if it has another life; nil
 -- if the caller doesn't see the session.
@@ -36,7 +36,8 @@ local function refused(most)
   return tonumber(version) >= most and {'changes'} or nil
 end
 
-if ARGV[4] == 'redeem' then
+local is_look = ARGV[4] == 'look'
+if ARGV[4] == 'redeem' or is_look then
   if not right and redis.call('TYPE', header).ok ~= 'hash' then return nil end
   if right == 3 then return done() end
   for letter, gives in pairs({e = 2, v = 1}) do
@@ -46,6 +47,8 @@ if ARGV[4] == 'redeem' then
       local refusal = refused(tonumber(ARGV[9]))
       if refusal then return refusal end
       if not right and counted('s') >= tonumber(ARGV[7]) then return {'users', counted('s') + 1} end
+      if is_look then return done() end
+      if ARGV[11] ~= '' and ARGV[11] ~= redis.call('HGET', header, 'life') then return {'life'} end
       note()
       redis.call('HDEL', header, field)
       redis.call('HSET', header, 's:' .. ARGV[1], gives)

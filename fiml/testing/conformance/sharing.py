@@ -243,8 +243,10 @@ class SharingSuite(TrailSuite):
             clock.advance(seconds=1)
             owner = VIEWER if n % 3 == 0 else OWNER
             session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=owner, tags=[f"t{n % 2}"])
-            if n % 3 == 1:
+            if n % 3:
                 await store.share_session(session.id, VIEWER)
+            if n % 3 == 2:
+                await store.unshare_session(session.id, VIEWER)
             if n % 4 == 0:
                 await store.archive_session(session.id)
             if n % 3 != 2:
