@@ -1,16 +1,23 @@
 """The memory over the MCP door: a conversation carried on, conclusions that cite, the search, prompts, resources."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from mcp.shared.exceptions import MCPError
-from mcp_types import PromptReference, ResourceTemplateReference, TextContent, TextResourceContents
+from mcp_types import (
+    INVALID_PARAMS,
+    PromptReference,
+    ResourceTemplateReference,
+    TextContent,
+    TextResourceContents,
+)
 
 from fiml.core.config import Settings
 from fiml.sessions.notes import notes_in
 from fiml.testing import FrozenClock
-from tests.support.mcp_client import ERAS, Door, door, tokens
+from tests.support.mcp_client import ERAS, Door, door, tokens, wire
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
 
@@ -177,6 +184,32 @@ async def test_a_prompt_with_other_arguments_says_which_it_takes(
     async with door(sqlite_settings) as caller:
         with pytest.raises(MCPError, match="takes the argument sessionId"):
             await caller.client.get_prompt("continue-analysis", arguments)
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "says"),
+    [
+        ("prompts/get", {"name": "session-report", "arguments": 5}, "are an object; given: 5"),
+        ("prompts/get", {"name": "session-report", "arguments": [["sessionId", UNKNOWN]]}, "are an object"),
+        ("prompts/get", {"name": "session-report", "arguments": "x" * 3000}, "are an object"),
+        ("prompts/get", {"name": "nope"}, "no prompt 'nope'; there are continue-analysis"),
+        ("prompts/get", {"name": "n" * 3000, "arguments": {}}, "no prompt 'nnn"),
+        ("resources/read", {"uri": "fiml://nowhere/" + "n" * 3000}, "no resource 'fiml://nowhere/n"),
+        ("resources/read", {"uri": "fiml://session/" + "n" * 3000}, "no resource 'fiml://session/n"),
+    ],
+)
+async def test_a_prompt_or_a_resource_that_is_none_is_refused_in_short_words(
+    tmp_path: Path, method: str, params: dict[str, Any], says: str
+) -> None:
+    async with wire(tmp_path) as server:
+        await server.handshake()
+        await server.ask(method, params)
+        answer = await server.next_answer()
+
+    assert answer is not None
+    assert answer["error"]["code"] == INVALID_PARAMS
+    assert says in answer["error"]["message"]
+    assert len(json.dumps(answer)) < 400
 
 
 async def test_a_prompt_takes_the_id_in_snake_case_too(sqlite_settings: Settings) -> None:

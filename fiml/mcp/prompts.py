@@ -1,5 +1,6 @@
 """Prompts for the main workflows. A session's content goes in as data, below the instructions."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -66,18 +67,23 @@ def add_prompts(server: MCPServer[Any], runtime: Runtime) -> None:
 
 
 class PromptCheck:
-    """Refuses missing or unknown arguments of a prompt with an error of the protocol. Accepts snake_case too."""
+    """Refuses an unknown prompt or unfit arguments of one with an error of the protocol. Accepts snake_case too."""
 
     async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         if ctx.method == "prompts/get" and ctx.params is not None:
-            arguments = dict(ctx.params.get("arguments") or {})
-            wanted = _ARGUMENTS.get(str(ctx.params.get("name")))
+            name, given = ctx.params.get("name"), ctx.params.get("arguments")
+            if isinstance(name, str) and name not in _ARGUMENTS:
+                raise MCPError(INVALID_PARAMS, f"there is no prompt {echo(name)}; there are {', '.join(_ARGUMENTS)}")
+            if not isinstance(given, Mapping | None):
+                raise MCPError(INVALID_PARAMS, f"the arguments of a prompt are an object; given: {echo(given)}")
+            arguments = dict(given or {})
+            wanted = _ARGUMENTS.get(str(name))
             if "session_id" in arguments and wanted == "sessionId":
                 arguments = {"sessionId": arguments.pop("session_id"), **arguments}
                 ctx = replace(ctx, params={**ctx.params, "arguments": arguments})
             if wanted is not None and set(arguments) != {wanted}:
-                given = ", ".join(sorted(map(str, arguments))) or "none"
-                raise MCPError(INVALID_PARAMS, f"this prompt takes the argument {wanted}; given: {echo(given)}")
+                names = ", ".join(sorted(map(str, arguments))) or "none"
+                raise MCPError(INVALID_PARAMS, f"this prompt takes the argument {wanted}; given: {echo(names)}")
         return await call_next(ctx)
 
 

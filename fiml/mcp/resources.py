@@ -3,11 +3,20 @@
 from typing import Any
 
 from mcp.server import MCPServer
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
-from mcp_types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INVALID_PARAMS,
+    Completion,
+    CompletionArgument,
+    CompletionContext,
+    PromptReference,
+    ResourceTemplateReference,
+)
 
 from fiml.access.principals import Scope
-from fiml.core.errors import FimlError, InvalidSessionId, SessionNotFound
+from fiml.core.errors import FimlError, InvalidSessionId, SessionNotFound, echo
 from fiml.mcp.auth import current_principal
 from fiml.mcp.packed import packed_text
 from fiml.mcp.tooling import sessions_of
@@ -17,6 +26,7 @@ _RESOURCE_TOKENS = 4000
 _MAX_COMPLETED = 20
 _LOOKED_AT = 200
 _NAMES = {"id", "sessionId"}
+_MAX_ADDRESS_CHARACTERS = 80  # a session's has 51
 
 
 def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
@@ -49,3 +59,14 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         ids = [str(summary.id) for summary in sessions]
         found = [each for each in ids if each.startswith(argument.value.strip().lower())]
         return Completion(values=found[:_MAX_COMPLETED], total=len(found), has_more=sessions.next_cursor is not None)
+
+
+class AddressCheck:
+    """Refuses an address that is too long for a resource, which the SDK would send back whole."""
+
+    async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        if ctx.method == "resources/read" and ctx.params is not None:
+            address = ctx.params.get("uri")
+            if isinstance(address, str) and len(address) > _MAX_ADDRESS_CHARACTERS:
+                raise MCPError(INVALID_PARAMS, f"there is no resource {echo(address)}; a session is fiml://session/ID")
+        return await call_next(ctx)

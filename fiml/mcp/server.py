@@ -13,7 +13,7 @@ from fiml.mcp.memory_tools import memory_tools
 from fiml.mcp.prompts import PromptCheck, add_prompts
 from fiml.mcp.refusals import ArgumentCheck
 from fiml.mcp.requests import RequestLog
-from fiml.mcp.resources import add_resources
+from fiml.mcp.resources import AddressCheck, add_resources
 from fiml.mcp.sharing_tools import sharing_tools
 from fiml.mcp.stdio import run_on_stdio
 from fiml.mcp.tools import session_tools
@@ -50,7 +50,13 @@ def build_server(runtime: Runtime, verifier: BearerVerifier | None = None) -> MC
         version=__version__,
         instructions=INSTRUCTIONS,
         tools=tools,
-        middleware=[log, *([] if verifier is None else [TokenCheck()]), ArgumentCheck(tools), PromptCheck()],
+        middleware=[
+            log,
+            *([] if verifier is None else [TokenCheck()]),
+            ArgumentCheck(tools),
+            PromptCheck(),
+            AddressCheck(),
+        ],
         lifespan=lifespan,
         log_level="WARNING",
         auth=None if verifier is None else auth_settings(runtime.settings),
