@@ -10,7 +10,8 @@ from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.base import MAX_SEARCHED, Found, PageQuery
 from fiml.sessions.backends.pages import first_position
-from fiml.sessions.backends.redis import RedisTier, read
+from fiml.sessions.backends.redis import read
+from fiml.sessions.backends.redis_listing import RedisListing
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.records import Header, SessionRecord, check_format
 
@@ -21,9 +22,9 @@ _SESSIONS_AT_ONCE = 25
 class RedisSearch:
     """Searches a user's live sessions, or everybody's, newest first."""
 
-    def __init__(self, client: RedisClient, live: RedisTier) -> None:
+    def __init__(self, client: RedisClient, listing: RedisListing) -> None:
         self._client = client
-        self._live = live
+        self._listing = listing
 
     async def search(self, query: PageQuery) -> Found:
         """The first `query.limit` sessions that match, of at most `MAX_SEARCHED` that are looked at."""
@@ -42,7 +43,7 @@ class RedisSearch:
         found = Found([])
         after, looked_at = query.after, 0
         while looked_at < MAX_SEARCHED and len(found.rows) < query.limit:
-            members = await self._live.members(query, after, _HEADERS_AT_ONCE)
+            members = await self._listing.members(query, after, _HEADERS_AT_ONCE)
             looked_at += len(members)
             await self._look([member for member in members if member not in known], query, found)
             found.looked_at.update(members)

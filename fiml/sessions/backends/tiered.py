@@ -42,6 +42,7 @@ from fiml.sessions.backends.base import (
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.backends.redis import Location
 from fiml.sessions.backends.redis_index import place_of
+from fiml.sessions.backends.redis_listing import RedisListing
 from fiml.sessions.backends.redis_sharing import RedisSharing
 from fiml.sessions.backends.sweep import Sweep
 from fiml.sessions.backends.tiered_looks import TieredLooks
@@ -68,7 +69,8 @@ class TieredBackend:
         self._live = redis.RedisTier(client)
         self._live_for_maintenance = redis.RedisTier(client.patient())
         self._sweeping = redis_sweep.RedisSweep(client.patient())
-        self._looks = TieredLooks(client, self._live, database)
+        self._listing = RedisListing(client)
+        self._looks = TieredLooks(client, self._live, self._listing, database)
         self._sharing = RedisSharing(client, self._live)
         self._database = database
         self.keeping = Keeping(transact=database.transact, view=database.view, maintain=database.maintain)
@@ -205,7 +207,7 @@ class TieredBackend:
 
     async def all_ids(self) -> AsyncIterator[list[UUID]]:
         after = None
-        while members := await self._live.members(EVERYBODYS, after, rewriting.AT_ONCE):
+        while members := await self._listing.members(EVERYBODYS, after, rewriting.AT_ONCE):
             yield [redis_fields.id_at(member) for member in members]
             after = redis_fields.position_at(members[-1])
         async for ids in rewriting.in_batches(self._database.maintain, rewriting.archived_ids):

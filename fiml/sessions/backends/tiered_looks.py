@@ -16,6 +16,7 @@ from fiml.sessions.backends import archive, at_rest, indexing
 from fiml.sessions.backends.base import Found, Page, PageQuery, Part
 from fiml.sessions.backends.pages import first_position, merge_pages, rows_down_to
 from fiml.sessions.backends.redis import RedisTier
+from fiml.sessions.backends.redis_listing import RedisListing
 from fiml.sessions.backends.redis_search import RedisSearch
 from fiml.sessions.records import Header, SessionRecord
 from fiml.sessions.rights import Caller, Right, right_of
@@ -26,10 +27,11 @@ Result = TypeVar("Result")
 class TieredLooks:
     """Looks at live sessions first, at archived ones second, since sessions move that way, and at live ones again."""
 
-    def __init__(self, client: RedisClient, live: RedisTier, database: PostgresDatabase) -> None:
+    def __init__(self, client: RedisClient, live: RedisTier, listing: RedisListing, database: PostgresDatabase) -> None:
         self._client = client
         self._live = live
-        self._searching = RedisSearch(client, live)
+        self._listing = listing
+        self._searching = RedisSearch(client, listing)
         self._database = database
 
     async def find(
@@ -96,7 +98,7 @@ class TieredLooks:
 
     async def page(self, query: PageQuery) -> Page:
         """As `Backend.page`."""
-        live = await self._live.page(query)
+        live = await self._listing.page(query)
         if not query.include_archived:
             return live
         try:
@@ -105,7 +107,7 @@ class TieredLooks:
             live.is_partial = True
             return live
         # A session that was resumed between the two looks is found by a third.
-        again = await self._live.page(query)
+        again = await self._listing.page(query)
         found = {header.id: header for header, _ in [*again.rows, *live.rows]}
         rows = merge_pages(list(found.values()), ended, query.limit)
         searched_to = first_position(live.searched_to, again.searched_to)
