@@ -202,14 +202,14 @@ async def test_a_question_that_the_market_does_not_answer_is_recorded_as_failed(
     ticker.is_open = False
     session = await begin(store)
 
-    with pytest.raises(Unavailable, match="the ticker is away"):
+    with pytest.raises(Unavailable, match="the ticker is unavailable"):
         await ask(AAPL, market=MarketService(ticker), sessions=store, session_id=session.id)
 
     history = (await current(store, session)).state.history
     [failed] = history.queries
     assert (failed.query_type, failed.error, failed.cache_hit, failed.figures) == ("price", "unavailable", False, {})
     assert failed.parameters == {"symbol": "AAPL", "market": "US", "depth": "quick"}
-    assert "the ticker is away" in (failed.result_summary or "")
+    assert "the ticker is unavailable" in (failed.result_summary or "")
     assert history.cache_hit_rate == 0
 
 

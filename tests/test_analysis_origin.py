@@ -216,7 +216,7 @@ async def test_a_store_that_stands_still_costs_a_bounded_time_and_leaves_the_ans
 
     assert answer.market.quote.price == 173.93
     assert answer.tracked is False
-    assert "the session store is away" in (answer.reason or "")
+    assert "the session store is unavailable" in (answer.reason or "")
 
 
 async def test_kind_and_depth_are_taken_by_name(store: SessionStore) -> None:

@@ -230,7 +230,7 @@ def test_the_command_line_says_that_a_listing_is_partial(engines: Engines, monke
         result = CliRunner().invoke(app, ["sessions", "list", "--archived"])
 
     assert result.exit_code == 0
-    assert "archived sessions are missing: the archive is away" in result.stdout
+    assert "archived sessions are missing: the archive is unavailable" in result.stdout
 
 
 async def refusal(call: Awaitable[object]) -> type[Exception] | None:

@@ -112,10 +112,10 @@ class TestServer:
         )
 
         assert result.exit_code == 1
-        assert line_about("Redis", result).startswith(f"PROBLEM Redis: Redis at redis://{AWAY}/0 is away")
+        assert line_about("Redis", result).startswith(f"PROBLEM Redis: Redis at redis://{AWAY}/0 is unavailable")
         assert line_about("Redis", result).endswith("start it, or mend FIML_REDIS_URL")
         assert line_about("PostgreSQL", result).startswith(
-            f"PROBLEM PostgreSQL: PostgreSQL at postgresql://{AWAY}/fiml is away"
+            f"PROBLEM PostgreSQL: PostgreSQL at postgresql://{AWAY}/fiml is unavailable"
         )
         assert PASSWORD not in result.output
         assert "fiml doctor" not in result.output, "nobody is sent in a circle"

@@ -218,7 +218,7 @@ async def test_without_keys_ciphertext_is_an_error_that_names_the_key(
 
     async with SessionStore(plain_settings) as blind:
         for session_id in (session.id, asked.id):
-            with pytest.raises(MissingKey, match="the key 'k1', which is not here") as raised:
+            with pytest.raises(MissingKey, match="the key 'k1', which this process doesn't have") as raised:
                 await blind.get_session(session_id)
             assert raised.value.key_id == "k1"
         assert {summary.id for summary in await blind.list_user_sessions(None, True)} == {session.id, asked.id}

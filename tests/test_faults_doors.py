@@ -72,16 +72,16 @@ async def test_each_tool_answers_or_refuses_with_a_code_and_the_next_step(archiv
     ] * 3
     assert found["searched"] == ["live"]
     assert (tracked["tracked"], untracked["tracked"]) == (True, False)
-    assert "is away" in untracked["reason"]
+    assert "is unavailable" in untracked["reason"]
 
 
 async def _expect_prompt_and_resource(caller: Caller, session_id: str) -> None:
     """They show a live session, and say of another that it can't be had."""
     assert (await caller.client.read_resource(f"fiml://session/{session_id}")).contents
     assert (await caller.client.get_prompt("continue-analysis", {"sessionId": session_id})).messages
-    with pytest.raises(MCPError, match="is away"):
+    with pytest.raises(MCPError, match="is unavailable"):
         await caller.client.read_resource(f"fiml://session/{UNKNOWN}")
-    with pytest.raises(MCPError, match="is away"):
+    with pytest.raises(MCPError, match="is unavailable"):
         await caller.client.get_prompt("continue-analysis", {"sessionId": UNKNOWN})
 
 
@@ -141,7 +141,7 @@ def test_commands_end_with_an_error_that_says_what_is_away(
 
     for command, result in ended.items():
         assert isinstance(result.exception, Unavailable), command
-        assert "is away" in str(result.exception)
+        assert "is unavailable" in str(result.exception)
         assert PASSWORD not in f"{result.exception} {result.output}"
     assert doctor.exit_code == 1
     assert "PROBLEM PostgreSQL" in doctor.output

@@ -216,7 +216,7 @@ class TestChoices:
     ) -> None:
         server.always(wire.KRAKEN_MARKETS, refusal(503))
 
-        with pytest.raises(Unavailable, match="kraken is away"):
+        with pytest.raises(Unavailable, match="kraken is unavailable"):
             await coins.instrument("BTC", AssetKind.COIN, exchange="Kraken")
 
         assert server.requests[wire.COINBASE_MARKETS] == 0
@@ -230,7 +230,7 @@ class TestChoices:
     async def test_a_coin_may_be_where_nobody_answers(self, server: MarketServer, coins: CoinProvider) -> None:
         server.always(wire.COINBASE_MARKETS, refusal(503))
 
-        with pytest.raises(Unavailable, match="coinbase is away"):
+        with pytest.raises(Unavailable, match="coinbase is unavailable"):
             await coins.instrument("BTX", AssetKind.COIN)
 
     async def test_an_unknown_exchange_is_refused_with_the_known_ones(self, coins: CoinProvider) -> None:

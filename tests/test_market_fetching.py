@@ -268,7 +268,7 @@ async def test_the_last_answer_stands_in_up_to_the_limit(
     assert (await fetching.quote(AAPL)).delivery.is_stale
 
     clock.advance(seconds=1)
-    with pytest.raises(Unavailable, match="the exchange is away"):
+    with pytest.raises(Unavailable, match="the exchange is unavailable"):
         await fetching.quote(AAPL)
 
 

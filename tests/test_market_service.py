@@ -327,7 +327,7 @@ class TestLiveMarket:
                 market.find("AAPL"),
                 market.search("apple"),
             ):
-                with pytest.raises(Unavailable, match=r"exchange is away \(no answer within 0\.\d+ s\)"):
+                with pytest.raises(Unavailable, match=r"exchange is unavailable \(no answer within 0\.\d+ s\)"):
                     await question
 
     async def test_a_cache_that_hangs_does_not_hold_up_an_answer(self, clock: FrozenClock) -> None:
@@ -353,7 +353,7 @@ class TestLiveMarket:
             answer = await market.answer(APPLE, Depth.DEEP, [NVIDIA])
 
         assert answer.not_compared == {
-            "NVDA": "not now: exchange is away (it is closed); try again, or run `fiml doctor`"
+            "NVDA": "not now: exchange is unavailable (it is closed); try again, or run `fiml doctor`"
         }
 
     async def test_an_instrument_whose_source_is_away_is_an_error(self, clock: FrozenClock) -> None:

@@ -310,7 +310,7 @@ async def test_a_redis_that_goes_away_leaves_the_answer_untracked_until_it_is_ba
     assert (before["tracked"], before["total_queries"]) == (True, 1)
     assert away["quote"] == before["quote"]
     assert away["tracked"] is False
-    assert "is away" in away["reason"]
+    assert "is unavailable" in away["reason"]
     assert (away["session_id"], away["total_queries"]) == (session_id, None)
     assert refusal["code"] == "unavailable"
     assert (after["tracked"], after["total_queries"]) == (True, 2)

@@ -211,7 +211,7 @@ async def test_two_replicas_share_a_principals_allowance_whatever_its_token(
     assert 0 < int(answers[-1].headers["retry-after"]) <= 60
     assert refusal["code"] == RATE_LIMITED
     assert refusal["data"]["code"] == "rate_limited"
-    assert "ask again at" in refusal["message"]
+    assert "try again at" in refusal["message"]
 
 
 async def test_a_refused_call_is_answered_with_its_id_where_it_can_be_read(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ async def test_a_client_is_told_by_an_error_that_it_can_show_to_the_model(tmp_pa
     ):
         for _ in range(9):
             await server.post(LIST_TOOLS, authorization=f"Bearer {issuer.token()}")
-        with pytest.raises(MCPError, match="rate_limited: fiml takes no more questions") as refused:
+        with pytest.raises(MCPError, match="rate_limited: fiml accepts no more calls") as refused:
             await asyncio.gather(*(caller.answer("list-sessions") for _ in range(2)))
 
     assert refused.value.error.code == RATE_LIMITED

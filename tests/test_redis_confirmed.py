@@ -47,7 +47,7 @@ async def test_too_few_replicas_are_said_and_the_write_is_there(watched: Watched
     async with SessionStore(confirming(watched, deployment, 1)) as careful:
         session = await careful.create_session(["AAPL"], SessionType.EQUITY)
         async with SessionStore(confirming(watched, deployment, 2)) as store:
-            with pytest.raises(Unconfirmed, match=r"did what was asked, but 1 of 2 replicas") as caught:
+            with pytest.raises(Unconfirmed, match=r"made the change, but only 1 of 2 replicas") as caught:
                 await store.record_query(session.id, query)
             found = await existing(store, session.id)  # to read takes nobody's confirmation
         await careful.record_query(session.id, query)

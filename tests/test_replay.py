@@ -126,7 +126,7 @@ async def test_what_cannot_be_compared_says_why(store: SessionStore) -> None:
 
     problems = [query.problem or "" for query in found.queries]
     assert "the currency was USD and is EUR" in problems[0]
-    assert "the market is away" in problems[1]
+    assert "the market is unavailable" in problems[1]
     assert "no figures" in problems[2]
     assert "it failed then" in problems[3]
     assert drifts(found) == [set()] * 4

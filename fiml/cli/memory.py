@@ -76,6 +76,6 @@ def _show_found(page: SearchPage) -> None:
     if page.not_indexed:
         typer.echo("more sessions changed than one search indexes: search again")
     if page.partial:
-        typer.echo("archived sessions are missing: the archive is away")
+        typer.echo("archived sessions are missing: the archive is unavailable")
     if page.next_cursor:
         typer.echo(f"{'not all looked through; ' if page.truncated else ''}more: --cursor {page.next_cursor}")

@@ -200,7 +200,7 @@ def _show_page(page: SummaryPage, limit: int) -> None:
         typer.echo(f"{summary.id}  {summary.type}  {_count(summary.total_queries)}  {_state(summary)}")
         typer.echo(f"    {_title(summary)}")
     if page.partial:
-        typer.echo("archived sessions are missing: the archive is away")
+        typer.echo("archived sessions are missing: the archive is unavailable")
     if page.next_cursor:
         typer.echo(f"{'not all looked through; ' if len(page) < limit else ''}more: --cursor {page.next_cursor}")
 

@@ -75,7 +75,7 @@ class Synchronous(StrEnum):
 
 
 class Settings(BaseSettings):
-    """Every knob. A field is set by the environment variable `FIML_` and its upper-case name.
+    """All settings. A field is set by the environment variable `FIML_` plus its upper-case name.
 
     Raises:
         Misconfigured: a value is out of bounds; the message names the variable and what would be valid.
@@ -83,37 +83,37 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FIML_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    session_default_ttl_hours: PositiveInt = Field(24, description="life of a session whose creator names none, hours")
-    session_max_ttl_hours: int = Field(168, ge=1, le=MAX_TTL_HOURS, description="longest life from now, hours")
+    session_default_ttl_hours: PositiveInt = Field(24, description="lifetime of a session created without a TTL, hours")
+    session_max_ttl_hours: int = Field(168, ge=1, le=MAX_TTL_HOURS, description="longest lifetime from now, hours")
     session_cleanup_interval_minutes: int = Field(
-        60, ge=1, le=MAX_TASK_MINUTES, description="between two runs of the sweeper, minutes"
+        60, ge=1, le=MAX_TASK_MINUTES, description="time between two sweeps, minutes"
     )
     session_retention_days: int = Field(
         30, ge=1, le=MAX_RETENTION_DAYS, description="archived sessions are kept this long, days"
     )
-    session_max_queries_per_session: Count = Field(1000, description="queries one session holds at most")
-    session_max_changes: Count = Field(100_000, description="changes one session takes at most: its audit trail")
-    session_smart_ttl: bool = Field(default=False, description="whether a session in use near its end lives on")
+    session_max_queries_per_session: Count = Field(1000, description="most queries in one session")
+    session_max_changes: Count = Field(100_000, description="most changes to one session, each in its audit trail")
+    session_smart_ttl: bool = Field(default=False, description="whether writing to a session near its end extends it")
     session_enable_analytics: bool = Field(
         default=True, description="whether a session's metrics are written when it ends"
     )
 
     redis_url: str | None = Field(None, repr=False, description="Redis or Valkey for live sessions")
-    redis_prefix: str = Field("fiml", description="what the name of each key in Redis begins with")
+    redis_prefix: str = Field("fiml", description="prefix of each key's name in Redis")
     redis_wait_replicas: int = Field(
         0, ge=0, le=10, description="replicas of Redis that must have a write before it is acknowledged"
     )
     database_url: str | None = Field(None, repr=False, description="PostgreSQL for ended sessions")
     data_dir: Path | None = Field(None, description="folder of the embedded file; default: the user's data folder")
     sqlite_synchronous: Synchronous = Field(Synchronous.FULL, description="durability of the embedded file")
-    encryption_keys: Path | None = Field(None, description="file of the keys with which values are encrypted at rest")
-    installation: str = Field("fiml", description="name to which what is encrypted is bound")
+    encryption_keys: Path | None = Field(None, description="file of the keys that encrypt values at rest")
+    installation: str = Field("fiml", description="name to which encrypted values are bound")
     market_data: MarketData = Field(MarketData.AUTO, description="`sample`, `live` or `auto`")
     market_max_stale_hours: int = Field(
         24,
         ge=0,
         le=24 * 30,
-        description="a failing source's last answer is given this long past its time, hours",
+        description="how long a failing source's last answer is still given after it expired, hours",
     )
 
     maintenance: Maintenance = Field(Maintenance.SERVE, description="who archives and tidies up: `serve` or `worker`")
@@ -127,26 +127,26 @@ class Settings(BaseSettings):
         le=2 * MAX_TASK_MINUTES,
         description="an unfinished task is delivered again after this long, minutes",
     )
-    auth_issuer: str | None = Field(None, description="who signs the bearer tokens (`iss`), a URL")
-    auth_audience: str | None = Field(None, description="for whom the tokens must be (`aud`)")
+    auth_issuer: str | None = Field(None, description="issuer of the bearer tokens (`iss`), a URL")
+    auth_audience: str | None = Field(None, description="audience that the tokens must name (`aud`)")
     auth_jwks: str | None = Field(None, description="the issuer's keys: an https URL, or a file")
-    auth_algorithms: str = Field(
-        "RS256,ES256,EdDSA", description="algorithms of signatures that are taken, with commas"
+    auth_algorithms: str = Field("RS256,ES256,EdDSA", description="accepted signature algorithms, separated by commas")
+    auth_leeway_seconds: int = Field(30, ge=0, le=300, description="how far clocks may differ, seconds")
+    auth_tokens: bool = Field(default=False, description="whether tokens made by `fiml token new` are accepted")
+    http_hosts: str | None = Field(
+        None, description="host names under which HTTP is reached from outside, separated by commas"
     )
-    auth_leeway_seconds: int = Field(30, ge=0, le=300, description="by how much clocks may differ, seconds")
-    auth_tokens: bool = Field(default=False, description="whether tokens of `fiml token new` are taken")
-    http_hosts: str | None = Field(None, description="names under which HTTP is reached from outside, with commas")
     public_url: str | None = Field(None, description="where clients reach `/mcp`, for the resource metadata")
     http_rate_per_minute: int = Field(
-        600, ge=0, le=60_000, description="calls that a principal may make on HTTP, a minute; 0: any number"
+        600, ge=0, le=60_000, description="calls that a principal may make on HTTP per minute; 0 is unlimited"
     )
-    http_rate_burst: int = Field(100, ge=1, le=10_000, description="calls that it may make at once")
+    http_rate_burst: int = Field(100, ge=1, le=10_000, description="calls that a principal may make at once")
 
-    broker_url: str | None = Field(None, repr=False, description="Celery's broker where it isn't FIML_REDIS_URL")
+    broker_url: str | None = Field(None, repr=False, description="Celery's broker, if it isn't FIML_REDIS_URL")
 
-    log_format: LogFormat = Field(LogFormat.TEXT, description="how a log line is written: `text` or `json`")
-    log_level: LogLevel = Field(LogLevel.INFO, description="from which level on events are logged")
-    metrics_address: str | None = Field(None, description="where `/metrics` is answered, HOST:PORT; default: nowhere")
+    log_format: LogFormat = Field(LogFormat.TEXT, description="format of log lines: `text` or `json`")
+    log_level: LogLevel = Field(LogLevel.INFO, description="lowest level that is logged")
+    metrics_address: str | None = Field(None, description="where `/metrics` is served, HOST:PORT; default: nowhere")
     expected_replicas: int = Field(0, ge=0, le=100, description="replicas that each engine should have")
 
     def __init__(self, **values: Any) -> None:
@@ -192,9 +192,11 @@ class Settings(BaseSettings):
             return None
         folder = _expanded(value)
         left_behind = value.absolute() / EMBEDDED_FILE
-        # fiml 0.3 took ~ for the name of a folder: the sessions in it must not seem to be gone.
+        # fiml 0.3 took ~ for the name of a folder: the sessions in it must not seem lost.
         if folder != value and left_behind.exists() and not (folder / EMBEDDED_FILE).exists():
-            raise ValueError(f"{left_behind} holds the sessions of a fiml that took ~ literally; move it to {folder}")
+            raise ValueError(
+                f"{left_behind} holds the sessions of an older fiml, which took ~ literally; move it to {folder}"
+            )
         return folder
 
     @field_validator("encryption_keys")
@@ -207,14 +209,14 @@ class Settings(BaseSettings):
     def _file_of_keys(cls, value: Path | None) -> Path | None:
         if value is not None and is_a_key(str(value)):
             # Errors show the name of the file, and would show the key.
-            raise ValueError("holds a key itself; put it into a file and name that one")
+            raise ValueError("holds a key itself; put the key into a file, and give the file's path")
         return value
 
     @field_validator("installation", "redis_prefix")
     @classmethod
     def _name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
-            raise ValueError("must have 1 to 64 letters, digits, _ . -")
+            raise ValueError("must have 1 to 64 characters: letters, digits, _ . -")
         return value
 
     @field_validator("daily_tasks_at")
@@ -236,7 +238,7 @@ class Settings(BaseSettings):
     def _asymmetric(cls, value: str) -> str:
         unknown = [name for name in _listed(value) if name not in SIGNATURE_ALGORITHMS]
         if unknown or not _listed(value):
-            raise ValueError(f"must be some of {', '.join(SIGNATURE_ALGORITHMS)}, with commas")
+            raise ValueError(f"must be some of {', '.join(SIGNATURE_ALGORITHMS)}, separated by commas")
         return value
 
     @field_validator("auth_issuer", "public_url")
@@ -279,13 +281,13 @@ class Settings(BaseSettings):
             )
         if self.task_visibility_timeout_minutes <= self.task_time_limit_minutes:
             raise ValueError(
-                "FIML_TASK_VISIBILITY_TIMEOUT_MINUTES must be above FIML_TASK_TIME_LIMIT_MINUTES "
+                "FIML_TASK_VISIBILITY_TIMEOUT_MINUTES must be greater than FIML_TASK_TIME_LIMIT_MINUTES "
                 f"({self.task_time_limit_minutes})"
             )
         if (self.redis_url is None) != (self.database_url is None):
             missing = "FIML_REDIS_URL" if self.redis_url is None else "FIML_DATABASE_URL"
             raise ValueError(
-                f"{missing} is not set: set FIML_REDIS_URL and FIML_DATABASE_URL both for the server deployment, "
+                f"{missing} is not set: set both FIML_REDIS_URL and FIML_DATABASE_URL for the server deployment, "
                 "neither for the embedded one"
             )
         return self
@@ -329,7 +331,7 @@ def _expanded(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError:
-        raise ValueError("begins with ~, and there is no such home folder; give the whole path") from None
+        raise ValueError("begins with ~, but there is no such home folder; give the full path") from None
 
 
 def _host(url: str) -> str | None:
@@ -387,7 +389,7 @@ def _explain(exc: ValidationError) -> str:
         problem = error["msg"].removeprefix("Value error, ")
         name = str(error["loc"][0]) if error["loc"] else None
         if error["type"] == "extra_forbidden":
-            problems.append(f"{echo(name)} is no setting; valid are {', '.join(Settings.model_fields)}")
+            problems.append(f"{echo(name)} is not a setting; valid are {', '.join(Settings.model_fields)}")
         else:
             problems.append(f"{variable(name)}: {problem}" if name else problem)
     return "; ".join(problems)

@@ -1,7 +1,7 @@
 """Every error fiml raises on purpose.
 
 FimlError
-├── InvalidInput            mend the input
+├── InvalidInput            correct the input
 │   ├── InvalidSessionId
 │   └── SymbolNotFound
 ├── SessionNotFound         no such session, or not yours
@@ -10,21 +10,21 @@ FimlError
 ├── SessionFull             begin a new one
 ├── SessionConflict         read again, then write again
 ├── SessionOnHold           release it first
-├── NotPermitted            ask as somebody else
+├── NotPermitted            ask somebody who may do it
 ├── NotSupported            find another way
 ├── Unavailable             try again later
-│   ├── Unconfirmed         the write was done but may get lost: read again first
+│   ├── Unconfirmed         the write was done but could be lost: read again first
 │   ├── RateLimited         try again at the named time
-│   └── BadData             what the provider sent can't be used
+│   └── BadData             the provider's answer can't be used
 ├── Misconfigured           tell the operator
 │   ├── MissingExtra
-│   ├── MissingKey          a session is encrypted with a key that isn't there
+│   ├── MissingKey          a session is encrypted with a key that this process doesn't have
 │   ├── SchemaOutdated
 │   └── SchemaTooNew
 ├── RecordRefused           the database refuses a session's record; nothing was changed
 └── CorruptRecord           a stored record can't be read; nothing was changed
     ├── NotEncrypted        an operator encrypts it, or finds out who wrote it
-    └── SessionQuarantined  an operator mends the cause, and retries it
+    └── SessionQuarantined  an operator fixes the cause, then retries it
 """
 
 from datetime import datetime
@@ -129,7 +129,7 @@ class SessionExpired(_AboutSession):
         super().__init__(
             session_id,
             f"session {session_id} expired at {expired_at:%Y-%m-%dT%H:%M:%SZ}; "
-            "it can be read; to go on, resume it (resume_session, or `fiml sessions resume`)",
+            "it can still be read; resume it to continue (resume_session, or `fiml sessions resume`)",
         )
 
 
@@ -142,7 +142,7 @@ class SessionArchived(_AboutSession):
         super().__init__(
             session_id,
             f"session {session_id} is archived; "
-            "it can be read; to go on, resume it (resume_session, or `fiml sessions resume`)",
+            "it can still be read; resume it to continue (resume_session, or `fiml sessions resume`)",
         )
 
 
@@ -159,7 +159,7 @@ class SessionFull(_AboutSession):
         raise_it = f", or raise {setting}" if setting else ""
         super().__init__(
             session_id,
-            f"session {session_id} is full: it holds at most {limit}; create a new session to go on{raise_it}",
+            f"session {session_id} is full: it holds at most {limit}; create a new session to continue{raise_it}",
         )
 
 
@@ -210,17 +210,17 @@ class NotSupported(FimlError):
 
 
 class Unavailable(FimlError):
-    """An engine or a provider is away; the call may have had no effect, and may be repeated."""
+    """An engine or a provider is unavailable; the call may have had no effect, and may be repeated."""
 
     code = "unavailable"
 
     def __init__(self, what: str, reason: str) -> None:
         self.what = what
-        super().__init__(f"{what} is away ({reason}); try again, or run `fiml doctor`")
+        super().__init__(f"{what} is unavailable ({reason}); try again, or run `fiml doctor`")
 
 
 class Unconfirmed(Unavailable):
-    """A write was done, but reached fewer replicas than `FIML_REDIS_WAIT_REPLICAS`: a failover may lose it.
+    """A write was done, but reached fewer replicas than `FIML_REDIS_WAIT_REPLICAS`: a failover could lose it.
 
     Attributes:
         reached: how many replicas have the write.
@@ -237,20 +237,20 @@ class Unconfirmed(Unavailable):
         self.session_id = session_id
         which = "the session" if session_id is None else f"the new session {session_id}"
         self.args = (
-            f"{what} did what was asked, but {reached} of {wanted} replicas have it (FIML_REDIS_WAIT_REPLICAS), so a "
-            f"failover may lose it; read {which} before you try again, and run `fiml doctor`",
+            f"{what} made the change, but only {reached} of {wanted} replicas have it (FIML_REDIS_WAIT_REPLICAS), so "
+            f"a failover could lose it; read {which} before you try again, and run `fiml doctor`",
         )
 
 
 class RateLimited(Unavailable):
-    """A provider, or fiml itself on HTTP, accepts no more questions until `retry_at`."""
+    """A provider, or fiml itself on HTTP, accepts no more calls until `retry_at`."""
 
     code = "rate_limited"
 
     def __init__(self, what: str, retry_at: datetime) -> None:
         super().__init__(what, "rate limit")
         self.retry_at = retry_at
-        self.args = (f"{what} takes no more questions for now; ask again at {retry_at:%Y-%m-%dT%H:%M:%SZ}",)
+        self.args = (f"{what} accepts no more calls for now; try again at {retry_at:%Y-%m-%dT%H:%M:%SZ}",)
 
 
 class BadData(Unavailable):
@@ -261,11 +261,11 @@ class BadData(Unavailable):
     def __init__(self, what: str, problem: str) -> None:
         super().__init__(what, problem)
         self.problem = problem
-        self.args = (f"what {what} sent can't be used ({problem}); try again later",)
+        self.args = (f"the answer from {what} can't be used ({problem}); try again later",)
 
 
 class Misconfigured(FimlError):
-    """A setting or the installation is at fault; an operator mends it."""
+    """A setting or the installation is wrong; an operator has to fix it."""
 
     code = "misconfigured"
 
@@ -289,8 +289,8 @@ class MissingKey(Misconfigured):
         self.record = record
         self.key_id = key_id
         super().__init__(
-            f"{record} is encrypted with the key {echo(key_id)}, which is not here; "
-            "let FIML_ENCRYPTION_KEYS name the file that has it (`fiml keys list` shows which keys a file has)"
+            f"{record} is encrypted with the key {echo(key_id)}, which this process doesn't have; "
+            "set FIML_ENCRYPTION_KEYS to the file that has it (`fiml keys list` shows which keys a file has)"
         )
 
 
@@ -316,7 +316,7 @@ class SchemaTooNew(Misconfigured):
         self.needs = needs or None
         newer = f"fiml {needs} or newer" if needs else "a newer fiml"
         super().__init__(
-            f"the database holds {what} {found}, later than the {known} that this fiml knows; install {newer}"
+            f"the database holds {what} {found}, but this fiml supports none later than {known}; install {newer}"
         )
 
 
@@ -328,7 +328,7 @@ class RecordRefused(FimlError):
     def __init__(self, record: str, problem: str) -> None:
         self.record = record
         self.problem = problem
-        super().__init__(f"the database refuses {record} ({problem}); the next sweep sets it aside in the quarantine")
+        super().__init__(f"the database refuses {record} ({problem}); the next sweep moves it to the quarantine")
 
 
 class CorruptRecord(FimlError):
@@ -345,7 +345,7 @@ class CorruptRecord(FimlError):
 
 
 class NotEncrypted(CorruptRecord):
-    """A value is in clear text, but encrypted ones are expected: it predates encryption, or fiml didn't write it."""
+    """A value is in plaintext, but encrypted values are expected: it predates encryption, or fiml didn't write it."""
 
     code = "not_encrypted"
 
@@ -353,8 +353,8 @@ class NotEncrypted(CorruptRecord):
         super().__init__(record, f"{where} is not encrypted")
         self.where = where
         self.args = (
-            f"{record} can't be read: {where} is not encrypted, and FIML_ENCRYPTION_KEYS is set; sessions from before "
-            "that are taken over by `fiml keys rotate --encrypt-plaintext`",
+            f"{record} can't be read: {where} is not encrypted, but FIML_ENCRYPTION_KEYS is set; "
+            "`fiml keys rotate --encrypt-plaintext` encrypts the sessions from before it was set",
         )
 
 
@@ -368,5 +368,5 @@ class SessionQuarantined(CorruptRecord):
         self.session_id = session_id
         self.args = (
             f"session {session_id} is in quarantine: {reason}; "
-            f"`fiml sessions quarantine show {session_id}` shows it, `quarantine retry` tries again",
+            f"`fiml sessions quarantine show {session_id}` shows it, and `quarantine retry` tries again",
         )
