@@ -198,7 +198,7 @@ class TestEmbedded:
 
         assert result.exit_code == 0
         assert line_about("deployment", result) == "ok      deployment: embedded, everything in one file"
-        assert f"{folder / 'fiml.db'} is not there yet, it is made at first use" in line_about("file", result)
+        assert f"{folder / 'fiml.db'} doesn't exist yet, it is created at first use" in line_about("file", result)
         assert not folder.exists()
 
     def test_a_file_is_told_with_its_size_and_schema(self, folder: Path) -> None:
@@ -207,7 +207,7 @@ class TestEmbedded:
         result = run()
 
         assert re.search(r"fiml\.db, 0\.\d MiB, SQLite 3\.", line_about("file", result))
-        assert line_about("folder", result) == f"ok      folder: {folder} can be written"
+        assert line_about("folder", result) == f"ok      folder: {folder} is writable"
         assert line_about("schema", result) == f"ok      schema: {schema.REVISIONS[-1]}, current"
         assert line_about("backlog", result).startswith("ok")
 
@@ -225,7 +225,7 @@ class TestEmbedded:
         line = line_about("backlog", run(FIML_SESSION_CLEANUP_INTERVAL_MINUTES="50"))
 
         assert line.startswith("note    backlog: 3 expired sessions")
-        assert "`fiml serve` does it every 50 minutes" in line
+        assert "`fiml serve` sweeps every 50 minutes" in line
         assert "`fiml sessions sweep`" in line
 
     def test_a_backlog_that_no_sweep_has_looked_at_grows(self) -> None:
@@ -234,8 +234,10 @@ class TestEmbedded:
         result = run(FIML_SESSION_CLEANUP_INTERVAL_MINUTES="5")
 
         line = line_about("backlog", result)
-        assert re.search(r"3 expired sessions to be archived, the oldest for (59|60) minutes: no sweep has run", line)
-        assert "see that `fiml serve` or a worker runs" in line
+        assert re.search(
+            r"3 expired sessions waiting to be archived, the oldest for (59|60) minutes: no sweep has run", line
+        )
+        assert "check that `fiml serve` or a worker runs" in line
         assert result.exit_code == 0
 
     def test_an_outdated_schema_is_upgraded_at_next_use(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ class TestServer:
     def test_an_empty_database_is_made_at_first_use(self, empty_redis: str, empty_database: str) -> None:
         result = run(FIML_REDIS_URL=empty_redis, FIML_DATABASE_URL=empty_database)
 
-        assert line_about("schema", result) == "ok      schema: none yet, it is made at first use"
+        assert line_about("schema", result) == "ok      schema: none yet, it is created at first use"
 
     def test_an_outdated_schema_is_a_problem_with_its_command(
         self, empty_redis: str, empty_database: str, monkeypatch: pytest.MonkeyPatch
@@ -113,7 +113,7 @@ class TestServer:
 
         assert result.exit_code == 1
         assert line_about("Redis", result).startswith(f"PROBLEM Redis: Redis at redis://{AWAY}/0 is unavailable")
-        assert line_about("Redis", result).endswith("start it, or mend FIML_REDIS_URL")
+        assert line_about("Redis", result).endswith("start it, or correct FIML_REDIS_URL")
         assert line_about("PostgreSQL", result).startswith(
             f"PROBLEM PostgreSQL: PostgreSQL at postgresql://{AWAY}/fiml is unavailable"
         )
@@ -186,9 +186,9 @@ class TestServer:
             apart = run(**variables)
 
         for server in ("Valkey", "PostgreSQL"):
-            assert line_about(f"{server} clock", together) == f"ok      {server} clock: as ours"
+            assert line_about(f"{server} clock", together) == f"ok      {server} clock: agrees with this machine's"
             assert line_about(f"{server} clock", apart).startswith(
-                f"note    {server} clock: 7200 seconds ahead of ours"
+                f"note    {server} clock: 7200 seconds ahead of this machine's"
             )
         assert apart.exit_code == 0
 
@@ -210,7 +210,7 @@ class TestServer:
             there = run(**variables, FIML_EXPECTED_REPLICAS="1")
 
         assert "replicas" not in unasked.output
-        assert line_about("Valkey replicas", missing).startswith("note    Valkey replicas: 0, and FIML_EXPECTED_REP")
+        assert line_about("Valkey replicas", missing).startswith("note    Valkey replicas: 0, but FIML_EXPECTED_REP")
         assert line_about("PostgreSQL replicas", missing).startswith("note    PostgreSQL replicas: 0")
         assert line_about("Valkey replicas", there) == "ok      Valkey replicas: 1"
         assert missing.exit_code == 0

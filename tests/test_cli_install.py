@@ -110,7 +110,7 @@ def test_the_settings_of_the_environment_go_along_and_nothing_else(tmp_path: Pat
 
     env = json.loads(result.stdout)["mcpServers"]["fiml"]["env"]
     assert env == {"FIML_DATA_DIR": str(tmp_path / "project/sessions"), "FIML_MARKET_DATA": "sample"}
-    assert "FIML_NONSENSE is no setting" in result.stderr
+    assert "FIML_NONSENSE is not a setting" in result.stderr
 
 
 def test_every_path_is_written_whole(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_url_without_a_password_is_shown_whole() -> None:
     result = run("cursor", FIML_REDIS_URL="redis://cache", FIML_DATABASE_URL=url)
 
     assert json.loads(result.stdout)["mcpServers"]["fiml"]["env"]["FIML_DATABASE_URL"] == url
-    assert "a password is" not in result.stderr
+    assert "a password" not in result.stderr
 
 
 def test_passwords_are_announced_before_anything_is_written(home: Path) -> None:

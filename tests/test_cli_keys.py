@@ -67,7 +67,7 @@ def test_keys_are_added_listed_and_changed_and_never_shown(shell: Shell) -> None
     old = first.stdout.strip()
     assert before.stdout == f"{old}  current\nnext  for reading\n"
     assert "then run `fiml keys rotate`" in second.stderr
-    assert rotated.stdout == "the current key is next\n1 sessions were encrypted anew, of 1\n"
+    assert rotated.stdout == "the current key is next\nsessions re-encrypted: 1 of 1\n"
     assert after.stdout == f"{old}  for reading  0 sessions\nnext  current  1 sessions\n"
     assert shell.word_in(session_id) == "physalis"
     printed = "".join(done.stdout + done.stderr for done in (first, second, before, rotated, after))
@@ -83,9 +83,9 @@ def test_sessions_from_before_are_left_and_named_until_they_are_asked_for(shell:
     taken = shell.run("keys", "rotate", "--encrypt-plaintext")
 
     assert left.returncode == 1
-    assert "1 sessions are in clear; `fiml keys rotate --encrypt-plaintext` encrypts them" in left.stdout
-    assert "in clear: 1 sessions" in listed.stdout
-    assert (taken.returncode, "1 sessions were encrypted anew" in taken.stdout) == (0, True)
+    assert "sessions in plaintext: 1; `fiml keys rotate --encrypt-plaintext` encrypts them" in left.stdout
+    assert "in plaintext: 1 sessions" in listed.stdout
+    assert (taken.returncode, "sessions re-encrypted: 1" in taken.stdout) == (0, True)
     assert shell.word_in(session_id) == "physalis"
 
 
@@ -107,7 +107,7 @@ def test_the_change_can_be_left_to_the_servers(shell: Shell) -> None:
     left = shell.run("keys", "rotate", "--background")
 
     assert (refused.returncode, "leave one of them out" in refused.stderr) == (1, True)
-    assert left.stdout.startswith("the current key is next\nthe maintenance encrypts what is stored")
+    assert left.stdout.startswith("the current key is next\nthe maintenance re-encrypts the stored data")
     assert shell.run("keys", "list", "--usage").stdout == "old  for reading  1 sessions\nnext  current  0 sessions\n"
 
 
@@ -132,4 +132,4 @@ def test_a_session_whose_key_is_lost_is_deleted_once_it_is_meant(shell: Shell) -
     deleted = shell.run("sessions", "delete", str(session_id), answer="y\n")
 
     assert (deleted.returncode, deleted.stderr) == (0, "")
-    assert f"Delete session {session_id}, which can't be read (its key lost is not here)?" in deleted.stdout
+    assert f"Delete session {session_id}, which can't be read (its key lost is missing)?" in deleted.stdout

@@ -129,7 +129,7 @@ def test_an_archived_session_is_found_and_resumed() -> None:
     assert "archived" in fiml("sessions", "archive", session_id).stdout
     assert session_id not in fiml("sessions", "list").stdout
     assert f"{session_id}  equity  1 query  archived" in fiml("sessions", "list", "--archived").stdout
-    assert "is archived already" in fiml("sessions", "archive", session_id).stdout
+    assert "is already archived" in fiml("sessions", "archive", session_id).stdout
     assert "1 query" in fiml("sessions", "resume", session_id, "--hours", "5").stdout
     assert session_id in fiml("sessions", "list").stdout
 
@@ -156,7 +156,7 @@ def test_a_session_that_can_not_be_read_is_deleted_once_it_is_meant(clock: Froze
         session = make_session(ttl_hours=1)
         damage(session)
         clock.advance(hours=2 if is_quarantined else 0)
-        assert ("1 set aside" in fiml("sessions", "sweep").stdout) is is_quarantined
+        assert ("1 moved to the quarantine" in fiml("sessions", "sweep").stdout) is is_quarantined
 
         refused = fiml("sessions", "delete", str(session.id), answer="n\n")
         deleted = fiml("sessions", "delete", str(session.id), answer="y\n")
@@ -174,7 +174,7 @@ def test_a_session_of_a_later_fiml_is_deleted_once_it_is_meant() -> None:
 
     deleted = fiml("sessions", "delete", str(session.id), answer="y\n")
 
-    assert f"Delete session {session.id}, which can't be read (a later fiml wrote it)?" in deleted.stdout
+    assert f"Delete session {session.id}, which can't be read (a newer fiml wrote it)?" in deleted.stdout
     assert fiml("sessions", "list").stdout == "no sessions\n"
 
 
@@ -203,7 +203,7 @@ def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
     file = tmp_path / "session.json"
     file.write_text("mine")
 
-    with pytest.raises(InvalidInput, match="exists already"):
+    with pytest.raises(InvalidInput, match="already exists"):
         fiml("sessions", "export", str(session.id), "--output", str(file))
 
     assert file.read_text() == "mine"
@@ -360,7 +360,7 @@ def test_a_session_is_shared_taken_back_and_its_trail_shown() -> None:
     shown = fiml("sessions", "shares", session_id).stdout
     [code_id] = re.findall(r"^code (\w+)  viewer", shown, re.MULTILINE)
     taken_back = fiml("sessions", "unshare", session_id, "bob").stdout
-    with pytest.raises(InvalidInput, match="wasn't shared with 'bob'"):
+    with pytest.raises(InvalidInput, match="isn't shared with 'bob'"):
         fiml("sessions", "unshare", session_id, "bob")
     fiml("sessions", "unshare", session_id, "--code", code_id)
     trail = fiml("sessions", "trail", session_id).stdout.splitlines()

@@ -34,7 +34,7 @@ def test_a_token_is_printed_once_listed_without_itself_and_revoked(tmp_path: Pat
     assert "ann  valid" in listed.stdout
     assert (revoked.stdout, after.stdout.count("revoked")) == ("revoked\n", 1)
     assert (again.returncode, again.stdout) == (1, "")
-    assert "belongs to no token, or to one that is revoked already" in again.stderr
+    assert "belongs to no token, or to one that is already revoked" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ def serve(
     http: Annotated[
         str | None,
         typer.Option(
-            help="serve HTTP on this address instead, a loopback one where no tokens are taken", metavar="HOST:PORT"
+            help="serve HTTP on this address instead; without token authentication only a loopback address",
+            metavar="HOST:PORT",
         ),
     ] = None,
 ) -> None:
@@ -102,9 +103,9 @@ def serve(
 @app.command()
 def worker(
     concurrency: Annotated[int, typer.Option(help="tasks at once", min=1)] = 2,
-    no_beat: Annotated[bool, typer.Option("--no-beat", help="leave it to another worker to send the tasks")] = False,
+    no_beat: Annotated[bool, typer.Option("--no-beat", help="don't schedule the tasks; another worker does")] = False,
 ) -> None:
-    """Do the maintenance as a Celery worker, with beat, until told to stop."""
+    """Do the maintenance as a Celery worker, and schedule it with beat, until stopped."""
     from fiml.core.config import Settings  # noqa: PLC0415 - here and below, what only this command needs
     from fiml.core.errors import MissingExtra  # noqa: PLC0415
 
@@ -117,7 +118,7 @@ def worker(
 
 @app.command()
 def demo(
-    session: Annotated[str | None, typer.Option(hidden=True, help="carry on a session, as a second process")] = None,
+    session: Annotated[str | None, typer.Option(hidden=True, help="continue a session, as a second process")] = None,
 ) -> None:
     """Show an analysis that remembers, on sample data, in a temporary folder."""
     from fiml.cli.demo import carry_on, tell  # noqa: PLC0415 - what only this command needs
@@ -130,7 +131,7 @@ def demo(
 
 @db.command()
 def upgrade() -> None:
-    """Bring the database to the schema of this version; an empty one is created."""
+    """Upgrade the database to the schema of this version. In an empty database, create the schema."""
     import asyncio  # noqa: PLC0415 - here and below, what only this command needs
 
     from fiml.core.config import Settings  # noqa: PLC0415

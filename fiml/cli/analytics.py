@@ -1,4 +1,4 @@
-"""`fiml analytics`: what sessions add up to, and the rows behind it."""
+"""`fiml analytics`: statistics over sessions, and the rows behind them."""
 
 import asyncio
 import json
@@ -12,11 +12,11 @@ from fiml.runtime import open_runtime
 if TYPE_CHECKING:  # SQLAlchemy, which not every command needs
     from fiml.sessions.analytics import SessionAnalytics
 
-analytics = typer.Typer(help="Show and export what sessions add up to.", no_args_is_help=True)
+analytics = typer.Typer(help="Show statistics over sessions, and export the rows behind them.", no_args_is_help=True)
 
 User = Annotated[str | None, typer.Option(help="only this user's")]
 Type = Annotated[str | None, typer.Option("--type", help="only this type")]
-Days = Annotated[int, typer.Option(help="created within so many days")]
+Days = Annotated[int, typer.Option(help="only sessions created in the last DAYS days", metavar="DAYS")]
 
 
 @analytics.command()
@@ -37,7 +37,7 @@ def export(
     type_: Type = None,
     days: Days = 30,
 ) -> None:
-    """Write the metrics of ended sessions to a file, one row a session."""
+    """Write the metrics of ended sessions to a new file, one row per session."""
 
     async def write() -> int:
         async with open_runtime() as runtime:

@@ -139,7 +139,7 @@ async def _pack(console: Console, runtime: Runtime, session_id: UUID) -> None:
         name = line.id if ":" in line.id else line.id[:8]
         text = line.text.partition(" | ")[0].partition(" [cites")[0]
         _say(console, f"[dim]{escape(name)}[/]  {escape(text)}")
-    _say(console, "each with the id of its record, and the figures that there is room for")
+    _say(console, "each with the id of its record, and as many figures as fit the budget")
 
 
 async def _add_up(console: Console, runtime: Runtime) -> None:

@@ -84,7 +84,7 @@ def doctor() -> None:
 
 
 async def examine() -> list[Check]:
-    """Check everything. A part that can't be checked is a problem, and doesn't keep the others from being checked."""
+    """Check everything. A part that can't be checked is a problem; the others are checked all the same."""
     versions = Check(Mark.OK, "fiml", f"{__version__} on Python {platform.python_version()}")
     try:
         settings = Settings()
@@ -124,7 +124,7 @@ def _environment() -> dict[str, str]:
 def _misspelt() -> list[Check]:
     known = [variable(field) for field in Settings.model_fields]
     return [
-        Check(Mark.PROBLEM, name, "is no setting and has no effect", _nearest(name, known))
+        Check(Mark.PROBLEM, name, "is not a setting and has no effect", _nearest(name, known))
         for name in sorted(_environment())
         # FIML_TEST_ variables name servers for the tests.
         if name not in known and not name.startswith("FIML_TEST_")
@@ -212,7 +212,7 @@ def _expected_in_redis(settings: Settings) -> tuple[int, str]:
 def _eviction(facts: "RedisFacts") -> Check:
     subject = f"{facts.name} maxmemory-policy"
     if facts.eviction_policy is None:
-        return Check(Mark.NOTE, subject, "unknown, as the server doesn't tell", "make sure that it is noeviction")
+        return Check(Mark.NOTE, subject, "unknown, as the server doesn't report it", "make sure that it is noeviction")
     if facts.eviction_policy == "noeviction":
         return Check(Mark.OK, subject, "noeviction")
     finding = f"{facts.eviction_policy} may drop sessions when memory is short"
@@ -222,7 +222,7 @@ def _eviction(facts: "RedisFacts") -> Check:
 def _durability(facts: "RedisFacts") -> Check:
     subject = f"{facts.name} append-only file"
     if facts.is_append_only is None:
-        return Check(Mark.NOTE, subject, "unknown, as the server doesn't tell", "make sure that appendonly is yes")
+        return Check(Mark.NOTE, subject, "unknown, as the server doesn't report it", "make sure that appendonly is yes")
     if facts.is_append_only:
         return Check(Mark.OK, subject, "on")
     finding = "off, so a crash of the server may lose live sessions"
@@ -254,18 +254,18 @@ def _clock_and_replicas(facts: "RedisFacts | PostgresFacts", expected: int, name
 
 def _clock(subject: str, ahead_s: float) -> Check:
     if abs(ahead_s) <= CLOCKS_APART_S:
-        return Check(Mark.OK, subject, "as ours")
-    finding = f"{abs(ahead_s):.0f} seconds {'ahead of' if ahead_s > 0 else 'behind'} ours"
-    return Check(Mark.NOTE, subject, finding, "let both machines keep time, with NTP or chrony")
+        return Check(Mark.OK, subject, "agrees with this machine's")
+    finding = f"{abs(ahead_s):.0f} seconds {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
+    return Check(Mark.NOTE, subject, finding, "synchronize both clocks with NTP, for example with chrony")
 
 
 def _replicas(subject: str, found: int | None, expected: int, name: str) -> Check:
     if found is None:
-        return Check(Mark.NOTE, subject, "unknown, as the server doesn't tell")
+        return Check(Mark.NOTE, subject, "unknown, as the server doesn't report it")
     if found >= expected:
         return Check(Mark.OK, subject, str(found))
-    finding = f"{found}, and {name} is {expected}"
-    return Check(Mark.NOTE, subject, finding, "start those that are missing, or see why they don't follow")
+    finding = f"{found}, but {name} is {expected}"
+    return Check(Mark.NOTE, subject, finding, "start the missing ones, or find out why they don't replicate")
 
 
 async def _file(path: Path, interval_minutes: int) -> list[Check]:
@@ -274,16 +274,16 @@ async def _file(path: Path, interval_minutes: int) -> list[Check]:
     facts = await _or_problem("file", "FIML_DATA_DIR", sqlite_facts(path))
     if isinstance(facts, Check):
         return [facts]
-    writable = Check(Mark.OK, "folder", f"{path.parent} can be written")
+    writable = Check(Mark.OK, "folder", f"{path.parent} is writable")
     if not can_write(path):
         writable = Check(
             Mark.PROBLEM,
             "folder",
-            f"{path.parent}, or the file in it, can't be written",
-            "change its rights, or set FIML_DATA_DIR to a folder that can be written",
+            f"{path.parent}, or the file in it, is not writable",
+            "change its permissions, or set FIML_DATA_DIR to a writable folder",
         )
     if facts is None:
-        return [Check(Mark.OK, "file", f"{path} is not there yet, it is made at first use"), writable]
+        return [Check(Mark.OK, "file", f"{path} doesn't exist yet, it is created at first use"), writable]
     size_mib = facts.size_bytes / 1024**2
     return [
         Check(
@@ -303,29 +303,31 @@ def _schema(facts: "SchemaFacts", *, outdated: Mark, upgrade: str) -> Check:
 
     match facts.state:
         case SchemaState.NONE:
-            return Check(Mark.OK, "schema", "none yet, it is made at first use")
+            return Check(Mark.OK, "schema", "none yet, it is created at first use")
         case SchemaState.OUTDATED:
             return Check(outdated, "schema", f"{facts.revision} is outdated, this fiml needs {REVISIONS[-1]}", upgrade)
         case SchemaState.NEWER:
-            finding = f"{facts.revision} is later than the {REVISIONS[-1]} that this fiml knows"
+            finding = f"{facts.revision} is later than {REVISIONS[-1]}, the latest that this fiml supports"
             return Check(Mark.PROBLEM, "schema", finding, "install a newer fiml")
     return Check(Mark.OK, "schema", f"{facts.revision}, current")
 
 
 def _backlog(waiting: int | None, oldest: datetime | None, interval_minutes: int, *, is_exact: bool) -> Check:
     if waiting is None:
-        return Check(Mark.NOTE, "backlog", "unknown, as the server doesn't tell")
+        return Check(Mark.NOTE, "backlog", "unknown, as the server doesn't report it")
     if waiting == 0:
-        return Check(Mark.OK, "backlog", "no expired session waits to be archived")
-    finding = f"{'' if is_exact else 'at most '}{waiting} expired session{'s' if waiting > 1 else ''} to be archived"
+        return Check(Mark.OK, "backlog", "no expired session is waiting to be archived")
+    finding = (
+        f"{'' if is_exact else 'at most '}{waiting} expired session{'s' if waiting > 1 else ''} waiting to be archived"
+    )
     waits = timedelta(0) if oldest is None else clock.now() - oldest
     # A session that expires right after a sweep waits for a whole interval; allow one more for the sweep itself.
     if waits > 2 * timedelta(minutes=interval_minutes):
         finding += f", the oldest for {_rough(waits)}: no sweep has run for that long, and the backlog grows"
         return Check(
-            Mark.NOTE, "backlog", finding, "see that `fiml serve` or a worker runs; `fiml sessions sweep` at once"
+            Mark.NOTE, "backlog", finding, "check that `fiml serve` or a worker runs; `fiml sessions sweep` sweeps now"
         )
-    remedy = f"`fiml serve` does it every {interval_minutes} minutes while it runs, `fiml sessions sweep` at once"
+    remedy = f"`fiml serve` sweeps every {interval_minutes} minutes while it runs, `fiml sessions sweep` sweeps now"
     return Check(Mark.NOTE, "backlog", finding, remedy)
 
 
@@ -335,7 +337,7 @@ async def _or_problem(subject: str, name: str, probe: Coroutine[Any, Any, Any]) 
         return await probe
     except Unavailable as exc:
         # The message ends with the advice to run this very command.
-        return Check(Mark.PROBLEM, subject, str(exc).rpartition("; ")[0], f"start it, or mend {name}")
+        return Check(Mark.PROBLEM, subject, str(exc).rpartition("; ")[0], f"start it, or correct {name}")
     except FimlError as exc:
         return Check(Mark.PROBLEM, subject, str(exc))
 
@@ -359,11 +361,11 @@ def _extras(settings: Settings) -> list[Check]:
         _extra(
             "tracing",
             is_needed=wanted_exporter() is not None,
-            purpose="the OTEL_ variables of traces need it",
-            mark=Mark.NOTE,  # they may be meant for others
+            purpose="the OTEL_ variables for tracing need it",
+            mark=Mark.NOTE,  # they may be meant for other programs
         ),
         *(
-            _extra(each, is_needed=False, purpose="exports or frames need it")
+            _extra(each, is_needed=False, purpose="exports or data frames need it")
             for each in ("parquet", "pandas", "polars")
         ),
         _extra("testing", is_needed=False, purpose="only tests that use fiml.testing need it"),

@@ -41,11 +41,11 @@ _PROJECT_CLIENTS = (Client.CLAUDE_CODE, Client.VSCODE)
 def install(
     client: Annotated[Client, typer.Argument(help="the client", show_default=False)],
     *,
-    write: Annotated[bool, typer.Option("--write", help="put it into the client's file")] = False,
+    write: Annotated[bool, typer.Option("--write", help="write it into the client's file")] = False,
 ) -> None:
-    """Show what an MCP client's configuration needs to start fiml, or write it.
+    """Show the configuration that makes an MCP client start fiml, or write it.
 
-    The configuration goes to standard output, all explanation to standard error.
+    The configuration goes to standard output, explanations to standard error.
     """
     settings = Settings()
     source = _data_source(settings)
@@ -63,7 +63,7 @@ def install(
     if _write_entry(file, client, variables):
         _explain(f"written to {file}; next, {_NEXT_STEPS[client]}")
     else:
-        _explain(f"{file} has this entry already; nothing was changed")
+        _explain(f"{file} already has this entry; nothing was changed")
 
 
 def configuration_file(client: Client, system: str = sys.platform) -> Path:
@@ -122,7 +122,7 @@ def _without_password(url: str) -> str:
 def _explain_left_out(variables: dict[str, str]) -> None:
     ours = {name.upper() for name, value in os.environ.items() if value and name.upper().startswith("FIML_")}
     for name in sorted(ours - variables.keys()):
-        _explain(f"{name} is no setting and was left out; `fiml doctor` knows the nearest")
+        _explain(f"{name} is not a setting and was left out; `fiml doctor` names the nearest one")
 
 
 def _explain_secrets(client: Client, variables: dict[str, str]) -> None:
@@ -130,9 +130,9 @@ def _explain_secrets(client: Client, variables: dict[str, str]) -> None:
     hidden = [name for name, value in variables.items() if masked[name] != value]
     if not hidden:
         return
-    _explain(f"{', '.join(hidden)}: a password is in it, shown here as {MASK}; --write writes it in plain text")
+    _explain(f"{', '.join(hidden)}: contains a password, shown here as {MASK}; --write writes it in plain text")
     if client in _PROJECT_CLIENTS:
-        _explain("the file lies in your project: keep it out of version control")
+        _explain("the file is in your project: keep it out of version control")
 
 
 def _key(client: Client) -> str:
@@ -154,7 +154,7 @@ def _write_entry(file: Path, client: Client, variables: dict[str, str]) -> bool:
         document = _read_document(file)
         servers = document.setdefault(_key(client), {})
         if not isinstance(servers, dict):
-            raise _left_alone(file, f"its {_key(client)!r} is no JSON object")
+            raise _left_alone(file, f"its {_key(client)!r} is not a JSON object")
         entry = _entry(client, variables)
         if servers.get(NAME) == entry:
             return False
@@ -165,7 +165,7 @@ def _write_entry(file: Path, client: Client, variables: dict[str, str]) -> bool:
         )
     except OSError as exc:
         raise Misconfigured(
-            f"{file} can't be written ({exc.strerror}); change its rights, or add the entry above by hand"
+            f"{file} can't be written ({exc.strerror}); change its permissions, or add the entry above by hand"
         ) from exc
     return True
 
@@ -178,7 +178,7 @@ def _read_document(file: Path) -> dict[str, Any]:
     except ValueError as exc:
         raise _left_alone(file, f"it is not valid JSON ({exc})") from exc
     if not isinstance(document, dict):
-        raise _left_alone(file, "its JSON is no object")
+        raise _left_alone(file, "its JSON is not an object")
     return document
 
 
@@ -186,13 +186,13 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object without repeated names: if a name is there twice, writing would lose one of the values."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("an object has a name twice")
+        raise ValueError("an object has the same name twice")
     return found
 
 
 def _left_alone(file: Path, problem: str) -> Misconfigured:
     return Misconfigured(
-        f"{file} was left as it is, since {problem}; mend it and run this again, or add the entry above by hand"
+        f"{file} was left as it is, since {problem}; fix it and run this again, or add the entry above by hand"
     )
 
 

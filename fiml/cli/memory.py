@@ -11,16 +11,16 @@ from fiml.sessions.values import parse_moment
 
 
 def search(
-    text: Annotated[str | None, typer.Argument(help="words, and conditions such as 'pe_ratio < 30'")] = None,
+    text: Annotated[str | None, typer.Argument(help="words, and conditions like 'pe_ratio < 30'")] = None,
     user: Annotated[str | None, typer.Option(help="only this user's")] = None,
-    symbol: Annotated[str | None, typer.Option(help="among the assets, or asked about")] = None,
+    symbol: Annotated[str | None, typer.Option(help="a symbol among the assets or in a question")] = None,
     type_: Annotated[str | None, typer.Option("--type", help="only this type")] = None,
     tag: Annotated[str | None, typer.Option(help="only with this tag")] = None,
-    since: Annotated[str | None, typer.Option(help="created from this date or time on")] = None,
+    since: Annotated[str | None, typer.Option(help="created at or after this date or time")] = None,
     until: Annotated[str | None, typer.Option(help="created before this date or time")] = None,
-    live: Annotated[bool, typer.Option("--live", help="without archived ones")] = False,
+    live: Annotated[bool, typer.Option("--live", help="leave out archived sessions")] = False,
     limit: Annotated[int, typer.Option(help="how many, 1 to 200")] = 20,
-    cursor: Annotated[str | None, typer.Option(help="where the page before ended")] = None,
+    cursor: Annotated[str | None, typer.Option(help="where the previous page ended")] = None,
 ) -> None:
     """Find sessions by what is in them, newest first."""
     page = with_sessions(
@@ -41,9 +41,9 @@ def search(
 
 
 def context(
-    session_id: SessionId, tokens: Annotated[int, typer.Option(help="budget, of four bytes each")] = 2000
+    session_id: SessionId, tokens: Annotated[int, typer.Option(help="the budget, in tokens of four bytes each")] = 2000
 ) -> None:
-    """Show what a session knows, packed into a budget, as JSON: for the next conversation."""
+    """Show what a session knows, packed into a budget for the next conversation, as JSON."""
     pack = with_sessions(lambda store: store.pack_context(session_id, max_tokens=tokens))
     typer.echo(json.dumps(pack.to_dict(), indent=2, ensure_ascii=False))
 
@@ -51,16 +51,16 @@ def context(
 def note(
     session_id: SessionId,
     text: Annotated[str, typer.Argument(help="what to write down")],
-    conclusion: Annotated[bool, typer.Option("--conclusion", help="it is a conclusion")] = False,
+    conclusion: Annotated[bool, typer.Option("--conclusion", help="make it a conclusion")] = False,
     cite: Annotated[list[str] | None, typer.Option(help="id of a record that it rests on; may be repeated")] = None,
 ) -> None:
-    """Write down a note or a conclusion in a session."""
+    """Add a note or a conclusion to a session."""
     notes, conclusions = ([], [text]) if conclusion else ([text], [])
     [written] = with_sessions(
         lambda store: store.remember(session_id, notes=notes, conclusions=conclusions, cites=cite or [])
     )
     typer.echo(str(written.id))
-    typer.echo("written; this is its id", err=True)
+    typer.echo("added; the line above is its id", err=True)
 
 
 def _show_found(page: SearchPage) -> None:
@@ -74,8 +74,8 @@ def _show_found(page: SearchPage) -> None:
     if page.unreadable:
         typer.echo(f"{len(page.unreadable)} live sessions can't be read: {', '.join(map(str, page.unreadable))}")
     if page.not_indexed:
-        typer.echo("more sessions changed than one search indexes: search again")
+        typer.echo("more sessions have changed than one search can index: search again")
     if page.partial:
         typer.echo("archived sessions are missing: the archive is unavailable")
     if page.next_cursor:
-        typer.echo(f"{'not all looked through; ' if page.truncated else ''}more: --cursor {page.next_cursor}")
+        typer.echo(f"{'not all sessions were searched; ' if page.truncated else ''}more: --cursor {page.next_cursor}")

@@ -15,7 +15,7 @@ quarantine = typer.Typer(help="List, show and retry sessions that could not be a
 
 @quarantine.command("list")
 def list_(limit: Annotated[int, typer.Option(help="how many, 1 to 200")] = 50) -> None:
-    """List them, the longest there first, each with the reason."""
+    """List them, longest there first, each with the reason."""
     found = with_sessions(lambda store: store.list_quarantine(limit))
     if not found:
         typer.echo("nothing is in quarantine")
@@ -26,7 +26,7 @@ def list_(limit: Annotated[int, typer.Option(help="how many, 1 to 200")] = 50) -
 
 @quarantine.command()
 def show(session_id: SessionId) -> None:
-    """Show one with all that was stored of it, as JSON."""
+    """Show one with all its stored data, as JSON."""
     typer.echo(json.dumps(_with_quarantined(lambda store: store.get_quarantined(session_id)), indent=2))
 
 

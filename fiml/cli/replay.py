@@ -19,8 +19,10 @@ _SHOWN_DRIFTS = 12
 
 def replay(
     session_id: SessionId,
-    tolerance: Annotated[float, typer.Option(help="by how much a figure may move, as a fraction")] = DEFAULT_TOLERANCE,
-    market_data: Annotated[MarketData | None, typer.Option(help="another source than FIML_MARKET_DATA's")] = None,
+    tolerance: Annotated[float, typer.Option(help="how far a figure may move, as a fraction")] = DEFAULT_TOLERANCE,
+    market_data: Annotated[
+        MarketData | None, typer.Option(help="the source to ask, instead of FIML_MARKET_DATA")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text")] = False,
 ) -> None:
     """Ask a session's questions again and show which figures changed, and which conclusions rest on them."""

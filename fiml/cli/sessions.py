@@ -32,9 +32,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text")]
 @sessions.command("list")
 def list_(
     user: Annotated[str | None, typer.Option(help="only this user's")] = None,
-    archived: Annotated[bool, typer.Option("--archived", help="also sessions that have ended")] = False,
+    archived: Annotated[bool, typer.Option("--archived", help="also sessions in the archive")] = False,
     limit: Annotated[int, typer.Option(help="how many, 1 to 200")] = 20,
-    cursor: Annotated[str | None, typer.Option(help="where the page before ended")] = None,
+    cursor: Annotated[str | None, typer.Option(help="where the previous page ended")] = None,
     type_: Annotated[str | None, typer.Option("--type", help="only this type")] = None,
     tag: Annotated[str | None, typer.Option(help="only with this tag")] = None,
     asset: Annotated[str | None, typer.Option(help="only about this asset")] = None,
@@ -70,9 +70,9 @@ def archive(session_id: SessionId) -> None:
     is_moved = with_sessions(lambda store: store.archive_session(session_id))
     if not is_moved:
         session = with_sessions(lambda store: _get(store, session_id, 0))
-        typer.echo(f"session {session.id} is archived already")
+        typer.echo(f"session {session.id} is already archived")
         return
-    typer.echo(f"archived; to go on: fiml sessions resume {session_id}")
+    typer.echo(f"archived; to continue it: fiml sessions resume {session_id}")
 
 
 @sessions.command()
@@ -86,7 +86,7 @@ def resume(
 
 @sessions.command()
 def delete(
-    session_id: SessionId, yes: Annotated[bool, typer.Option("--yes", help="don't ask whether it is meant")] = False
+    session_id: SessionId, yes: Annotated[bool, typer.Option("--yes", help="don't ask for confirmation")] = False
 ) -> None:
     """Delete a session for good, from everywhere."""
     named = with_sessions(lambda store: _named(store, session_id))
@@ -121,16 +121,16 @@ def sweep() -> None:
     report = asyncio.run(sweep_all())
     typer.echo(f"{report.archived} session{'' if report.archived == 1 else 's'} moved to the archive")
     if report.quarantined:
-        typer.echo(f"{report.quarantined} set aside: fiml sessions quarantine list")
+        typer.echo(f"{report.quarantined} moved to the quarantine: fiml sessions quarantine list")
     if report.postponed:
         typer.echo(f"{report.postponed} left alone: a newer fiml wrote them")
 
 
 @sessions.command()
 def hold(session_id: SessionId, reason: Annotated[str, typer.Option(help="why", prompt=True)]) -> None:
-    """Put a session on legal hold: no deletion and no retention removes it."""
+    """Put a session on legal hold, so that neither a deletion nor the retention period removes it."""
     with_sessions(lambda store: store.hold(session_id, reason))
-    typer.echo(f"on hold; to let go: fiml sessions release {session_id}")
+    typer.echo(f"on hold; to release it: fiml sessions release {session_id}")
 
 
 @sessions.command()
@@ -143,11 +143,11 @@ def release(session_id: SessionId) -> None:
 @sessions.command()
 def erase(
     user: Annotated[str, typer.Argument(help="whose sessions and metrics", metavar="USER")],
-    yes: Annotated[bool, typer.Option("--yes", help="don't ask whether it is meant")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="don't ask for confirmation")] = False,
 ) -> None:
-    """Remove everything of a user for good, but what is on hold; the receipt as JSON."""
+    """Remove all of a user's data for good, except what is on hold, and print the receipt as JSON."""
     if not yes:
-        typer.confirm(f"Erase everything of {plain(user)}?", abort=True)
+        typer.confirm(f"Erase all data of {plain(user)}?", abort=True)
     receipt = with_sessions(lambda store: store.erase_user(user))
     typer.echo(json.dumps(receipt.to_dict(), indent=2, ensure_ascii=False))
 
@@ -167,9 +167,9 @@ async def _named(store: PrincipalStore, session_id: str) -> str:
     except CorruptRecord as exc:
         return f"session {session_id}, which can't be read ({plain(exc.problem)})"
     except MissingKey as exc:
-        return f"session {session_id}, which can't be read (its key {plain(exc.key_id)} is not here)"
+        return f"session {session_id}, which can't be read (its key {plain(exc.key_id)} is missing)"
     except SchemaTooNew:
-        return f"session {session_id}, which can't be read (a later fiml wrote it)"
+        return f"session {session_id}, which can't be read (a newer fiml wrote it)"
     return f"{_title(session)} with {_count(session.state.history.total_queries)}"
 
 
@@ -178,7 +178,7 @@ def _write_new(path: Path, text: str) -> None:
     try:
         file = path.open("x", encoding="utf-8")
     except FileExistsError:
-        raise InvalidInput("--output", f"{path} exists already", "name a new file, or remove that one") from None
+        raise InvalidInput("--output", f"{path} already exists", "name a new file, or remove that one") from None
     except OSError as exc:
         raise _not_written(path, exc) from exc
     try:

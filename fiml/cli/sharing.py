@@ -16,23 +16,27 @@ from fiml.sessions.store import PrincipalStore
 
 def share(
     session_id: SessionId,
-    user: Annotated[str | None, typer.Argument(help="whom to share with; without: a code", metavar="USER")] = None,
+    user: Annotated[
+        str | None, typer.Argument(help="whom to share with; if left out, a code is made", metavar="USER")
+    ] = None,
     role: Annotated[str, typer.Option(help="viewer or editor")] = "viewer",
     hours: Annotated[int, typer.Option(help="how long a code can be redeemed")] = 24,
 ) -> None:
-    """Share a session with a user, or make a code for the first who redeems it."""
+    """Share a session with a user, or make a code for the first person who redeems it."""
     if user is not None:
         with_sessions(lambda store: store.share_session(session_id, user, role))
         typer.echo(f"shared with {plain(user)} as {role}")
         return
     code = with_sessions(lambda store: store.create_share_code(session_id, role, hours))
     typer.echo(code.code)
-    typer.echo(f"shown only now; gives the role {role} once, until {code.expires_at:%Y-%m-%d %H:%M} UTC", err=True)
+    typer.echo(
+        f"shown only once; redeemable once, for the role {role}, until {code.expires_at:%Y-%m-%d %H:%M} UTC", err=True
+    )
 
 
 def unshare(
     session_id: SessionId,
-    user: Annotated[str | None, typer.Argument(help="from whom to take it back", metavar="USER")] = None,
+    user: Annotated[str | None, typer.Argument(help="whom to take it back from", metavar="USER")] = None,
     code: Annotated[str | None, typer.Option(help="the id of a code to revoke instead")] = None,
 ) -> None:
     """Take a session back from a user, or revoke a code."""
@@ -44,19 +48,21 @@ def unshare(
     elif with_sessions(lambda store: store.revoke_share_code(session_id, str(code))):
         typer.echo("revoked")
     else:
-        raise InvalidInput("--code", "is the id of no open code", f"`fiml sessions shares {session_id}` lists them")
+        raise InvalidInput("--code", "is not the id of an open code", f"`fiml sessions shares {session_id}` lists them")
 
 
 async def _take_back(store: PrincipalStore, session_id: str, user: str) -> None:
     if all(given.user_id != user for given in await store.list_shares(session_id)):
         raise InvalidInput(
-            "session", f"wasn't shared with {echo(user)}", f"`fiml sessions shares {session_id}` says with whom it is"
+            "session",
+            f"isn't shared with {echo(user)}",
+            f"`fiml sessions shares {session_id}` lists whom it is shared with",
         )
     await store.unshare_session(session_id, user)
 
 
 def shares(session_id: SessionId) -> None:
-    """Show whom a session is shared with, and the codes that are open."""
+    """Show whom a session is shared with, and the open codes."""
 
     async def read(store: PrincipalStore) -> tuple[list[Share], list[ShareCode]]:
         return await store.list_shares(session_id), await store.list_share_codes(session_id)
@@ -73,7 +79,7 @@ def shares(session_id: SessionId) -> None:
 def trail(
     session_id: SessionId, as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text")] = False
 ) -> None:
-    """Show a session's audit trail: who did what, the oldest first."""
+    """Show a session's audit trail: who did what, oldest entry first."""
     entries = with_sessions(lambda store: store.get_audit_trail(session_id))
     if as_json:
         typer.echo(json.dumps([entry.to_dict() for entry in entries], indent=2, ensure_ascii=False))

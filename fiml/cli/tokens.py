@@ -22,23 +22,23 @@ token = typer.Typer(help="Tokens for HTTP: make, list and revoke them.", no_args
 
 @token.command()
 def new(
-    user: Annotated[str, typer.Argument(help="whom it speaks for", metavar="USER")],
+    user: Annotated[str, typer.Argument(help="the user whom it identifies", metavar="USER")],
     scope: Annotated[list[str] | None, typer.Option(help="what it may do; may be repeated")] = None,
     days: Annotated[int, typer.Option(help="how long it is valid")] = 90,
 ) -> None:
-    """Make a token. It is shown once, and only a digest of it is kept."""
+    """Make a token and print it, once. Only a digest of it is kept."""
     wanted = scope or [str(each) for each in USUAL_SCOPES]
     made, info = _with_tokens(lambda tokens: tokens.issue(user, scopes=wanted, days=days))
     typer.echo(made)
     typer.echo(
         f"for {plain(info.user_id)}, until {info.expires_at:%Y-%m-%d}: {', '.join(sorted(info.scopes))}", err=True
     )
-    typer.echo("it isn't shown again; servers take it with FIML_AUTH_TOKENS=true", err=True)
+    typer.echo("it isn't shown again; servers accept it with FIML_AUTH_TOKENS=true", err=True)
 
 
 @token.command("list")
 def list_() -> None:
-    """List the tokens, the newest first, without themselves."""
+    """List the tokens, newest first, without their text."""
     found = _with_tokens(lambda tokens: tokens.list_tokens())
     if not found:
         typer.echo("no tokens")
@@ -50,13 +50,13 @@ def list_() -> None:
 
 @token.command()
 def revoke(token_id: Annotated[str, typer.Argument(help="as `list` shows it", metavar="ID")]) -> None:
-    """Let a token let nobody in any more: within half a minute, everywhere."""
+    """Revoke a token, everywhere within half a minute."""
     try:
         parsed = UUID(token_id)
     except ValueError:
         raise InvalidInput("token id", f"{echo(token_id)} is malformed", "give an id of `fiml token list`") from None
     if not _with_tokens(lambda tokens: tokens.revoke(parsed)):
-        problem = f"{parsed} belongs to no token, or to one that is revoked already"
+        problem = f"{parsed} belongs to no token, or to one that is already revoked"
         raise InvalidInput("token id", problem, "`fiml token list` lists them")
     typer.echo("revoked")
 
