@@ -87,7 +87,7 @@ def _folded(name: str) -> str:
 def _choice(field: str, value: object, choices: type[Choice]) -> Choice:
     if isinstance(value, str) and value in choices.__members__.values():
         return choices(value)
-    raise InvalidInput(field, f"{echo(value)} is unknown", f"valid are {', '.join(choices)}")
+    raise InvalidInput(field, f"{echo(value)} is unknown", f"valid values are {', '.join(choices)}")
 
 
 class Answer(Model):
@@ -157,7 +157,9 @@ def _refuse_another_question(asked: dict[str, Any], session: Session, record_id:
     # Without the exchange of a coin: the source may have chosen it, and may choose another one each time.
     if recorded is not None and any(recorded.parameters.get(name) != asked[name] for name in asked.keys() - _CHOSEN):
         earlier = f"{recorded.symbol}, {recorded.parameters.get('depth')}"
-        raise InvalidInput("request id", f"{record_id} is that of another question ({earlier})", "give a new UUID")
+        raise InvalidInput(
+            "request id", f"{record_id} was already used for another question ({earlier})", "give a new UUID"
+        )
 
 
 async def _ask_alone(question: Question, market: MarketService, timeout_s: float, *, reason: str) -> Answer:

@@ -123,7 +123,7 @@ def since(held: Held, now: MarketAnswer) -> SinceLastLook:
     new += ["comparisons"] if now.comparisons and not held.answer.comparisons else []
     as_of = held.answer.quote.as_of.isoformat()
     count = f"{len(changed)} figure{'s' if len(changed) > 1 else ''} changed"
-    summary = count if changed else f"no figure changed; the market date is {as_of} still"
+    summary = count if changed else f"no figure changed; the market date is still {as_of}"
     summary += f"; new: {', '.join(new)}" if new else ""
     return SinceLastLook(looked_at=held.looked_at, as_of_then=as_of, changed=changed, new_sections=new, summary=summary)
 

@@ -107,7 +107,7 @@ def _beat_file(settings: Settings) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
-        raise Misconfigured(f"the folder {folder} can't be made ({exc}); set FIML_DATA_DIR") from exc
+        raise Misconfigured(f"the folder {folder} can't be created ({exc}); set FIML_DATA_DIR") from exc
     return folder / "beat-schedule"
 
 

@@ -161,7 +161,7 @@ async def test_keys_that_cannot_be_had_are_unavailable_and_not_asked_for_at_once
     keys = IssuerKeys(f"{provider.url}/keys")
 
     for _ in range(3):
-        with pytest.raises(Unavailable, match="identity provider's keys"):
+        with pytest.raises(Unavailable, match="identity provider's key set"):
             await keys.key_of("r")
 
     assert provider.requests["/keys"] == 1
@@ -193,7 +193,7 @@ def test_a_file_without_public_keys_is_refused_at_start(tmp_path: Path, content:
     file = tmp_path / "keys.json"
     file.write_text(content)
 
-    with pytest.raises(Misconfigured, match="no file of keys"):
+    with pytest.raises(Misconfigured, match="not a file of keys"):
         IssuerKeys(str(file))
 
 

@@ -227,5 +227,5 @@ async def test_kind_and_depth_are_taken_by_name(store: SessionStore) -> None:
 
 @pytest.mark.parametrize("given", [{"kind": "crypto"}, {"depth": "full"}, {"kind": None}])
 def test_an_unknown_kind_or_depth_is_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInput, match="valid are"):
+    with pytest.raises(InvalidInput, match="valid values are"):
         Question(symbol="KO", **given)

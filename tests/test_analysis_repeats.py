@@ -97,7 +97,7 @@ async def test_the_id_of_another_question_is_refused_and_records_nothing(
         session = await begin(store)
         await ask(AAPL, market=market, sessions=store, session_id=session.id, record_id=record_id)
 
-        with pytest.raises(InvalidInput, match=r"that of another question \(AAPL, quick\); give a new UUID"):
+        with pytest.raises(InvalidInput, match=r"already used for another question \(AAPL, quick\); give a new UUID"):
             await ask(other, market=market, sessions=store, session_id=session.id, record_id=record_id)
         kept = await recorded(store, session)
 

@@ -273,4 +273,4 @@ class TestEmbedded:
         line = line_about("file", run())
 
         assert line.startswith("PROBLEM")
-        assert "is no database of fiml" in line
+        assert "is not a fiml database" in line

@@ -134,7 +134,7 @@ class TestServer:
     def test_a_piece_of_a_password_is_not_taken_for_a_port_and_shown(self, url: str) -> None:
         result = run(FIML_REDIS_URL=url, FIML_DATABASE_URL=f"postgresql://{AWAY}/fiml")
 
-        assert "FIML_REDIS_URL is no URL" in line_about("Redis", result)
+        assert "FIML_REDIS_URL is not a URL" in line_about("Redis", result)
         assert PASSWORD not in line_about("Redis", result)
 
     def test_a_policy_that_drops_sessions_is_noted(self, empty_database: str) -> None:

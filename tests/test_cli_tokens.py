@@ -40,7 +40,7 @@ def test_a_token_is_printed_once_listed_without_itself_and_revoked(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["new", "ann", "--scope", "all"], "valid are sessions:read"),
+        (["new", "ann", "--scope", "all"], "valid values are sessions:read"),
         (["new", "ann", "--days", "0"], "days"),
         (["new", ""], "user"),
         (["revoke", "seven"], "fiml token list"),

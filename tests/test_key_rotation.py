@@ -130,7 +130,7 @@ async def test_a_change_of_keys_is_not_done_while_somebody_writes_with_the_old_o
     change_keys(keys, "k2")
 
     async with SessionStore(before) as late:
-        with pytest.raises(Unavailable, match="the change of keys"):
+        with pytest.raises(Unavailable, match="the key rotation"):
             _ = [progress async for progress in _with_late_writes(store, late, session.id, at=range(MOST_CALLS))]
 
 

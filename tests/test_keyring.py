@@ -33,11 +33,11 @@ GOOD, OTHER = "A" * 43 + "=", "B" * 43 + "="
 MISTAKES: dict[str, tuple[str, str]] = {
     "nothing": ("", "has no key; a line is ID:BASE64 of 32 bytes"),
     "only a comment": ("# keys\n\n", "has no key"),
-    "no id": (f"# mine\n{GOOD}\n", "line 2 is no key"),
-    "an empty id": (f":{GOOD}", "line 1 is no key"),
-    "an id with a space": (f"my key:{GOOD}", "line 1 is no key"),
+    "no id": (f"# mine\n{GOOD}\n", "line 2 is not a key"),
+    "an empty id": (f":{GOOD}", "line 1 is not a key"),
+    "an id with a space": (f"my key:{GOOD}", "line 1 is not a key"),
     "an id too long": (f"{'k' * 33}:{GOOD}", "1 to 32 letters, digits"),
-    "no base64": (f"k1:{GOOD[:-5]}%%%%=", "line 1 is no BASE64"),
+    "no base64": (f"k1:{GOOD[:-5]}%%%%=", "line 1 isn't valid BASE64"),
     "a key too short": ("k1:AAAA", "line 1 has a key of 3 bytes"),
     "the same id twice": (f"*k1:{GOOD}\nk1:{OTHER}", "line 2 has the key 'k1' once more"),
     "two current keys": (f"*k1:{GOOD}\n*k2:{OTHER}", "line 2 marks a second current key"),
@@ -63,8 +63,8 @@ def make_directory(path: Path) -> None:
 
 
 BROKEN_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: path.unlink(), "`fiml keys new` makes one"),
-    "a folder": (make_directory, "is no file"),
+    "missing": (lambda path: path.unlink(), "`fiml keys new` creates one"),
+    "a folder": (make_directory, "is not a file"),
     "readable by others": (lambda path: path.chmod(0o644), "chmod 600"),
     "writable by a group": (lambda path: path.chmod(0o620), "mode 0620"),
     "no text": (lambda path: path.write_bytes(b"\xff\xfe"), "is no text"),

@@ -100,7 +100,7 @@ class TestPrices:
         assert (quote.change_window, quote.source) == ("24 hours", "kraken via ccxt")
         assert (quote.high, quote.low, quote.volume, quote.volume_unit) == (115.0, 95.0, 2000.5, "coins")
         assert (quote.as_of, quote.adjustment) == (date(2024, 12, 23), Adjustment.NONE)
-        assert quote.missing["market_time"] == "kraken doesn't tell the moment of its price"
+        assert quote.missing["market_time"] == "kraken doesn't report the time of its price"
 
     async def test_a_price_at_coinbase_tells_its_moment_and_takes_the_day_from_the_candles(
         self, server: MarketServer, coins: CoinProvider
@@ -126,7 +126,7 @@ class TestPrices:
         quote = await quoted(coins, "kraken")
 
         assert (quote.price, quote.change, quote.previous_close) == (110.0, None, None)
-        assert quote.missing["change"] == "kraken has no figure of the last 24 hours"
+        assert quote.missing["change"] == "kraken has no figure for the last 24 hours"
 
     @pytest.mark.parametrize("exchange", ["kraken", "coinbase", "bitstamp"])
     async def test_bars_are_the_days_that_are_over(
@@ -206,7 +206,7 @@ class TestChoices:
     ) -> None:
         server.always(wire.KRAKEN_MARKETS, refusal(451))
 
-        with pytest.raises(NotSupported, match="kraken doesn't serve this place; name another exchange"):
+        with pytest.raises(NotSupported, match="kraken isn't available in this location; name another exchange"):
             await coins.instrument("BTC", AssetKind.COIN, exchange="kraken")
 
         assert server.requests[wire.COINBASE_MARKETS] == 0

@@ -232,7 +232,7 @@ async def test_closing_ends_a_fetch_and_its_callers_get_an_error(fetching: Fetch
 
     await fetching.aclose()
 
-    with pytest.raises(Unavailable, match="the market was closed meanwhile"):
+    with pytest.raises(Unavailable, match="the market service was closed during the call"):
         await caller
     assert not fetching._flights
 

@@ -152,7 +152,7 @@ async def test_after_failures_in_a_row_calls_are_refused_at_once(clock: FrozenCl
     await fail_times(guard, 2)
     provider = Provider()
 
-    with pytest.raises(Unavailable, match="failed 2 times in a row and is asked again at 2024-12-23T15:30:30Z"):
+    with pytest.raises(Unavailable, match="failed 2 times in a row, and will be tried again at 2024-12-23T15:30:30Z"):
         await guard.call(provider)
 
     assert provider.asked == 0

@@ -120,7 +120,7 @@ class TestPrices:
         quote = await quoted(yahoo, "AAPL")
 
         assert quote.market_time is None
-        assert "no moment" in quote.missing["market_time"]
+        assert "no price time" in quote.missing["market_time"]
 
     async def test_while_the_market_is_open_the_note_says_that_the_day_is_not_over(
         self, yahoo_server: MarketServer, yahoo: YahooProvider, clock: FrozenClock
@@ -136,7 +136,7 @@ class TestPrices:
         )
         yahoo_server.always(wire.chart_path("AAPL"), chart)
 
-        assert (await quoted(yahoo, "AAPL")).note == "the market is open: the last day is not over"
+        assert (await quoted(yahoo, "AAPL")).note == "the market is open: the last day isn't complete"
         clock.advance(hours=7)
         assert (await quoted(yahoo, "AAPL")).note is None
 
@@ -153,7 +153,7 @@ class TestPrices:
         quote = await quoted(yahoo, "NEW")
 
         assert (quote.change, quote.change_percent, quote.previous_close) == (None, None, None)
-        assert quote.missing["change"] == "Yahoo has one day of this symbol"
+        assert quote.missing["change"] == "Yahoo has only one day of this symbol"
 
     @pytest.mark.parametrize("kind", ["CRYPTOCURRENCY", "CURRENCY", "FUTURE", "MUTUALFUND", None])
     async def test_what_is_no_equity_and_no_index_is_not_supported(
@@ -204,7 +204,7 @@ class TestSymbols:
         assert (await yahoo.instrument(asked, AssetKind.EQUITY, market=market)).symbol == wanted
 
     async def test_a_suffix_of_another_market_is_refused(self, yahoo: YahooProvider) -> None:
-        with pytest.raises(InvalidInput, match="of the market UK, not of JP"):
+        with pytest.raises(InvalidInput, match="belongs to the market UK, not to JP"):
             await yahoo.instrument("VOD.L", AssetKind.EQUITY, market="JP")
 
     async def test_an_unknown_suffix_is_refused_with_the_known_ones(self, yahoo: YahooProvider) -> None:

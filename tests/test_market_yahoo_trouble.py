@@ -261,12 +261,12 @@ class TestFundamentals:
 
         assert found.revenue == 400_000
         assert found.missing == {
-            "market_cap": "what Yahoo sent is no number",
-            "pe_ratio": "what Yahoo sent is no number",
+            "market_cap": "what Yahoo sent is not a number",
+            "pe_ratio": "what Yahoo sent is not a number",
             "eps": "Yahoo has none for this symbol",
-            "dividend_yield": "what Yahoo sent is no fraction",
+            "dividend_yield": "what Yahoo sent is not a fraction",
             "sector": "Yahoo names none",
-            "as_of": "Yahoo tells no moment of these figures",
+            "as_of": "Yahoo doesn't date these figures",
         }
 
     async def test_an_index_has_none_and_says_why(self, yahoo_server: MarketServer, yahoo: YahooProvider) -> None:

@@ -265,7 +265,7 @@ UNKNOWN_TOOLS = [
 MEMORY = [
     *(Bad("get-session-context", {"sessionId": SESSION, "maxTokens": n}) for n in (0, -1, 299, 10**9, GOOGOLS, True)),
     Bad("update-session-context", {"sessionId": SESSION}, says=["writes nothing"]),
-    Bad("update-session-context", {"sessionId": SESSION, "cites": [UNKNOWN]}, says=["stands alone"]),
+    Bad("update-session-context", {"sessionId": SESSION, "cites": [UNKNOWN]}, says=["is given alone"]),
     Bad(
         "update-session-context", {"sessionId": SESSION, "note": "n", "cites": [UNKNOWN]}, says=["no record of session"]
     ),

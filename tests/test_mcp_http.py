@@ -139,7 +139,7 @@ def test_a_port_that_is_taken_is_said_in_a_line() -> None:
         )
 
     assert done.returncode == 1
-    assert done.stderr.startswith(f"fiml: --http {address} can't be served on")
+    assert done.stderr.startswith(f"fiml: --http {address}: can't listen there")
     assert "address already in use" in done.stderr
     assert done.stderr.count("\n") == 1
 

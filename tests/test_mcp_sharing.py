@@ -108,7 +108,7 @@ async def test_a_code_is_redeemed_by_one_caller_once(tmp_path: Path, issuer: Iss
     ("arguments", "says"),
     [
         ({"withUser": "bob", "redeemCode": "share_x"}, "one thing at a time"),
-        ({"role": "none"}, "nobody is named"),
+        ({"role": "none"}, "no user is named"),
         ({"withUser": "bob", "role": "boss"}, "role"),
         ({"withUser": ""}, "withUser is empty"),
         ({"withUser": "ann"}, "withUser 'ann' owns the session"),

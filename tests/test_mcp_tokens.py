@@ -288,7 +288,7 @@ async def test_only_a_digest_of_a_token_is_kept(tmp_path: Path) -> None:
         ({"days": 0}, "days"),
         ({"days": MAX_DAYS + 1}, "days"),
         ({"scopes": []}, "scope"),
-        ({"scopes": ["everything"]}, "valid are sessions:read"),
+        ({"scopes": ["everything"]}, "valid values are sessions:read"),
     ],
 )
 async def test_a_token_that_makes_no_sense_is_not_made(tmp_path: Path, given: dict[str, Any], says: str) -> None:

@@ -153,7 +153,7 @@ async def test_a_look_that_is_closed_ends_and_who_waits_for_it_is_told() -> None
     await begun.wait()
     await shared.close()
 
-    with pytest.raises(Unavailable, match="closed meanwhile"):
+    with pytest.raises(Unavailable, match="closed during the call"):
         await waiting
     assert asyncio.all_tasks() == before
 

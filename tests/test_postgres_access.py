@@ -64,12 +64,15 @@ async def test_a_server_whose_certificate_nobody_can_check_is_misconfigured_in_o
 @pytest.mark.parametrize(
     ("rest", "problem"),
     [
-        ("h/name?sslmode=verify", "has sslmode='verify'; valid are disable, allow, prefer, require, verify-ca, verify"),
+        (
+            "h/name?sslmode=verify",
+            "has sslmode='verify'; valid values are disable, allow, prefer, require, verify-ca, verify",
+        ),
         ("h/name?sslmode=parse", "has sslmode='parse'"),
         ("h/name?sslrootcert=/no/file.pem", "has sslrootcert='/no/file.pem', which can't be used"),
         (f"h/name?sslrootcert={__file__}", "has sslrootcert=.* which can't be used"),
         (f"h/name?sslcert={__file__}", "has sslcert=.* which can't be used"),
-        ("/name?host=/socket&port=abc", "has a host or port that can't be used; valid are"),
+        ("/name?host=/socket&port=abc", "has a host or port that can't be used; write postgresql://"),
         ("/name?host=one,two", "has a host or port that can't be used"),
         ("/name?host=one,two&port=5432,99999", "has a host or port that can't be used"),
         ("h:99999/name", "has a host or port that can't be used"),

@@ -1,4 +1,4 @@
-"""A Cluster whose slots move, whose masters go, and which is no Cluster."""
+"""A Cluster whose slots move, whose masters go, and a server that isn't one."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -314,7 +314,7 @@ async def test_a_server_that_is_no_cluster_is_said_to_be_none(deployment: Deploy
 
     client = RedisClient(url)
 
-    with pytest.raises(Misconfigured, match="no Cluster; begin FIML_REDIS_URL with redis://"):
+    with pytest.raises(Misconfigured, match="not a Cluster; begin FIML_REDIS_URL with redis://"):
         await client.open()
     await client.close()
 

@@ -123,7 +123,7 @@ async def test_erasure_leaves_no_word_of_a_user_in_the_file(sqlite_settings: Set
         ({"text": "price < 1e400"}, "no number"),
         ({"text": "price < nan"}, "no number"),
         ({"text": "price < 1_000"}, "no number"),
-        ({"text": "π > 3"}, "no name of a figure"),
+        ({"text": "π > 3"}, "not the name of a figure"),
         ({"text": "a" * 501}, "500"),
         ({"text": " ".join(f"w{n}" for n in range(21))}, "at most 20"),
         ({"text": "x > 1 " * 11}, "at most 10"),

@@ -124,7 +124,7 @@ class TestSessionModels:
             make_session(**{name: datetime(2024, 12, 24)})  # noqa: DTZ001
 
     def test_an_unknown_type_is_refused_and_the_known_are_named(self) -> None:
-        with pytest.raises(InvalidInput, match="valid are equity, crypto, portfolio, comparative, macro"):
+        with pytest.raises(InvalidInput, match="valid values are equity, crypto, portfolio, comparative, macro"):
             make_session(type="bonds")
 
     def test_a_history_adds_up(self, clock: FrozenClock) -> None:

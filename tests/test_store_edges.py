@@ -92,7 +92,7 @@ async def test_a_recorded_query_never_changes(store: SessionStore, session: Sess
     assert read is not None
     read.state.history.queries[0].parameters["symbol"] = "MSFT"
 
-    with pytest.raises(InvalidInput, match="a recorded query never changes"):
+    with pytest.raises(InvalidInput, match="a recorded query can't be changed"):
         await store.update_session(session.id, read)
 
 

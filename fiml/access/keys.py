@@ -55,7 +55,7 @@ class IssuerKeys:
         if not is_known and self._fetching is not None:
             await asyncio.shield(self._fetching)
         if not is_known and self._find(key_id) is None and self._failed is not None:
-            raise Unavailable("the identity provider's keys", self._failed)
+            raise Unavailable("the identity provider's key set", self._failed)
         return self._known(key_id)
 
     async def aclose(self) -> None:
@@ -108,7 +108,7 @@ def _read_file(location: str) -> dict[str | None, Any]:
     try:
         return _read(json.loads(Path(location).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, PyJWTError) as exc:
-        raise Misconfigured(f"FIML_AUTH_JWKS {location} is no file of keys ({type(exc).__name__})") from exc
+        raise Misconfigured(f"FIML_AUTH_JWKS {location} is not a file of keys ({type(exc).__name__})") from exc
 
 
 def _read(document: Any) -> dict[str | None, Any]:

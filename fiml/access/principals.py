@@ -66,7 +66,7 @@ def parse_scopes(names: Iterable[str]) -> frozenset[Scope]:
     found = set()
     for name in names:
         if name not in Scope.__members__.values():
-            raise InvalidInput("scope", f"{echo(name)} is unknown", f"valid are {', '.join(Scope)}")
+            raise InvalidInput("scope", f"{echo(name)} is unknown", f"valid values are {', '.join(Scope)}")
         found.add(Scope(name))
     return frozenset(found)
 

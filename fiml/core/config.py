@@ -389,7 +389,7 @@ def _explain(exc: ValidationError) -> str:
         problem = error["msg"].removeprefix("Value error, ")
         name = str(error["loc"][0]) if error["loc"] else None
         if error["type"] == "extra_forbidden":
-            problems.append(f"{echo(name)} is not a setting; valid are {', '.join(Settings.model_fields)}")
+            problems.append(f"{echo(name)} is not a setting; valid names are {', '.join(Settings.model_fields)}")
         else:
             problems.append(f"{variable(name)}: {problem}" if name else problem)
     return "; ".join(problems)

@@ -27,7 +27,7 @@ class SharedLook(Generic[Answer]):
         look = self._under_way
         await asyncio.wait({look})  # a caller that is cancelled here leaves the look running for the others
         if look.cancelled():
-            raise Unavailable("what was asked", "it was closed meanwhile")
+            raise Unavailable("the engine", "it was closed during the call")
         return look.result()
 
     async def close(self) -> None:

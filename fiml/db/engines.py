@@ -55,7 +55,7 @@ def postgres_engine(database_url: str) -> AsyncEngine:
         raise MissingExtra("PostgreSQL (FIML_DATABASE_URL)", "server") from exc
     except (ArgumentError, ValueError):
         raise Misconfigured(
-            "FIML_DATABASE_URL has a host or port that can't be used; valid are postgresql://user@host:5432/name, "
+            "FIML_DATABASE_URL has a host or port that can't be used; write postgresql://user@host:5432/name, "
             "?host=one,two&port=5432,5432 for several servers, and ?host=/folder&port=5432 for a Unix socket"
         ) from None
     return engine

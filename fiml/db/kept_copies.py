@@ -35,7 +35,9 @@ def keep(file: Path, *, found: str, needed: str) -> Path:
     unfinished = copy.with_name(copy.name + _UNFINISHED)
     was_interrupted = unfinished.exists()
     if not os.access(file, os.W_OK):  # every try would make a copy, and then fail
-        raise Misconfigured(f"{file} is to be upgraded, and can't be written; let this user write to it")
+        raise Misconfigured(
+            f"{file} has to be upgraded, but can't be written; give this user permission to write to it"
+        )
     try:
         unfinished.unlink(missing_ok=True)
         _create_like(file, unfinished)
@@ -49,8 +51,8 @@ def keep(file: Path, *, found: str, needed: str) -> Path:
         unfinished.replace(copy)
     except (OSError, sqlite3.Error) as exc:
         raise Misconfigured(
-            f"{file} is to be upgraded, and the copy {copy.name} that is kept first can't be made ({exc}); "
-            "nothing was changed; make room in the folder, or set FIML_DATA_DIR"
+            f"{file} has to be upgraded, but the backup {copy.name} can't be made first ({exc}); "
+            "nothing was changed; free space in the folder, or set FIML_DATA_DIR"
         ) from exc
     if was_interrupted:
         _log.warning("upgrade_was_interrupted", file=str(file), schema=found, next_step="it is begun again")

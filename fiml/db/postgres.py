@@ -134,7 +134,7 @@ class PostgresDatabase:
 
     def _outcome(self, task: "asyncio.Task[Result]") -> Result:
         if task.cancelled():
-            raise Unavailable(f"PostgreSQL at {self._name}", "the store was closed meanwhile")
+            raise Unavailable(f"PostgreSQL at {self._name}", "the store was closed during the call")
         return task.result()
 
 

@@ -174,7 +174,9 @@ class Cluster:
             return None
         if isinstance(told, ResponseError):
             if "cluster support disabled" in str(told):
-                raise Misconfigured(f"Redis at {self._address.name} is no Cluster; begin FIML_REDIS_URL with redis://")
+                raise Misconfigured(
+                    f"Redis at {self._address.name} is not a Cluster; begin FIML_REDIS_URL with redis://"
+                )
             return None
         return told or None
 

@@ -92,7 +92,7 @@ class Node:
             raise Misconfigured(f"Redis at {self.name} refuses ({exc}); check FIML_REDIS_URL") from exc
         except MasterNotFoundError as exc:  # its message describes every Sentinel at length
             await self.suspect()
-            raise Unavailable(f"Redis at {self.name}", "no Sentinel that answers names a master") from exc
+            raise Unavailable(f"Redis at {self.name}", "none of the Sentinels that answered names a master") from exc
         except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
             await self.suspect()
             raise Unavailable(f"Redis at {self.name}", str(exc) or type(exc).__name__) from exc
@@ -208,8 +208,8 @@ class _AskingPool(SentinelConnectionPool):
             known = await self._known_names()
             if known is not None and self.service_name not in known:
                 raise Misconfigured(
-                    f"the Sentinels of FIML_REDIS_URL know no master {echo(self.service_name)}, but "
-                    f"{', '.join(sorted(known)) or 'none at all'}; put the right name after their addresses"
+                    f"the Sentinels of FIML_REDIS_URL know no master {echo(self.service_name)}; they know "
+                    f"{', '.join(sorted(known)) or 'none'}; put the right name after their addresses"
                 ) from None
             raise
 

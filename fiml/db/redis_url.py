@@ -78,14 +78,14 @@ def parse_redis_url(url: str) -> RedisAddress:
     except ValueError:
         # The original message may contain a part of the password.
         raise Misconfigured(
-            f"FIML_REDIS_URL is no URL; valid is {_EXAMPLES[kind]}, with reserved characters of a password "
+            f"FIML_REDIS_URL is not a URL; write {_EXAMPLES[kind]}, with reserved characters in the password "
             "percent-encoded"
         ) from None
     given: dict[str, Any] = {name: value for name, value in options.items() if name not in _IGNORED}
     if kind is not Kind.SERVER:
         given.pop("host")
     if kind is Kind.CLUSTER and given.get("db"):
-        raise Misconfigured(f"FIML_REDIS_URL names database {given['db']}; a Cluster has no other than 0")
+        raise Misconfigured(f"FIML_REDIS_URL names database {given['db']}; a Cluster has only database 0")
     if given.get("max_connections", 1) < 1:
         raise Misconfigured(f"FIML_REDIS_URL has max_connections={given['max_connections']}; give 1 or more")
     of_sentinels = {name: given.pop(f"sentinel_{name}", None) for name in ("username", "password")}
@@ -108,7 +108,9 @@ def _check_parameters(kind: Kind, transport: str, query: str) -> None:
     if transport == "rediss":
         known |= _TLS_PARAMETERS
     elif for_tls := sorted(given & _TLS_PARAMETERS):
-        raise Misconfigured(f"FIML_REDIS_URL has the parameter {for_tls[0]}, which needs TLS; begin it with rediss")
+        raise Misconfigured(
+            f"FIML_REDIS_URL has the parameter {for_tls[0]}, which needs TLS; begin the URL with rediss"
+        )
     refuse_unknown("FIML_REDIS_URL", query, given, sorted(known))
 
 
@@ -117,7 +119,7 @@ def _service_and_database(kind: Kind, path: str) -> tuple[str, str]:
     service = names.pop(0) if kind is Kind.SENTINEL and names else ""
     if kind is Kind.SENTINEL and not service:
         raise Misconfigured(
-            f"FIML_REDIS_URL lacks the name under which the Sentinels know the master; valid is {_EXAMPLES[kind]}"
+            f"FIML_REDIS_URL lacks the name that the Sentinels have for the master; write {_EXAMPLES[kind]}"
         )
     database = "/".join(names) or "0"
     if not (database.isascii() and database.isdecimal()):

@@ -164,7 +164,7 @@ class SqliteFile:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
-            raise Misconfigured(f"the folder {self.path.parent} can't be made ({exc}); set FIML_DATA_DIR") from exc
+            raise Misconfigured(f"the folder {self.path.parent} can't be created ({exc}); set FIML_DATA_DIR") from exc
         with translated(self.path):
             self._connection = self._engine.connect()
             # Usually the schema is current: then there is no need to wait for the write lock.
@@ -288,11 +288,9 @@ def _translate(path: Path, exc: BaseException) -> Exception:
         return CorruptRecord("a record", str(exc))
     match getattr(exc, "sqlite_errorname", ""):
         case "SQLITE_NOTADB":
-            return Misconfigured(f"{path} is no database of fiml ({exc}); move it away or set FIML_DATA_DIR")
+            return Misconfigured(f"{path} is not a fiml database ({exc}); move it away, or set FIML_DATA_DIR")
         case name if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
-            return Misconfigured(
-                f"{path} can't be opened and written ({exc}); set FIML_DATA_DIR to a folder that can be written"
-            )
+            return Misconfigured(f"{path} can't be opened for writing ({exc}); set FIML_DATA_DIR to a writable folder")
         case name if name.startswith("SQLITE_CORRUPT"):
             return CorruptRecord(f"the file {path}", str(exc))
         case name if name.startswith(_REFUSAL):

@@ -157,7 +157,7 @@ class Fetching:
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if flight.cancelled() and not (caller and caller.cancelling()):
-                raise Unavailable(self._provider.source, "the market was closed meanwhile") from None
+                raise Unavailable(self._provider.source, "the market service was closed during the call") from None
             raise
         delivery = fetched.delivery
         count(Counted.MARKET_ANSWERS, delivery.layer, str(delivery.is_stale).lower())
@@ -231,7 +231,7 @@ class Fetching:
             async with answer_within(wanted.timeout_s, self._provider.source):
                 return await wanted.ask()
         except ValidationError as exc:  # figures that fit no answer, such as an infinite change
-            raise BadData(self._provider.source, f"{exc.error_count()} figures that fit no answer") from exc
+            raise BadData(self._provider.source, f"{exc.error_count()} figures are invalid") from exc
 
     def _entry(
         self, value: Value | NotFound, wanted: _Wanted[Value], *, known_at: datetime, until: datetime

@@ -62,7 +62,7 @@ class Bars:
         if not self.bars:
             raise ValueError(f"{self.symbol} has no bars")
         if not all(math.isfinite(bar.close) and bar.close > 0 for bar in self.bars):
-            raise ValueError(f"{self.symbol} has a close that is no price")
+            raise ValueError(f"{self.symbol} has a close that is not a price")
         if any(earlier.date >= later.date for earlier, later in pairwise(self.bars)):
             raise ValueError(f"{self.symbol} has dates out of order")
 

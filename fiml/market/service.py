@@ -213,7 +213,7 @@ def _translated(source: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, ArithmeticError) as exc:  # pydantic's refusal of an infinite figure is a ValueError
-        raise BadData(source, f"{type(exc).__name__} in figures made of it") from exc
+        raise BadData(source, f"{type(exc).__name__} in figures computed from it") from exc
 
 
 def _compare(bars: Bars, other: Bars) -> Comparison | str:

@@ -53,10 +53,12 @@ def parse_address(text: str, *, is_authenticated: bool = False) -> tuple[str, in
     try:
         host, port = split_address(text)
     except ValueError:
-        raise InvalidInput("--http", f"{echo(text)} is no address", "give HOST:PORT, such as 127.0.0.1:8765") from None
+        raise InvalidInput(
+            "--http", f"{echo(text)} is not an address", "give HOST:PORT, such as 127.0.0.1:8765"
+        ) from None
     if not is_authenticated and not _is_loopback(host):
         raise Misconfigured(
-            f"--http {host}:{port} is no loopback address: without authentication every caller there would see every "
+            f"--http {host}:{port} is not a loopback address: without authentication, every caller would see every "
             "session; bind to 127.0.0.1 or [::1], or set FIML_AUTH_ISSUER or FIML_AUTH_TOKENS"
         )
     return host, port
@@ -193,8 +195,8 @@ async def _bound_sockets(host: str, port: int) -> list[socket.socket]:
         server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
     except OSError as exc:
         raise Misconfigured(
-            f"--http {host}:{port} can't be served on ({exc.strerror}); give an address of this machine and a port "
-            "that is free"
+            f"--http {host}:{port}: can't listen there ({exc.strerror}); give an address of this machine and a free "
+            "port"
         ) from exc
     sockets = [each.dup() for each in server.sockets]
     server.close()

@@ -64,6 +64,8 @@ class FoundSessions(Result):
     next_cursor: str | None = Field(description="give it as cursor to look further; null at the end")
     searched: Annotated[list[str], Field(description="`live`, `archived`")]
     truncated: bool = Field(description="not all live sessions were looked through yet")
-    partial: bool = Field(description="archived sessions are missing, since the archive is away: search again later")
+    partial: bool = Field(
+        description="archived sessions are missing, since the archive is unavailable: search again later"
+    )
     unreadable: list[UUID] = Field(description="live sessions whose record is damaged")
     not_indexed: bool = Field(description="more sessions changed than one search indexes; search again")

@@ -52,12 +52,14 @@ def add_prompts(server: MCPServer[Any], runtime: Runtime) -> None:
 
     @server.prompt("compare-assets", "Compare assets", "Compare assets side by side within a session.")
     async def compare_assets(
-        assets: Annotated[str, Field(description=f"2 to {MAX_ASSETS} symbols with commas, e.g. AAPL, MSFT")],
+        assets: Annotated[str, Field(description=f"2 to {MAX_ASSETS} symbols, separated by commas, e.g. AAPL, MSFT")],
     ) -> str:
         with _refused():
             names = check_assets([name for each in assets.split(",") if (name := " ".join(each.split()))])
             if len(names) < 2:
-                raise InvalidInput("assets", f"{echo(assets)} names {len(names)}", "give two or more, with commas")
+                raise InvalidInput(
+                    "assets", f"{echo(assets)} names {len(names)}", "give two or more, separated by commas"
+                )
         return COMPARE.format(assets=", ".join(names))
 
     @server.prompt("session-report", "Session report", "Write up what a session found, with sources.")

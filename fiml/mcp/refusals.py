@@ -28,13 +28,13 @@ from fiml.core.errors import (
 
 _NEXT_STEPS: dict[type[FimlError], str] = {
     SessionNotFound: "call list-sessions to find the session, or create-analysis-session to begin one",
-    SessionExpired: "call resume-session to go on with it, or create-analysis-session to begin anew",
-    SessionArchived: "call resume-session to go on with it, or create-analysis-session to begin anew",
-    RateLimited: "tell the user when to ask again, and go on with what the session knows",
+    SessionExpired: "call resume-session to continue it, or create-analysis-session to begin a new one",
+    SessionArchived: "call resume-session to continue it, or create-analysis-session to begin a new one",
+    RateLimited: "tell the user when to ask again, and continue with what the session knows",
     Unconfirmed: "look at what is there (get-session-info, list-sessions) before you call again",
-    Unavailable: "call again in a minute; if it still fails, tell the user what is away",
+    Unavailable: "call again in a minute; if it still fails, tell the user what is unavailable",
     SymbolNotFound: "call again with one of these; coins: search-by-coin, others: search-by-symbol",
-    InvalidInput: "mend the argument and call again",
+    InvalidInput: "correct the argument and call again",
     NotPermitted: "call again within what is permitted, or tell the user what is missing and whom to ask",
 }
 

@@ -124,7 +124,9 @@ class SessionList(Result):
     next_cursor: str | None = Field(
         description="give it as cursor for the next page, also where this one is short or empty; null at the end"
     )
-    partial: bool = Field(description="archived sessions are missing, since the archive is away: list anew later")
+    partial: bool = Field(
+        description="archived sessions are missing, since the archive is unavailable: list again later"
+    )
 
 
 class ExtendedSession(Result):

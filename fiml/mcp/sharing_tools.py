@@ -67,11 +67,11 @@ class SharingTools:
             return await _redeem(sessions, parsed, redeemCode)
         if revokeCode is not None:
             if not await sessions.revoke_share_code(parsed, revokeCode):
-                raise InvalidInput("revokeCode", "is the id of no open code", "take one of open_codes")
+                raise InvalidInput("revokeCode", "is not the id of an open code", "give one of open_codes")
             return await _as_owner(sessions, parsed)
         if withUser is None:
             if role == "none":
-                raise InvalidInput("role", "is none, and nobody is named", "give withUser, or revokeCode")
+                raise InvalidInput("role", "is none, but no user is named", "give withUser, or revokeCode")
             return await _as_owner(sessions, parsed, await sessions.create_share_code(parsed, role, codeHours))
         return await _give(sessions, parsed, withUser, role)
 

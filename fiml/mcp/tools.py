@@ -144,7 +144,7 @@ def _parse_request_id(text: str) -> UUID:
     try:
         return UUID(text.strip())
     except ValueError:
-        raise InvalidInput("requestId", f"{echo(text)} is no UUID", "give a new UUID, or leave it out") from None
+        raise InvalidInput("requestId", f"{echo(text)} is not a UUID", "give a new UUID, or leave it out") from None
 
 
 def session_tools(runtime: Runtime) -> list[Tool]:

@@ -99,7 +99,7 @@ def _answering(address: str, registry: "CollectorRegistry") -> Iterator[None]:
         server = make_server(host, port, _only_metrics(make_wsgi_app(registry)), kind, handler_class=_Handler)
     except OSError as exc:
         measure_with(None)
-        raise Misconfigured(f"FIML_METRICS_ADDRESS: nothing can listen at {address} ({exc}); name another") from exc
+        raise Misconfigured(f"FIML_METRICS_ADDRESS: can't listen on {address} ({exc}); give another address") from exc
     thread = threading.Thread(target=server.serve_forever, name="fiml-metrics", daemon=True)
     thread.start()
     _log.info("metrics_exposed", address=address)

@@ -167,7 +167,7 @@ class CareVerbs:
         """
         acting_as = self.acting_as(values.check_user_id(user_id))
         if acting_as is None:
-            raise InvalidInput("user_id", f"is {echo(user_id)}", "name the user who is to be erased")
+            raise InvalidInput("user_id", f"is {echo(user_id)}", "name the user to erase")
         erased: list[UUID] = []
         held: dict[UUID, str] = {}
         for _ in range(_ROUNDS):
@@ -177,7 +177,7 @@ class CareVerbs:
             if not found:
                 break
         else:
-            raise Unavailable(f"the erasure of user {echo(user_id)}", "new sessions of this user come without a pause")
+            raise Unavailable(f"the erasure of user {echo(user_id)}", "this user keeps creating sessions")
         await self._take_back_from(acting_as)
         metrics = await self._backend.keeping.erase_metrics(acting_as)
         for day in await self._backend.keeping.days_behind():

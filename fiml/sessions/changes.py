@@ -123,7 +123,9 @@ def _check_state(session: Session) -> None:
     history: object = state.history
     queries: object = history.queries if isinstance(history, AnalysisHistory) else None
     if not isinstance(queries, list):
-        raise InvalidInput("state.history", "is no history of queries", "leave it as it was read, and add queries")
+        raise InvalidInput(
+            "state.history", "is not a history of queries", "keep the one that was read, and add queries to it"
+        )
     tags: object = session.tags
     if tags is None:  # accepted for an empty list when a session is created, but not here
         raise InvalidInput("tags", "is None", "give a list of strings")
@@ -150,10 +152,12 @@ def _appended(queries: list[QueryRecord], known: list[QueryRecord]) -> list[Quer
     by_id = {encode_query(query).id: query for query in queries}
     for query in known:
         if query.id not in by_id:
-            raise InvalidInput("history.queries", f"lacks the query {query.id} that was read", "a history only grows")
+            raise InvalidInput(
+                "history.queries", f"lacks the query {query.id} that was read", "queries can only be added"
+            )
         if by_id[query.id] != query:
             raise InvalidInput(
-                "history.queries", f"has another query {query.id} than was read", "a recorded query never changes"
+                "history.queries", f"has a changed query {query.id}", "a recorded query can't be changed"
             )
     known_ids = {query.id for query in known}
     return [query for query in queries if query.id not in known_ids]
@@ -214,5 +218,5 @@ def _scalar_changes(session: Session, seen: list[Written], max_ttl_hours: int) -
         raise InvalidInput("expires_at", "is too far away", f"a session lives at most {max_ttl_hours} hours from now")
     accessed = values.check_moment(session.last_accessed_at, "last_accessed_at")
     if accessed != seen[0].last_accessed_at and accessed > clock.now():
-        raise InvalidInput("last_accessed_at", "lies in the future", "leave it: writing counts as an access")
+        raise InvalidInput("last_accessed_at", "lies in the future", "don't set it: writing counts as an access")
     return changed

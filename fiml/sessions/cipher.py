@@ -151,8 +151,8 @@ class SessionCipher:
         except (InvalidTag, ValueError) as exc:
             raise CorruptRecord(
                 self.record,
-                f"{_shown(place)} is not what was encrypted there with the key {echo(key.id)}: it was altered, or "
-                "comes from another place, or the key or FIML_INSTALLATION is another one than then",
+                f"{_shown(place)} can't be decrypted with the key {echo(key.id)}: it was altered or moved there from "
+                "another place, or the key or FIML_INSTALLATION isn't the one it was encrypted with",
             ) from exc
 
     def _derive(self, key: Key) -> AESGCM:
@@ -181,7 +181,7 @@ def queries_of(record: SessionRecord) -> list[dict[str, Any]]:
     except DAMAGE as exc:
         raise corrupt(f"session {record.header.id}", exc) from exc
     if not isinstance(queries, list) or not all(isinstance(query, dict) for query in queries):
-        raise CorruptRecord(f"session {record.header.id}", "its history is no list of JSON objects")
+        raise CorruptRecord(f"session {record.header.id}", "its history is not a list of JSON objects")
     return queries
 
 

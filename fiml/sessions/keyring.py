@@ -68,7 +68,7 @@ class KeyFile:
         try:
             found = self.path.stat()
         except OSError as exc:
-            self._refuse(f"can't be read ({exc.strerror})", "name a file of keys; `fiml keys new` makes one", exc)
+            self._refuse(f"can't be read ({exc.strerror})", "give a file of keys; `fiml keys new` creates one", exc)
         seen = (found.st_ino, found.st_mtime_ns, found.st_size)
         if self._keyring is None or seen != self._seen:
             self._check_mode(found)
@@ -114,9 +114,9 @@ class KeyFile:
                 self._refuse("is too large for a file of keys", _VALID)
             return self.path.read_text(encoding="utf-8").splitlines()
         except OSError as exc:
-            self._refuse(f"can't be read ({exc.strerror})", "give the one who runs fiml the right to read it", exc)
+            self._refuse(f"can't be read ({exc.strerror})", "give the user who runs fiml permission to read it", exc)
         except UnicodeDecodeError as exc:
-            self._refuse("is no text", _VALID, exc)
+            self._refuse("is not text", _VALID, exc)
 
     def _parse(self, lines: Sequence[str]) -> Keyring:
         keys: dict[str, Key] = {}
@@ -126,7 +126,7 @@ class KeyFile:
                 continue
             is_marked, key = self._parse_line(number, line)
             if key.id in keys:
-                self._refuse(f"line {number} has the key {echo(key.id)} once more", "give each key an id of its own")
+                self._refuse(f"line {number} repeats the key {echo(key.id)}", "give each key an id of its own")
             if is_marked and current is not None:
                 self._refuse(f"line {number} marks a second current key", "leave one * in the file")
             keys[key.id] = key
@@ -140,18 +140,18 @@ class KeyFile:
     def _parse_line(self, number: int, line: str) -> tuple[bool, Key]:
         found = _LINE.fullmatch(line.strip())
         if found is None or not sealed.KEY_ID.fullmatch(found[2]):
-            self._refuse(f"line {number} is no key", f"{_VALID}; an ID has 1 to 32 letters, digits, _ . -")
+            self._refuse(f"line {number} is not a key", f"{_VALID}; an ID has 1 to 32 letters, digits, _ . -")
         try:
             secret = base64.b64decode(found[3], validate=True)
         except binascii.Error as exc:
-            self._refuse(f"line {number} is no BASE64 after the id", _VALID, exc)
+            self._refuse(f"line {number} isn't valid BASE64 after the id", _VALID, exc)
         if len(secret) != SECRET_BYTES:
             self._refuse(f"line {number} has a key of {len(secret)} bytes", _VALID)
         return bool(found[1]), Key(found[2], secret)
 
     def _check_mode(self, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode):
-            self._refuse("is no file", "name a file of keys; `fiml keys new` makes one")
+            self._refuse("is not a file", "give a file of keys; `fiml keys new` creates one")
         if os.name == "nt":
             return
         # A file of root's may be readable by a group: this is how secrets are mounted for other users.
@@ -171,8 +171,8 @@ class KeyFile:
         try:
             descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as exc:
-            next_step = f"wait for the other `fiml keys`, or remove {unfinished.name} where none runs"
-            self._refuse("is being changed by somebody else", next_step, exc)
+            next_step = f"wait for the other `fiml keys`, or remove {unfinished.name} if none is running"
+            self._refuse("is being changed by another process", next_step, exc)
         except OSError as exc:
             self._refuse_to_write(exc)
         try:
@@ -207,7 +207,7 @@ class KeyFile:
             self._refuse_to_write(exc)
 
     def _refuse_to_write(self, exc: OSError) -> NoReturn:
-        next_step = "give the one who runs this the right to write it, or change it by hand"
+        next_step = "give the user who runs this permission to write it, or edit it by hand"
         self._refuse(f"can't be written ({exc.strerror})", next_step, exc)
 
     def _refuse(self, problem: str, next_step: str, cause: BaseException | None = None) -> NoReturn:

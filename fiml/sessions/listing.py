@@ -78,4 +78,6 @@ def decode_cursor(cursor: str) -> Cursor:
         micros, session_id = position.removesuffix(_PARTIAL).split(":")
         return Cursor((from_micros(int(micros)), UUID(session_id)), position.endswith(_PARTIAL))
     except (ValueError, TypeError, OverflowError) as exc:
-        raise InvalidInput("cursor", f"{echo(cursor)} is malformed", "give next_cursor of the page before") from exc
+        raise InvalidInput(
+            "cursor", f"{echo(cursor)} is malformed", "give the next_cursor of the previous page"
+        ) from exc

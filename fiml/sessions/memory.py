@@ -83,7 +83,7 @@ class MemoryVerbs:
         written = [make_note(text, NoteKind.NOTE, cites) for text in notes]
         written += [make_note(text, NoteKind.CONCLUSION, cites) for text in conclusions]
         if cites and not written:
-            raise InvalidInput("cites", "stands alone", "give a note or a conclusion that rests on these records")
+            raise InvalidInput("cites", "is given alone", "give a note or a conclusion that rests on these records")
         given = {"context": context, "preferences": preferences, "intermediate_results": intermediate_results}
         change = Change(
             entries_set={name: values.check_entries(name, entries) for name, entries in given.items() if entries},
@@ -173,9 +173,9 @@ def _checked_removals(remove: Mapping[str, Sequence[str]]) -> dict[str, list[str
         raise InvalidInput("remove", f"is a {type(remove).__name__}", "give a dict of lists of keys")
     for name, keys in remove.items():
         if name not in MAPS:
-            raise InvalidInput("remove", f"names the map {echo(name)}", f"valid are {', '.join(MAPS)}")
+            raise InvalidInput("remove", f"names the map {echo(name)}", f"valid values are {', '.join(MAPS)}")
         if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
-            raise InvalidInput(f"remove.{name}", "is no list of keys", "give a list of texts")
+            raise InvalidInput(f"remove.{name}", "is not a list of keys", "give a list of strings")
         for key in keys:
             values.to_json(key, f"remove.{name}")
     return {name: list(keys) for name, keys in remove.items() if keys}

@@ -47,7 +47,9 @@ class SessionType(StrEnum):
         try:
             return cls(value)
         except ValueError:
-            raise InvalidInput("session type", f"{echo(value)} is unknown", f"valid are {', '.join(cls)}") from None
+            raise InvalidInput(
+                "session type", f"{echo(value)} is unknown", f"valid values are {', '.join(cls)}"
+            ) from None
 
 
 class AnalysisHistory:

@@ -103,6 +103,6 @@ def _parse_cited(value: object) -> UUID:
     except ValueError:
         raise InvalidInput(
             "cites",
-            f"{echo(value)} is no id of a record",
+            f"{echo(value)} is not the id of a record",
             "cite ids as the session's context shows them",
         ) from None

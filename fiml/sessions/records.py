@@ -294,7 +294,7 @@ def check_whole(record: SessionRecord, query_count: int) -> SessionRecord:
     elif {type(header.version), type(totals.total_queries), type(totals.cache_hits)} != {int}:
         lost = "its version or its counts are no numbers"
     elif header.type not in _TYPES:
-        lost = f"it is of the type {echo(header.type)}"
+        lost = f"its type {echo(header.type)} is unknown"
     elif query_count != header.totals.total_queries:
         lost = f"its history holds {query_count} of {header.totals.total_queries} queries"
     elif header.maps_bytes and not record.entries:
@@ -321,7 +321,7 @@ def to_summary(header: Header, *, is_archived: bool) -> SessionSummary:
         SchemaTooNew: its type is unknown, and a later fiml wrote it.
     """
     if header.type not in _TYPES:
-        raise unreadable(f"session {header.id}", header.format, f"it is of the type {echo(header.type)}")
+        raise unreadable(f"session {header.id}", header.format, f"its type {echo(header.type)} is unknown")
     return SessionSummary(
         id=header.id,
         user_id=header.user_id,

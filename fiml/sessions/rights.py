@@ -43,7 +43,7 @@ class Role(StrEnum):
         """
         if isinstance(value, str) and value in cls.__members__.values():
             return cls(value)
-        raise InvalidInput("role", f"{echo(value)} is unknown", f"valid are {', '.join(cls)}")
+        raise InvalidInput("role", f"{echo(value)} is unknown", f"valid values are {', '.join(cls)}")
 
 
 class Right(IntEnum):
@@ -126,9 +126,9 @@ def demand(session_id: UUID, held: Right, needed: Right) -> None:
     if held >= needed:
         return
     if needed is Right.OWN:
-        raise NotPermitted(f"session {session_id} is another user's", "ask its owner, who alone may do this")
+        raise NotPermitted(f"session {session_id} belongs to another user", "ask its owner: nobody else may do this")
     raise NotPermitted(
-        f"session {session_id} was shared with you for viewing", "ask its owner for the role editor, or read it only"
+        f"session {session_id} was shared with you for reading only", "ask its owner for the role editor"
     )
 
 

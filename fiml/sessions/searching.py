@@ -131,13 +131,13 @@ def parse_search(
 def _condition(figure: str, sign: str, number: str) -> Condition:
     valid = "write a condition as pe_ratio < 30"
     if not _FIGURE.fullmatch(figure):
-        raise InvalidInput("text", f"compares {echo(figure)}, which is no name of a figure", valid)
+        raise InvalidInput("text", f"compares {echo(figure)}, which is not the name of a figure", valid)
     try:
         value = float(number)
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or "_" in number:
-        raise InvalidInput("text", f"compares {figure} with {echo(number)}, which is no number", valid)
+        raise InvalidInput("text", f"compares {figure} with {echo(number)}, which is not a number", valid)
     return Condition(figure, sign, value)
 
 

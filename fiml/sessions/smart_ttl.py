@@ -95,6 +95,6 @@ def _extensions(session_id: UUID, stored: str | None) -> int:
     try:
         found = None if stored is None else json.loads(stored)
     except DAMAGE as exc:
-        raise CorruptRecord(f"session {session_id}", f"{METADATA_KEY} is no JSON: {exc}") from exc
+        raise CorruptRecord(f"session {session_id}", f"{METADATA_KEY} is not JSON: {exc}") from exc
     count = found.get("extensions") if isinstance(found, dict) else None
     return count if isinstance(count, int) else 0

@@ -132,7 +132,7 @@ class UpkeepVerbs:
         from fiml.sessions.backends.encrypted import EncryptedBackend  # noqa: PLC0415 - as above
 
         if not isinstance(self._backend, EncryptedBackend):
-            raise NotSupported("nothing is encrypted here", "let FIML_ENCRYPTION_KEYS name a file of keys")
+            raise NotSupported("nothing is encrypted here", "set FIML_ENCRYPTION_KEYS to a file of keys")
         return self._backend
 
     async def roll_up(self) -> int:

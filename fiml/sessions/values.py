@@ -106,7 +106,9 @@ class _Encoder:
     def _encode_nested(self, value: dict[object, object] | list[object], path: str, depth_left: int) -> None:
         if depth_left == 0:
             raise InvalidInput(
-                shown_path(path), "is nested too deeply", f"a stored value has a depth of at most {MAX_VALUE_DEPTH}"
+                shown_path(path),
+                "is nested too deeply",
+                f"a stored value may have a depth of at most {MAX_VALUE_DEPTH}",
             )
         if isinstance(value, list):
             self._encode_list(value, path, depth_left - 1)
@@ -126,7 +128,7 @@ class _Encoder:
         for index, (key, item) in enumerate(value.items()):
             if not isinstance(key, str):
                 raise InvalidInput(
-                    shown_path(path), f"has the key {echo(key)}, a {type(key).__name__}", "keys of JSON are strings"
+                    shown_path(path), f"has the key {echo(key)}, a {type(key).__name__}", "JSON keys are strings"
                 )
             self._add(f"{',' if index else ''}{_encode_text(key, f'{path}.{key}')}:")
             self.encode(item, f"{path}.{key}", depth_left)
@@ -185,7 +187,7 @@ def _refuse_size(path: str, most_bytes: int) -> NoReturn:
     raise InvalidInput(
         shown_path(path),
         f"is more than {most_bytes} bytes of JSON",
-        f"one stored value has at most {most_bytes // 1024} KiB",
+        f"one stored value may have at most {most_bytes // 1024} KiB",
     )
 
 
@@ -210,7 +212,7 @@ def check_entry(where: str, key: object, value: object) -> str:
 def encode_entry(where: str, key: object, value: object, *, most_bytes: int = STORED_VALUE_BYTES) -> str:
     """As `check_entry`, for an entry that is stored already. It may be encrypted, and so may be longer."""
     if not isinstance(key, str):
-        raise InvalidInput(where, f"has the key {echo(key)}, a {type(key).__name__}", "keys of JSON are strings")
+        raise InvalidInput(where, f"has the key {echo(key)}, a {type(key).__name__}", "JSON keys are strings")
     check_characters(key, f"a key of {where}")
     return to_json(value, f"{where}.{key}", most_bytes=most_bytes)
 
@@ -363,7 +365,7 @@ def parse_moment(text: str, field: str) -> datetime:
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
-        raise InvalidInput(field, f"{echo(text)} is no time", valid) from None
+        raise InvalidInput(field, f"{echo(text)} is not a time", valid) from None
     if parsed.tzinfo is None:
         raise InvalidInput(field, f"{echo(text)} has no time zone", valid)
     return check_moment(parsed, field)

@@ -267,7 +267,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         own = self._caller.user
         if own is None or user_id is None or user_id == own:
             return own if user_id is None else user_id
-        raise NotPermitted(f"user {echo(user_id)} is somebody else", "leave the user out to act as yourself")
+        raise NotPermitted(f"you are not user {echo(user_id)}", "leave the user out to act as yourself")
 
     def _hours(self, hours: int | None, field: str) -> int:
         if hours is None:

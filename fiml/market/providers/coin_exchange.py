@@ -94,7 +94,7 @@ class CoinExchange:
             lambda: self._exchange().fetch_ohlcv(market, length, since=since_ms, limit=limit), market
         )
         if not all(isinstance(candle[0], int) for candle in candles):
-            raise BadData(self.name, f"{market} has a candle without a moment")
+            raise BadData(self.name, f"{market} has a candle without a time")
         return candles
 
     async def _load_markets(self) -> None:
@@ -153,7 +153,7 @@ class CoinExchange:
             headers = self._exchange().last_response_headers or {}
             return RateLimited(self.name, retry_moment(headers.get("Retry-After")))
         if isinstance(exc, errors.RestrictedLocation | errors.PermissionDenied):
-            return NotSupported(f"{self.name} doesn't serve this place", "name another exchange, or none")
+            return NotSupported(f"{self.name} isn't available in this location", "name another exchange, or none")
         if isinstance(exc, errors.NetworkError):
             return Unavailable(self.name, type(exc).__name__)
         return BadData(self.name, f"{type(exc).__name__}: {clean(str(exc))}")

@@ -22,7 +22,7 @@ PAIRS = ["USD", "EUR", "GBP", "USDT", "USDC", "BTC"]
 
 _NEAREST = 5
 _DAY = timedelta(hours=24)
-_NOTE = "change, high, low and volume are of the last 24 hours; previous_close is the price then, to the hour"
+_NOTE = "change, high, low and volume cover the last 24 hours; previous_close is the price at their start, to the hour"
 
 
 class CoinProvider:
@@ -52,7 +52,7 @@ class CoinProvider:
         self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
     ) -> Instrument:
         if kind is not AssetKind.COIN:
-            raise NotSupported("exchanges for coins have no equities", "install another source: 'fiml[yahoo]'")
+            raise NotSupported("coin exchanges have no equities", "install another source: pip install 'fiml[yahoo]'")
         quoted = check_choice("pair", pair, PAIRS)
         coin = to_symbol(symbol)
         if exchange is not None:
@@ -200,5 +200,5 @@ def _why_missing(field: str, exchange: str) -> str:
     if field == "open":
         return "coins trade without a break; previous_close is the price 24 hours ago"
     if field == "market_time":
-        return f"{exchange} doesn't tell the moment of its price"
-    return f"{exchange} has no figure of the last 24 hours"
+        return f"{exchange} doesn't report the time of its price"
+    return f"{exchange} has no figure for the last 24 hours"

@@ -118,7 +118,9 @@ class Breaker:
         is_trial = self._open_until is not None
         if self._open_until is not None and (self._is_on_trial or clock.now() < self._open_until):
             moment = clock.to_iso(self._open_until.replace(microsecond=0))
-            raise Unavailable(self._name, f"it failed {self._failed} times in a row and is asked again at {moment}")
+            raise Unavailable(
+                self._name, f"it failed {self._failed} times in a row, and will be tried again at {moment}"
+            )
         self._is_on_trial = is_trial
         return _Passage(self, is_trial=is_trial)
 

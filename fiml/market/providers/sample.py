@@ -125,7 +125,7 @@ def _sample() -> dict[str, _Entry]:
             rows[row[0]].append(row)
         return {row[0]: _entry(row, rows[row[0]]) for row in _rows("instruments.csv")}
     except (OSError, LookupError, ValueError) as exc:
-        raise Misconfigured(f"the sample's files can't be read ({exc!r}); install fiml again") from exc
+        raise Misconfigured(f"the sample's files can't be read ({exc!r}); reinstall fiml") from exc
 
 
 def _rows(name: str) -> list[list[str]]:

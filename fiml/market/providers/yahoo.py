@@ -47,7 +47,7 @@ class YahooProvider:
         self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
     ) -> Instrument:
         if kind is AssetKind.COIN:
-            raise NotSupported("Yahoo is not asked for coins", "install another source: pip install 'fiml[ccxt]'")
+            raise NotSupported("fiml doesn't ask Yahoo for coins", "install another source: pip install 'fiml[ccxt]'")
         wanted = to_yahoo(symbol, market)
         found = (await self._chart(wanted)).instrument
         if kind is AssetKind.INDEX and found.kind is not kind:

@@ -41,7 +41,7 @@ def fundamentals_of(instrument: Instrument, answer: Any) -> Fundamentals:
         figures["revenue"], missing["revenue"] = None, f"Yahoo reports it in {reported}, not in {currency}"
     figures["sector"] = clean(_module(modules, "assetProfile").get("sector")) or None
     figures["as_of"] = _day(modules)
-    missing |= {"sector": "Yahoo names none", "as_of": "Yahoo tells no moment of these figures"}
+    missing |= {"sector": "Yahoo names none", "as_of": "Yahoo doesn't date these figures"}
     return Fundamentals(
         symbol=instrument.symbol,
         source=SOURCE,
@@ -58,7 +58,7 @@ def _modules(answer: Any) -> Mapping[str, Any]:
     except (KeyError, IndexError, TypeError) as exc:
         raise BadData(NAME, f"no summary: {type(exc).__name__}") from exc
     if not isinstance(modules, dict):
-        raise BadData(NAME, "the summary is no object")
+        raise BadData(NAME, "the summary is not an object")
     return modules
 
 
@@ -74,9 +74,9 @@ def _figure(modules: Mapping[str, Any], field: str, *, is_in_hundredths: bool) -
     sent = [value for value in values if value not in (None, {})]
     numbers = [figure for figure in map(number, sent) if figure is not None]
     if not numbers:
-        return None, "what Yahoo sent is no number" if sent else "Yahoo has none for this symbol"
+        return None, "what Yahoo sent is not a number" if sent else "Yahoo has none for this symbol"
     if field == "dividend_yield" and not 0 <= numbers[0] <= 1:
-        return None, "what Yahoo sent is no fraction"
+        return None, "what Yahoo sent is not a fraction"
     return numbers[0], ""
 
 

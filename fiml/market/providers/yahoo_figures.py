@@ -127,7 +127,7 @@ def _note(chart: Chart) -> str | None:
         whole, hundredths = HUNDREDTHS[currency]
         notes.append(f"prices are in {hundredths}: 100 {currency} are 1 {whole}")
     if chart.is_trading:
-        notes.append("the market is open: the last day is not over")
+        notes.append("the market is open: the last day isn't complete")
     return "; ".join(notes) or None
 
 
@@ -176,9 +176,9 @@ def _is_trading(meta: Mapping[str, Any]) -> bool:
 
 def _why_missing(field: str) -> str:
     if field in {"previous_close", "change", "change_percent"}:
-        return "Yahoo has one day of this symbol"
+        return "Yahoo has only one day of this symbol"
     if field == "market_time":
-        return "Yahoo tells no moment on the last bar's day"
+        return "Yahoo reports no price time on the last bar's day"
     if field == "volume":
         return "Yahoo gives no volume, or none above zero, for the last day"
-    return "Yahoo doesn't tell it"
+    return "Yahoo doesn't report it"

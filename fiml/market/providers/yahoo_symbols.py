@@ -102,7 +102,7 @@ def _check_suffix(symbol: str, suffix: str, market: str) -> None:
     if market != "US" and not is_of_market:
         raise InvalidInput(
             "symbol",
-            f"{echo(symbol)} is of the market {_MARKET_OF_SUFFIX[suffix]}, not of {market}",
+            f"{echo(symbol)} belongs to the market {_MARKET_OF_SUFFIX[suffix]}, not to {market}",
             f"leave out the suffix or the market; {_listed()}",
         )
 

@@ -134,13 +134,13 @@ def open_target(path: Path, format_name: str | None) -> Target:
     """
     name = path.suffix.removeprefix(".") if format_name is None else format_name
     if name not in _TARGETS:
-        raise InvalidInput("format", f"{echo(name)} is unknown", f"valid are {', '.join(_TARGETS)}")
+        raise InvalidInput("format", f"{echo(name)} is unknown", f"valid values are {', '.join(_TARGETS)}")
     if name == _Parquet.suffix:
         _pyarrow()
     try:
         path.open("x").close()
     except FileExistsError:
-        raise InvalidInput("file", f"{path} exists already", "name a new file, or remove that one") from None
+        raise InvalidInput("file", f"{path} already exists", "name a new file, or remove that one") from None
     except OSError as exc:
         raise _not_written(path, exc) from exc
     return _TARGETS[name](path)

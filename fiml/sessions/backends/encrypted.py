@@ -150,7 +150,7 @@ class EncryptedBackend:
         """
         if query.wanted is not None and (query.wanted.words or query.wanted.conditions):
             raise NotSupported(
-                "a search by words or figures finds nothing in encrypted sessions (FIML_ENCRYPTION_KEYS is set)",
+                "encrypted sessions can't be searched by words or figures (FIML_ENCRYPTION_KEYS is set)",
                 "search by type, tag, dates, or a symbol among the assets",
             )
         return await self._inner.search(query)

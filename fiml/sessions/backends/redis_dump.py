@@ -70,7 +70,7 @@ def _record_in(session_id: UUID, dump: Dump) -> SessionRecord:
     for name, kind in zip(_PARTS, _KINDS, strict=True):
         found = dump.parts.get(name, _ABSENT)[0]  # dumps of older versions have no trail
         if found not in (kind, "none"):
-            raise CorruptRecord(f"live session {session_id}", f"its {name}: a {found}, not a {kind}")
+            raise CorruptRecord(f"live session {session_id}", f"its {name} is a {found}, not a {kind}")
     header, entries, queries, _, trail = (
         [text.encode("utf-8", "surrogateescape") for text in dump.parts.get(name, _ABSENT)[1]] for name in _PARTS
     )
@@ -86,9 +86,9 @@ def checked(record: SessionRecord, queries: Sequence[bytes], trail: Sequence[byt
         CorruptRecord: a part is missing, or has another form.
     """
     if [body for body in queries if not body.startswith(b"{")]:
-        raise CorruptRecord(f"live session {record.header.id}", "a query of its history is no JSON object")
+        raise CorruptRecord(f"live session {record.header.id}", "a query of its history is not a JSON object")
     if [entry for entry in trail if not entry.startswith(b"[")]:
-        raise CorruptRecord(f"live session {record.header.id}", "an entry of its audit trail is no JSON array")
+        raise CorruptRecord(f"live session {record.header.id}", "an entry of its audit trail is not a JSON array")
     return with_all_totals(check_whole(record, len(queries)))
 
 

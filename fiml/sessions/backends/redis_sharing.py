@@ -79,7 +79,7 @@ class RedisSharing:
                     # Again, since somebody who stopped sharing meanwhile may have removed the entry.
                     await self._enter(header, guest)
                 return header.grants
-        raise Unavailable(f"session {session_id}", "it ends and is resumed without a pause")
+        raise Unavailable(f"session {session_id}", "it keeps being archived and resumed")
 
     async def _entry_for(
         self, session_id: UUID, user_id: str | None, change: GrantChange, rules: ShareRules

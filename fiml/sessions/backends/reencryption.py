@@ -65,7 +65,7 @@ class Reencryption:
                 break
             total = progress.rewritten
         else:
-            raise Unavailable("the change of keys", "sessions are written with an older key without a pause")
+            raise Unavailable("the key rotation", "sessions keep being written with an older key")
         if self._adopts_plaintext:
             progress.kept_copies = await self._backend.scrub()
         yield progress

@@ -76,7 +76,7 @@ def record_in(session_id: UUID, dump: Dump) -> SessionRecord:
                 connection.execute(insert, [_as_stored(value) for value in row.values()])
         header = rows.select_header(connection, session_id)
         if header is None:
-            raise CorruptRecord(f"live session {session_id}", "its header is gone")
+            raise CorruptRecord(f"live session {session_id}", "its header is missing")
         return with_all_totals(_select_whole(connection, header))
 
 
@@ -151,7 +151,7 @@ def _select_whole(connection: sqlite3.Connection, header: Header) -> SessionReco
         ).fetchone()
         if broken[0]:
             raise CorruptRecord(
-                f"live session {header.id}", f"{broken[0]} of its {table} hold no JSON, or not what they should"
+                f"live session {header.id}", f"{broken[0]} of its {table} hold invalid JSON, or not what they should"
             )
     [count] = connection.execute(
         "SELECT count(*) FROM active_queries WHERE session_id = ?", (header.id.hex,)

@@ -159,7 +159,7 @@ class TieredBackend:
                 return outcome == "removed"
             # Others write faster than it moves: let them wait. After a crash, it is live as before.
             closed_until = ended.at + _CLOSED
-        raise Unavailable(f"session {session_id}", "others write to it without a pause")
+        raise Unavailable(f"session {session_id}", "others keep writing to it")
 
     def sweep(self, ended: Ended) -> AsyncIterator[SweepReport]:
         return Sweep(self._live_for_maintenance, self._sweeping, self._database, ended).run()
@@ -181,7 +181,9 @@ class TieredBackend:
                 return await self._confirm(record, ended.header.version, caller)
             if outcome == "deleted":
                 return None
-        raise Unavailable(f"session {session_id}", "a later version than the archived one was live in the last hour")
+        raise Unavailable(
+            f"session {session_id}", "a later version than the archived one was live within the last hour"
+        )
 
     async def delete(self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY) -> bool:
         live = await self._locate(session_id, caller, Right.OWN)
@@ -231,7 +233,7 @@ class TieredBackend:
                 return False
             if await self._live.rewrite(record, texts) == "rewritten":
                 return True
-        raise Unavailable(f"session {session_id}", "it is archived and resumed without a pause")
+        raise Unavailable(f"session {session_id}", "it keeps being archived and resumed")
 
     async def away(self) -> list[Part]:
         return await self._looks.away()
@@ -253,7 +255,7 @@ class TieredBackend:
                 continue
             # It may have been resumed between the two looks.
             return grants if grants is not None else await self._sharing.share(session_id, change, rules)
-        raise Unavailable(f"session {session_id}", "others write to it without a pause")
+        raise Unavailable(f"session {session_id}", "others keep writing to it")
 
     async def _share_at_rest(self, session_id: UUID, change: GrantChange, rules: ShareRules) -> Grants | None:
         """Change whom an archived session is shared with; `None` if it is live, since then the live copy counts.
