@@ -1,7 +1,7 @@
-"""Checks deploy/ as far as it goes without a container engine: `make deploy-check`.
+"""Checks deploy/ as far as possible without a container engine: `make deploy-check`.
 
-Rules, their tests and the queries of the dashboard by promtool (Debian's package prometheus has it); and the steps of
-the Dockerfile, carried out in a clean folder. No image is built.
+promtool (in Debian's package prometheus) checks the rules, their tests and the dashboard's queries. The steps of the
+Dockerfile are carried out in a clean folder. No image is built.
 """
 
 import json
@@ -21,23 +21,23 @@ from pathlib import Path
 DEPLOY = Path(__file__).parent
 ROOT = DEPLOY.parent
 PATIENCE_S = 60
-# The absolute paths of the Dockerfile, which are folders below the clean one here.
+# The Dockerfile's absolute paths, which become folders below the clean one.
 PATHS = re.compile(r"(?<![\w.])/(src|build|wheels|opt/fiml)\b")
 
 
 def main() -> None:
-    """Check everything, and end with 1 where something is wrong."""
+    """Check everything, and exit with 1 if something is wrong."""
     check_rules()
     with tempfile.TemporaryDirectory(prefix="fiml-image-") as folder:
         check_image(Path(folder))
-    print("deploy/ is well, as far as it can be seen without a container engine")
+    print("deploy/ passes every check that needs no container engine")
 
 
 def check_rules() -> None:
     """Let promtool check the scrape configuration, the alerts, their tests and the dashboard's queries."""
     promtool = shutil.which("promtool")
     if promtool is None:
-        sys.exit("promtool is not on PATH: install Prometheus (Debian's package prometheus has it)")
+        sys.exit("promtool is not on PATH: install Prometheus (on Debian, the package prometheus)")
     folder = DEPLOY / "prometheus"
     run([promtool, "check", "config", "prometheus.yml"], folder)
     run([promtool, "test", "rules", "alerts.test.yml"], folder)
@@ -45,13 +45,13 @@ def check_rules() -> None:
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     rules = [{"record": f"dashboard:query{number}", "expr": query} for number, query in enumerate(queries)]
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump({"groups": [{"name": "dashboard", "rules": rules}]}, file)  # JSON is YAML, too
+        json.dump({"groups": [{"name": "dashboard", "rules": rules}]}, file)  # JSON is also YAML
         file.flush()
         run([promtool, "check", "rules", file.name], folder)
 
 
 def check_image(root: Path) -> None:
-    """Carry out the stages of the Dockerfile below `root`, and see that the server of the result lives and ends."""
+    """Carry out the stages of the Dockerfile below `root`, and check that the resulting server starts and stops."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(root)}
     environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     steps = instructions()
@@ -73,7 +73,7 @@ def check_image(root: Path) -> None:
 
 
 def check_server(root: Path, settings: dict[str, str], steps: list[tuple[str, str]]) -> None:
-    """Start the image's command with its settings, on free ports of loopback."""
+    """Start the image's command with its settings, on free loopback ports."""
     http, metrics = free_port(), free_port()
     environment = settings | {
         "PATH": f"{root}/opt/fiml/bin:{os.defpath}",
@@ -92,7 +92,7 @@ def check_server(root: Path, settings: dict[str, str], steps: list[tuple[str, st
         run([f"{root}/opt/fiml/bin/python", *(word.replace("9464", str(metrics)) for word in probe[1:])], root)
         server.send_signal(signal.SIGTERM)
         if server.wait(PATIENCE_S) != 0:
-            sys.exit(f"the server ended with {server.returncode}")
+            sys.exit(f"the server exited with {server.returncode}")
     finally:
         if server.poll() is None:
             server.kill()
@@ -127,7 +127,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str] | None = N
     print("$", shlex.join(command))
     done = subprocess.run(command, cwd=folder, env=environment, check=False)
     if done.returncode != 0:
-        sys.exit(f"{command[0]} ended with {done.returncode}")
+        sys.exit(f"{command[0]} exited with {done.returncode}")
 
 
 def wait_for(url: str, server: "subprocess.Popen[bytes]") -> None:

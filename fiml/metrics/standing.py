@@ -64,7 +64,7 @@ def families(settings: Settings, figures: "StoreFigures | None") -> Iterator[Met
         return
     yield from _sessions(figures)
     done = {job: moment.timestamp() for job, moment in figures.jobs_done.items()}
-    yield _labelled("fiml_task_done_timestamp_seconds", "When a task was done last", "task", done)
+    yield _labelled("fiml_task_done_timestamp_seconds", "When a task was last done", "task", done)
     yield _labelled("fiml_engine_replicas", "Replicas that an engine has", "engine", figures.replicas)
     yield _labelled("fiml_engine_replica_lag_seconds", "Lag of the slowest replica", "engine", figures.replica_lag_s)
     if figures.redis is not None:
@@ -74,7 +74,10 @@ def families(settings: Settings, figures: "StoreFigures | None") -> Iterator[Met
 def _sessions(figures: "StoreFigures") -> Iterator[Metric]:
     numbers = {
         "fiml_sessions_live": ("Live sessions", figures.live),
-        "fiml_backlog_sessions": ("Expired sessions that wait to be archived, at most", figures.waiting),
+        "fiml_backlog_sessions": (
+            "Expired sessions that wait to be archived; an upper bound in Redis",
+            figures.waiting,
+        ),
         "fiml_backlog_oldest_seconds": ("How long ago the oldest of them expired", _age_s(figures)),
         "fiml_sessions_archived": ("Archived sessions", figures.archived),
         "fiml_sessions_quarantined": ("Sessions that can't be archived", figures.quarantined),
@@ -95,13 +98,15 @@ def _since(moment: datetime) -> float:
 
 
 def _redis(state: "RedisState") -> Iterator[Metric]:
-    evicted = CounterMetricFamily("fiml_redis_evicted_keys", "Keys that Redis dropped for want of memory")
+    evicted = CounterMetricFamily("fiml_redis_evicted_keys", "Keys that Redis evicted for lack of memory")
     evicted.add_metric([], state.evicted_keys)
     yield evicted
-    yield _gauge("fiml_redis_may_evict", "Whether its maxmemory-policy lets it drop sessions", float(state.may_evict))
-    yield _gauge("fiml_redis_append_only", "Whether it has an append-only file", float(state.is_append_only))
-    yield _gauge("fiml_redis_used_bytes", "Memory in use", state.used_bytes)
-    yield _gauge("fiml_redis_max_bytes", "Memory that it may use, 0 without a limit", state.max_bytes)
+    yield _gauge(
+        "fiml_redis_may_evict", "Whether the maxmemory-policy of Redis lets it evict sessions", float(state.may_evict)
+    )
+    yield _gauge("fiml_redis_append_only", "Whether Redis has an append-only file", float(state.is_append_only))
+    yield _gauge("fiml_redis_used_bytes", "Memory that Redis uses", state.used_bytes)
+    yield _gauge("fiml_redis_max_bytes", "Memory that Redis may use; 0 without a limit", state.max_bytes)
 
 
 def _gauge(name: str, words: str, value: float) -> Metric:
