@@ -197,7 +197,7 @@ class TestServer:
     ) -> None:
         result = run(FIML_REDIS_URL=empty_redis, FIML_DATABASE_URL=empty_database, FIML_REDIS_WAIT_REPLICAS="1")
 
-        assert "0, and FIML_REDIS_WAIT_REPLICAS is 1" in line_about("Valkey replicas", result)
+        assert "0, but FIML_REDIS_WAIT_REPLICAS is 1" in line_about("Valkey replicas", result)
 
     def test_replicas_are_told_of_where_some_are_expected(self, empty_database: str) -> None:
         with valkey_server() as primary, valkey_server() as replica, redis.Redis.from_url(replica.url) as client:

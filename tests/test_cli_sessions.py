@@ -239,7 +239,7 @@ def test_the_id_of_a_note_is_all_that_is_on_standard_output() -> None:
     written = fiml("sessions", "note", session_id, "margins fall")
 
     assert f"margins fall  [{UUID(written.stdout.strip())}]" in fiml("sessions", "show", session_id).stdout
-    assert "written" in written.stderr
+    assert "added" in written.stderr
 
 
 def test_the_replay_of_a_query_without_figures_says_no_more_than_that() -> None:

@@ -130,7 +130,7 @@ def _explain_secrets(client: Client, variables: dict[str, str]) -> None:
     hidden = [name for name, value in variables.items() if masked[name] != value]
     if not hidden:
         return
-    _explain(f"{', '.join(hidden)}: contains a password, shown here as {MASK}; --write writes it in plain text")
+    _explain(f"password in {', '.join(hidden)}, shown here as {MASK}; --write writes it in plain text")
     if client in _PROJECT_CLIENTS:
         _explain("the file is in your project: keep it out of version control")
 
