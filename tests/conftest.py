@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No setting of the user's reaches a test, and no test the user's data."""
+    """Tests see none of the user's settings, and touch none of the user's data."""
     for name in list(os.environ):
         if name.startswith("FIML_") and not name.startswith("FIML_TEST_"):
             monkeypatch.delenv(name)

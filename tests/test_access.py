@@ -1,4 +1,4 @@
-"""Tokens and keys while engines and providers are slow, away, or asked by many at once."""
+"""Tokens and keys while engines and providers are slow, unavailable, or asked by many at once."""
 
 import asyncio
 import json
@@ -78,7 +78,7 @@ async def test_a_token_is_looked_up_while_somebody_writes_to_the_file(tmp_path: 
     assert principal is not None
 
 
-async def test_a_revoked_token_is_no_good_however_far_the_clock_was_set_back(
+async def test_a_revoked_token_is_refused_however_far_the_clock_was_set_back(
     tmp_path: Path, clock: FrozenClock
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data")
@@ -125,7 +125,7 @@ async def test_keys_are_fetched_once_for_many_and_again_after_a_while(
     assert provider.requests["/keys"] == 2
 
 
-async def test_unknown_key_ids_make_nobody_ask_the_provider_again_and_again(
+async def test_unknown_key_ids_cause_no_repeated_requests_to_the_provider(
     provider: MarketServer, issuer: Issuer, tmp_path: Path, clock: FrozenClock
 ) -> None:
     keys = serve_keys(provider, issuer, tmp_path)
@@ -154,7 +154,7 @@ async def test_a_key_that_is_known_is_given_at_once_while_the_provider_hangs(
 @pytest.mark.parametrize(
     "answer", [refusal(500), {"keys": []}, [], {"keys": [{"kty": "oct", "k": "AAAA", "kid": "r"}]}]
 )
-async def test_keys_that_cannot_be_had_are_unavailable_and_not_asked_for_at_once_again(
+async def test_keys_that_cannot_be_fetched_are_unavailable_and_not_requested_again_at_once(
     provider: MarketServer, clock: FrozenClock, answer: Any
 ) -> None:
     provider.always("/keys", answer)
@@ -182,7 +182,7 @@ async def test_keys_beyond_the_limit_are_not_read_and_the_log_has_no_password(
 
 
 @pytest.mark.parametrize("name", ["a" * MAX_USER_CHARACTERS, "é", " a"])
-def test_who_may_be_a_principal_may_own_sessions(name: str) -> None:
+def test_every_valid_principal_may_own_sessions(name: str) -> None:
     assert is_user(name)
     assert values.check_user_id(name) == name
     assert values.MAX_USER_ID_CHARACTERS == MAX_USER_CHARACTERS
@@ -210,7 +210,7 @@ def test_a_file_without_public_keys_is_refused_at_start(tmp_path: Path, content:
     ],
     ids=str,
 )
-async def test_a_key_that_cant_be_used_takes_no_other_with_it(tmp_path: Path, issuer: Issuer, other: Any) -> None:
+async def test_an_unusable_key_does_not_disable_the_others(tmp_path: Path, issuer: Issuer, other: Any) -> None:
     file = tmp_path / "keys.json"
     issuer.write_keys(file)
     good = json.loads(file.read_text())["keys"]
@@ -223,7 +223,7 @@ async def test_a_key_that_cant_be_used_takes_no_other_with_it(tmp_path: Path, is
         await keys.key_of("z")
 
 
-async def test_signatures_of_other_pinned_algorithms_of_a_key_are_taken(tmp_path: Path, issuer: Issuer) -> None:
+async def test_signatures_of_other_pinned_algorithms_of_a_key_are_accepted(tmp_path: Path, issuer: Issuer) -> None:
     signed = SignedTokens(
         Settings(
             auth_issuer=ISSUER,
@@ -237,11 +237,11 @@ async def test_signatures_of_other_pinned_algorithms_of_a_key_are_taken(tmp_path
     assert await signed.principal_of(issuer.token()) is None
 
 
-def test_what_a_token_says_beyond_our_scopes_lets_it_do_nothing() -> None:
+def test_scopes_that_are_not_ours_grant_a_token_nothing() -> None:
     assert known_scopes(["admin ", "root", 7, None, "sessions:read"]) == {Scope.SESSIONS_READ}
 
 
-async def test_where_callers_cannot_be_told_the_answer_is_503(tmp_path: Path) -> None:
+async def test_the_answer_is_503_if_callers_cannot_be_identified(tmp_path: Path) -> None:
     with valkey_server() as valkey:
         variables = {
             "FIML_REDIS_URL": valkey.url,

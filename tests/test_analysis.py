@@ -236,7 +236,7 @@ async def test_a_question_that_is_not_valid_leaves_no_record(
     assert (await current(store, session)).state.history.total_queries == 0
 
 
-async def test_a_missing_symbol_names_what_there_is(market: MarketService) -> None:
+async def test_a_missing_symbol_is_refused_with_the_known_ones(market: MarketService) -> None:
     with pytest.raises(SymbolNotFound) as caught:
         await ask(Question(symbol="GOOGL"), market=market)
 
@@ -260,7 +260,7 @@ async def test_a_session_that_cannot_take_a_question_is_an_error(
             await ask(AAPL, market=market, sessions=store, session_id=session_id)
 
 
-async def test_another_principal_s_session_is_not_found(store: SessionStore, market: MarketService) -> None:
+async def test_another_principals_session_is_not_found(store: SessionStore, market: MarketService) -> None:
     session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id="ann")
 
     with pytest.raises(SessionNotFound):
@@ -285,7 +285,7 @@ async def test_a_full_session_keeps_what_it_held(sqlite_settings: Settings, mark
 
 
 @pytest.mark.parametrize("stranger", [None, "text", 5, [], {}, {"depth": "deep"}, {"answer": None}])
-async def test_a_value_of_somebody_else_s_under_the_key_is_as_if_nothing_was_held(
+async def test_somebody_elses_value_under_the_key_counts_as_nothing_held(
     store: SessionStore, market: MarketService, stranger: object
 ) -> None:
     session = await begin(store)
@@ -304,7 +304,7 @@ ODD_TIMES = ("2024-12-24T15:30:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:
 
 @pytest.mark.parametrize("odd", ODD_TIMES)
 @pytest.mark.parametrize("place", ["looked_at", "known_at", "fresh_until", "market_time"])
-async def test_an_earlier_answer_with_a_time_that_is_no_moment_is_as_if_nothing_was_held(
+async def test_an_earlier_answer_with_an_invalid_time_counts_as_nothing_held(
     store: SessionStore, market: MarketService, place: str, odd: str
 ) -> None:
     session = await begin(store)
@@ -349,7 +349,7 @@ async def test_an_answer_compares_with_at_most_ten_assets_and_counts_the_others(
     assert answer.not_compared_count == 5
 
 
-async def test_an_asset_that_is_no_symbol_is_named_like_any_other_unknown_one(
+async def test_an_asset_that_is_not_a_symbol_is_reported_like_any_unknown_one(
     store: SessionStore, market: MarketService
 ) -> None:
     session = await begin(store, "AAPL", "not a symbol at all", "x" * 64)

@@ -200,7 +200,7 @@ async def test_a_coin_is_compared_with_coins_though_an_equity_has_the_symbol(sto
     assert [comparison.other for comparison in answer.market.comparisons] == ["ETH"]
 
 
-async def test_a_store_that_stands_still_costs_a_bounded_time_and_leaves_the_answer_untracked(
+async def test_a_hanging_store_costs_a_bounded_time_and_leaves_the_answer_untracked(
     store: SessionStore, sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await begin(store)

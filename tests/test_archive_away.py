@@ -1,4 +1,4 @@
-"""While PostgreSQL is away, live sessions work, nothing is taken for absent, and it comes back by itself."""
+"""While PostgreSQL is away, live sessions work, archived ones don't seem missing, and recovery is automatic."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -86,7 +86,7 @@ async def store(engines: Engines, clock: FrozenClock) -> AsyncIterator[SessionSt
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed", "hanging"])
-async def test_live_sessions_work_and_no_other_is_taken_for_absent(
+async def test_live_sessions_work_and_archived_ones_are_not_taken_for_absent(
     store: SessionStore, engines: Engines, clock: FrozenClock, how: str
 ) -> None:
     live = await store.create_session(["AAPL"], SessionType.EQUITY, user_id="ann")
@@ -115,7 +115,7 @@ async def test_live_sessions_work_and_no_other_is_taken_for_absent(
 async def test_a_listing_and_all_that_its_cursor_leads_to_are_partial(
     store: SessionStore, engines: Engines, clock: FrozenClock
 ) -> None:
-    """Else a caller would take the archived sessions before the cursor for none."""
+    """Otherwise a caller would think that there were no archived sessions before the cursor."""
     ids = []
     for n in range(6):
         clock.advance(seconds=1)

@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic and output, and that a baseline does what it stands for; no time is asserted."""
+"""The benchmarks' arithmetic and output, and that each baseline does the work it stands for; no time is asserted."""
 
 import json
 import platform
@@ -147,7 +147,7 @@ async def records_of(bench: archive.Bench, count: int) -> list[SessionRecord]:
 async def test_the_raw_pipeline_leaves_what_a_sweep_leaves(
     bench: archive.Bench, clock: FrozenClock, deployment: Deployment
 ) -> None:
-    """Else it would be no measure of a sweep."""
+    """Otherwise it couldn't be compared with a sweep."""
     records = await records_of(bench, 3)
     clock.advance(hours=2)
 
@@ -255,7 +255,7 @@ async def test_a_peers_session_that_is_read_is_made_once_and_never_the_one_that_
 
 
 async def test_what_a_peer_lists_is_made_once_and_what_it_read_before_is_made_anew() -> None:
-    """To make what is listed may remove all that was there."""
+    """Creating what is listed may remove everything that was there."""
 
     class Listing(CountingPeer):
         prepared = 0

@@ -42,13 +42,13 @@ def rewrite_revision(file: Path, revision: str) -> None:
 
 
 class TestCommand:
-    def test_all_well_ends_with_0_and_says_so(self) -> None:
+    def test_without_problems_it_exits_with_0_and_says_so(self) -> None:
         result = run()
 
         assert result.exit_code == 0
         assert result.output.splitlines()[-1] == "no problems"
 
-    def test_a_problem_ends_with_1_and_is_counted(self) -> None:
+    def test_a_problem_exits_with_1_and_is_counted(self) -> None:
         result = run(FIML_NONSENSE="1")
 
         assert result.exit_code == 1
@@ -96,7 +96,7 @@ class TestSettings:
         assert line.startswith("PROBLEM")
         assert line.endswith("did you mean FIML_SESSION_RETENTION_DAYS?")
 
-    def test_a_variable_like_no_other_is_to_be_unset(self) -> None:
+    def test_a_variable_unlike_any_setting_is_to_be_unset(self) -> None:
         assert line_about("FIML_ZZZ", run(FIML_ZZZ="3")).endswith("unset it")
 
     def test_the_value_of_a_misspelt_variable_is_not_shown(self) -> None:
@@ -143,7 +143,7 @@ class TestSettings:
         assert line.startswith("PROBLEM")
         assert "pip install 'fiml[yahoo]'" in line
 
-    def test_of_a_source_that_is_none_nothing_is_said_but_that(self) -> None:
+    def test_an_invalid_source_is_reported_as_a_wrong_setting_only(self) -> None:
         result = run(FIML_MARKET_DATA="Live")
 
         assert "FIML_MARKET_DATA" in line_about("settings", result)
@@ -151,13 +151,13 @@ class TestSettings:
 
 
 class TestExtras:
-    def test_extras_that_are_there_are_named(self) -> None:
+    def test_installed_extras_are_named(self) -> None:
         result = run()
 
         assert line_about("extra [server]", result).endswith("installed")
         assert line_about("extra [testing]", result).endswith("installed")
 
-    def test_a_missing_extra_that_nothing_needs_is_no_problem(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_extra_that_nothing_needs_is_not_a_problem(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "asyncpg", None)
         monkeypatch.setitem(sys.modules, "hypothesis", None)
 
@@ -174,7 +174,7 @@ class TestExtras:
         assert set(EXTRAS) == declared.keys() - {"all", "dev"}
         assert [name for name in EXTRAS if not line_about(f"extra [{name}]", run())] == []
 
-    def test_traces_that_are_asked_for_and_can_not_be_had_are_noted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_traces_that_are_configured_without_their_extra_are_noted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
 
         line = line_about("extra [tracing]", run(OTEL_TRACES_EXPORTER="otlp"))
@@ -193,7 +193,7 @@ class TestExtras:
 
 
 class TestEmbedded:
-    def test_a_file_that_is_not_there_is_no_problem_and_is_not_made(self, folder: Path) -> None:
+    def test_a_missing_file_is_not_a_problem_and_is_not_created(self, folder: Path) -> None:
         result = run()
 
         assert result.exit_code == 0
@@ -201,7 +201,7 @@ class TestEmbedded:
         assert f"{folder / 'fiml.db'} doesn't exist yet, it is created at first use" in line_about("file", result)
         assert not folder.exists()
 
-    def test_a_file_is_told_with_its_size_and_schema(self, folder: Path) -> None:
+    def test_a_file_is_reported_with_its_size_and_schema(self, folder: Path) -> None:
         asyncio.run(leave_expired_sessions(Settings(), 0))
 
         result = run()
@@ -211,7 +211,7 @@ class TestEmbedded:
         assert line_about("schema", result) == f"ok      schema: {schema.REVISIONS[-1]}, current"
         assert line_about("backlog", result).startswith("ok")
 
-    def test_looking_changes_nothing(self, folder: Path) -> None:
+    def test_checking_changes_nothing(self, folder: Path) -> None:
         asyncio.run(leave_expired_sessions(Settings(), 1))
         before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.iterdir()}
 
@@ -258,7 +258,7 @@ class TestEmbedded:
         assert line.startswith("PROBLEM schema: 9999 is later")
         assert line.endswith("install a newer fiml")
 
-    def test_a_folder_that_can_not_be_written_is_a_problem(self, tmp_path: Path) -> None:
+    def test_a_read_only_folder_is_a_problem(self, tmp_path: Path) -> None:
         (tmp_path / "taken").write_text("a file", encoding="utf-8")
 
         line = line_about("folder", run(FIML_DATA_DIR=str(tmp_path / "taken" / "sessions")))
@@ -266,7 +266,7 @@ class TestEmbedded:
         assert line.startswith("PROBLEM")
         assert "FIML_DATA_DIR" in line
 
-    def test_a_file_that_is_no_database_is_a_problem(self, folder: Path) -> None:
+    def test_a_file_that_is_not_a_database_is_a_problem(self, folder: Path) -> None:
         folder.mkdir()
         (folder / "fiml.db").write_text("Dear diary, " * 100, encoding="utf-8")
 

@@ -75,7 +75,7 @@ class TestServer:
         assert "FIML_REDIS_URL is not set" in line_about("settings", only_postgres)
         assert "is reachable" in line_about("PostgreSQL", only_postgres)
 
-    def test_servers_that_are_there_are_told_with_version_and_schema(
+    def test_reachable_servers_are_reported_with_version_and_schema(
         self, empty_redis: str, empty_database: str
     ) -> None:
         asyncio.run(create_schema(empty_database))
@@ -89,7 +89,9 @@ class TestServer:
         assert line_about("schema", result) == f"ok      schema: {schema.REVISIONS[-1]}, current"
         assert line_about("Valkey maxmemory-policy", result).startswith("ok")
 
-    def test_an_empty_database_is_made_at_first_use(self, empty_redis: str, empty_database: str) -> None:
+    def test_the_schema_of_an_empty_database_is_created_at_first_use(
+        self, empty_redis: str, empty_database: str
+    ) -> None:
         result = run(FIML_REDIS_URL=empty_redis, FIML_DATABASE_URL=empty_database)
 
         assert line_about("schema", result) == "ok      schema: none yet, it is created at first use"
@@ -137,7 +139,7 @@ class TestServer:
         assert "FIML_REDIS_URL is not a URL" in line_about("Redis", result)
         assert PASSWORD not in line_about("Redis", result)
 
-    def test_a_policy_that_drops_sessions_is_noted(self, empty_database: str) -> None:
+    def test_a_policy_that_evicts_sessions_is_noted(self, empty_database: str) -> None:
         with valkey_server() as server, redis.Redis.from_url(server.url) as client:
             client.config_set("maxmemory-policy", "allkeys-lru")
 
@@ -157,7 +159,7 @@ class TestServer:
         assert line_about("Valkey append-only file", on) == "ok      Valkey append-only file: on"
         assert line_about("Valkey append-only file", off).startswith("note    Valkey append-only file: off")
 
-    def test_what_a_server_does_not_tell_is_unknown(self, empty_database: str) -> None:
+    def test_what_a_server_does_not_report_is_unknown(self, empty_database: str) -> None:
         with valkey_server() as server, redis.Redis.from_url(server.url) as client:
             client.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "+@all", "-config", "-info")
 
@@ -192,14 +194,14 @@ class TestServer:
             )
         assert apart.exit_code == 0
 
-    def test_replicas_that_are_waited_for_are_told_of_by_their_setting(
+    def test_missing_replicas_are_reported_with_the_setting_that_waits_for_them(
         self, empty_redis: str, empty_database: str
     ) -> None:
         result = run(FIML_REDIS_URL=empty_redis, FIML_DATABASE_URL=empty_database, FIML_REDIS_WAIT_REPLICAS="1")
 
         assert "0, but FIML_REDIS_WAIT_REPLICAS is 1" in line_about("Valkey replicas", result)
 
-    def test_replicas_are_told_of_where_some_are_expected(self, empty_database: str) -> None:
+    def test_replicas_are_reported_if_some_are_expected(self, empty_database: str) -> None:
         with valkey_server() as primary, valkey_server() as replica, redis.Redis.from_url(replica.url) as client:
             variables = {"FIML_REDIS_URL": primary.url, "FIML_DATABASE_URL": empty_database}
             unasked = run(**variables)
@@ -296,7 +298,7 @@ class TestHealth:
         with pytest.raises(Misconfigured, match='database "nowhere" does not exist'):
             await postgres_facts(postgres.replace("/postgres?", "/nowhere?"))
 
-    async def test_a_parameter_that_the_driver_does_not_take_is_misconfigured(self, postgres: str) -> None:
+    async def test_a_parameter_that_the_driver_does_not_accept_is_misconfigured(self, postgres: str) -> None:
         with pytest.raises(Misconfigured, match="nonsense"):
             await postgres_facts(f"{postgres}&nonsense=1")
 
@@ -328,7 +330,7 @@ def at(redis_url: str) -> Settings:
 
 
 @pytest.mark.parametrize("answered", [1, 3])
-async def test_a_postgresql_that_stands_still_is_given_up(postgres: str, answered: int) -> None:
+async def test_a_hanging_postgresql_is_given_up(postgres: str, answered: int) -> None:
     async with postgres_proxy(postgres) as (proxy, url):
         proxy.hang(after_replies=answered)
 

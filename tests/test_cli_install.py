@@ -152,7 +152,7 @@ def test_everything_else_in_the_file_stays(home: Path) -> None:
     assert "old" not in document["mcpServers"]["fiml"]
 
 
-def test_a_byte_order_mark_is_no_obstacle(home: Path) -> None:
+def test_a_byte_order_mark_is_accepted(home: Path) -> None:
     file = write(home / ".cursor/mcp.json", '\ufeff{"theme": "dark"}')
 
     run("cursor", "--write")
@@ -197,7 +197,7 @@ def test_a_link_to_the_file_stays_a_link(home: Path, tmp_path: Path) -> None:
     ["", "{'a': 1}", "// a comment\n{}", "[]", '{"mcpServers": []}', '{"a": 1, "a": 2}'],
     ids=["empty", "quotes", "comment", "array", "servers an array", "a name twice"],
 )
-def test_a_file_that_is_not_as_it_should_be_is_left_alone(text: str, home: Path) -> None:
+def test_a_malformed_file_is_left_alone(text: str, home: Path) -> None:
     file = write(home / ".cursor/mcp.json", text)
 
     result = run("cursor", "--write")
@@ -209,7 +209,7 @@ def test_a_file_that_is_not_as_it_should_be_is_left_alone(text: str, home: Path)
     assert file.read_text(encoding="utf-8") == text
 
 
-def test_a_file_that_is_no_text_is_left_alone(home: Path) -> None:
+def test_a_file_that_is_not_text_is_left_alone(home: Path) -> None:
     file = write(home / ".cursor/mcp.json", "")
     file.write_bytes(b"\xff\xfe\x00")
 

@@ -90,7 +90,7 @@ def test_sessions_from_before_are_left_and_named_until_they_are_asked_for(shell:
 
 
 @pytest.mark.parametrize("command", [["new"], ["list"], ["rotate"]])
-def test_without_a_file_that_is_named_the_setting_is(shell: Shell, command: list[str]) -> None:
+def test_if_no_file_is_set_the_error_names_the_setting(shell: Shell, command: list[str]) -> None:
     done = shell.run("keys", *command, FIML_ENCRYPTION_KEYS="")
 
     assert done.returncode == 1
@@ -123,7 +123,7 @@ def test_the_doctor_says_which_key_is_current_and_what_is_wrong_with_the_file(sh
     assert shell.keys.read_text().partition(":")[2].strip() not in well.stdout + ill.stdout
 
 
-def test_a_session_whose_key_is_lost_is_deleted_once_it_is_meant(shell: Shell) -> None:
+def test_a_session_whose_key_is_lost_is_deleted_after_confirmation(shell: Shell) -> None:
     shell.run("keys", "new", "--id", "lost")
     session_id = shell.begin_a_session()
     shell.keys.unlink()

@@ -116,7 +116,7 @@ def test_a_session_is_shown_with_its_last_queries() -> None:
     assert "price: AAPL: close 173.93 USD" in shown
 
 
-def test_what_would_steer_a_terminal_is_not_shown() -> None:
+def test_control_characters_are_not_shown() -> None:
     make_session(title="red\x1b[31m\nand more")
 
     assert "\x1b" not in fiml("sessions", "list").stdout
@@ -134,7 +134,7 @@ def test_an_archived_session_is_found_and_resumed() -> None:
     assert session_id in fiml("sessions", "list").stdout
 
 
-def test_a_session_is_deleted_only_when_it_is_meant() -> None:
+def test_a_session_is_deleted_only_after_confirmation() -> None:
     session_id = str(make_session().id)
 
     refused = fiml("sessions", "delete", session_id, answer="n\n")
@@ -151,7 +151,7 @@ def damage(session: Session) -> None:
 
 
 @pytest.mark.parametrize("is_quarantined", [False, True])
-def test_a_session_that_can_not_be_read_is_deleted_once_it_is_meant(clock: FrozenClock, is_quarantined: bool) -> None:
+def test_an_unreadable_session_is_deleted_after_confirmation(clock: FrozenClock, is_quarantined: bool) -> None:
     with using(clock):
         session = make_session(ttl_hours=1)
         damage(session)
@@ -167,7 +167,7 @@ def test_a_session_that_can_not_be_read_is_deleted_once_it_is_meant(clock: Froze
             fiml("sessions", "show", str(session.id))
 
 
-def test_a_session_of_a_later_fiml_is_deleted_once_it_is_meant() -> None:
+def test_a_session_of_a_later_fiml_is_deleted_after_confirmation() -> None:
     session = make_session()
     with closing(sqlite3.connect(Settings().embedded_file)) as connection, connection:
         connection.execute("UPDATE active_sessions SET format = 999")
@@ -179,7 +179,7 @@ def test_a_session_of_a_later_fiml_is_deleted_once_it_is_meant() -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "retry"])
-def test_a_session_that_is_well_is_said_not_to_be_in_quarantine(command: str) -> None:
+def test_a_healthy_session_is_said_not_to_be_in_quarantine(command: str) -> None:
     session_id = str(make_session().id)
 
     with pytest.raises(InvalidInput, match=f"session {session_id} isn't in quarantine"):
@@ -292,7 +292,7 @@ def test_an_error_is_one_line_on_standard_error_and_exit_code_1() -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_full_device_is_no_traceback() -> None:
+def test_a_full_device_causes_no_traceback() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "fiml", "sessions", "list"],

@@ -20,7 +20,7 @@ def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_token_is_printed_once_listed_without_itself_and_revoked(tmp_path: Path) -> None:
+def test_a_token_is_printed_once_listed_without_its_text_and_revoked(tmp_path: Path) -> None:
     made = run(tmp_path, "new", "ann", "--days", "7")
     listed = run(tmp_path, "list")
     [token_id] = re.findall(r"^[0-9a-f-]{36}", listed.stdout, re.MULTILINE)

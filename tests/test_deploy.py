@@ -1,4 +1,4 @@
-"""What stands in deploy/ fits itself, its schemas and the program that it deploys."""
+"""The files in deploy/ are consistent with each other, their schemas and the program that they deploy."""
 
 import json
 import re
@@ -108,7 +108,7 @@ def test_images_have_versions() -> None:
 
 
 @pytest.mark.parametrize("service", ["server", "worker", "beat", "schema"])
-def test_a_service_of_ours_is_a_command_with_settings_that_there_are(service: str) -> None:
+def test_each_of_our_services_runs_a_command_with_known_settings(service: str) -> None:
     definition = COMPOSE["services"][service]
     group = get_command(app)
     words = [str(word) for word in definition["command"]]
@@ -121,7 +121,7 @@ def test_a_service_of_ours_is_a_command_with_settings_that_there_are(service: st
     assert set(definition["environment"]) <= known
 
 
-def test_no_password_stands_in_a_file() -> None:
+def test_no_file_contains_a_password() -> None:
     text = (DEPLOY / "compose.yaml").read_text()
     example = (DEPLOY / "env.example").read_text()
 
@@ -130,7 +130,7 @@ def test_no_password_stands_in_a_file() -> None:
     assert [name for name in needed if "PASSWORD" in name and f"${{{name}:?" not in text] == []
 
 
-def test_redis_keeps_what_it_acknowledged_and_drops_nothing() -> None:
+def test_redis_keeps_acknowledged_writes_and_evicts_nothing() -> None:
     command = " ".join(COMPOSE["services"]["valkey"]["command"])
 
     assert "--appendonly yes" in command
@@ -144,7 +144,7 @@ def test_only_loopback_is_published() -> None:
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
-def test_the_image_runs_as_nobody_in_particular_what_the_package_has() -> None:
+def test_the_image_runs_as_an_unprivileged_user_and_copies_what_exists() -> None:
     [user] = dockerfile("USER")
     [extras] = [line.partition("=")[2] for line in dockerfile("ARG") if line.startswith("EXTRAS=")]
     copied = [word for line in dockerfile("COPY") if not line.startswith("--from") for word in line.split()[:-1]]
@@ -168,7 +168,7 @@ def test_prometheus_asks_each_process_where_it_answers() -> None:
     assert set(found["names"]) <= set(COMPOSE["services"])
 
 
-def test_the_data_source_of_the_dashboard_is_the_one_that_is_set_up() -> None:
+def test_the_data_source_of_the_dashboard_is_the_provisioned_one() -> None:
     [source] = read("grafana/provisioning/datasources/prometheus.yml")["datasources"]
 
     used = {target["datasource"]["uid"] for panel in PANELS for target in panel.get("targets", [])}

@@ -106,7 +106,9 @@ async def test_no_value_is_readable_in_any_engine(settings: Settings, clock: Fro
     assert b"in clear" in stored.lower()  # a title, and with it a sign that this looks where it should
 
 
-async def test_without_encryption_the_same_look_finds_every_value(plain_settings: Settings, clock: FrozenClock) -> None:
+async def test_without_encryption_the_same_check_finds_every_value(
+    plain_settings: Settings, clock: FrozenClock
+) -> None:
     async with SessionStore(plain_settings) as store:
         await marked_sessions(store, clock)
         stored = await stored_bytes(plain_settings)
@@ -233,7 +235,7 @@ async def test_a_key_that_is_missing_is_named(store: SessionStore, embedded: Set
             await other.get_session(session.id)
 
 
-async def test_a_query_is_recorded_where_the_session_is_beyond_extending(
+async def test_a_query_is_recorded_even_if_the_session_cannot_be_extended(
     embedded: Settings, key_file: Path, tmp_path: Path, clock: FrozenClock
 ) -> None:
     KeyFile(tmp_path / "others").add("k2")
@@ -252,7 +254,7 @@ async def test_a_query_is_recorded_where_the_session_is_beyond_extending(
     assert found.expires_at == extended.expires_at > session.expires_at
 
 
-async def test_what_stands_in_clear_is_an_error_that_names_the_way_out(
+async def test_plaintext_is_an_error_that_names_the_way_out(
     plain_settings: Settings, settings: Settings, clock: FrozenClock
 ) -> None:
     async with SessionStore(plain_settings) as store:
@@ -270,7 +272,7 @@ async def test_what_stands_in_clear_is_an_error_that_names_the_way_out(
 
 
 @pytest.mark.parametrize("member", ["result_summary", "figures"])
-async def test_a_part_of_a_query_in_clear_is_not_taken(store: SessionStore, embedded: Settings, member: str) -> None:
+async def test_a_plaintext_part_of_a_query_is_refused(store: SessionStore, embedded: Settings, member: str) -> None:
     """Nobody who can write to the engine slips in a summary or a figure."""
     one, _ = await two_sessions(store)
     slip_in = {

@@ -1,4 +1,4 @@
-"""What callers of the doors see while PostgreSQL is away or says nothing: typed refusals, and live sessions work."""
+"""What callers of the tools and commands see while PostgreSQL is down or hangs: typed errors; live sessions work."""
 
 import asyncio
 import json
@@ -76,7 +76,7 @@ async def test_each_tool_answers_or_refuses_with_a_code_and_the_next_step(archiv
 
 
 async def _expect_prompt_and_resource(caller: Caller, session_id: str) -> None:
-    """They show a live session, and say of another that it can't be had."""
+    """They show a live session, and say that another one is unavailable."""
     assert (await caller.client.read_resource(f"fiml://session/{session_id}")).contents
     assert (await caller.client.get_prompt("continue-analysis", {"sessionId": session_id})).messages
     with pytest.raises(MCPError, match="is unavailable"):
@@ -127,7 +127,7 @@ async def _list_tools(server: HttpServer, token: str) -> Any:
     return await server.post(LIST_TOOLS, authorization=f"Bearer {token}")
 
 
-def test_commands_end_with_an_error_that_says_what_is_away(
+def test_commands_end_with_an_error_that_says_what_is_unavailable(
     postgres: PostgresProcess, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FIML_REDIS_URL", deployment.redis_url)

@@ -1,4 +1,4 @@
-"""Sessions on their way between the tiers when PostgreSQL goes away: none is lost, none is there twice."""
+"""Sessions on their way between the tiers when PostgreSQL goes away: none is lost, none is duplicated."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""PostgreSQL stopped, killed, frozen, slow, cut off: typed errors soon, and all as before afterwards, by itself."""
+"""PostgreSQL stopped, killed, frozen, slow, cut off: typed errors soon, and full recovery afterwards, by itself."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -105,7 +105,7 @@ async def expect_live_sessions_work(store: SessionStore, session: Session) -> No
 
 
 @pytest.mark.parametrize("fault", ["frozen", "hanging"])
-async def test_more_callers_than_connections_all_hear_in_time_and_leave_the_pool_whole(
+async def test_more_callers_than_connections_are_all_answered_in_time_and_leave_the_pool_whole(
     archive: Archive, fault: str
 ) -> None:
     async with SessionStore(archive.settings) as store:
@@ -119,7 +119,7 @@ async def test_more_callers_than_connections_all_hear_in_time_and_leave_the_pool
         assert await crowd(store, ended.id) == {ended.id}
 
 
-async def test_connections_that_are_lost_without_a_word_are_given_up(archive: Archive) -> None:
+async def test_silently_lost_connections_are_given_up(archive: Archive) -> None:
     """As when an address moves to another machine: the old connections never say anything again."""
     async with SessionStore(archive.settings) as store:
         ended = await ended_session(store)

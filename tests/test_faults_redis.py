@@ -1,4 +1,4 @@
-"""Valkey stopped, killed, frozen, slow, cut off: typed errors soon, and all as before afterwards, by itself."""
+"""Valkey stopped, killed, frozen, slow, cut off: typed errors soon, and full recovery afterwards, by itself."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -106,7 +106,7 @@ async def test_a_slow_server_is_waited_for(live: Engine) -> None:
 
 
 @pytest.mark.parametrize("fault", ["frozen", "hanging"])
-async def test_more_callers_than_connections_all_hear_in_time_and_leave_the_pool_whole(
+async def test_more_callers_than_connections_are_all_answered_in_time_and_leave_the_pool_whole(
     live: Engine, fault: str
 ) -> None:
     async with SessionStore(live.settings) as store:

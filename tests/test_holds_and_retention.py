@@ -1,4 +1,4 @@
-"""What a hold keeps, what retention ends, and what an erasure leaves: nothing but what is held."""
+"""What a hold keeps, what retention ends, and that an erasure leaves only what is on hold."""
 
 import asyncio
 import signal
@@ -196,7 +196,7 @@ async def test_an_erasure_takes_the_metrics_of_any_number_of_sessions(store: Ses
     assert (await store.erase_user(OWNER)).metrics == 0
 
 
-async def test_a_hold_wins_over_an_erasure_and_stands_in_the_receipt(store: SessionStore, clock: FrozenClock) -> None:
+async def test_a_hold_wins_over_an_erasure_and_is_in_the_receipt(store: SessionStore, clock: FrozenClock) -> None:
     held, other = await a_session(store), await a_session(store)
     clock.advance(hours=2)
     await store.cleanup_expired_sessions()
@@ -274,7 +274,7 @@ def _killed_in(copy: Path) -> int:
     return subprocess.run([sys.executable, "-c", KILLED, copy], check=False).returncode
 
 
-async def test_a_copy_that_can_not_be_read_stands_in_the_receipt_and_keeps_nobody_in_the_others(
+async def test_an_unreadable_copy_is_in_the_receipt_and_the_others_are_still_erased(
     clock: FrozenClock,
 ) -> None:
     settings = Settings()

@@ -42,7 +42,7 @@ def test_a_kept_copy_is_one_file_with_no_log_beside_it(file: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
-def test_a_kept_copy_lets_in_whom_the_file_lets_in(file: Path, mode: int) -> None:
+def test_a_kept_copy_has_the_permissions_of_the_file(file: Path, mode: int) -> None:
     file.chmod(mode)
 
     copy = kept_copies.keep(file, **OLDER)
@@ -59,7 +59,7 @@ def test_a_kept_copy_that_root_makes_belongs_to_the_owner_of_the_file(file: Path
     assert (copy.stat().st_uid, copy.stat().st_gid) == (65534, 65533)
 
 
-def test_a_kept_copy_takes_the_place_of_no_other(file: Path) -> None:
+def test_a_kept_copy_overwrites_no_other(file: Path) -> None:
     first = kept_copies.keep(file, **OLDER)
     put(file, 2)
     with capture_logs() as logs:

@@ -1,4 +1,4 @@
-"""A change of keys: everything comes under the new one while others write, whenever it is cut short."""
+"""Key rotation: everything is re-encrypted with the new key while others write, even if the rotation is interrupted."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
@@ -212,7 +212,7 @@ async def test_nothing_that_others_write_meanwhile_is_lost(
     assert await store.count_key_usage() == {"k2": len(sessions)}
 
 
-async def test_a_session_that_is_written_to_without_a_pause_comes_under_the_new_key_too(
+async def test_a_session_that_is_constantly_written_to_comes_under_the_new_key_too(
     store: SessionStore, settings: Settings, keys: KeyFile
 ) -> None:
     session = await a_session(store)
@@ -291,7 +291,7 @@ async def test_a_task_does_it_once_too(store: SessionStore, keys: KeyFile) -> No
     assert [result["rewritten"] for result in results] == [1, 0]
 
 
-async def test_sessions_in_clear_are_taken_over_only_when_asked_for(
+async def test_plaintext_sessions_are_encrypted_only_when_asked_for(
     plain_settings: Settings, settings: Settings, clock: FrozenClock
 ) -> None:
     async with SessionStore(plain_settings) as plain:
@@ -317,7 +317,7 @@ async def test_sessions_in_clear_are_taken_over_only_when_asked_for(
     assert MARKER.encode() not in await stored_bytes(settings)
 
 
-async def test_copies_from_before_an_upgrade_are_named_when_sessions_are_taken_over(
+async def test_copies_from_before_an_upgrade_are_named_when_plaintext_is_encrypted(
     tmp_path: Path, keys: KeyFile, clock: FrozenClock
 ) -> None:
     plain = Settings(data_dir=tmp_path / "data", sqlite_synchronous=Synchronous.OFF)
@@ -365,7 +365,7 @@ async def test_what_can_not_be_decrypted_is_counted_and_left(
     assert content(await existing(store, theirs.id)) == content(theirs)
 
 
-async def test_a_damaged_session_keeps_nobody_from_the_others(
+async def test_a_damaged_session_does_not_stop_the_others(
     store: SessionStore, settings: Settings, keys: KeyFile
 ) -> None:
     broken, whole = await a_session(store, is_archived=True), await a_session(store, is_archived=True)

@@ -73,9 +73,7 @@ BROKEN_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("how", BROKEN_FILES)
-async def test_a_file_that_is_not_as_it_should_be_keeps_a_store_from_opening(
-    tmp_path: Path, key_file: Path, how: str
-) -> None:
+async def test_a_bad_file_keeps_a_store_from_opening(tmp_path: Path, key_file: Path, how: str) -> None:
     breaks, says = BROKEN_FILES[how]
     breaks(key_file)
 
@@ -119,7 +117,7 @@ def test_the_first_key_makes_the_file_with_its_folder_for_its_owner_alone(tmp_pa
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files that are root's")
 def test_a_file_of_roots_may_be_readable_by_a_group(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As secrets are mounted for a process that isn't root."""
+    """This is how secrets are mounted for a process that isn't root."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     key_file.chmod(0o640)
     assert KeyFile(key_file).keyring().current.id == "k1"
@@ -141,7 +139,7 @@ def test_a_file_that_root_changes_can_be_read_by_whom_it_was_for(key_file: Path,
     assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (owner, 65533, mode)
 
 
-def test_two_who_add_keys_lose_none(key_file: Path) -> None:
+def test_two_processes_that_add_keys_lose_none(key_file: Path) -> None:
     unfinished = key_file.with_name("keys.new")
     unfinished.touch()
     before = key_file.read_text()
@@ -155,7 +153,7 @@ def test_two_who_add_keys_lose_none(key_file: Path) -> None:
     assert len(KeyFile(key_file).keyring().keys) == 2
 
 
-def test_who_is_done_leaves_the_next_writers_file_alone(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_writer_leaves_the_next_writers_file_alone(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It begins to write as soon as the file of the first one has its place."""
     unfinished = key_file.with_name("keys.new")
     put_in_place = Path.replace

@@ -1,4 +1,4 @@
-"""Sessions that a later fiml wrote: an older one neither changes nor moves them, to lose nothing that it can't read."""
+"""Sessions that a later fiml wrote: an older one doesn't change or move them, to lose nothing that it can't read."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -148,7 +148,7 @@ async def test_nothing_of_it_is_changed(
 
 
 @pytest.mark.parametrize("state", ["live", "archived"])
-async def test_a_user_is_erased_whom_it_is_given_to(
+async def test_a_user_whom_it_is_shared_with_can_be_erased(
     store: SessionStore, stored: Stored, clock: FrozenClock, state: str
 ) -> None:
     await a_session(store, clock, state)

@@ -1,4 +1,4 @@
-"""The load run, short: what is acknowledged is there, once, though a replica is killed in the middle."""
+"""A short load run: what was acknowledged is there, once, although a replica is killed in the middle."""
 
 import asyncio
 from pathlib import Path
@@ -28,7 +28,7 @@ async def test_users_lose_nothing_and_double_nothing_when_a_replica_crashes(
 
 
 async def test_the_load_run_sees_what_is_lost_and_what_nobody_sent(deployment: Deployment) -> None:
-    """A comparison that can't fail would tell nothing."""
+    """A comparison that can't fail would prove nothing."""
     async with SessionStore(deployment.settings()) as store:
         session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id="user 0")
         await store.record_query(session.id, QueryRecord("price"))

@@ -201,7 +201,7 @@ async def _fail() -> maintenance.Result:
     raise ZeroDivisionError
 
 
-async def test_a_server_leaves_the_maintenance_to_a_worker_where_it_is_told_so(
+async def test_a_server_leaves_the_maintenance_to_a_worker_if_told_to(
     clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fiml.runtime.FIRST_LOOK_S", 0)

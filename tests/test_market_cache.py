@@ -134,7 +134,7 @@ async def test_many_at_once_are_served(answers: AnswerCache, clock: FrozenClock)
 
 
 class TestMemory:
-    async def test_the_entry_that_nobody_asked_for_longest_goes(self, clock: FrozenClock) -> None:
+    async def test_the_least_recently_used_entry_is_dropped(self, clock: FrozenClock) -> None:
         cache, entry = MemoryL1Cache(max_entries=2), make_entry(clock.now())
         await cache.put("a", entry)
         await cache.put("b", entry)
@@ -183,7 +183,7 @@ class TestRedis:
         assert [log["event"] for log in logs] == ["cache_value_damaged"]
         await cache.aclose()
 
-    async def test_a_server_that_is_away_is_unavailable(self, clock: FrozenClock) -> None:
+    async def test_an_unreachable_server_is_unavailable(self, clock: FrozenClock) -> None:
         cache = RedisL1Cache(RedisClient(NOWHERE))
 
         with pytest.raises(Unavailable):
@@ -234,7 +234,7 @@ class TestSecond:
         assert [log["event"] for log in logs] == ["cache_value_damaged"]
         await cache.aclose()
 
-    async def test_old_rows_go_now_and_then(self, second: L2Cache, clock: FrozenClock) -> None:
+    async def test_old_rows_are_removed_now_and_then(self, second: L2Cache, clock: FrozenClock) -> None:
         for number in range(5):
             await second.put(f"old{number}", make_entry(clock.now(), keep_s=60))
         clock.advance(seconds=61)
@@ -277,7 +277,7 @@ class TestSecond:
 
 
 class TestForgiving:
-    """Over real caches whose engine is away, and over one that hangs."""
+    """Over real caches whose engine is unavailable, and over one that hangs."""
 
     @pytest.mark.parametrize(
         "make", [lambda: RedisL1Cache(RedisClient(NOWHERE)), lambda: RedisL1Cache(RedisClient("redis://[no-url"))]
@@ -375,7 +375,7 @@ class TestKeys:
         assert not any(character.isspace() or character in "*?\0\r\n" for character in key)
 
     @pytest.mark.parametrize("name", ["a:b", "=", "", "..", "sha256=0", "\ud800", "a" * 1000, "\r\nDEL x"])
-    def test_an_unusual_symbol_is_no_other_one(self, name: str) -> None:
+    def test_an_unusual_symbol_has_a_key_of_its_own(self, name: str) -> None:
         others = {cache_key("s", "p", *names) for names in ((), (None,), ("a", "b"), ("a" * 1001,), ("x",))}
 
         assert cache_key("s", "p", name) not in others

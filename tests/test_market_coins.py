@@ -201,7 +201,7 @@ class TestChoices:
 
         assert (await coins.instrument("BTC", AssetKind.COIN)).exchange == "coinbase"
 
-    async def test_a_named_exchange_that_serves_another_place_is_not_passed_over(
+    async def test_a_named_exchange_that_is_blocked_here_is_not_passed_over(
         self, server: MarketServer, coins: CoinProvider
     ) -> None:
         server.always(wire.KRAKEN_MARKETS, refusal(451))
@@ -227,7 +227,9 @@ class TestChoices:
 
         assert (caught.value.source, caught.value.known) == ("kraken USD", ["BTC"])
 
-    async def test_a_coin_may_be_where_nobody_answers(self, server: MarketServer, coins: CoinProvider) -> None:
+    async def test_a_coin_may_be_on_an_exchange_that_does_not_answer(
+        self, server: MarketServer, coins: CoinProvider
+    ) -> None:
         server.always(wire.COINBASE_MARKETS, refusal(503))
 
         with pytest.raises(Unavailable, match="coinbase is unavailable"):
@@ -246,7 +248,7 @@ class TestChoices:
             await coins.instrument("BTC", AssetKind.COIN, exchange="kraken", pair="eur")
 
     @pytest.mark.parametrize("symbol", ["", " ", "B C", "B\x00", "A" * 10_000])
-    async def test_what_is_no_symbol_is_refused_before_an_exchange_is_asked(
+    async def test_what_is_not_a_symbol_is_refused_before_an_exchange_is_asked(
         self, server: MarketServer, coins: CoinProvider, symbol: str
     ) -> None:
         with pytest.raises(InvalidInput) as caught:
@@ -288,7 +290,9 @@ class TestTrouble:
         assert caught.value.retry_at == clock.now() + timedelta(seconds=90)
         assert server.requests[wire.KRAKEN_TICKER] == 1
 
-    async def test_a_rate_limit_in_krakens_own_words_is_one(self, server: MarketServer, coins: CoinProvider) -> None:
+    async def test_krakens_own_wording_of_a_rate_limit_is_recognized(
+        self, server: MarketServer, coins: CoinProvider
+    ) -> None:
         server.always(wire.KRAKEN_TICKER, {"error": ["EAPI:Rate limit exceeded"]})
 
         with pytest.raises(RateLimited):
@@ -354,7 +358,7 @@ class TestTrouble:
         with pytest.raises(Unavailable, match=r"no answer within|Timeout"):
             await impatient.quote(bitcoin())
 
-    async def test_who_gives_up_waiting_for_the_markets_takes_nobody_along(
+    async def test_who_gives_up_waiting_for_the_markets_cancels_nobody_else(
         self, server: MarketServer, coins: CoinProvider
     ) -> None:
         """ccxt has one loading for all who wait for it, and the first to leave cancels it."""
@@ -368,7 +372,7 @@ class TestTrouble:
 
         assert (await patient).exchange == "kraken"
 
-    async def test_an_exchange_that_is_not_there_is_away(self) -> None:
+    async def test_an_unreachable_exchange_is_unavailable(self) -> None:
         coins = CoinProvider(["kraken"], {"kraken": "http://127.0.0.1:9"}, pause_ms=1)
 
         with pytest.raises(Unavailable, match="ExchangeNotAvailable"):

@@ -1,4 +1,4 @@
-"""Parts of answers by way of the caches: one fetch for all who ask, and the last answer where the provider fails."""
+"""Parts of answers through the caches: one fetch for all who ask, and the last answer if the provider fails."""
 
 import asyncio
 import gc
@@ -150,7 +150,7 @@ async def test_a_symbol_is_resolved_once_whatever_its_case(fetching: Fetching, e
     assert exchange.asked == 1
 
 
-async def test_what_is_asked_otherwise_is_another_question(fetching: Fetching, exchange: Exchange) -> None:
+async def test_other_parameters_make_another_question(fetching: Fetching, exchange: Exchange) -> None:
     await fetching.instrument("BTC", AssetKind.COIN)
     await fetching.instrument("BTC", AssetKind.COIN, exchange="Bitstamp")
     with pytest.raises(SymbolNotFound):
@@ -373,7 +373,7 @@ async def test_a_redis_that_is_away_costs_nobody_an_answer(exchange: Exchange, f
     await fetching.aclose()
 
 
-async def test_a_file_that_is_no_database_costs_nobody_an_answer(exchange: Exchange, tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_database_costs_nobody_an_answer(exchange: Exchange, tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("no database, and long enough to be taken for none" * 100)
     fetching = Fetching(exchange, (L2Cache(SqliteFile(tmp_path / "broken.db", Synchronous.OFF)),))
 
@@ -388,7 +388,7 @@ async def test_a_file_that_is_no_database_costs_nobody_an_answer(exchange: Excha
 @pytest.mark.parametrize(
     "value", ["", "null", "{}", '{"price": 1}', '{"not_found": 1}', '{"not_found":{"symbol":"A"}}']
 )
-async def test_a_damaged_value_is_a_miss_and_is_mended(exchange: Exchange, clock: FrozenClock, value: str) -> None:
+async def test_a_damaged_value_is_a_miss_and_is_replaced(exchange: Exchange, clock: FrozenClock, value: str) -> None:
     memory = MemoryL1Cache()
     fetching = Fetching(exchange, (memory,))
     await fetching.quote(AAPL)
@@ -410,7 +410,7 @@ async def test_an_answer_from_a_clock_that_is_ahead_has_no_negative_age(fetching
     assert (await fetching.quote(AAPL)).delivery.age_seconds == 0
 
 
-async def test_without_caches_the_provider_is_asked_each_time_and_an_answer_is_past_at_once(
+async def test_without_caches_the_provider_is_asked_each_time_and_an_answer_expires_at_once(
     exchange: Exchange,
 ) -> None:
     fetching = Fetching(exchange)

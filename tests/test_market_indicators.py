@@ -272,7 +272,7 @@ def test_bars_out_of_order_are_refused() -> None:
 
 
 @given(closes=price_lists, kind=st.sampled_from(AssetKind))
-def test_no_series_of_prices_makes_a_figure_that_is_no_number(closes: list[float], kind: AssetKind) -> None:
+def test_no_series_of_prices_gives_nan_or_infinity(closes: list[float], kind: AssetKind) -> None:
     found = technicals(make_bars(closes), kind)
 
     figures = [figure for _, figure in found if isinstance(figure, float)]

@@ -105,7 +105,7 @@ async def test_case_and_surrounding_blanks_of_a_symbol_dont_matter(sample: Marke
 
 
 @pytest.mark.parametrize("symbol", ["", "   ", "A B", "A\tB", "A\x00B", "A\u200bB", "X" * 33, 7, None])
-async def test_what_has_not_the_form_of_a_symbol_is_refused(sample: MarketProvider, symbol: str) -> None:
+async def test_what_does_not_have_the_form_of_a_symbol_is_refused(sample: MarketProvider, symbol: str) -> None:
     with pytest.raises(InvalidInput, match="is not a symbol"):
         await named(sample, symbol)
 

@@ -230,7 +230,7 @@ async def test_an_unknown_equity_is_an_error_and_never_a_neighbour(market: Marke
     assert "BTC" not in caught.value.known
 
 
-async def test_an_index_comes_in_by_the_equity_door(market: MarketService) -> None:
+async def test_an_index_is_found_as_an_equity_too(market: MarketService) -> None:
     index = await market.equity("^GSPC")
 
     assert (index.kind, index.exchange) == (AssetKind.INDEX, None)
@@ -251,7 +251,7 @@ async def test_a_market_that_is_not_there_is_refused_with_the_valid_one(market: 
         await market.coin("BTC", pair="EUR")
 
 
-async def test_a_symbol_of_any_kind_is_found_and_an_unknown_one_is_none(market: MarketService) -> None:
+async def test_a_symbol_of_any_kind_is_found_and_an_unknown_one_is_not(market: MarketService) -> None:
     found = [await market.find(symbol) for symbol in ("aapl", "^gspc", "btc", "TSLA", "no symbol", "")]
 
     assert [one.kind if one else None for one in found] == ["equity", "index", "coin", None, None, None]

@@ -156,7 +156,7 @@ class TestPrices:
         assert quote.missing["change"] == "Yahoo has only one day of this symbol"
 
     @pytest.mark.parametrize("kind", ["CRYPTOCURRENCY", "CURRENCY", "FUTURE", "MUTUALFUND", None])
-    async def test_what_is_no_equity_and_no_index_is_not_supported(
+    async def test_what_is_neither_an_equity_nor_an_index_is_not_supported(
         self, yahoo_server: MarketServer, yahoo: YahooProvider, kind: str | None
     ) -> None:
         yahoo_server.always(wire.chart_path("BTC-USD"), wire.chart("BTC-USD", [1.0, 2.0], instrumentType=kind))
@@ -235,7 +235,7 @@ class TestSymbols:
             "ÄÖ",
         ],
     )
-    async def test_what_is_no_symbol_is_refused_before_yahoo_is_asked(
+    async def test_what_is_not_a_symbol_is_refused_before_yahoo_is_asked(
         self, yahoo_server: MarketServer, yahoo: YahooProvider, symbol: str
     ) -> None:
         with pytest.raises(InvalidInput) as caught:

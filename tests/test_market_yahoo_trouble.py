@@ -37,7 +37,7 @@ class TestAbsence:
     @pytest.mark.parametrize(
         "sent", [wire.delisted(), wire.empty_chart("APPL"), refusal(404), {"chart": {"result": [], "error": None}}]
     )
-    async def test_a_symbol_without_days_is_not_found_and_the_nearest_are_named(
+    async def test_a_symbol_without_bars_is_not_found_and_the_nearest_are_named(
         self, yahoo_server: MarketServer, yahoo: YahooProvider, sent: object
     ) -> None:
         yahoo_server.always(wire.chart_path("APPL"), sent)
@@ -95,7 +95,9 @@ class TestTrouble:
         assert (await yahoo.quote(an_instrument())).price == 2.0
         assert yahoo_server.requests[wire.chart_path("AAPL")] == 3
 
-    async def test_a_server_that_keeps_failing_is_away(self, yahoo_server: MarketServer, yahoo: YahooProvider) -> None:
+    async def test_a_server_that_keeps_failing_is_unavailable(
+        self, yahoo_server: MarketServer, yahoo: YahooProvider
+    ) -> None:
         yahoo_server.always(wire.chart_path("AAPL"), refusal(503))
 
         with pytest.raises(Unavailable, match="HTTP 503"):
@@ -187,7 +189,7 @@ class TestTrouble:
         assert (await yahoo.quote(an_instrument())).price == 2.0
         await yahoo.aclose()
 
-    async def test_a_yahoo_that_is_not_there_is_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_an_unreachable_yahoo_is_unavailable(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """With the session that yfinance opens itself."""
         monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
         yahoo = YahooProvider()

@@ -100,7 +100,7 @@ async def heard(server: HttpServer, token: str, bodies: list[bytes]) -> list[str
 
 
 async def anns_sessions(store: SessionStore) -> dict[str, Session]:
-    """A session of ann's in each state, with a record."""
+    """One of Ann's sessions in each state, with a record."""
     made = {}
     for state in ("live", "expired", "archived"):
         session = await store.create_session(["KO"], SessionType.EQUITY, user_id="ann", title="secret")
@@ -114,7 +114,7 @@ async def anns_sessions(store: SessionStore) -> dict[str, Session]:
     return made
 
 
-async def test_anothers_session_is_by_every_byte_as_one_that_is_not_there(
+async def test_anothers_session_looks_byte_for_byte_like_one_that_does_not_exist(
     deployment: Deployment, tmp_path: Path, issuer: Issuer
 ) -> None:
     variables = issuer.variables(tmp_path / "keys.json") | {
@@ -177,7 +177,7 @@ async def guessed(call: Any, session_id: UUID) -> str:
     return str((await call(sessionId=str(session_id))).model_dump_json()).replace(str(session_id), "ID")
 
 
-async def test_who_guesses_on_http_is_soon_told_to_wait(tmp_path: Path, issuer: Issuer) -> None:
+async def test_guessing_over_http_is_soon_rate_limited(tmp_path: Path, issuer: Issuer) -> None:
     variables = issuer.variables(tmp_path / "keys.json") | {
         "FIML_HTTP_RATE_PER_MINUTE": "1",
         "FIML_HTTP_RATE_BURST": "20",
@@ -248,9 +248,7 @@ async def test_a_request_that_hides_behind_a_good_one_has_no_token(tmp_path: Pat
     assert two_lengths.count(b"HTTP/1.1") == 1
 
 
-async def test_a_name_that_was_made_to_point_here_does_not_get_in_with_a_token_either(
-    tmp_path: Path, issuer: Issuer
-) -> None:
+async def test_a_rebound_dns_name_does_not_get_in_even_with_a_token(tmp_path: Path, issuer: Issuer) -> None:
     bearer = f"Bearer {issuer.token()}"
     hosts = (
         *("evil.example", "fiml.example.evil.example", "evilfiml.example", "127.0.0.1.nip.example", "localhost.evil"),
@@ -271,7 +269,7 @@ async def test_a_name_that_was_made_to_point_here_does_not_get_in_with_a_token_e
 
 
 def bodies() -> dict[str, bytes]:
-    """What is no call, by what is wrong with it."""
+    """Bodies that aren't calls, by what is wrong with them."""
     many = json.dumps({"assets": ["A"] * 100_000})
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "list-sessions", "arguments": {}}}
     return {
@@ -303,7 +301,7 @@ def bodies() -> dict[str, bytes]:
     }
 
 
-async def test_no_body_makes_the_server_fall_and_without_a_token_none_is_read(tmp_path: Path, issuer: Issuer) -> None:
+async def test_no_body_crashes_the_server_and_none_is_read_without_a_token(tmp_path: Path, issuer: Issuer) -> None:
     bearer = f"Bearer {issuer.token()}"
     async with guarded(tmp_path, issuer) as server:
         answers = {name: await server.post(body, authorization=bearer) for name, body in bodies().items()}

@@ -1,4 +1,4 @@
-"""Connections that say little, slowly, or something that may be read in two ways."""
+"""Connections that send little, slowly, or something ambiguous."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ USUAL = (
 
 
 async def said_until_closed(server: HttpServer, *pieces: bytes) -> bytes:
-    """What a connection hears that says so much and then nothing; behind each piece but the last it hears something."""
+    """What a connection receives that sends pieces and then nothing; all but the last get something back."""
     reader, writer = await server.connect()
     heard = b""
     for piece in pieces[:-1]:
@@ -29,7 +29,7 @@ async def said_until_closed(server: HttpServer, *pieces: bytes) -> bytes:
     return heard
 
 
-async def test_whoever_does_not_finish_what_it_says_is_hung_up_on(tmp_path: Path) -> None:
+async def test_a_caller_that_does_not_finish_its_request_is_disconnected(tmp_path: Path) -> None:
     health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     begun = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + "\r\n".join(USUAL).encode()
     async with http_server(tmp_path / "data", before=HASTY) as server:
@@ -53,7 +53,7 @@ async def test_whoever_does_not_finish_what_it_says_is_hung_up_on(tmp_path: Path
 
 
 async def test_an_answer_may_take_longer_than_its_question(tmp_path: Path) -> None:
-    """The time is for what the caller says; a call under way is not cut off."""
+    """The limit is on the request; a call in progress is not cut off."""
     slow = HASTY + "\nimport asyncio, fiml.mcp.http as http\nasync def ready(self):\n    await asyncio.sleep(1)\n"
     slow += "    return True\nhttp._Probe._engines_answer = ready"
     async with http_server(tmp_path / "data", before=slow) as server:
@@ -111,8 +111,8 @@ NO_CALLS = (
 )
 
 
-async def test_what_may_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
-    """To one reader the body would be a call, to another it hides a second request."""
+async def test_an_ambiguous_request_is_refused(tmp_path: Path) -> None:
+    """One reader would see a call in the body, another a second, hidden request."""
     hidden = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     plain = LIST_TOOLS + hidden
     chunked = f"{len(LIST_TOOLS):x}\r\n".encode() + LIST_TOOLS + b"\r\n0\r\n\r\n" + hidden
@@ -128,7 +128,7 @@ async def test_what_may_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
     assert [lines for lines, answer in answers.items() if answer.count(b"HTTP/1.1") != 1] == []
 
 
-async def test_what_is_no_call_of_ours_is_none_and_the_server_goes_on(tmp_path: Path) -> None:
+async def test_what_is_not_an_mcp_call_is_refused_and_the_server_goes_on(tmp_path: Path) -> None:
     usual = ("Host: localhost", *USUAL, f"Content-Length: {len(LIST_TOOLS)}", "Connection: close")
     websocket = ("Host: localhost", "Connection: upgrade, close", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
     async with http_server(tmp_path / "data") as server:

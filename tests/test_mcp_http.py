@@ -1,4 +1,4 @@
-"""MCP over HTTP on loopback: both eras, replicas, and what doesn't get in."""
+"""MCP over HTTP on loopback: both eras, replicas, and what is refused."""
 
 import asyncio
 import json
@@ -90,7 +90,7 @@ async def test_a_server_is_reached_at_whatever_address_it_serves_on(tmp_path: Pa
     assert created
 
 
-async def test_bodies_that_are_too_large_or_no_messages_are_refused_and_the_server_goes_on(tmp_path: Path) -> None:
+async def test_bodies_that_are_too_large_or_not_messages_are_refused_and_the_server_goes_on(tmp_path: Path) -> None:
     async with http_server(tmp_path / "data") as server:
         large = await server.post(b" " * (MAX_BODY_BYTES + 1))
         broken = [await server.post(body) for body in (b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"jsonrpc": "2.0"}')]
@@ -159,6 +159,6 @@ def test_an_address_that_others_reach_is_refused_and_says_why(address: str) -> N
 
 
 @pytest.mark.parametrize("address", ["", "8765", ":8765", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_what_is_not_an_address_is_refused(address: str) -> None:
     with pytest.raises(InvalidInput, match="HOST:PORT"):
         parse_address(address)

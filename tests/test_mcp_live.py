@@ -220,7 +220,7 @@ async def test_a_deep_question_that_fetches_another_asset_is_no_hit(
     assert (deep["cache_hit"], quick["cache_hit"]) == (False, True)
 
 
-async def test_figures_that_are_none_are_bad_data_and_recorded_as_such(
+async def test_invalid_figures_are_bad_data_and_recorded_as_such(
     apple: MarketServer, plain_session: requests.Session, sqlite_settings: Settings
 ) -> None:
     apple.always(wire.chart_path("AAPL"), wire.chart("AAPL", [1e-300, 1e300]))

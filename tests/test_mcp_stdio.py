@@ -179,7 +179,7 @@ async def test_standard_output_carries_nothing_but_the_protocol_while_logs_are_w
     assert {message["id"] for message in messages} == {1, 2, 3, 4}
 
 
-async def test_a_line_that_is_no_json_stops_nothing(folder: Path) -> None:
+async def test_a_line_that_is_not_json_stops_nothing(folder: Path) -> None:
     async with wire(folder) as server:
         await server.handshake()
         for line in ("nonsense", '{"jsonrpc": "2.0"', "[]", '"text"', "\0", ""):

@@ -1,4 +1,4 @@
-"""What a model gets to read before it calls anything, and how much of its context that and the answers take."""
+"""What a model reads before it calls anything, and how much of its context that and the answers use."""
 
 import json
 import warnings

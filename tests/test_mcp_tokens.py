@@ -1,4 +1,4 @@
-"""HTTP behind a token: who gets in, and what of others' each one sees. A row here that passes is a break-in."""
+"""HTTP behind a token: who gets in, and what each caller sees of others. A row here that passes is a break-in."""
 
 import json
 import re
@@ -82,7 +82,7 @@ def bad_tokens(issuer: Issuer) -> dict[str, str]:
     }
 
 
-async def test_nobody_gets_in_without_a_token_that_is_in_order(tmp_path: Path, issuer: Issuer) -> None:
+async def test_nobody_gets_in_without_a_valid_token(tmp_path: Path, issuer: Issuer) -> None:
     async with guarded(tmp_path / "data", issuer) as server:
         answers = {
             name: await server.post(LIST_TOOLS, **({"authorization": f"Bearer {token}"} if token else {}))
@@ -99,7 +99,7 @@ async def test_nobody_gets_in_without_a_token_that_is_in_order(tmp_path: Path, i
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_token_in_order_gets_in_with_either_kind_of_key(tmp_path: Path, issuer: Issuer, era: str) -> None:
+async def test_a_valid_token_gets_in_with_either_kind_of_key(tmp_path: Path, issuer: Issuer, era: str) -> None:
     async with guarded(tmp_path / "data", issuer) as server:
         for token in (issuer.token(), issuer.ec_token(), issuer.token(exp=moment(seconds=-5))):
             async with server.caller(era=era, token=token) as caller:
@@ -312,7 +312,7 @@ async def test_a_token_that_makes_no_sense_is_not_made(tmp_path: Path, given: di
         ({"public_url": "fiml.example"}, "FIML_PUBLIC_URL"),
     ],
 )
-def test_settings_that_let_in_the_wrong_ones_are_refused(values: dict[str, Any], says: str) -> None:
+def test_settings_that_would_let_in_the_wrong_callers_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(Misconfigured, match=says):
         Settings(**values)
 

@@ -1,4 +1,4 @@
-"""Requests that aren't JSON to the SDK: each is answered, and the server goes on."""
+"""Requests that the SDK can't parse as JSON: each is answered, and the server goes on."""
 
 import json
 import subprocess
@@ -94,7 +94,7 @@ DEEP = "[" * 2000 + "]" * 2000
         ("{", None),
     ],
 )
-def test_what_is_no_json_is_a_parse_error_with_the_id_where_it_can_be_found(line: str, request_id: object) -> None:
+def test_what_is_not_json_is_a_parse_error_with_the_id_if_it_can_be_found(line: str, request_id: object) -> None:
     blank, pong = " ", '{"jsonrpc":"2.0","id":8,"method":"ping"}'
 
     answer, alive = exchange(line, f"{blank}\n{pong}")

@@ -1,4 +1,4 @@
-"""What `/metrics` tells: what a process did and how its store stands, without anything of a user's."""
+"""What `/metrics` reports: what a process did and the state of its store, without any user data."""
 
 import asyncio
 import re
@@ -34,7 +34,7 @@ def address() -> str:
     return f"127.0.0.1:{free_port()}"
 
 
-async def test_the_standing_of_a_store_is_told_on_every_deployment(
+async def test_the_state_of_a_store_is_reported_on_every_deployment(
     backend_settings: Settings, clock: FrozenClock
 ) -> None:
     where = address()
@@ -65,7 +65,7 @@ async def test_the_standing_of_a_store_is_told_on_every_deployment(
     assert str(first.id) not in str(after)
 
 
-async def test_what_redis_may_drop_and_who_copies_the_engines_is_told(deployment: Deployment) -> None:
+async def test_redis_eviction_and_the_engines_replicas_are_reported(deployment: Deployment) -> None:
     where = address()
     settings = Settings(**(deployment.settings().model_dump(exclude_unset=True) | {"metrics_address": where}))
     async with open_runtime(settings) as runtime, exposing(runtime):
@@ -106,7 +106,7 @@ async def test_an_engine_that_hangs_or_is_away_leaves_out_its_figures_only(tmp_p
     assert "fiml_sessions_live" in without_archive
 
 
-async def test_an_event_loop_that_is_stuck_still_tells_what_the_process_did(tmp_path: Path) -> None:
+async def test_a_stuck_event_loop_does_not_hide_what_the_process_did(tmp_path: Path) -> None:
     where = address()
     async with open_runtime(Settings(data_dir=tmp_path, metrics_address=where)) as runtime, exposing(runtime):
         await (await runtime.store()).create_session(["AAPL"], "equity")
@@ -158,7 +158,7 @@ async def test_a_look_that_is_closed_ends_and_who_waits_for_it_is_told() -> None
     assert asyncio.all_tasks() == before
 
 
-async def test_beyond_what_is_counted_postgresql_estimates(
+async def test_above_a_limit_postgresql_estimates_instead_of_counting(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fiml.sessions.backends.figures.COUNTED_EXACTLY", 2)
@@ -221,7 +221,7 @@ def test_without_its_package_a_server_says_which_extra_to_install(tmp_path: Path
     assert "pip install 'fiml[metrics]'" in done.stderr
 
 
-def test_a_worker_tells_what_the_processes_it_forked_did(
+def test_a_worker_reports_what_the_processes_it_forked_did(
     deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fiml.worker import make_app  # noqa: PLC0415 - Celery, for this test only

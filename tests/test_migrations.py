@@ -46,7 +46,7 @@ asyncio.run(main())
 
 
 def tables_of(connection: Connection) -> dict[str, Any]:
-    """All there is to know of the tables, comparable."""
+    """Everything about the tables, in a form that can be compared."""
     found = inspect(connection)
     names = [name for name in found.get_table_names() if name != schema.VERSION_TABLE]
     return {
@@ -210,7 +210,7 @@ async def test_another_revision_on_postgresql_is_refused(
         await SessionStore(settings).initialize()
 
 
-async def test_another_programs_postgresql_is_refused(servers: Deployment, empty_database: str) -> None:
+async def test_another_programs_postgresql_database_is_refused(servers: Deployment, empty_database: str) -> None:
     await execute(empty_database, "CREATE TABLE sessions (secret TEXT)")
 
     with pytest.raises(Misconfigured, match="FIML_DATABASE_URL"):

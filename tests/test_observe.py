@@ -102,7 +102,7 @@ async def test_each_exchange_with_redis_and_postgresql_is_measured(notebook: Not
     assert {code for _, code in engines} == {"ok"}
 
 
-async def test_an_engine_that_is_away_is_measured_as_such(notebook: Notebook, deployment: Deployment) -> None:
+async def test_an_unavailable_engine_is_measured_as_such(notebook: Notebook, deployment: Deployment) -> None:
     settings = Settings(redis_url="redis://127.0.0.1:1/0", database_url=deployment.database_url)
 
     with pytest.raises(Unavailable):
@@ -111,7 +111,7 @@ async def test_an_engine_that_is_away_is_measured_as_such(notebook: Notebook, de
     assert ("redis", "unavailable") in notebook.of(Timed.ENGINE)
 
 
-async def test_what_a_job_dealt_with_is_counted(notebook: Notebook, tmp_path: Path) -> None:
+async def test_what_a_job_processed_is_counted(notebook: Notebook, tmp_path: Path) -> None:
     async with open_temporary_store(tmp_path) as store:
         await do(JOBS[0], store)
 
@@ -178,7 +178,7 @@ def test_a_json_line_names_its_request(logged: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("text", ["9464", "127.0.0.1:", ":9464", "127.0.0.1:x", "127.0.0.1:65536", "127.0.0.1:٣"])
-def test_a_metrics_address_that_is_none_is_refused_by_name(text: str) -> None:
+def test_an_invalid_metrics_address_is_refused_by_name(text: str) -> None:
     with pytest.raises(Misconfigured, match="FIML_METRICS_ADDRESS: must be HOST:PORT"):
         Settings(metrics_address=text)
 

@@ -89,7 +89,7 @@ def test_the_wheel_has_every_file_of_the_package_and_no_other(wheel: zipfile.Zip
         f"fiml-{fiml.__version__}.dist-info/licenses/LICENSE",
     ],
 )
-def test_the_wheel_has_what_is_no_module(wheel: zipfile.ZipFile, name: str) -> None:
+def test_the_wheel_has_the_files_that_are_not_modules(wheel: zipfile.ZipFile, name: str) -> None:
     assert name in wheel.namelist()
 
 

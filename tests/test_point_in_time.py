@@ -1,4 +1,4 @@
-"""What a session knew at a moment: records keep where their figures came from and when they were learnt."""
+"""What a session knew at a moment: records keep the source of their figures and when they were learnt."""
 
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -145,9 +145,7 @@ def test_a_moment_without_a_time_zone_is_refused() -> None:
         ("figures", [1.0]),
     ],
 )
-async def test_an_origin_that_is_none_is_refused_and_nothing_written(
-    open_store: OpenStore, field: str, value: Any
-) -> None:
+async def test_an_invalid_origin_is_refused_and_nothing_written(open_store: OpenStore, field: str, value: Any) -> None:
     async with open_store() as store:
         session = await store.create_session(["AAPL"], "equity")
 

@@ -88,7 +88,7 @@ async def test_a_server_whose_certificate_nobody_can_check_is_misconfigured_in_o
         ("h/name?sslrootcert=system&sslmode=require", "has sslmode='require'; valid are verify-full"),
     ],
 )
-def test_what_a_url_cannot_say_is_misconfigured(rest: str, problem: str) -> None:
+def test_what_a_url_cannot_express_is_misconfigured(rest: str, problem: str) -> None:
     with pytest.raises(Misconfigured, match=f"FIML_DATABASE_URL {problem}") as caught:
         postgres_engine(f"postgresql://u:{PASSWORD}@{rest}")
 

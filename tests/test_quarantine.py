@@ -1,4 +1,4 @@
-"""What can't be archived is set aside whole, and the others go on."""
+"""What can't be archived is quarantined as a whole, and the other sessions are archived."""
 
 import asyncio
 import sqlite3
@@ -38,7 +38,7 @@ async def session(store: SessionStore) -> Session:
 
 
 class Surgeon:
-    """Damages what is stored, and mends it again."""
+    """Damages what is stored, and repairs it again."""
 
     def __init__(self, settings: Settings, session_id: UUID) -> None:
         self._settings = settings

@@ -79,7 +79,7 @@ def test_what_is_of_another_type_is_refused(name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "[{}", '[{"id": "\x01"}]'])
-def test_what_is_no_array_of_records_is_refused(text: str) -> None:
+def test_what_is_not_an_array_of_records_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode_queries(text)
 
@@ -102,7 +102,7 @@ def test_what_was_decoded_once_is_taken() -> None:
 
 
 @pytest.mark.parametrize("further", ["", ",", ",]", f"{TWO}]", f" {TWO}]", f",{TWO}", f",{TWO},]", "]]", f"],{TWO}]"])
-def test_a_history_that_goes_on_as_no_array_is_refused(further: str) -> None:
+def test_a_history_that_does_not_continue_as_an_array_is_refused(further: str) -> None:
     history = DecodedHistory.of(f"[{ONE}]")
 
     with pytest.raises(ValueError, match=r"."):

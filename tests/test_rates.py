@@ -82,7 +82,9 @@ async def test_each_principal_has_an_allowance_of_its_own(allowances: Allowances
     assert await allowances.take("bob") == NO_WAIT
 
 
-async def test_of_many_at_once_as_many_get_in_as_may(allowances: Allowances, clock: FrozenClock) -> None:
+async def test_of_many_calls_at_once_exactly_the_allowed_number_get_in(
+    allowances: Allowances, clock: FrozenClock
+) -> None:
     waits = await asyncio.gather(*(allowances.take("ann") for _ in range(50)))
 
     assert waits.count(NO_WAIT) == BURST
@@ -102,7 +104,7 @@ async def test_a_principal_that_is_back_to_its_whole_allowance_is_forgotten(
     assert list(own._whole_at) == ["ann"]
 
 
-async def test_of_too_many_principals_those_who_lack_least_are_forgotten(
+async def test_of_too_many_principals_those_nearest_a_full_allowance_are_forgotten(
     clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rates, "MAX_KEPT", 4)
@@ -116,7 +118,7 @@ async def test_of_too_many_principals_those_who_lack_least_are_forgotten(
     assert sorted(own._whole_at) == ["ann", "user 3", "user 4"]
 
 
-async def test_the_key_in_redis_goes_by_itself_and_does_not_say_who(deployment: Deployment) -> None:
+async def test_the_key_in_redis_expires_by_itself_and_does_not_say_who(deployment: Deployment) -> None:
     shared = SharedAllowances(deployment.settings(), Rate(per_minute=6, burst=BURST))
     await shared.take("ann")
 
@@ -258,7 +260,7 @@ async def test_the_local_user_on_loopback_is_not_limited(tmp_path: Path) -> None
     assert [answer.status_code for answer in answers] == [200] * 3
 
 
-def test_a_rate_of_nought_limits_nobody() -> None:
+def test_a_rate_of_zero_limits_nobody() -> None:
     assert open_allowances(Settings(http_rate_per_minute=0)) is None
 
 

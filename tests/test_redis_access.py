@@ -1,4 +1,4 @@
-"""How Redis is reached: by URLs of all kinds, with TLS, as a user who may do little, beside another installation."""
+"""How Redis is reached: by URLs of all kinds, with TLS, as a user with few rights, beside another installation."""
 
 import asyncio
 import re
@@ -187,7 +187,7 @@ class TestTls:
         with watched_valkeys() as watched, watched.behind_tls(certificates) as url:
             await work_with(Settings(redis_url=url, database_url=deployment.database_url), clock)
 
-    async def test_a_certificate_of_nobody_known_is_refused(
+    async def test_a_certificate_of_an_unknown_authority_is_refused(
         self, valkey: ValkeyProcess, certificates: Certificates, tmp_path: Path
     ) -> None:
         (tmp_path / "other").mkdir()
@@ -290,7 +290,7 @@ class TestUrl:
             ("redis://h?protocol=9", "has a parameter whose value can't be used"),
         ],
     )
-    def test_what_it_cannot_say_is_misconfigured(self, url: str, problem: str) -> None:
+    def test_what_a_url_cannot_express_is_misconfigured(self, url: str, problem: str) -> None:
         with pytest.raises(Misconfigured, match=problem) as caught:
             RedisClient(url.replace("//", f"//u:{ENCODED}@"))
 

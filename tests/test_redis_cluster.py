@@ -121,7 +121,7 @@ async def test_a_server_that_names_only_a_port_is_meant_where_it_was_reached(
 
 
 def _addresses_of_scripts(server: ValkeyProcess) -> list[str]:
-    """Where those came in who ran a script last."""
+    """The address at which the last callers of a script connected."""
     with redis.Redis(port=server.port) as client:
         return [each["laddr"].partition(":")[0] for each in client.client_list() if each["cmd"] == "evalsha"]
 
@@ -309,7 +309,7 @@ async def test_the_masters_are_looked_at_as_one(settings: Settings, cluster: Val
     assert (facts.masters, facts.eviction_policy, facts.most_waiting, facts.replicas) == (3, "allkeys-lru", SESSIONS, 0)
 
 
-async def test_a_server_that_is_no_cluster_is_said_to_be_none(deployment: Deployment) -> None:
+async def test_a_server_that_is_not_a_cluster_is_reported_as_such(deployment: Deployment) -> None:
     url = deployment.redis_url.replace("redis://", "redis+cluster://").rpartition("/")[0]
 
     client = RedisClient(url)
@@ -319,7 +319,7 @@ async def test_a_server_that_is_no_cluster_is_said_to_be_none(deployment: Deploy
     await client.close()
 
 
-async def test_a_part_of_a_cluster_is_said_to_be_one(cluster: ValkeyCluster, deployment: Deployment) -> None:
+async def test_a_single_node_of_a_cluster_is_reported_as_such(cluster: ValkeyCluster, deployment: Deployment) -> None:
     settings = Settings(redis_url=cluster.masters[0].url, database_url=deployment.database_url)
 
     with pytest.raises(Misconfigured, match=r"part of a Cluster; begin FIML_REDIS_URL with redis\+cluster://"):

@@ -42,7 +42,7 @@ async def test_a_write_is_on_the_replica_when_it_is_acknowledged(watched: Watche
                 assert client.exists(f"fiml:{{{session.id.hex}}}:header")
 
 
-async def test_too_few_replicas_are_said_and_the_write_is_there(watched: Watched, deployment: Deployment) -> None:
+async def test_too_few_replicas_are_reported_and_the_write_is_there(watched: Watched, deployment: Deployment) -> None:
     query = make_query()
     async with SessionStore(confirming(watched, deployment, 1)) as careful:
         session = await careful.create_session(["AAPL"], SessionType.EQUITY)
@@ -74,7 +74,7 @@ async def test_a_question_that_too_few_replicas_have_is_tracked_and_says_so(
 
 
 class Closed(SampleProvider):
-    """A market that is away."""
+    """A market that is unavailable."""
 
     async def quote(self, instrument: Instrument) -> Quote:
         raise Unavailable("the market", f"closed for {instrument.symbol}")
@@ -129,10 +129,10 @@ async def test_what_is_unconfirmed_on_a_cluster_is_whole(deployment: Deployment)
     assert f"read the new session {found.id} before" in str(caught.value)
 
 
-async def test_what_is_at_rest_leaves_without_a_confirmation(
+async def test_archiving_needs_no_confirmation_but_deleting_does(
     watched: Watched, deployment: Deployment, clock: FrozenClock
 ) -> None:
-    """A failover could bring it back, which loses nothing; a deletion must stay one."""
+    """A failover could bring an archived session back, which loses nothing; a deleted one must stay deleted."""
     async with SessionStore(confirming(watched, deployment, 1)) as store:
         ended, expired, deleted = [
             await store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1) for _ in range(3)

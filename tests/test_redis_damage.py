@@ -75,7 +75,7 @@ def keys(deployment: Deployment, session: Session) -> Keys:
 @pytest.mark.parametrize("value", [None, "soon", "1.5"])
 @pytest.mark.parametrize("field", NUMBERS)
 @pytest.mark.parametrize("verb", WRITES)
-async def test_a_number_that_is_lost_or_none_is_damage_and_nothing_is_written(
+async def test_a_missing_or_invalid_number_is_damage_and_nothing_is_written(
     store: SessionStore, session: Session, keys: Keys, clock: FrozenClock, verb: str, field: str, value: str | None
 ) -> None:
     keys.set_field(field, value)
@@ -92,7 +92,7 @@ async def test_a_number_that_is_lost_or_none_is_damage_and_nothing_is_written(
 
 @pytest.mark.parametrize("field", [*NUMBERS, "created", "type", "life", "maps_bytes", "totals"])
 @pytest.mark.parametrize("verb", READS)
-async def test_what_is_lost_is_damage_to_a_reader(
+async def test_a_missing_part_is_damage_to_a_reader(
     store: SessionStore, session: Session, keys: Keys, verb: str, field: str
 ) -> None:
     keys.set_field(field, None)
@@ -117,7 +117,7 @@ async def test_a_session_that_lost_its_place_is_not_shared(
 
 
 @pytest.mark.parametrize("verb", WRITES | READS)
-async def test_a_header_that_is_none_is_damage_to_the_local_user_and_nothing_to_others(
+async def test_an_invalid_header_is_damage_to_the_local_user_and_not_found_to_others(
     store: SessionStore, session: Session, keys: Keys, verb: str
 ) -> None:
     keys.replace("header")

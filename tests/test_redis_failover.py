@@ -1,4 +1,4 @@
-"""A master is killed while many write, and its replica takes over: what was acknowledged and is lost is counted."""
+"""A master is killed while many write, and its replica takes over: acknowledged writes that are lost are counted."""
 
 import asyncio
 import sys

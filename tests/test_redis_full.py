@@ -1,4 +1,4 @@
-"""A Valkey that is out of memory, as `noeviction` has it: it is read, and emptied by all that ends sessions."""
+"""A Valkey that is out of memory under `noeviction`: it can be read, and everything that ends sessions empties it."""
 
 from collections.abc import AsyncIterator, Iterator
 

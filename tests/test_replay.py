@@ -22,7 +22,7 @@ SAMPLE = MarketService(SampleProvider())
 
 
 class Moved(SampleProvider):
-    """Another market, whose prices differ by a factor; some symbols are away, some in another currency."""
+    """Another market, whose prices differ by a factor; some symbols are unavailable, some in another currency."""
 
     source = "moved"
 
@@ -153,7 +153,7 @@ async def test_nothing_is_written_and_the_result_is_json(store: SessionStore) ->
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, 10.1, float("nan"), float("inf"), True])
-async def test_a_tolerance_that_is_none_is_refused(store: SessionStore, tolerance: Any) -> None:
+async def test_an_invalid_tolerance_is_refused(store: SessionStore, tolerance: Any) -> None:
     session = await analysed(store)
 
     with pytest.raises(InvalidInput, match="tolerance"):

@@ -1,4 +1,4 @@
-"""What the doors are wired from."""
+"""What the command line and the MCP server are wired from."""
 
 import asyncio
 
@@ -54,7 +54,7 @@ async def test_the_store_is_shut_down_though_the_market_cannot_be_closed() -> No
         await store.list_user_sessions(None)
 
 
-async def test_statistics_of_a_user_without_a_name_are_nobody_s() -> None:
+async def test_statistics_of_a_user_without_a_name_are_nobodys() -> None:
     async with open_runtime() as runtime:
         with pytest.raises(InvalidInput, match="user_id"):
             await runtime.stats("", None, 30)

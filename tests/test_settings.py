@@ -172,7 +172,7 @@ def test_no_command_shows_such_a_key(command: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("path", ["keys", "/run/secrets/keys", "~/.config/fiml/keys", "C:\\keys", "k1:short="])
-def test_a_path_is_no_key(path: str) -> None:
+def test_a_path_is_not_a_key(path: str) -> None:
     assert str(Settings(encryption_keys=path).encryption_keys).endswith(path.removeprefix("~"))
 
 

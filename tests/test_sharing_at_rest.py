@@ -1,4 +1,4 @@
-"""What was taken back stays taken back, whatever copies of a session a crash or a resume under way left."""
+"""What was taken back stays taken back, whatever copies of a session a crash or a resume in progress left."""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""A process that dies while it shares: nobody's listing lacks what was given, and nothing is left of what is gone."""
+"""A process that dies while it shares: no listing lacks what was shared, and nothing remains of what was deleted."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress

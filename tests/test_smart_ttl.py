@@ -1,4 +1,4 @@
-"""A session in use near its end lives on, where the setting says so."""
+"""A session in use near its end lives on, if the setting says so."""
 
 import asyncio
 import sqlite3
@@ -89,7 +89,7 @@ async def test_reading_is_no_use_and_an_expired_session_stays_so(open_store: Ope
             await store.record_query(session.id, QueryRecord("price"))
 
 
-async def test_who_sets_an_expiry_is_not_overruled(open_store: OpenStore, clock: FrozenClock) -> None:
+async def test_an_explicit_expiry_is_not_overruled(open_store: OpenStore, clock: FrozenClock) -> None:
     async with open_store(session_smart_ttl=True) as store:
         session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
         ends_at = clock.now() + timedelta(minutes=5)
@@ -138,7 +138,7 @@ async def test_the_object_that_was_written_knows_its_new_version_and_expiry(
     assert session.expires_at == merged.expires_at == session.created_at + timedelta(hours=23 + 12)
 
 
-async def test_a_query_is_recorded_where_what_the_metadata_say_is_damaged(tmp_path: Path, clock: FrozenClock) -> None:
+async def test_a_query_is_recorded_even_if_the_metadata_are_damaged(tmp_path: Path, clock: FrozenClock) -> None:
     async with SessionStore(Settings(data_dir=tmp_path, session_smart_ttl=True)) as store:
         session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
         clock.advance(hours=23)

@@ -88,7 +88,7 @@ async def test_of_several_notes_about_one_thing_that_of_the_latest_moment_is_wri
     assert noted == [written, "of another"]
 
 
-async def test_a_note_that_the_file_refuses_is_told_of_and_no_reader_hears_of_it(file: SqliteFile) -> None:
+async def test_a_note_that_the_file_refuses_is_logged_and_no_reader_sees_an_error(file: SqliteFile) -> None:
     await read_and_note(file, refuse_later)
     with capture_logs() as logs:
         assert await file.read(rows_of_the_trail) == []
@@ -96,7 +96,7 @@ async def test_a_note_that_the_file_refuses_is_told_of_and_no_reader_hears_of_it
     assert [(line["event"], line["count"]) for line in logs] == [("notes_lost", 1)]
 
 
-async def test_a_note_that_can_not_be_written_is_kept_and_told_of_at_the_end(file: SqliteFile) -> None:
+async def test_a_note_that_can_not_be_written_is_kept_and_reported_at_the_end(file: SqliteFile) -> None:
     with closing(sqlite3.connect(file.path, isolation_level=None)) as other, capture_logs() as logs:
         other.execute("BEGIN IMMEDIATE")
         await read_and_note(file, enter_later)
@@ -153,7 +153,7 @@ async def test_a_write_that_fails_leaves_nothing_behind(file: SqliteFile) -> Non
     assert await file.read(rows_of_the_trail) == []
 
 
-async def test_a_note_with_a_bug_is_logged_and_no_reader_hears_of_it(file: SqliteFile) -> None:
+async def test_a_note_with_a_bug_is_logged_and_no_reader_sees_an_error(file: SqliteFile) -> None:
     def fail(_connection: Connection) -> None:
         raise ValueError("on purpose")
 

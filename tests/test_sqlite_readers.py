@@ -1,4 +1,4 @@
-"""Who reads the embedded file waits for nobody who writes to it, and the access is noted when it can be."""
+"""Readers of the embedded file never wait for writers, and the access is noted when it can be."""
 
 import asyncio
 import sqlite3

@@ -41,9 +41,7 @@ def test_a_start_loads_no_engine_and_no_provider_and_leaves_the_collector_on(tmp
 @pytest.mark.parametrize(
     ("argument", "code", "said"), [("--help", 0, "--http HOST:PORT"), ("--nonsense", 2, "No such option: --nonsense")]
 )
-def test_what_is_not_loaded_is_not_missed_where_the_command_explains_itself(
-    argument: str, code: int, said: str
-) -> None:
+def test_help_and_usage_errors_need_nothing_that_is_not_loaded(argument: str, code: int, said: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fiml", "serve", argument], check=False, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""A transaction of the embedded store that is broken off anywhere has done nothing."""
+"""A transaction of the embedded store that is interrupted anywhere has done nothing."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable

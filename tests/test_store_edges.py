@@ -159,7 +159,7 @@ async def test_a_session_that_cant_be_read_stops_no_sweep_and_can_be_deleted(
     assert await store.get_session(session.id) is None
 
 
-async def test_nobody_learns_of_another_s_session_that_it_cant_be_read(
+async def test_nobody_learns_that_anothers_session_cant_be_read(
     store: SessionStore, session: Session, backend_settings: Settings
 ) -> None:
     await corrupt(backend_settings, session.id)
@@ -179,7 +179,7 @@ async def test_nobody_learns_of_another_s_session_that_it_cant_be_read(
 
 
 @pytest.mark.parametrize("value", ["'2026-01.01 00:00:00.000000'", "5", "x'00ff'"])
-async def test_a_time_that_is_none_is_damage_to_who_reads_the_archive(sqlite_settings: Settings, value: str) -> None:
+async def test_an_invalid_time_is_damage_to_readers_of_the_archive(sqlite_settings: Settings, value: str) -> None:
     async with SessionStore(sqlite_settings) as store:
         session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id="ann")
         await store.archive_session(session.id)
@@ -252,7 +252,7 @@ async def test_a_value_of_the_wrong_type_is_invalid_input(store: SessionStore, s
 
 
 @pytest.mark.parametrize("change", ["state", "history", "queries"])
-async def test_a_state_that_is_none_is_invalid_input(store: SessionStore, session: Session, change: str) -> None:
+async def test_a_state_of_the_wrong_type_is_invalid_input(store: SessionStore, session: Session, change: str) -> None:
     broken: Any = copy.deepcopy(session)
     match change:
         case "state":

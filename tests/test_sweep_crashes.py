@@ -1,4 +1,4 @@
-"""A sweeper that is killed, or stands still, at any step of archiving loses nothing and doubles nothing."""
+"""A sweeper that is killed or paused at any step of archiving loses nothing and duplicates nothing."""
 
 import asyncio
 import os

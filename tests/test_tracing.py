@@ -145,9 +145,7 @@ async def test_the_trace_of_the_caller_goes_on(spans: InMemorySpanExporter, tmp_
     assert {each.name for each in within} >= {"tools/call list-sessions", "list_user_sessions", "engine sqlite"}
 
 
-async def test_what_a_caller_calls_a_tool_that_is_none_is_not_in_the_trace(
-    spans: InMemorySpanExporter, tmp_path: Path
-) -> None:
+async def test_the_name_of_an_unknown_tool_is_not_in_the_trace(spans: InMemorySpanExporter, tmp_path: Path) -> None:
     async with http_caller(Settings(data_dir=tmp_path / "data"), ERAS[1]) as caller:
         with_id = await caller.create("AAPL")
         spans.clear()

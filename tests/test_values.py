@@ -1,4 +1,4 @@
-"""The JSON that sessions hold: written so that no tier changes it, and refused where one would."""
+"""The JSON that sessions hold: written so that no tier changes it, and refused if one would."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def test_anything_is_either_kept_or_refused_by_path(value: Any) -> None:
 @example(value="\uff15" * 32)
 @example(value="5" * 5000)
 @example(value="550e8400\n-e29b-41d4-a716-44665544000")
-def test_what_is_no_id_is_refused(value: object) -> None:
+def test_what_is_not_an_id_is_refused(value: object) -> None:
     with pytest.raises(InvalidSessionId) as raised:
         values.parse_session_id(value)
 

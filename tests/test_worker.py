@@ -273,7 +273,7 @@ def test_another_broker_can_be_named() -> None:
     assert make_app(Settings(broker_url="redis://broker:6379/1")).conf.broker_url == "redis://broker:6379/1"
 
 
-def test_a_cluster_is_no_broker() -> None:
+def test_a_cluster_cannot_be_the_broker() -> None:
     settings = Settings(redis_url="redis+cluster://localhost", database_url="postgresql://localhost/x")
     with pytest.raises(Misconfigured, match="set FIML_BROKER_URL to a Redis without Cluster mode"):
         run_worker(settings, concurrency=1, has_beat=False)

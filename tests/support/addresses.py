@@ -1,4 +1,4 @@
-"""What stands between a client and a server of the tests: where it listens, and the URL that leads there."""
+"""Puts a proxy or a relay between clients and a test server: where it listens, and the URL that leads there."""
 
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +17,7 @@ OverUnix = Callable[[Path, Path], AbstractAsyncContextManager[Between]]
 
 @asynccontextmanager
 async def before_redis(url: str, over_tcp: OverTcp[Between]) -> AsyncIterator[tuple[Between, str]]:
-    """It before a Redis server, and the URL at which it answers."""
+    """What `over_tcp` puts in front of a Redis server, and the URL at which that answers."""
     address = urlsplit(url)
     async with over_tcp(address.hostname or "localhost", address.port or 6379) as (between, port):
         account = f"{address.username or ''}:{address.password}@" if address.password else ""
@@ -28,7 +28,7 @@ async def before_redis(url: str, over_tcp: OverTcp[Between]) -> AsyncIterator[tu
 async def before_postgres(
     url: str, over_tcp: OverTcp[Between], over_unix: OverUnix[Between]
 ) -> AsyncIterator[tuple[Between, str]]:
-    """It before a PostgreSQL server, and the URL at which it answers."""
+    """What is put in front of a PostgreSQL server, and the URL at which that answers."""
     address = make_url(url)
     if socket_folder := address.query.get("host"):
         # In /tmp, since a Unix socket's path has room for 104 bytes.

@@ -1,4 +1,4 @@
-"""The server deployment of one test run: a database and a Redis database that are nobody else's."""
+"""The server deployment of one test run: a database and a Redis database that nothing else uses."""
 
 import asyncio
 import secrets

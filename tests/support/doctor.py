@@ -1,4 +1,4 @@
-"""What the tests of `fiml doctor` share: the command, its lines, and what it is to find."""
+"""What the tests of `fiml doctor` share: the command, its lines, and what it should find."""
 
 import os
 import sys

@@ -105,7 +105,7 @@ def hours(now: datetime) -> list[list[float]]:
 
 
 def days(now: datetime, closes: list[float]) -> list[list[float]]:
-    """Candles of the days up to today, which is not over."""
+    """Candles of the days up to today, which isn't complete."""
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     last = len(closes) - 1
     return [candle(today - timedelta(days=last - place), close) for place, close in enumerate(closes)]

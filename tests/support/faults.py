@@ -1,4 +1,4 @@
-"""An engine that may be stopped, killed and frozen, reached over a proxy that may spoil the way to it."""
+"""An engine that can be stopped, killed and frozen, reached through a proxy that can disturb the connection."""
 
 import asyncio
 import gc
@@ -39,7 +39,7 @@ class Archive(Engine):
     """The archive."""
 
     async def fetch(self, query: str, *arguments: object) -> object:
-        """A value, asked for past the proxy."""
+        """A value, fetched around the proxy."""
         connection = await asyncpg.connect(self.server.url)
         try:
             return await connection.fetchval(query, *arguments)
@@ -82,7 +82,7 @@ async def archive(postgres: PostgresProcess, deployment: Deployment) -> AsyncIte
 
 @asynccontextmanager
 async def no_task_is_forgotten() -> AsyncIterator[None]:
-    """Fails where a task or future had an error that nobody looked at."""
+    """Fails if a task or future had an error that nobody looked at."""
     forgotten: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: forgotten.append(context))
     yield
@@ -148,7 +148,7 @@ async def refused(engine: Engine) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def hanging(engine: Engine) -> AsyncIterator[None]:
-    """The server does what it is asked, and no reply comes through."""
+    """The server does what it is asked, but no reply gets through."""
     engine.proxy.hang()
     try:
         yield

@@ -32,7 +32,7 @@ class HttpServer:
             return await client.get(self.url + path, headers=headers)
 
     async def post(self, body: bytes, **headers: str) -> httpx2.Response:
-        """A body sent to where MCP is spoken."""
+        """Post a body to the MCP endpoint."""
         usual = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         async with httpx2.AsyncClient() as client:
@@ -104,7 +104,7 @@ async def _wait_until_it_answers(server: HttpServer) -> None:
 
 
 def free_port() -> int:
-    """A port on loopback that nobody has."""
+    """A free port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -164,7 +164,7 @@ class Wire:
         raise AssertionError(f"the server ended without logging {event}")
 
     async def leave(self) -> None:
-        """Close the server's input, and read all it still says."""
+        """Close the server's input, and read the rest of its output."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         while await self.next_answer() is not None:
@@ -194,7 +194,7 @@ async def wire(folder: Path, *, command: tuple[str, ...] = SERVE) -> AsyncIterat
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What a server process needs to keep its data in `folder`, and to take no warning lightly."""
+    """What a server process needs to keep its data in `folder`, and to treat warnings as errors."""
     return {"FIML_DATA_DIR": str(folder), "FIML_MARKET_DATA": "sample", "PYTHONWARNINGS": "error::UserWarning"}
 
 
@@ -203,7 +203,7 @@ def log_file(folder: Path) -> TextIOWrapper:
 
 
 def mode_of(era: str) -> str:
-    """What the SDK's client calls an era."""
+    """The SDK client's name for an era."""
     return "legacy" if era == HANDSHAKE else era
 
 

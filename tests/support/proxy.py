@@ -1,4 +1,4 @@
-"""A proxy before a server, for faults of the way there: slow, cut, silent and refused connections."""
+"""A proxy in front of a server, for connection faults: slow, cut, silent and refused connections."""
 
 import asyncio
 import secrets
@@ -17,7 +17,7 @@ _LISTEN_TRIES = 20
 
 @dataclass(eq=False)
 class _Fault:
-    """What is done to the replies of a connection that come after a number of others."""
+    """What is done to the replies on a connection, after a number of others went through."""
 
     after_replies: int = 0
     delay_s: float = 0
@@ -27,7 +27,7 @@ class _Fault:
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def hold_back(self) -> None:
-        """Return when a reply may go on its way."""
+        """Return when a reply may be sent on."""
         self.is_felt.set()
         await asyncio.sleep(self.delay_s)
         if self.is_silent:
@@ -43,7 +43,7 @@ class _Connection:
         self.fault = fault
 
     async def run(self) -> None:
-        """Pass on what is said until one of them hangs up."""
+        """Pass bytes on until one side closes the connection."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pass_on_requests())
@@ -103,7 +103,7 @@ class Proxy:
             self._listener = await self._listen(self._begin)
 
     def pass_on(self) -> None:
-        """Be as if it weren't there; replies that were held back go on their way."""
+        """Pass everything through; replies that were held back are sent on."""
         self._change(_Fault())
 
     def delay(self, seconds: float) -> None:
@@ -119,13 +119,13 @@ class Proxy:
         self._change(_Fault(after_replies, is_silent=True))
 
     def lose(self) -> None:
-        """Say nothing ever again on the connections that there are; new ones are as ever."""
+        """Never reply again on existing connections; new ones work as usual."""
         for connection in self._connections:
             connection.fault = _Fault(is_silent=True)
         self._fault = _Fault()
 
     async def wait_until_felt(self) -> None:
-        """Return when what was told last has met a reply."""
+        """Return when the last change has affected a reply."""
         await self._fault.is_felt.wait()
 
     async def refuse(self) -> None:
@@ -166,7 +166,7 @@ class Proxy:
 
 @asynccontextmanager
 async def tcp_proxy(host: str, port: int) -> AsyncIterator[tuple[Proxy, int]]:
-    """A proxy before a server, and the port on loopback at which it answers."""
+    """A proxy in front of a server, and the port on loopback at which it answers."""
     own_port = 0
 
     async def listen(accept: Accept) -> asyncio.Server:
@@ -182,7 +182,7 @@ async def tcp_proxy(host: str, port: int) -> AsyncIterator[tuple[Proxy, int]]:
 
 @asynccontextmanager
 async def unix_proxy(socket: Path, folder: Path) -> AsyncIterator[Proxy]:
-    """A proxy before a server on a Unix socket; it answers in `folder`, under the same name."""
+    """A proxy in front of a server on a Unix socket; it answers in `folder`, under the same name."""
     path = folder / socket.name
     async with _proxy(
         lambda: asyncio.open_unix_connection(socket), lambda accept: asyncio.start_unix_server(accept, path)
@@ -191,12 +191,12 @@ async def unix_proxy(socket: Path, folder: Path) -> AsyncIterator[Proxy]:
 
 
 def redis_proxy(url: str) -> AbstractAsyncContextManager[tuple[Proxy, str]]:
-    """A proxy before a Redis server, and the URL at which it answers."""
+    """A proxy in front of a Redis server, and the URL at which it answers."""
     return before_redis(url, tcp_proxy)
 
 
 def postgres_proxy(url: str) -> AbstractAsyncContextManager[tuple[Proxy, str]]:
-    """A proxy before a PostgreSQL server, and the URL at which it answers."""
+    """A proxy in front of a PostgreSQL server, and the URL at which it answers."""
     return before_postgres(url, tcp_proxy, unix_proxy)
 
 

@@ -30,7 +30,7 @@ def fetch(address: str, path: str = "/metrics") -> tuple[int, str]:
 
 
 async def scrape(address: str) -> dict[str, float]:
-    """The samples at an address, asked from a thread, as somebody outside does."""
+    """The samples at an address, fetched from a thread, as an outsider does."""
     status, text = await asyncio.to_thread(fetch, address)
     assert status == 200, text
     return parse(text)

@@ -87,7 +87,7 @@ class ServerProcess(ABC):
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """End it in good order, with what it holds written."""
+        """Shut it down in an orderly way, with its data written."""
         self._end(self.stop_signal)
 
     def kill(self) -> None:

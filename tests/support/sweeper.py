@@ -1,4 +1,4 @@
-"""A sweeper that stops before each of its steps, in a process of its own: to be killed there, or to stand still.
+"""A sweeper that stops before each of its steps, in a process of its own, to be killed or paused there.
 
 Run as a program it takes lines: `go TIME` forks a process that sweeps at that time; before each step the process says
 `step NAME` and waits for a line. At its end, `ended STATUS` is said.

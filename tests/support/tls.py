@@ -1,4 +1,4 @@
-"""TLS before a server that has none, Valkey or PostgreSQL: a small proxy, and the certificates for it."""
+"""TLS in front of a server that has none, Valkey or PostgreSQL: a small proxy, and its certificates."""
 
 import ipaddress
 import socket

@@ -1,4 +1,4 @@
-"""A relay between a client and a server that hears what is said: how often, which commands, which replies."""
+"""A relay between a client and a server that records the traffic: how often, which commands, which replies."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -67,7 +67,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Relay:
-    """Connects each client to the server, and passes on what they say until one of them hangs up."""
+    """Connects each client to the server, and passes bytes on until one side closes the connection."""
 
     def __init__(self, wire: Wire, connect: Callable[[], Awaitable[Streams]]) -> None:
         self._wire = wire
@@ -125,12 +125,12 @@ async def unix_wire(socket: Path, folder: Path) -> AsyncIterator[Wire]:
 
 
 def redis_wire(url: str) -> AbstractAsyncContextManager[tuple[Wire, str]]:
-    """A wire before a Redis server, and the URL at which it answers."""
+    """A wire to a Redis server, and the URL at which it answers."""
     return before_redis(url, tcp_wire)
 
 
 def postgres_wire(url: str) -> AbstractAsyncContextManager[tuple[Wire, str]]:
-    """A wire before a PostgreSQL server, and the URL at which it answers."""
+    """A wire to a PostgreSQL server, and the URL at which it answers."""
     return before_postgres(url, tcp_wire, unix_wire)
 
 
