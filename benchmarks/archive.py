@@ -1,4 +1,4 @@
-"""Archiving: expired sessions from Valkey to PostgreSQL, beside a raw pipeline over the same keys and rows.
+"""Archiving: expired sessions from Valkey to PostgreSQL, compared with a raw pipeline over the same keys and rows.
 
 The raw pipeline reads the same keys undecoded, COPYs the rows into both tables, inserts the words, and removes the keys
 and index entries: all rows, words and commands were made before. It sends with redis-py as it comes; beside it stands
@@ -84,7 +84,7 @@ class Bench:
         self._time = time
 
     async def fill(self, count: int, queries: int) -> list[Session]:
-        """So many sessions that have expired."""
+        """Add this many expired sessions."""
         await self._connection.execute(f"TRUNCATE {TABLES}")
         await self._redis.flushdb()
         created = []
@@ -135,7 +135,7 @@ class Bench:
         await pipeline.execute()
 
     async def measure(self, way: Callable[..., Awaitable[float]], count: int, queries: int) -> float:
-        """Milliseconds a session."""
+        """Milliseconds per session."""
         sessions = await self.fill(count, queries)
         records = [record for session in sessions if isinstance(record := (await self._read(session)), SessionRecord)]
         gc.collect()

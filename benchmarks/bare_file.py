@@ -1,4 +1,4 @@
-"""SQLite without us: a bare connection of the standard library, and one hop to a thread and back."""
+"""SQLite without fiml: a bare connection of the standard library, and one hop to a thread and back."""
 
 import asyncio
 import sqlite3

@@ -1,4 +1,4 @@
-"""A server of the SDK with one tool and nothing behind it: what a call and a start cost at the least.
+"""A server of the SDK with one tool and nothing behind it: the least that a call and a start can cost.
 
 python benchmarks/bare_server.py             # on standard input and output
 python benchmarks/bare_server.py 127.0.0.1 8123
@@ -43,7 +43,7 @@ def build(behind: Callable[[str], Awaitable[object]] = nothing) -> MCPServer[Non
 
     @server.tool(name="get-session-info")
     async def info(sessionId: str) -> Info:  # noqa: N803 - as the protocol has it
-        """How a session stands."""
+        """The state of a session."""
         await behind(sessionId)
         return Info(session_id=sessionId)
 

@@ -1,4 +1,4 @@
-"""How the cost goes with the history, users, concurrent writers and replicas."""
+"""How the cost grows with the history, users, concurrent writers and replicas."""
 
 import asyncio
 import itertools

@@ -43,7 +43,7 @@ async def embedded(engines: Engines) -> AsyncIterator[Comparison]:
 
 
 async def track(engines: Engines, folder: Path, level: Synchronous) -> Comparison:
-    """All are given what they append; ours a record, the others its text."""
+    """Each is given what it appends: fiml a record, the others its text."""
     plan = engines.plan
     body = json.dumps(looked_up(1).to_dict())
     settings = Settings(data_dir=folder / level.value, sqlite_synchronous=level)

@@ -1,4 +1,4 @@
-"""What encryption at rest costs: tracking, and reading by the length of the history, beside the same without.
+"""What encryption at rest costs: tracking, and reading by the length of the history, compared with no encryption.
 
 Both stores are embedded and don't wait for the disk, or with `--servers` on Valkey and PostgreSQL; rounds in turn,
 medians. The ratio is with encryption over without.

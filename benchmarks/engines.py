@@ -1,4 +1,4 @@
-"""The servers of a run, a store over them, and what speaks to them without us."""
+"""The servers of a run, a store over them, and clients that speak to them without fiml."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

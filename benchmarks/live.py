@@ -47,7 +47,7 @@ async def create(engines: Engines) -> Comparison:
 async def track(engines: Engines, history: int) -> Comparison:
     """A query appended; each round to a session of its own, which begins with the history.
 
-    All are given what they append: ours a record, the others its text.
+    Each is given what it appends: fiml a record, the others its text.
     """
 
     async def ours(calls: int) -> list[float]:
@@ -128,7 +128,7 @@ async def pages(engines: Engines) -> AsyncIterator[Comparison]:
 
 
 async def add_sessions(engines: Engines, count: int, *, user: str) -> None:
-    """So many sessions of a user more."""
+    """Add this many sessions of a user."""
     for start in range(0, count, _CREATED_AT_ONCE):
         some = range(start, min(start + _CREATED_AT_ONCE, count))
         await asyncio.gather(

@@ -1,10 +1,10 @@
-"""Many users on two replicas, of which one is killed and started again: what they lose, and how long calls take.
+"""Many users on two replicas, one of which is killed and restarted: what they lose, and how long calls take.
 
 python -m benchmarks.load --users 200 --seconds 60 --calls-per-second 60
 
 Valkey and PostgreSQL are started for the run. Users retry what isn't answered, with the same `requestId`. Afterwards
-the store is compared with what was acknowledged; exit code 1 on any error, loss or double. Beside it, at the same time,
-a tenth as many call two bare servers of the SDK with one tool.
+the store is compared with what was acknowledged; exit code 1 on any error, loss or duplicate. Beside it, at the same
+time, a tenth as many call two bare servers of the SDK with one tool.
 """
 
 import argparse
@@ -40,7 +40,7 @@ REPLICAS = 2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many users, for how long, how many calls all of them make a second."""
+    """How many users, for how long, and how many calls per second all of them make together."""
 
     users: int
     seconds: float
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What a run came to."""
+    """The outcome of a run."""
 
     seen: Seen
     bare: Seen
@@ -157,7 +157,7 @@ async def _crash_in_the_middle(replica: Replica, seconds: float) -> None:
 
 
 async def _load_bare(plan: Plan, servers: list[Replica], seen: Seen) -> None:
-    """One caller for ten users, at the same time: whatever else the machine does, both have to bear it."""
+    """One caller for every ten users, at the same time, so that other load on the machine affects both."""
     until = asyncio.get_running_loop().time() + plan.seconds
     urls = [server.url for server in servers]
     async with _client() as client:
@@ -180,7 +180,7 @@ def _client() -> httpx2.AsyncClient:
 
 
 async def compare(store: SessionStore, users: Sequence[User], outcome: Outcome) -> None:
-    """Look each session up in the store, and what of the users' is there besides."""
+    """Look up each session in the store, and any others of the users."""
     for number, user in enumerate(users):
         for session_id, kept in user.sessions.items():
             await _compare_session(store, session_id, kept, outcome)
@@ -229,12 +229,12 @@ def report(outcome: Outcome) -> str:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The value below which so many of a hundred lie."""
+    """The value below which that percentage lies."""
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else 0.0
 
 
 async def main() -> int:
-    """Print the table; 1 on an error, a loss or a double."""
+    """Print the table; 1 on an error, a loss or a duplicate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)

@@ -27,7 +27,7 @@ HEADERS = {
 
 
 class Refused(Exception):
-    """A server answered, and not with what was asked for."""
+    """A server answered, but not with what was asked for."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Seen:
 
 @dataclass
 class Acknowledged:
-    """What the servers said they have of a session, and what was sent to it besides."""
+    """What the servers acknowledged for a session, and what else was sent to it."""
 
     sent: set[str] = field(default_factory=set)
     records: set[str] = field(default_factory=set)

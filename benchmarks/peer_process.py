@@ -65,7 +65,7 @@ class OpenaiAgents:
 
 
 class Langgraph:
-    """The checkpointer: each step stores a checkpoint, and anew each channel that changed."""
+    """The checkpointer: each step stores a checkpoint, and again each channel that changed."""
 
     def __init__(self, saver: AsyncPostgresSaver) -> None:
         self._saver = saver

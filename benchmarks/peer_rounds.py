@@ -49,7 +49,7 @@ class Bench:
 
 
 async def timed(call: Call, count: int, *, before: int = 1) -> list[float]:
-    """The milliseconds of so many calls, after some that aren't counted."""
+    """The milliseconds of this many calls, after some that aren't counted."""
     for _ in range(before):
         await call()
     measured = []

@@ -25,7 +25,7 @@ _MAX_LINE_BYTES = 1 << 20
 
 
 class PeerFailed(Exception):
-    """A peer raised; the message has what."""
+    """A peer raised an exception, which the message names."""
 
 
 class Peers:

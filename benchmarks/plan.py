@@ -1,4 +1,4 @@
-"""How much is measured: quickly, to see whether it still stands, or in full, for figures to quote."""
+"""How much is measured: a quick run, to see whether all still works, or a full one, for figures to quote."""
 
 from dataclasses import dataclass
 

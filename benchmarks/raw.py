@@ -1,4 +1,4 @@
-"""The engines without us: a session as anybody would lay it out, over a bare client.
+"""The engines without fiml: a session as anybody would lay it out, over a bare client.
 
 What it writes is encoded before, and what it reads is decoded to dicts by the library that fiml decodes with.
 """
@@ -131,5 +131,5 @@ class RawListing:
 
 
 def digest(script: str) -> str:
-    """What the server knows a script by."""
+    """The digest by which the server knows a script."""
     return sha1(script.encode(), usedforsecurity=False).hexdigest()

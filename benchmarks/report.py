@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass
 class Facts:
-    """Figures that have no call to time: bytes, rates, peaks; each with what it is of."""
+    """Figures other than the time of a call: bytes, rates, peaks; each with what it measures."""
 
     title: str
     columns: list[str]
@@ -28,7 +28,7 @@ class Facts:
 
 @dataclass
 class Report:
-    """All that a run measured, in its order."""
+    """Everything that a run measured, in order."""
 
     machine: dict[str, str]
     comparisons: list[Comparison] = field(default_factory=list)
@@ -86,7 +86,7 @@ def machine(*, valkey: str, postgres: str) -> dict[str, str]:
 
 
 def line(comparison: Comparison) -> str:
-    """A comparison on one line, for whoever watches."""
+    """A comparison on one line, for whoever watches the run."""
     cells = _row(comparison)
     return f"{cells[0]:<44} {cells[1]:<24} {cells[2]:<44} {cells[3]:>6} {cells[4]:<12} {cells[5]}"
 

@@ -1,6 +1,6 @@
-"""A million operations by 32 callers, and what the memory of the process and of Valkey does meanwhile.
+"""A million operations by 32 callers, and how the memory of the process and of Valkey develops.
 
-Each caller leads one session after the other through its life, so that as many are live at the end as at the begin.
+Each caller leads one session after the other through its life, so that as many are live at the end as at the beginning.
 
     python -m benchmarks.soak --operations 1000000
 """

@@ -1,4 +1,4 @@
-"""What a session takes: bytes in Valkey while it lives, bytes in PostgreSQL when it has ended."""
+"""The space that a session takes: bytes in Valkey while it lives, bytes in PostgreSQL when it has ended."""
 
 from collections import Counter
 from typing import Any

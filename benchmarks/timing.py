@@ -83,7 +83,7 @@ async def one_ms(call: Call) -> float:
 
 
 async def in_turn(ways: Mapping[str, Batch], *, rounds: int, calls: int) -> dict[str, list[list[float]]]:
-    """What so many rounds of each way measured; every other round goes through the ways backwards."""
+    """What this many rounds of each way measured; every other round goes through the ways backwards."""
     measured: dict[str, list[list[float]]] = {name: [] for name in ways}
     for number in range(rounds):
         for name in list(ways) if number % 2 == 0 else reversed(list(ways)):
@@ -92,7 +92,7 @@ async def in_turn(ways: Mapping[str, Batch], *, rounds: int, calls: int) -> dict
 
 
 async def in_lockstep(ways: Mapping[str, Call], *, times: int) -> dict[str, list[float]]:
-    """What so many calls of each way took, one call of each after the other; every other time backwards.
+    """What this many calls of each way took, one call of each after the other; every other time backwards.
 
     Nothing but the ways themselves can make a difference of a few percent then, such as memory that was just in use.
     """
