@@ -105,7 +105,7 @@ async def test_the_wait_for_ones_turn_is_part_of_the_limit_and_no_failure_of_the
     await guard.call(provider)
 
     for _ in range(2):
-        with pytest.raises(Unavailable, match="too many questions at once"):
+        with pytest.raises(Unavailable, match="too many calls at once"):
             await guard.call(provider)
 
     assert provider.asked == 1

@@ -267,7 +267,9 @@ MEMORY = [
     Bad("update-session-context", {"sessionId": SESSION}, says=["writes nothing"]),
     Bad("update-session-context", {"sessionId": SESSION, "cites": [UNKNOWN]}, says=["is given alone"]),
     Bad(
-        "update-session-context", {"sessionId": SESSION, "note": "n", "cites": [UNKNOWN]}, says=["no record of session"]
+        "update-session-context",
+        {"sessionId": SESSION, "note": "n", "cites": [UNKNOWN]},
+        says=["not a record of session"],
     ),
     Bad("update-session-context", {"sessionId": SESSION, "conclusion": "c", "cites": ["seven", HUGE]}),
     Bad("update-session-context", {"sessionId": SESSION, "context": ["no map"]}),

@@ -233,7 +233,7 @@ async def test_a_citation_of_no_record_is_refused_and_nothing_written(open_store
         session = await store.create_session(["AAPL"], "equity")
 
         for cited in (uuid4(), query.id):
-            with pytest.raises(InvalidInput, match=f"{cited}, which is no record"):
+            with pytest.raises(InvalidInput, match=f"{cited}, which is not a record"):
                 await store.remember(session.id, context={"a": 1}, conclusions=["wrong"], cites=[cited])
 
         assert (await existing(store, session.id)).state.context == {}

@@ -329,7 +329,7 @@ async def test_a_service_that_the_sentinels_do_not_know_is_misconfigured() -> No
     ("url", "problem"),
     [
         ("redis://127.0.0.1:{port}/99", "has no database of that number; end FIML_REDIS_URL with one that it has"),
-        ("redis+sentinel://127.0.0.1:{port}/main", "is no Sentinel; begin FIML_REDIS_URL with redis://"),
+        ("redis+sentinel://127.0.0.1:{port}/main", "is not a Sentinel; begin FIML_REDIS_URL with redis://"),
     ],
 )
 async def test_an_address_that_the_server_does_not_serve_is_misconfigured(

@@ -225,7 +225,7 @@ def _wrong_address(refusal: str) -> str | None:
     if "DB index is out of range" in refusal:
         return "has no database of that number; end FIML_REDIS_URL with one that it has, such as /0"
     if "unknown command 'SENTINEL'" in refusal:
-        return "is no Sentinel; begin FIML_REDIS_URL with redis://"
+        return "is not a Sentinel; begin FIML_REDIS_URL with redis://"
     return None
 
 

@@ -112,7 +112,7 @@ class Quote(_Model):
     exchange: str | None
     source: str
     as_of: date = Field(description="date of the last bar; every figure is of this day")
-    market_time: Moment | None = Field(None, description="moment of the price, where the source tells it")
+    market_time: Moment | None = Field(None, description="moment of the price, if the source reports it")
     adjustment: Adjustment
     change: float | None = Field(description="price minus previous_close, in `currency`")
     change_percent: float | None = Field(description="change against previous_close: 1 is one per cent")

@@ -49,7 +49,7 @@ UserId = Annotated[
     str | None,
     Field(
         validation_alias=_also("userId"),
-        description=f"whose, at most {values.MAX_USER_ID_CHARACTERS} characters, e.g. analyst_001; left out: no user,"
+        description=f"user id, at most {values.MAX_USER_ID_CHARACTERS} characters, e.g. analyst_001; left out: no user,"
         " or all",
     ),
 ]
@@ -86,9 +86,9 @@ Cursor = Annotated[
 Tag = Annotated[str | None, Field(description="only with this tag, e.g. tech")]
 Asset = Annotated[str | None, Field(description="only about this asset, e.g. AAPL")]
 Hours = Annotated[
-    int, Field(description="hours to add, 1 to the maximum above, e.g. 24; the sum is cut at it from now"), _Whole
+    int, Field(description="hours to add, 1 to the maximum above, e.g. 24; the expiry is capped at it from now"), _Whole
 ]
-Days = Annotated[int, Field(description="sessions created within so many days, 1 to 3650, e.g. 30"), _Whole]
+Days = Annotated[int, Field(description="sessions created in this many days up to now, 1 to 3650, e.g. 30"), _Whole]
 Symbol = Annotated[str, Field(description="ticker, e.g. AAPL or ^GSPC", max_length=1000)]
 CoinSymbol = Annotated[str, Field(description="coin, e.g. BTC", max_length=1000)]
 Market = Annotated[str, Field(description="market of the ticker, e.g. US")]

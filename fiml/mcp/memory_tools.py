@@ -135,8 +135,8 @@ def memory_tools(runtime: Runtime) -> list[Tool]:
 
 def _resume_text(settings: Settings) -> str:
     return (
-        "Let an expired or archived session live again, with its id and whole history. Use it before going on with an"
-        " ended analysis; a live session stays as it is. Returns the new expiry:"
+        "Make an expired or archived session live again, with its id and whole history. Use it before continuing an"
+        " ended analysis; a live session is left as it is. Returns the new expiry:"
         f" `hours` from now, by default {settings.session_default_ttl_hours}, at most"
         f" {settings.session_max_ttl_hours}."
     )
@@ -158,6 +158,6 @@ CLOSE_TEXT = (
 )
 SEARCH_TEXT = (
     "Find earlier analyses by what is in them: words of titles, notes, context and queries, figures such as"
-    " pe_ratio < 30, symbol, type, tag, date. All that is given must hold. Use list-sessions for the newest ones only."
+    " pe_ratio < 30, symbol, type, tag, date. All criteria must match. Use list-sessions for the newest ones only."
     " Newest first; `searched` says which parts were looked through, `truncated` that next_cursor looks further."
 )

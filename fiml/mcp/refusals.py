@@ -31,7 +31,7 @@ _NEXT_STEPS: dict[type[FimlError], str] = {
     SessionExpired: "call resume-session to continue it, or create-analysis-session to begin a new one",
     SessionArchived: "call resume-session to continue it, or create-analysis-session to begin a new one",
     RateLimited: "tell the user when to ask again, and continue with what the session knows",
-    Unconfirmed: "look at what is there (get-session-info, list-sessions) before you call again",
+    Unconfirmed: "check what was written (get-session-info, list-sessions) before you call again",
     Unavailable: "call again in a minute; if it still fails, tell the user what is unavailable",
     SymbolNotFound: "call again with one of these; coins: search-by-coin, others: search-by-symbol",
     InvalidInput: "correct the argument and call again",

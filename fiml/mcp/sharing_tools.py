@@ -130,8 +130,8 @@ def sharing_tools(runtime: Runtime) -> list[Tool]:
 
 def _share_text(max_hours: int) -> str:
     return (
-        "Give a session to another user by name (withUser, role), or make a code for whoever redeems it first within"
+        "Share a session with another user by name (withUser, role), or make a code for whoever redeems it first within"
         f" codeHours, at most {max_hours}; also takes a role back, revokes a code, or redeems one that you were given"
         " (redeemCode). Only the owner shares. Use it when the user asks for it, never on your own. Shared sessions"
-        " show in the other's list-sessions and search."
+        " appear in the other user's list-sessions and search."
     )

@@ -174,31 +174,31 @@ def _create_text(settings: Settings) -> str:
         "Begin an analysis that remembers: returns a session_id to give as sessionId to the search tools, which then"
         " track each query and tell what changed. Use it once at the start of an analysis, not for single lookups."
         f" A session lives ttlHours (default {settings.session_default_ttl_hours}, at most"
-        f" {settings.session_max_ttl_hours}); then it is archived, readable still, and can be resumed. Assets are not"
+        f" {settings.session_max_ttl_hours}); then it is archived, still readable, and can be resumed. Assets are not"
         " checked against the market data."
     )
 
 
 def _extend_text(settings: Settings) -> str:
     return (
-        "Let a live session live longer, by `hours` from its expiry. Use it when an analysis goes on past"
-        " its time. An expired or archived session can't be extended. Returns the new expiry, at most"
+        "Extend a live session by `hours` from its expiry. Use it when an analysis takes longer than its"
+        " session lives. An expired or archived session can't be extended. Returns the new expiry, at most"
         f" {settings.session_max_ttl_hours} hours from now."
     )
 
 
 GET_TEXT = (
-    "What a session is about and how it stands: assets, times, number and types of queries, cache hit rate and the"
-    f" last {RECENT_QUERIES} queries with their results in a line. Use it to pick up an analysis by its id. Archived"
+    "What a session is about and its state: assets, times, number and types of queries, cache hit rate and the"
+    f" last {RECENT_QUERIES} queries, each with its result in a line. Use it to pick up an analysis by its id. Archived"
     " and expired sessions are shown too, and say so."
 )
 LIST_TEXT = (
     f"Find sessions: a page of them, {PAGE} by default, newest first, with title, assets, tags and times. Use it when"
     " the user means an earlier analysis whose id you don't have. Give next_cursor as cursor for the next page."
-    " Archived sessions are only in it with includeArchived."
+    " Archived sessions are included only with includeArchived."
 )
 STATS_TEXT = (
-    "What sessions add up to: how many, queries per session, duration, abandonment, the assets and the types of"
+    "Statistics over sessions: how many, queries per session, duration, abandonment, the assets and the types of"
     " queries most asked for. Use it for questions on the user's own working habits, not for market figures. Live and"
     " ended sessions count, by their creation within `days`."
 )

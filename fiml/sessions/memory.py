@@ -164,7 +164,7 @@ class MemoryVerbs:
         known |= {each.id for each in notes_in(session.state.context)}
         missing = [str(cited) for cited in cites if cited not in known]
         if missing:
-            problem = f"names {missing[0]}, which is no record of session {session_id}"
+            problem = f"names {missing[0]}, which is not a record of session {session_id}"
             raise InvalidInput("cites", problem, "cite ids of its queries and notes, as its context shows them")
 
 

@@ -290,15 +290,15 @@ def check_whole(record: SessionRecord, query_count: int) -> SessionRecord:
     lost = None
     totals = header.totals
     if not (_are_names(header.assets) and _are_names(header.tags)):
-        lost = "its assets or tags are no lists of names"
+        lost = "its assets or tags are not lists of names"
     elif {type(header.version), type(totals.total_queries), type(totals.cache_hits)} != {int}:
-        lost = "its version or its counts are no numbers"
+        lost = "its version or its counts are not numbers"
     elif header.type not in _TYPES:
         lost = f"its type {echo(header.type)} is unknown"
     elif query_count != header.totals.total_queries:
         lost = f"its history holds {query_count} of {header.totals.total_queries} queries"
     elif header.maps_bytes and not record.entries:
-        lost = "its entries are gone"
+        lost = "its entries are missing"
     if lost:
         raise CorruptRecord(f"live session {header.id}", lost)
     return record

@@ -71,7 +71,7 @@ class Guard:
                     return await self._caller(_is_worth_another_attempt, self._attempt, function, turn)
             except TimeoutError as exc:  # of the whole call; `_attempt` translates that of an attempt
                 if not turn.has_come:
-                    raise _Crowded(self.name, "too many questions at once") from exc
+                    raise _Crowded(self.name, "too many calls at once") from exc
                 raise Unavailable(self.name, f"no answer within {self.timeout_s:g} s") from exc
             except RateLimited as exc:
                 self._limited_until = exc.retry_at

@@ -96,7 +96,7 @@ class RedisSharing:
             return None
         demand(session_id, found.right, Right.OWN)
         if found.place is None or found.expires_at is None:
-            raise unreadable(f"live session {session_id}", found.format, "its creation, life or expiry is lost")
+            raise unreadable(f"live session {session_id}", found.format, "its creation, life or expiry is missing")
         if user_id is not None and found.place.user_id == user_id:
             refuse_owner(user_id)
         return found.place, found.expires_at
