@@ -39,7 +39,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "an id too long": (f"{'k' * 33}:{GOOD}", "1 to 32 letters, digits"),
     "no base64": (f"k1:{GOOD[:-5]}%%%%=", "line 1 isn't valid BASE64"),
     "a key too short": ("k1:AAAA", "line 1 has a key of 3 bytes"),
-    "the same id twice": (f"*k1:{GOOD}\nk1:{OTHER}", "line 2 has the key 'k1' once more"),
+    "the same id twice": (f"*k1:{GOOD}\nk1:{OTHER}", "line 2 repeats the key 'k1'"),
     "two current keys": (f"*k1:{GOOD}\n*k2:{OTHER}", "line 2 marks a second current key"),
     "no current key": (f"k1:{GOOD}\nk2:{OTHER}", "marks no key as the current one"),
 }
@@ -67,7 +67,7 @@ BROKEN_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a folder": (make_directory, "is not a file"),
     "readable by others": (lambda path: path.chmod(0o644), "chmod 600"),
     "writable by a group": (lambda path: path.chmod(0o620), "mode 0620"),
-    "no text": (lambda path: path.write_bytes(b"\xff\xfe"), "is no text"),
+    "no text": (lambda path: path.write_bytes(b"\xff\xfe"), "is not text"),
     "too large": (lambda path: path.write_bytes(b"#" * 1024 * 1024 + b"#"), "too large"),
 }
 

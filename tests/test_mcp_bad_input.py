@@ -174,7 +174,7 @@ NUMBERS = [
 ]
 CURSORS = [
     *(
-        listing("next_cursor of the page before", cursor=value)
+        listing("next_cursor of the previous page", cursor=value)
         for value in each(
             "",
             "abc",

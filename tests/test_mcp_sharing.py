@@ -114,7 +114,7 @@ async def test_a_code_is_redeemed_by_one_caller_once(tmp_path: Path, issuer: Iss
         ({"withUser": "ann"}, "withUser 'ann' owns the session"),
         ({"codeHours": 0}, "codeHours is 0"),
         ({"codeHours": True}, "codeHours"),
-        ({"revokeCode": "0"}, "no open code"),
+        ({"revokeCode": "0"}, "not the id of an open code"),
         ({"redeemCode": "x" * 101}, "redeemCode"),
         ({"redeemCode": "share_nonsense"}, "redeemCode is no open code"),
     ],

@@ -278,7 +278,7 @@ class TestUrl:
             ("redis+cluster://a:x", "is not a URL"),
             ("redis+cluster://a,,b", "is not a URL"),
             ("redis+cluster://a/1", "names database 1; a Cluster has only database 0"),
-            ("redis+sentinel://a", "lacks the name under which the Sentinels know the master"),
+            ("redis+sentinel://a", "lacks the name that the Sentinels have for the master"),
             ("redis+sentinel://a/main/x", "is not a URL; write redis\\+sentinel://"),
             ("redis+cluster://a?sentinel_password=p", "has a parameter that is not known"),
             ("redis://h?nonsense=1", "has the parameter 'nonsense'; known here are client_name, db,"),
@@ -320,7 +320,7 @@ async def test_a_service_that_the_sentinels_do_not_know_is_misconfigured() -> No
         await client.close()
 
     assert str(caught.value) == (
-        f"the Sentinels of FIML_REDIS_URL know no master 'nobody', but {SERVICE}; "
+        f"the Sentinels of FIML_REDIS_URL know no master 'nobody'; they know {SERVICE}; "
         "put the right name after their addresses"
     )
 
