@@ -116,7 +116,7 @@ async def test_a_code_is_redeemed_by_one_caller_once(tmp_path: Path, issuer: Iss
         ({"codeHours": True}, "codeHours"),
         ({"revokeCode": "0"}, "not the id of an open code"),
         ({"redeemCode": "x" * 101}, "redeemCode"),
-        ({"redeemCode": "share_nonsense"}, "redeemCode is no open code"),
+        ({"redeemCode": "share_nonsense"}, "redeemCode is not an open code"),
     ],
 )
 async def test_bad_input_is_refused_and_shares_nothing(

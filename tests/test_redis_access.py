@@ -281,7 +281,7 @@ class TestUrl:
             ("redis+sentinel://a", "lacks the name that the Sentinels have for the master"),
             ("redis+sentinel://a/main/x", "is not a URL; write redis\\+sentinel://"),
             ("redis+cluster://a?sentinel_password=p", "has a parameter that is not known"),
-            ("redis://h?nonsense=1", "has the parameter 'nonsense'; known here are client_name, db,"),
+            ("redis://h?nonsense=1", "has the parameter 'nonsense'; valid here are client_name, db,"),
             ("redis://h?max_connections=0", "has max_connections=0; give 1 or more"),
             ("redis://h?password=a&never=b", "has a parameter that is not known"),
             ("redis://h?ssl_ca_certs=x", "has the parameter ssl_ca_certs, which needs TLS; begin the URL with rediss"),

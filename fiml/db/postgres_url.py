@@ -49,7 +49,7 @@ def parse_postgres_url(database_url: str) -> tuple[URL, dict[str, Any]]:
     except (ArgumentError, ValueError):
         # The original message repeats the URL, and with it the password.
         raise Misconfigured(
-            "FIML_DATABASE_URL is no URL; valid is postgresql://user@host/name, with reserved characters of a "
+            "FIML_DATABASE_URL is not a URL; write postgresql://user@host/name, with reserved characters in the "
             "password percent-encoded"
         ) from None
     refuse_unknown("FIML_DATABASE_URL", database_url.partition("?")[2], url.query.keys(), _KNOWN)
@@ -101,7 +101,7 @@ def _connect_args(given: Mapping[str, str]) -> dict[str, Any]:
 
 def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> str:
     if value not in valid:
-        raise Misconfigured(f"FIML_DATABASE_URL has {name}={echo(value)}; valid are {', '.join(valid)}")
+        raise Misconfigured(f"FIML_DATABASE_URL has {name}={echo(value)}; valid values are {', '.join(valid)}")
     return value
 
 

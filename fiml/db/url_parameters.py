@@ -17,4 +17,4 @@ def refuse_unknown(variable: str, query: str, given: Collection[str], known: Col
         may_be_secret = "pass" in query or "@" in query
         shown = "a parameter that is not known" if may_be_secret else f"the parameter {echo(unknown[0])}"
         hint = ", and in a password & is %26" if may_be_secret else ""
-        raise Misconfigured(f"{variable} has {shown}; known here are {', '.join(known)}{hint}")
+        raise Misconfigured(f"{variable} has {shown}; valid here are {', '.join(known)}{hint}")

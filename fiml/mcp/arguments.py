@@ -81,7 +81,7 @@ IncludeArchived = Annotated[
 ]
 Limit = Annotated[int, Field(description=f"sessions per page, 1 to {values.MAX_PAGE}, e.g. 20"), _Whole]
 Cursor = Annotated[
-    str | None, Field(description="next_cursor of the page before, as it was, e.g. MTczNTA1NDIw...", max_length=500)
+    str | None, Field(description="next_cursor of the previous page, unchanged, e.g. MTczNTA1NDIw...", max_length=500)
 ]
 Tag = Annotated[str | None, Field(description="only with this tag, e.g. tech")]
 Asset = Annotated[str | None, Field(description="only about this asset, e.g. AAPL")]

@@ -92,7 +92,7 @@ async def _redeem(sessions: SessionVerbs, session_id: UUID, code: str) -> Shared
         return _as_guest(session_id, taken.value)
     own = await _as_owner(sessions, session_id)
     if all(open_code.id != digest_of(code) for open_code in own.open_codes):
-        raise InvalidInput("redeemCode", "is no open code", "leave it out: the session is yours already")
+        raise InvalidInput("redeemCode", "is not an open code", "leave it out: the session is already yours")
     return own
 
 
