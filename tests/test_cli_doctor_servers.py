@@ -128,8 +128,8 @@ class TestServer:
             FIML_DATABASE_URL=f"postgresql://{AWAY}/fiml?user=me&password=x@{PASSWORD}",
         )
 
-        assert "away" in line_about("Redis", result)
-        assert "away" in line_about("PostgreSQL", result)
+        assert "is unavailable" in line_about("Redis", result)
+        assert "is unavailable" in line_about("PostgreSQL", result)
         assert PASSWORD not in result.output
 
     @pytest.mark.parametrize("url", [f"redis://:{PASSWORD}/x@{AWAY}", f"redis://:x?{PASSWORD}@{AWAY}"])
