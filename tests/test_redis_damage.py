@@ -110,7 +110,7 @@ async def test_a_session_that_lost_its_place_is_not_shared(
     keys.set_field(field, None)
     before = keys.dump()
 
-    with pytest.raises(CorruptRecord, match="lost"):
+    with pytest.raises(CorruptRecord, match="missing"):
         await store.share_session(session.id, "bob")
 
     assert keys.dump() == before
