@@ -88,7 +88,7 @@ async def test_a_verb_of_the_store_is_one_operation_with_the_code_of_its_end(
         ("get_session", "invalid_session_id"),
         ("record_query", "session_archived"),
     ]
-    assert set(notebook.of(Timed.ENGINE)) == {("sqlite", "ok")}
+    assert set(notebook.of(Timed.ENGINE)) == {("sqlite", "ok"), ("sqlite", "session_archived")}
 
 
 async def test_each_exchange_with_redis_and_postgresql_is_measured(notebook: Notebook, deployment: Deployment) -> None:

@@ -304,7 +304,7 @@ async def test_every_error_is_typed_while_the_engines_are_away_and_calls_work_ag
     ("variable", "url"),
     [
         ("FIML_REDIS_URL", "redis://127.0.0.1:1?foo=bar"),
-        ("FIML_REDIS_URL", "redis://127.0.0.1:1?decode_responses=true"),
+        ("FIML_REDIS_URL", "redis://127.0.0.1:1?max_connections=0"),
         ("FIML_REDIS_URL", "redis://user:sec/ret@127.0.0.1:1"),
         ("FIML_DATABASE_URL", "postgresql://127.0.0.1:1/fiml?nonsense=1"),
         ("FIML_DATABASE_URL", "postgresql://127.0.0.1:1/fiml?connect_timeout=soon"),
