@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -12,6 +12,7 @@ import pytest
 
 from fiml.core.clock import to_micros
 from fiml.core.config import Settings
+from fiml.core.errors import SessionArchived
 from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.models import Session
 from fiml.sessions.store import SessionStore
@@ -142,6 +143,7 @@ async def test_an_access_is_noted_where_the_store_is_never_closed(file: Path, tm
     code = f"""
 import asyncio
 from fiml.core.config import Settings
+from fiml.core.errors import SessionArchived
 from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.store import SessionStore
 
@@ -187,6 +189,7 @@ async def test_many_processes_may_open_a_new_file_at_once(tmp_path: Path) -> Non
     code = f"""
 import asyncio
 from fiml.core.config import Settings
+from fiml.core.errors import SessionArchived
 from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.store import SessionStore
 
@@ -274,3 +277,29 @@ async def test_a_note_about_an_older_version_leaves_the_archive_alone(
         assert await second.archive_session(live.id)
     await store.list_user_sessions(OWNER)  # notes it first
     assert (await existing(store, live.id)).last_accessed_at == accessed
+
+
+async def test_a_session_that_is_archived_and_resumed_all_the_time_is_never_missed(store: SessionStore) -> None:
+    """The callers of one store take turns, so that each look of one may follow a move of another."""
+    session_id = (await made(store)).id
+
+    async def move() -> None:
+        for _ in range(30):
+            await store.archive_session(session_id)
+            await store.resume_session(session_id)
+
+    async def use() -> None:
+        query = make_query()
+        for _ in range(15):
+            session = await existing(store, session_id)
+            session.title = "used"
+            with suppress(SessionArchived):
+                await store.record_query(session_id, query)
+            with suppress(SessionArchived):
+                await store.extend_session(session_id, 1)
+            with suppress(SessionArchived):
+                await store.update_session(session_id, session)
+
+    await asyncio.gather(move(), move(), use())
+
+    assert not (await existing(store, session_id)).is_archived

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from copy import deepcopy
 from datetime import timedelta
 from typing import Any
@@ -18,7 +18,6 @@ from fiml.core.errors import (
     SessionExpired,
     SessionFull,
     SessionNotFound,
-    Unavailable,
 )
 from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.store import SessionStore
@@ -286,34 +285,6 @@ class RacesSuite(Suite):
 
             assert [len(session.state.history.queries) for session in found] == [2] * 8
             await stores[0].delete_session(session_id)
-
-    async def test_a_session_that_goes_to_and_fro_is_never_missed(self, open_store: OpenStore) -> None:
-        """The callers of one store take turns, so that each look of one may follow a move of another."""
-        async with open_store() as store:
-            session_id = await _session(store)
-
-            async def move() -> None:
-                for _ in range(2 * ROUNDS):
-                    with suppress(Unavailable):  # others may write without a pause
-                        await store.archive_session(session_id)
-                    await store.resume_session(session_id)
-
-            async def use() -> None:
-                query = make_query()
-                for _ in range(ROUNDS):
-                    session = await existing(store, session_id)
-                    session.title = "used"
-                    for change in (
-                        store.record_query(session_id, query),
-                        store.extend_session(session_id, 1),
-                        store.update_session(session_id, session),
-                    ):
-                        with suppress(SessionArchived):
-                            await change
-
-            await asyncio.gather(move(), move(), use())
-
-            await _assert_found_once([store], session_id, is_archived=False)
 
     async def test_creations_do_not_meet(self, stores: list[SessionStore]) -> None:
         ids = await asyncio.gather(*(_session(stores[n % 2]) for n in range(50)))
