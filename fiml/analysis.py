@@ -15,6 +15,7 @@ from fiml.core.errors import (
     CorruptRecord,
     FimlError,
     InvalidInput,
+    Misconfigured,
     NotSupported,
     SessionFull,
     Unavailable,
@@ -43,7 +44,7 @@ STORE_TIMEOUT_S = 5.0
 RECORD_TIMEOUT_S = 2.0
 _STORE = "the session store"
 _CHOSEN = {"exchange"}
-_UNTRACKABLE = (SessionFull, Unavailable, InvalidInput, CorruptRecord)
+_UNTRACKABLE = (SessionFull, Unavailable, InvalidInput, CorruptRecord, Misconfigured)
 _TYPE_OF_DEPTH = {Depth.QUICK: "price", Depth.STANDARD: "technical", Depth.DEEP: "comparative"}
 _MAX_FAILURE_CHARACTERS = 300
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import TypeVar
 
@@ -35,6 +36,22 @@ class Foiled(Faults):
     async def around(self, call: Callable[[], Awaitable[Result]]) -> Result:
         if self._crash_at is not None and self.calls == 1:
             await self._meanwhile()
+        return await super().around(call)
+
+
+class FailsOnce(Foiled):
+    """An engine is away for a single call of a process whose first try is foiled."""
+
+    _fails_at = 0
+
+    def fail_at(self, call: int) -> None:
+        self.crash_at(call + 1_000, is_reply_lost=False)
+        self._fails_at = call
+
+    async def around(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        if self._crash_at is not None and self.calls + 1 == self._fails_at:
+            self.calls += 1
+            raise Unavailable("the engine", "it is away in this test")
         return await super().around(call)
 
 
@@ -108,6 +125,24 @@ async def test_a_process_that_dies_while_it_keeps_others_from_writing_leaves_the
         if not has_died:
             break
     assert step > SECOND_TRY + 2
+
+
+async def test_an_archiving_that_fails_lets_the_others_write_at_once(
+    store: SessionStore, settings: Settings, clock: FrozenClock
+) -> None:
+    for step in count(SECOND_TRY):
+        session = await a_session(store)
+        foiled = FailsOnce(partial(store.record_query, session.id, make_query("between")))
+        async with open_watched_store(settings, foiled.around) as archiving:
+            foiled.fail_at(step)
+            with suppress(Unavailable):
+                await archiving.archive_session(session.id)
+            foiled.disarm()
+
+        if (await existing(store, session.id)).is_archived:
+            break
+        await store.record_query(session.id, make_query("after"))
+    assert step > SECOND_TRY + 1
 
 
 async def has_ended_normally(store: SessionStore) -> bool:

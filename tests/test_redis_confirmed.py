@@ -1,6 +1,7 @@
 """Writes that replicas must have before they are acknowledged."""
 
 from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 import redis
@@ -8,7 +9,14 @@ from structlog.testing import capture_logs
 
 from fiml.analysis import Question, ask
 from fiml.core.config import Settings
-from fiml.core.errors import Misconfigured, Unavailable, Unconfirmed
+from fiml.core.errors import (
+    Misconfigured,
+    SessionConflict,
+    SessionExpired,
+    SessionNotFound,
+    Unavailable,
+    Unconfirmed,
+)
 from fiml.market.models import Depth, Instrument, Quote
 from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService
@@ -57,6 +65,22 @@ async def test_too_few_replicas_are_reported_and_the_write_is_there(watched: Wat
     assert isinstance(caught.value, Unavailable)
     assert [each.id for each in found.state.history.queries] == [query.id]
     assert [each.id for each in again.state.history.queries] == [query.id]
+
+
+async def test_a_write_that_is_refused_is_not_said_to_be_done(
+    watched: Watched, deployment: Deployment, clock: FrozenClock
+) -> None:
+    async with SessionStore(confirming(watched, deployment, 1)) as careful:
+        session = await careful.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
+    async with SessionStore(confirming(watched, deployment, 2)) as store:
+        with pytest.raises(SessionNotFound):
+            await store.record_query(uuid4(), make_query())
+        with pytest.raises(SessionConflict):
+            await store.update_session(session.id, session, expected_version=session.version + 1)
+        clock.advance(hours=1)
+        for write in (store.record_query(session.id, make_query()), store.extend_session(session.id, 1)):
+            with pytest.raises(SessionExpired):
+                await write
 
 
 async def test_a_question_that_too_few_replicas_have_is_tracked_and_says_so(

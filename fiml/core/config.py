@@ -193,7 +193,7 @@ class Settings(BaseSettings):
         folder = _expanded(value)
         left_behind = value.absolute() / EMBEDDED_FILE
         # fiml 0.3 took ~ for the name of a folder: the sessions in it must not seem lost.
-        if folder != value and left_behind.exists() and not (folder / EMBEDDED_FILE).exists():
+        if folder != value and _is_there(left_behind) and not _is_there(folder / EMBEDDED_FILE):
             raise ValueError(
                 f"{left_behind} holds the sessions of an older fiml, which took ~ literally; move it to {folder}"
             )
@@ -332,6 +332,13 @@ def _expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise ValueError("begins with ~, but there is no such home folder; give the full path") from None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder on the way can't be entered
+        return False
 
 
 def _host(url: str) -> str | None:

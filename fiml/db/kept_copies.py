@@ -25,8 +25,8 @@ _log = structlog.get_logger()
 def keep(file: Path, *, found: str, needed: str) -> Path:
     """Copy a file as it is, by SQLite's own backup; the caller holds the lock of those who write to it.
 
-    The copy has the owner and the mode of the file. It replaces an equal one, which an interrupted upgrade left, and no
-    other one.
+    The copy has the owner and the mode of the file; if this user can't give it away, only this user may read it. It
+    replaces an equal one, which an interrupted upgrade left, and no other one.
 
     Raises:
         Misconfigured: the copy can't be made, or the file can't be written.

@@ -1,6 +1,6 @@
 """A Redis or Valkey client that sends scripts and commands in pipelines: each call is one round trip."""
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from copy import copy
 from typing import Any, NoReturn, Protocol, Self
 
@@ -115,8 +115,12 @@ class RedisClient:
         """
         return await self._run_stages(stages)
 
-    async def write(self, *stages: Sequence[Command]) -> list[Any]:
+    async def write(
+        self, *stages: Sequence[Command], was_done: Callable[[list[Any]], bool] = lambda _: True
+    ) -> list[Any]:
         """As `run_in_order`, for writes that must not get lost.
+
+        If scripts may refuse a write, `was_done` tells from their replies whether they did it.
 
         Raises:
             Unconfirmed: the write was done, but reached too few replicas.
@@ -125,7 +129,7 @@ class RedisClient:
             return await self._run_stages(stages)
         confirmed_by: list[int] = []
         replies = await self._run_stages(stages, confirmed_by)
-        if confirmed_by and min(confirmed_by) < self._replicas:
+        if confirmed_by and min(confirmed_by) < self._replicas and was_done(replies):
             raise Unconfirmed(f"Redis at {self._name}", min(confirmed_by), self._replicas)
         return replies
 

@@ -247,7 +247,10 @@ class SqliteFile:
 
     def _write_all_notes(self, connection: Connection) -> None:
         for note in self._notes.values():
-            note.write(connection)
+            try:
+                note.write(connection)
+            except CorruptRecord as exc:  # the other notes are not at fault
+                _log.warning("note_lost", problem=str(exc))
 
     def _in_sqlalchemy(self, function: Callable[[Connection], Result], begin: str = "BEGIN IMMEDIATE") -> Result:
         self._write_notes()

@@ -19,6 +19,7 @@ from fiml.mcp.refusals import next_step_of
 
 HEADERS_WITHIN_S = 10.0
 BODY_WITHIN_S = 20.0
+ID_WITHIN_S = 0.5
 # One of the codes that JSON-RPC reserves for servers.
 RATE_LIMITED = -32050
 _SAID_ONCE = (b"authorization", b"content-type", b"host", b"origin")
@@ -68,10 +69,11 @@ class _Call(msgspec.Struct):
 
 
 async def _id_of_call(receive: Receive) -> int | str | None:
-    """The id of a call whose body comes in one piece, as a usual one does; for a longer one nobody waits."""
+    """The id of a call whose body comes in one piece and at once, as usual; a refusal waits for no more than that."""
     try:
-        message = await receive()
-    except HTTPException:  # it didn't come in time
+        async with asyncio.timeout(ID_WITHIN_S):
+            message = await receive()
+    except (HTTPException, TimeoutError):
         return None
     if message["type"] != "http.request" or message.get("more_body", False):
         return None

@@ -257,6 +257,7 @@ class Backend(Protocol):
             SessionExpired: the session has expired.
             SessionArchived, SessionQuarantined: it isn't live.
             SessionFull: it has had too many changes.
+            Unavailable: others need longer than a second to archive it; nothing was written.
         """
 
     async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
@@ -335,7 +336,7 @@ class Backend(Protocol):
         """Replace the texts of a session's values, without a new version; `False` if `rewriting` returns `None`.
 
         The session may be live, archived or both. What others write meanwhile is not lost. Its format rises as with any
-        write, so that no older fiml goes on with it. A search then finds the words of the new texts only.
+        write (format 1 stays), so that no older fiml goes on with it. A search finds the words of the new texts only.
 
         Raises:
             Unavailable: the session is archived and resumed again and again.

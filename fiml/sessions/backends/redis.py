@@ -14,11 +14,10 @@ from datetime import datetime, timedelta
 from typing import Any, NoReturn
 from uuid import UUID
 
-import structlog
 from redis.exceptions import ResponseError
 
 from fiml.core.clock import to_micros
-from fiml.core.errors import InvalidInput, SessionConflict, SessionExpired, SessionFull, Unavailable
+from fiml.core.errors import FimlError, InvalidInput, SessionConflict, SessionExpired, SessionFull, Unavailable
 from fiml.db.redis_client import RedisClient
 from fiml.db.redis_commands import Command, Script
 from fiml.sessions import values
@@ -40,8 +39,6 @@ TOMBSTONE_S = 24 * 3600
 # A writer waits a second for a session that is being archived; that usually takes some milliseconds.
 _CLOSING_WAITS_S = [0.05] * 20
 _DONE = (b"written", b"known")
-
-_log = structlog.get_logger()
 
 READ, LOCATE, EXTEND, GO_ON, CLOSE = _OF_CALLERS = tuple(
     Script.load("fiml.sessions", "access", name) for name in ("read", "locate", "extend", "go_on", "close")
@@ -115,6 +112,11 @@ class RedisTier:
         right = None if record is None else right_of(record.header.user_id, record.header.grants, caller)
         return None if record is None or right is None else (record, right)
 
+    async def reopen(self, session_id: UUID) -> None:
+        """Let others write again to a session that is not being archived any more, if Redis can be reached."""
+        with suppress(FimlError):
+            await self._client.run([CLOSE([keys.header_key(session_id)], "", 0)])
+
     async def locate(self, session_id: UUID, caller: Caller = ANYBODY) -> Location | None:
         """What is needed to remove a session, which may be damaged and otherwise unreadable."""
         [stored] = await self._client.run([LOCATE([keys.header_key(session_id)], caller.user or "")])
@@ -149,7 +151,8 @@ class RedisTier:
             Unavailable: it was being archived all the time; nothing was written.
         """
         for wait_s in _CLOSING_WAITS_S:
-            replies = await self.telling_damage(session_id, self._client.write(commands))
+            writing = self._client.write(commands, was_done=_was_done)
+            replies = await self.telling_damage(session_id, writing)
             if replies[0] is None or replies[0][0] != b"closing":
                 return replies
             await asyncio.sleep(wait_s)
@@ -263,6 +266,11 @@ class RedisTier:
             return set()
         replies = await self._client.run([("EXISTS", keys.header_key(session_id)) for session_id in session_ids])
         return {session_id for session_id, is_there in zip(session_ids, replies, strict=True) if is_there}
+
+
+def _was_done(replies: list[Any]) -> bool:
+    """Whether the first of some commands changed a session, or found it changed."""
+    return replies[0] is not None and replies[0][0] in (*_DONE, b"extended")
 
 
 def _remove_for_good(session_id: UUID) -> Command:

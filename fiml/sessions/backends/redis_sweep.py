@@ -101,6 +101,8 @@ def _record(session_id: UUID, reply: Any) -> SessionRecord | CorruptRecord | Non
     try:
         record = fields.decode_record(session_id, reply)
         return record and checked(record, reply[2], reply[3])
+    except SchemaTooNew:
+        return None  # a later fiml has written it since the look: the next sweep postpones it
     except CorruptRecord as exc:
         return exc
 

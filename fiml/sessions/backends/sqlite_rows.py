@@ -215,13 +215,18 @@ def touch(connection: sqlite3.Connection, header: Header, now: datetime) -> None
 
 
 def note_access(connection: sqlite3.Connection, session_id: UUID, now: datetime) -> bool:
-    """Move the last access of a live session to `now`, unless it expired before that or was accessed later."""
+    """Move the last access of a live session to `now`, unless it expired before that or was accessed later.
+
+    Returns whether it is live.
+    """
     moved = connection.execute(
         "UPDATE active_sessions SET last_accessed_at = :now WHERE id = :id AND :now BETWEEN last_accessed_at + 1"
         " AND expires_at - 1",
         {"id": session_id.hex, "now": to_micros(now)},
     )
-    return moved.rowcount > 0
+    if moved.rowcount:
+        return True
+    return connection.execute("SELECT 1 FROM active_sessions WHERE id = ?", (session_id.hex,)).fetchone() is not None
 
 
 def delete(connection: sqlite3.Connection, session_ids: Sequence[UUID]) -> None:

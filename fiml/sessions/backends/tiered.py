@@ -6,15 +6,12 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from fiml.core.errors import RecordRefused, SessionConflict, Unavailable
+from fiml.core.errors import SessionConflict, Unavailable
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.audit import Act, longer_trail
 from fiml.sessions.backends import (
-    archive,
     archived_grants,
     at_rest,
     figures,
@@ -25,7 +22,6 @@ from fiml.sessions.backends import (
     redis_sweep,
     retention,
     rewriting,
-    words,
 )
 from fiml.sessions.backends.base import (
     Ended,
@@ -41,21 +37,17 @@ from fiml.sessions.backends.base import (
 )
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.backends.redis import Location
-from fiml.sessions.backends.redis_index import place_of
 from fiml.sessions.backends.redis_listing import RedisListing
 from fiml.sessions.backends.redis_sharing import RedisSharing
 from fiml.sessions.backends.sweep import Sweep
 from fiml.sessions.backends.tiered_looks import TieredLooks
+from fiml.sessions.backends.tiered_moves import TieredMoves
 from fiml.sessions.changes import Change
-from fiml.sessions.records import SessionRecord, with_all_totals
+from fiml.sessions.records import SessionRecord
 from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, demand
 
 SCRIPTS = (*redis.SCRIPTS, *redis_dump.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
 _TRIES = 10
-# Longer than moving the longest session takes. If the process dies meanwhile, writers wait this long.
-_CLOSED = timedelta(seconds=30)
-# PostgreSQL stores about 30 MiB of JSON a second: a longer history may take more than the two seconds of a call.
-_LONG_BYTES = 16 * 1024 * 1024
 EVERYBODYS = PageQuery(limit=rewriting.AT_ONCE)
 
 _log = structlog.get_logger()
@@ -71,6 +63,7 @@ class TieredBackend:
         self._sweeping = redis_sweep.RedisSweep(client.patient())
         self._listing = RedisListing(client)
         self._looks = TieredLooks(client, self._live, self._listing, database)
+        self._moves = TieredMoves(self._live, self._looks, database)
         self._sharing = RedisSharing(client, self._live)
         self._database = database
         self.keeping = Keeping(transact=database.transact, view=database.view, maintain=database.maintain)
@@ -145,21 +138,7 @@ class TieredBackend:
         )
 
     async def archive(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
-        closed_until = None
-        for _ in range(_TRIES):
-            found = await self._live.read_whole(session_id, caller=caller, closed_until=closed_until)
-            if found is None:
-                return False
-            record, right = found
-            demand(session_id, right, Right.WRITE)
-            entry = Act("archive", caller.name, ended.at).at_version(record.header.version)
-            record = with_all_totals(replace(record, trail=longer_trail(record.trail, entry)))
-            outcome = await self._move(record, ended)
-            if outcome != "changed":
-                return outcome == "removed"
-            # Others write faster than it moves: let them wait. After a crash, it is live as before.
-            closed_until = ended.at + _CLOSED
-        raise Unavailable(f"session {session_id}", "others keep writing to it")
+        return await self._moves.archive(session_id, ended, caller)
 
     def sweep(self, ended: Ended) -> AsyncIterator[SweepReport]:
         return Sweep(self._live_for_maintenance, self._sweeping, self._database, ended).run()
@@ -167,23 +146,7 @@ class TieredBackend:
     async def resume(
         self, session_id: UUID, *, until: datetime, now: datetime, caller: Caller = ANYBODY
     ) -> SessionRecord | None:
-        for _ in range(_TRIES):
-            live = await self._live.go_on(session_id, until=until, now=now, caller=caller)
-            if live is not None:
-                return live
-            ended = await self._looks.read_archived(session_id, caller)
-            if ended is None:
-                # It may have been resumed between the two looks.
-                return await self._live.go_on(session_id, until=until, now=now, caller=caller)
-            record, queries = at_rest.revived(ended, until=until, now=now, caller=caller)
-            outcome = await self._live.put(record, queries)
-            if outcome == "stored":
-                return await self._confirm(record, ended.header.version, caller)
-            if outcome == "deleted":
-                return None
-        raise Unavailable(
-            f"session {session_id}", "a later version than the archived one was live within the last hour"
-        )
+        return await self._moves.resume(session_id, until=until, now=now, caller=caller)
 
     async def delete(self, session_id: UUID, *, now: datetime, caller: Caller = ANYBODY) -> bool:
         live = await self._locate(session_id, caller, Right.OWN)
@@ -348,42 +311,3 @@ class TieredBackend:
         if found is not None:
             demand(session_id, found.right, needs)
         return found
-
-    async def _move(self, record: SessionRecord, ended: Ended) -> str:
-        """Archive first, then remove: a crash leaves a copy too many, never one too few."""
-        session_id = record.header.id
-        texts = await words.read_apart([record])
-        transact = self._database.transact
-        if record.header.history_bytes > _LONG_BYTES:
-            await self._looks.look_at_archive()
-            transact = self._database.maintain
-        try:
-            put = await transact(
-                lambda connection: archive.put(connection, [record], ended, texts=texts, is_patient=True)
-            )
-        except RecordRefused as exc:
-            raise RecordRefused(f"session {session_id}", exc.problem) from exc
-        if put.buried:
-            await self._live.remove_for_good(session_id, place_of(record.header))
-            return "absent"
-        [outcome] = await self._live.remove([record.header])
-        return outcome
-
-    async def _confirm(self, record: SessionRecord, archived_version: int, caller: Caller) -> SessionRecord | None:
-        """Remove the archived copy. If there is a newer one or a tombstone, it counts instead of what was resumed."""
-        session_id = record.header.id
-        was_overtaken = await self._database.transact(
-            lambda connection: _take_away(connection, session_id, archived_version)
-        )
-        if was_overtaken:
-            await self._live.remove([record.header])
-            return await self.resume(
-                session_id, until=record.header.expires_at, now=record.header.last_accessed_at, caller=caller
-            )
-        return record
-
-
-def _take_away(connection: Connection, session_id: UUID, version: int) -> bool:
-    if archive.remove(connection, session_id, version):
-        return False
-    return archive.is_buried(connection, session_id) or archive.find(connection, session_id) is not None

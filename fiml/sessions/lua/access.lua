@@ -12,11 +12,6 @@ local function right_of_caller()
   return held[2] and tonumber(held[2]) or nil
 end
 
--- Whether the session is being archived, so that nobody may write to it now.
-local function is_closing(now)
-  return tonumber(now) < tonumber(redis.call('HGET', KEYS[1], 'closing') or 0)
-end
-
 -- The values of fields of the header. The script fails if one is not a number, so call this before writing anything.
 local function numbers_of(...)
   local found = redis.call('HMGET', KEYS[1], ...)

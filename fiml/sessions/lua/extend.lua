@@ -13,7 +13,7 @@ local expiry, accessed, version, format = numbers_of('expires', 'accessed', 'ver
 if tonumber(format) > tonumber(ARGV[7]) then return {'format', format} end
 local now, expires = tonumber(ARGV[2]), tonumber(expiry)
 if now >= expires then return {'expired', expiry} end
-if is_closing(now) then return {'closing'} end
+if now < tonumber(redis.call('HGET', KEYS[1], 'closing') or 0) then return {'closing'} end
 
 local later = math.max(expires, math.min(expires + tonumber(ARGV[3]), tonumber(ARGV[4])))
 if later > expires then

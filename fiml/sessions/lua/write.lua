@@ -19,13 +19,13 @@ local right = right_of_caller()
 if not right then return nil end
 if right < 2 then return {'viewer'} end
 local before = redis.call('HMGET', header, 'expires', 'version', 'life', 'format', 'accessed', 'maps_bytes',
-  'history_bytes', 'totals', 'types', 'times', 'days')
+  'history_bytes', 'totals', 'types', 'times', 'days', 'closing')
 if string.find(before[4], '^%d+$') and tonumber(before[4]) > newest_format then return {'format', before[4]} end
 -- From here to 'Do' below, damage makes the script fail before it has written anything.
 local numbers = table.concat(before, ' ', 1, 7)
 assert(string.find(numbers, '^%-?%d+ %d+ %d+ %d+ %-?%d+ %d+ %d+$'), 'a field of the header is no number')
 if tonumber(now) >= tonumber(before[1]) then return {'expired', before[1]} end
-if is_closing(now) then return {'closing'} end
+if tonumber(now) < tonumber(before[12] or 0) then return {'closing'} end
 if expected_version and expected_version ~= tonumber(before[2]) then return {'conflict', before[2]} end
 local expires, life, accessed = before[1], before[3], before[5]
 if tonumber(now) > tonumber(accessed) then accessed = now end
@@ -80,8 +80,8 @@ end
 
 -- An encrypted value counts with its size before encryption (see sealed.py), so that encryption changes no limit.
 local function size_of(text)
-  local head = string.match(text, '^"fiml%-enc:1:[%w_.-]+:')
-  if not head then return #text end
+  local head, key = string.match(text, '^("fiml%-enc:1:([%w_.-]+):)')
+  if not head or #key > 32 then return #text end
   return math.floor((#text - #head - 1) * 3 / 4) - 28
 end
 local is_counted = {}
