@@ -34,7 +34,7 @@ def keep(file: Path, *, found: str, needed: str) -> Path:
     copy = file.with_name(f"{file.name}{_BEFORE}{needed}")
     unfinished = copy.with_name(copy.name + _UNFINISHED)
     was_interrupted = unfinished.exists()
-    if not os.access(file, os.W_OK):  # every try would make a copy, and then fail
+    if not _may_write(file):  # every try would make a copy, and then fail
         raise Misconfigured(
             f"{file} has to be upgraded, but can't be written; give this user permission to write to it"
         )
@@ -58,6 +58,11 @@ def keep(file: Path, *, found: str, needed: str) -> Path:
         _log.warning("upgrade_was_interrupted", file=str(file), schema=found, next_step="it is begun again")
     _log.info("upgrade_keeps_a_copy", file=str(file), copy=str(copy), schema=found)
     return copy
+
+
+def _may_write(file: Path) -> bool:
+    # Not by opening it: to close it again would end the locks that SQLite has on the file in this process.
+    return os.access(file, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _create_like(file: Path, copy: Path) -> None:
