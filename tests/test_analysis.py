@@ -269,6 +269,19 @@ async def test_another_principals_session_is_not_found(store: SessionStore, mark
     assert (await current(store, session)).state.history.total_queries == 0
 
 
+async def test_a_file_that_takes_no_writes_any_more_costs_the_record_and_not_the_answer(
+    store: SessionStore, market: MarketService
+) -> None:
+    session = await begin(store)
+    await store._backend._file.read(lambda connection: connection.execute("PRAGMA query_only=ON"))  # type: ignore[attr-defined]
+
+    answer = await ask(AAPL, market=market, sessions=store, session_id=session.id)
+
+    assert (answer.market.quote.symbol, answer.tracked, answer.total_queries) == ("AAPL", False, None)
+    assert answer.reason is not None
+    assert "can't be opened for writing" in answer.reason
+
+
 async def test_a_full_session_keeps_what_it_held(sqlite_settings: Settings, market: MarketService) -> None:
     assert sqlite_settings.data_dir is not None
     async with open_temporary_store(sqlite_settings.data_dir, session_max_queries_per_session=1) as store:
