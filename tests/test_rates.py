@@ -16,7 +16,7 @@ from fiml.access import rates
 from fiml.access.rates import ALONE_FOR, Allowances, OwnAllowances, Rate, SharedAllowances, key_of, open_allowances
 from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured
-from fiml.mcp.limits import RATE_LIMITED
+from fiml.mcp.limits import BODY_WITHIN_S, RATE_LIMITED
 from fiml.testing import FrozenClock
 from tests.support.deployment import Deployment
 from tests.support.http_server import http_server
@@ -275,3 +275,22 @@ def test_a_rate_that_makes_no_sense_is_refused_at_start(field: str, value: float
 
 def _settings(redis_url: str) -> Settings:
     return Settings(redis_url=redis_url, database_url="postgresql://127.0.0.1:1/nobody-asks-it")
+
+
+async def test_a_refused_call_is_answered_although_its_body_never_comes(tmp_path: Path) -> None:
+    issuer = Issuer()
+    variables = issuer.variables(tmp_path / "keys.json") | {
+        "FIML_HTTP_RATE_PER_MINUTE": "1",
+        "FIML_HTTP_RATE_BURST": "1",
+    }
+    async with http_server(tmp_path / "data", **variables) as server:
+        token = f"Bearer {issuer.token()}"
+        await server.post(LIST_TOOLS, authorization=token)
+        reader, writer = await server.connect()
+        lines = ("POST /mcp HTTP/1.1", "Host: localhost", f"Authorization: {token}", "Content-Length: 9")
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        async with asyncio.timeout(BODY_WITHIN_S / 2):
+            status = await reader.readline()
+        writer.close()
+
+    assert status.startswith(b"HTTP/1.1 429 ")
