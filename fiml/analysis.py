@@ -1,5 +1,7 @@
 """A question asked within a session: the market's answer, the record of it, and what changed since the last look."""
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -140,17 +142,36 @@ async def ask(
     except (Unavailable, CorruptRecord) as exc:
         answer = await _ask_alone(question, market, timeout_s - elapsed_ms() / 1000, reason=str(exc))
         return answer.model_copy(update={"session_id": parsed})
-    record_id = record_id or uuid4()
+    asked = _Asked(question, market, sessions, session, record_id or uuid4(), timeout_s, elapsed_ms)
     try:
-        async with answer_within(timeout_s - elapsed_ms() / 1000, _name_of(market)):
+        async with answer_within(asked.left_s(), _name_of(market)):
             looked = await _look(question, market, session)
     except (Unavailable, NotSupported) as exc:
-        # A failure is recorded under its own id, so that the question, asked again, can be recorded under `record_id`.
-        failure_id = uuid5(record_id, exc.code)
-        await _record_failure(question, market, sessions, session, exc, failure_id, elapsed_ms(), timeout_s)
+        await _record_failure(asked, exc)
         raise
-    _refuse_another_question(question.parameters(looked.instrument), session, record_id)
-    return await _record(question, looked, sessions, session, record_id, elapsed_ms(), timeout_s)
+    _refuse_another_question(question.parameters(looked.instrument), session, asked.record_id)
+    return await _record(asked, looked)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question that is being asked within a session, and the time it has."""
+
+    question: Question
+    market: MarketService
+    sessions: SessionVerbs
+    session: Session
+    record_id: UUID
+    timeout_s: float
+    elapsed_ms: Callable[[], float]
+
+    def left_s(self) -> float:
+        """Seconds until the question must be answered."""
+        return self.timeout_s - self.elapsed_ms() / 1000
+
+    def recording(self) -> AbstractAsyncContextManager[None]:
+        """The time in which the store must have recorded the question."""
+        return answer_within(self.left_s() + RECORD_TIMEOUT_S, _STORE)
 
 
 def _refuse_another_question(asked: dict[str, Any], session: Session, record_id: UUID) -> None:
@@ -209,32 +230,24 @@ async def _look(question: Question, market: MarketService, session: Session) -> 
     return _Look(instrument=instrument, found=found, held=held, is_hit=is_hit, others=others, compared=compared)
 
 
-async def _record(
-    question: Question,
-    looked: _Look,
-    sessions: SessionVerbs,
-    session: Session,
-    record_id: UUID,
-    elapsed_ms: float,
-    timeout_s: float,
-) -> Answer:
-    found, held = looked.found, looked.held
+async def _record(asked: _Asked, looked: _Look) -> Answer:
+    question, found, held = asked.question, looked.found, looked.held
     answer = Answer(
         market=found,
         depth=question.depth,
         not_compared_count=len(looked.others) - len(looked.compared) if question.depth is Depth.DEEP else 0,
         cache_hit=looked.is_cache_hit,
         layer=looked.layer,
-        session_id=session.id,
+        session_id=asked.session.id,
         since_last_look=None if held is None else since(held, found),
     )
     quote = found.quote
     query = QueryRecord(
-        id=record_id,
+        id=asked.record_id,
         query_type=query_type(found),
         parameters=question.parameters(looked.instrument),
         result_summary=summarize(found),
-        execution_time_ms=round(elapsed_ms, 3),
+        execution_time_ms=round(asked.elapsed_ms(), 3),
         cache_hit=looked.is_cache_hit,
         provider=quote.source,
         as_of=quote.market_time or quote.as_of,
@@ -245,7 +258,7 @@ async def _record(
         figures=found.figures,
     )
     kept = holding(held if looked.is_hit else None, question.depth, looked.instrument, found, looked.compared)
-    return await _track(answer, query, sessions, kept, timeout_s - elapsed_ms / 1000 + RECORD_TIMEOUT_S)
+    return await _track(asked, answer, query, kept)
 
 
 def _is_cached(found: MarketAnswer) -> bool:
@@ -257,43 +270,35 @@ def _known_at(found: MarketAnswer) -> datetime:
     return max((part.known_at for part in found.delivery.values()), default=clock.now())
 
 
-async def _record_failure(
-    question: Question,
-    market: MarketService,
-    sessions: SessionVerbs,
-    session: Session,
-    error: FimlError,
-    record_id: UUID,
-    elapsed_ms: float,
-    timeout_s: float,
-) -> None:
-    asked = question.parameters(None)
+async def _record_failure(asked: _Asked, error: FimlError) -> None:
+    """Record it under an id of its own, so that the question, asked again, can be recorded under its `record_id`."""
+    parameters = asked.question.parameters(None)
     query = QueryRecord(
-        id=record_id,
-        query_type=_TYPE_OF_DEPTH[question.depth],
-        parameters=asked,
-        result_summary=f"{asked['symbol']}: failed: {error}"[:_MAX_FAILURE_CHARACTERS],
-        execution_time_ms=round(elapsed_ms, 3),
-        provider=market.source,
+        id=uuid5(asked.record_id, error.code),
+        query_type=_TYPE_OF_DEPTH[asked.question.depth],
+        parameters=parameters,
+        result_summary=f"{parameters['symbol']}: failed: {error}"[:_MAX_FAILURE_CHARACTERS],
+        execution_time_ms=round(asked.elapsed_ms(), 3),
+        provider=asked.market.source,
         error=error.code,
     )
+    session_id = asked.session.id
     try:
-        async with answer_within(timeout_s - elapsed_ms / 1000 + RECORD_TIMEOUT_S, _STORE):
-            await sessions.record_query(session.id, query)
+        async with asked.recording():
+            await asked.sessions.record_query(session_id, query)
     except Unconfirmed as exc:
-        _log.warning("failed_query_unconfirmed", session_id=str(session.id), reason=str(exc))
+        _log.warning("failed_query_unconfirmed", session_id=str(session_id), reason=str(exc))
     except _UNTRACKABLE as exc:
         # The caller gets the failure itself; that it couldn't be recorded is only logged.
-        _log.warning("failed_query_not_recorded", session_id=str(session.id), reason=str(exc))
+        _log.warning("failed_query_not_recorded", session_id=str(session_id), reason=str(exc))
 
 
-async def _track(answer: Answer, query: QueryRecord, sessions: SessionVerbs, kept: Held, timeout_s: float) -> Answer:
-    assert answer.session_id is not None  # noqa: S101 - only a question within a session is tracked
+async def _track(asked: _Asked, answer: Answer, query: QueryRecord, kept: Held) -> Answer:
     quote = kept.answer.quote
     try:
-        async with answer_within(timeout_s, _STORE):
-            totals = await sessions.record_query(
-                answer.session_id,
+        async with asked.recording():
+            totals = await asked.sessions.record_query(
+                asked.session.id,
                 query,
                 context={"last_symbol": quote.symbol, "last_query_type": query.query_type},
                 intermediate_results={result_key(quote): kept.model_dump(mode="json")},
