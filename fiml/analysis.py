@@ -323,7 +323,7 @@ def summarize(answer: MarketAnswer) -> str:
     """A line for the history, with the price, its currency, date and source."""
     quote = answer.quote
     change = "" if quote.change_percent is None else f" ({quote.change_percent:+.2f}%)"
-    line = f"{quote.symbol}: {quote.price_label} {quote.price:,.2f} {quote.currency}{change}, {quote.as_of}"
+    line = f"{quote.symbol}: {quote.price_label} {quote.price_text}{change}, {quote.as_of}"
     compared = f"; compared with {', '.join(c.other for c in answer.comparisons)}" if answer.comparisons else ""
     oldest = min((part.known_at for part in answer.delivery.values() if part.is_stale), default=None)
     stale = "" if oldest is None else f", stale: known {clock.to_iso(oldest)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fiml.analysis import Question, ask
+from fiml.analysis import Question, ask, summarize
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, Unavailable
 from fiml.market.models import AssetKind, Depth, Instrument, Quote
@@ -75,6 +75,25 @@ async def test_a_deep_record_has_every_figure_of_the_answer(store: SessionStore)
     assert query.figures["rsi_14"] == answer.market.technicals.rsi_14
     assert query.figures["correlation:MSFT"] == answer.market.comparisons[0].correlation
     assert "pe_ratio" not in query.figures  # the sample has none
+
+
+@pytest.mark.parametrize(
+    ("price", "text"),
+    [
+        (8709.49, "8,709.49"),
+        (1.0, "1.00"),
+        (0.07234, "0.07234"),
+        (1.23456e-5, "0.00001235"),
+        (1.7e-10, "0.0000000001700"),
+    ],
+)
+async def test_the_line_of_a_record_shows_a_price_however_small(price: float, text: str) -> None:
+    market = MarketService(SampleProvider())
+    found = await market.answer(await market.coin("BTC"), Depth.QUICK)
+
+    line = summarize(found.model_copy(update={"quote": found.quote.model_copy(update={"price": price})}))
+
+    assert line == f"BTC: close {text} USD (-0.01%), 2020-01-17, source sample"
 
 
 async def test_an_answer_from_the_session_says_so_and_keeps_when_it_was_learnt(

@@ -167,6 +167,17 @@ def test_a_figure_with_too_few_bars_is_null_and_says_how_many_it_needs() -> None
     assert found.missing.keys() == {name for name, figure in found if figure is None and name != "note"}
 
 
+@pytest.mark.parametrize("price", [0.0123456789, 1.23456789e-5, 1.7e-10])
+def test_the_averages_and_extremes_of_a_price_far_below_one_keep_seven_digits(price: float) -> None:
+    closes = [price * (1 + day % 7 / 10) for day in range(400)]
+
+    found = technicals(make_bars(closes), AssetKind.COIN)
+
+    assert found.sma_20 == pytest.approx(sum(closes[-20:]) / 20, rel=1e-6)
+    assert found.ema_26 == pytest.approx(ema(closes, 26), rel=1e-6)
+    assert (found.low_52w, found.high_52w) == pytest.approx((min(closes), max(closes)), rel=1e-6)
+
+
 def test_a_price_that_never_moved_has_no_rsi() -> None:
     found = technicals(make_bars([5.0] * 30), AssetKind.EQUITY)
 

@@ -184,7 +184,7 @@ def _say(console: Console, text: str) -> None:
 def _show(console: Console, answer: Answer) -> None:
     quote = answer.market.quote
     change = "" if quote.change_percent is None else f" ([{_color(quote.change)}]{quote.change_percent:+.2f}%[/])"
-    _say(console, f"[bold]{quote.symbol}[/]  {quote.price_label} [bold]{quote.price:,.2f} {quote.currency}[/]{change}")
+    _say(console, f"[bold]{quote.symbol}[/]  {quote.price_label} [bold]{quote.price_text}[/]{change}")
     _say(
         console, f"      as of {quote.as_of}, {quote.exchange}, source {quote.source}, adjusted for {quote.adjustment}"
     )

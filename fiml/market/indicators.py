@@ -1,6 +1,6 @@
 """Figures computed from bars, by pure functions.
 
-Fractions and prices are rounded to 6 decimals, the RSI to 4.
+Fractions and prices are rounded to 6 decimals (prices below 1 to 7 digits), the RSI to 4.
 """
 
 import math
@@ -113,8 +113,13 @@ def _too_few(needed: int, found: int) -> _Absent:
     return _Absent(f"needs {needed} bars, there are {found}")
 
 
+def _rounded_price(price: float) -> float:
+    """To 6 decimals, but to at least 7 digits: a coin may cost less than a millionth."""
+    return round(price, max(6, 6 - math.floor(math.log10(price))))
+
+
 def _of_closes(closes: Sequence[float], needed: int, figure: Callable[[], float]) -> float | _Absent:
-    return _rounded(figure()) if len(closes) >= needed else _too_few(needed, len(closes))
+    return figure() if len(closes) >= needed else _too_few(needed, len(closes))
 
 
 def _averages(closes: list[float]) -> dict[str, float | _Absent]:
@@ -122,10 +127,10 @@ def _averages(closes: list[float]) -> dict[str, float | _Absent]:
 
     def simple(period: int) -> float | _Absent:
         # Only the bars of the window: talipp accumulates rounding errors from bar to bar.
-        return _of_closes(closes, period, lambda: float(SMA(period, closes[-period:])[-1]))
+        return _of_closes(closes, period, lambda: _rounded_price(float(SMA(period, closes[-period:])[-1])))
 
     def exponential(period: int) -> float | _Absent:
-        return _of_closes(closes, period, lambda: float(EMA(period, closes)[-1]))
+        return _of_closes(closes, period, lambda: _rounded_price(float(EMA(period, closes)[-1])))
 
     return {
         "sma_20": simple(20),
@@ -151,14 +156,14 @@ def _volatility(closes: list[float], calendar: _Calendar) -> float | _Absent:
 
     def annual() -> float:
         returns = [math.log(later / earlier) for earlier, later in pairwise(window)]
-        return statistics.stdev(returns) * math.sqrt(calendar.year)
+        return _rounded(statistics.stdev(returns) * math.sqrt(calendar.year))
 
     return _of_closes(closes, calendar.quarter + 1, annual)
 
 
 def _returns(closes: list[float], calendar: _Calendar) -> dict[str, float | _Absent]:
     def over(count: int) -> float | _Absent:
-        return _of_closes(closes, count + 1, lambda: closes[-1] / closes[-count - 1] - 1)
+        return _of_closes(closes, count + 1, lambda: _rounded(closes[-1] / closes[-count - 1] - 1))
 
     return {
         "return_1d": over(calendar.day),
@@ -199,7 +204,7 @@ def _extremes(bars: Sequence[Bar], needed: int) -> dict[str, Any]:
         lows = ((bar.low or bar.close, bar.date) for bar in bars)
     high, high_on = max(highs, key=lambda pair: pair[0])
     low, low_on = min(lows, key=lambda pair: pair[0])
-    return dict(zip(names, (_rounded(high), high_on, _rounded(low), low_on), strict=True))
+    return dict(zip(names, (_rounded_price(high), high_on, _rounded_price(low), low_on), strict=True))
 
 
 def _gaps(bars: Sequence[Bar], calendar: _Calendar) -> str | None:

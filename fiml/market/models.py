@@ -128,6 +128,12 @@ class Quote(_Model):
     note: str | None = Field(description="what to know about these figures")
     missing: Missing
 
+    @property
+    def price_text(self) -> str:
+        """The price and its currency for a reader: with 2 decimals, or 4 digits if it is below 1."""
+        decimals = 3 - math.floor(math.log10(self.price)) if 0 < self.price < 1 else 2
+        return f"{self.price:,.{decimals}f} {self.currency}"
+
 
 class Fundamentals(_Model):
     """A company's figures, as its source reports them."""
