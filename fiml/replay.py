@@ -22,7 +22,11 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
-    """A figure that changed by more than the tolerance; `change` is relative, and `None` if it can't be computed."""
+    """A figure that changed by more than the tolerance.
+
+    `change` is relative to the size of the old figure, so that it is positive if the figure rose; `None` if it can't be
+    computed.
+    """
 
     figure: str
     then: float
@@ -208,7 +212,7 @@ def _drift(figure: str, then: float, now: float | None, tolerance: float) -> Dri
         return Drift(figure=figure, then=then, now=None, change=None)
     if math.isclose(now, then, rel_tol=0, abs_tol=tolerance * abs(then)):
         return None
-    change = None if then == 0 else now / then - 1
+    change = None if then == 0 else (now - then) / abs(then)
     return Drift(figure=figure, then=then, now=now, change=change if change is None or math.isfinite(change) else None)
 
 

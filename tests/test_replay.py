@@ -143,6 +143,21 @@ async def test_a_figure_that_is_gone_is_a_drift(store: SessionStore) -> None:
     assert (drift.figure, drift.then, drift.now, drift.change) == ("pe_ratio", 29.0, None, None)
 
 
+@pytest.mark.parametrize(("then", "change"), [(-0.5, -0.7778), (-1.0, 0.1111), (0.5, -2.7778), (0.0, None)])
+async def test_a_change_is_positive_if_the_figure_rose_even_from_below_zero(
+    store: SessionStore, then: float, change: float | None
+) -> None:
+    """The change of Apple's price is now -0.8889 per cent."""
+    session = await store.create_session(["AAPL"], "equity")
+    query = QueryRecord("price", {"symbol": "AAPL", "depth": "quick"}, figures={"change_percent": then})
+    await store.record_query(session.id, query)
+
+    found = await replay(await existing(store, session.id), market=SAMPLE)
+
+    [drift] = found.queries[0].drifts
+    assert drift.change == (None if change is None else pytest.approx(change))
+
+
 async def test_nothing_is_written_and_the_result_is_json(store: SessionStore) -> None:
     session = await analysed(store, "AAPL")
 
