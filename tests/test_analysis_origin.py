@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 
 from fiml.analysis import Question, ask, summarize
 from fiml.core.config import Settings
-from fiml.core.errors import InvalidInput, Unavailable
-from fiml.market.models import AssetKind, Depth, Instrument, Quote
+from fiml.core.errors import InvalidInput, SymbolNotFound, Unavailable
+from fiml.market.models import AssetKind, Bars, Depth, Instrument, Quote
 from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService
 from fiml.sessions.models import QueryRecord, Session
@@ -217,6 +218,32 @@ async def test_a_coin_is_compared_with_coins_though_an_equity_has_the_symbol(sto
     answer = await ask(question, market=MarketService(Exchanges()), sessions=store, session_id=session.id)
 
     assert [comparison.other for comparison in answer.market.comparisons] == ["ETH"]
+
+
+class Pairs(Exchanges):
+    """A market of coins that trade against dollars and euros; Litecoin against dollars only."""
+
+    async def instrument(
+        self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
+    ) -> Instrument:
+        if (symbol, pair) == ("LTC", "EUR"):
+            raise SymbolNotFound("LTC", source=self.source, known=[])
+        return await super().instrument(symbol, kind, market=market, exchange=exchange, pair=pair)
+
+    async def bars(self, instrument: Instrument) -> Bars:
+        return replace(await super().bars(instrument), currency=instrument.currency)
+
+
+async def test_a_coin_is_compared_with_coins_in_its_own_currency_if_they_have_it(store: SessionStore) -> None:
+    session = await store.create_session(["BTC", "ETH", "LTC"], "crypto")
+    question = Question(symbol="BTC", kind=AssetKind.COIN, pair="EUR", depth=Depth.DEEP)
+
+    answer = await ask(question, market=MarketService(Pairs()), sessions=store, session_id=session.id)
+
+    assert {comparison.other: comparison.note for comparison in answer.market.comparisons} == {
+        "ETH": None,
+        "LTC": "BTC is priced in EUR, LTC in USD: their returns leave out the exchange rate",
+    }
 
 
 async def test_a_hanging_store_costs_a_bounded_time_and_leaves_the_answer_untracked(

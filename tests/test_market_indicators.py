@@ -26,6 +26,7 @@ def make_bars(
     first_day: date = FIRST_DAY,
     adjustment: Adjustment = Adjustment.SPLITS,
     spread: float | None = None,
+    currency: str = "USD",
 ) -> Bars:
     """One bar a day; with a spread, highs and lows lie that far from the close."""
     days = [first_day + timedelta(days=count) for count in range(len(closes))]
@@ -35,7 +36,7 @@ def make_bars(
         else Bar(day, close, close + spread, close - spread, close, 1.0)
         for day, close in zip(days, closes, strict=True)
     )
-    return Bars(symbol, "USD", "NYSE", "test", adjustment, bars)
+    return Bars(symbol, currency, "NYSE", "test", adjustment, bars)
 
 
 def wilder_rsi(closes: Sequence[float], period: int = 14) -> float:
@@ -267,6 +268,29 @@ def test_unlike_adjustments_are_named(first: Adjustment, second: Adjustment, not
     b = make_bars([1.0, 2.0], symbol="B", adjustment=second)
 
     assert compare(a, b).note == note
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_noted"), [("USD", "USD", False), ("GBp", "GBP", False), ("GBp", "USD", True)]
+)
+def test_unlike_currencies_are_named_but_pence_are_pounds(first: str, second: str, is_noted: bool) -> None:
+    a = make_bars([1.0, 2.0], symbol="A", currency=first)
+    b = make_bars([1.0, 2.0], symbol="B", currency=second)
+
+    note = compare(a, b).note
+
+    assert (note == f"A is priced in {first}, B in {second}: their returns leave out the exchange rate") == is_noted
+    assert (note is not None) == is_noted
+
+
+def test_what_is_unlike_in_two_ways_is_named_in_both() -> None:
+    a = make_bars([1.0, 2.0], symbol="A", adjustment=Adjustment.SPLITS_AND_DIVIDENDS)
+    b = make_bars([1.0, 2.0], symbol="B", currency="JPY")
+
+    note = compare(a, b).note or ""
+
+    assert "A is adjusted for splits and dividends" in note
+    assert "A is priced in USD, B in JPY" in note
 
 
 @pytest.mark.parametrize("closes", [[], [0.0], [-1.0], [math.nan], [math.inf]])

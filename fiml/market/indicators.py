@@ -11,7 +11,7 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
-from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Comparison, Technicals
+from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Comparison, Technicals, whole_currency
 
 MIN_COMMON_DATES = 20
 
@@ -97,7 +97,14 @@ def compare(a: Bars, b: Bars) -> Comparison:
         "relative_return": _rounded(return_a - return_b) if is_known else return_a,
         "correlation": _correlation(aligned_a, aligned_b),
     }
-    return Comparison(symbol=a.symbol, other=b.symbol, overlap_days=len(common), note=_unlike(a, b), **_split(figures))
+    notes = [note for note in (_unlike_adjustments(a, b), _unlike_currencies(a, b)) if note is not None]
+    return Comparison(
+        symbol=a.symbol,
+        other=b.symbol,
+        overlap_days=len(common),
+        note="; ".join(notes) or None,
+        **_split(figures),
+    )
 
 
 def _split(figures: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +243,15 @@ def _correlation(a: Sequence[float], b: Sequence[float]) -> float | _Absent:
     return _rounded(max(-1.0, min(1.0, coefficient)))
 
 
-def _unlike(a: Bars, b: Bars) -> str | None:
+def _unlike_currencies(a: Bars, b: Bars) -> str | None:
+    if whole_currency(a.currency) == whole_currency(b.currency):
+        return None
+    return (
+        f"{a.symbol} is priced in {a.currency}, {b.symbol} in {b.currency}: their returns leave out the exchange rate"
+    )
+
+
+def _unlike_adjustments(a: Bars, b: Bars) -> str | None:
     adjustments = {a.adjustment, b.adjustment}
     if len(adjustments) == 1:
         return None

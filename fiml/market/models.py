@@ -11,6 +11,14 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from fiml.core.model import Model
 
+# Code for hundredths of a currency -> the currency itself, and the name of the hundredths.
+HUNDREDTHS = {"GBp": ("GBP", "pence"), "ZAc": ("ZAR", "cents"), "ILA": ("ILS", "agorot")}
+
+
+def whole_currency(currency: str) -> str:
+    """The currency, or the one whose hundredths it means: `GBP` for `GBp`."""
+    return HUNDREDTHS[currency][0] if currency in HUNDREDTHS else currency
+
 
 class AssetKind(StrEnum):
     """What an instrument is."""

@@ -35,6 +35,7 @@ _FETCH_SHARE = 0.75
 _OTHER_SHARE = 0.9
 
 LIVE = "live"
+_PAIR = "USD"
 
 
 class MarketService:
@@ -94,9 +95,9 @@ class MarketService:
     ) -> MarketAnswer:
         """Answer a question about an instrument; only a deep answer compares it with `others`.
 
-        Symbols among the others are looked up as by `find`. The instrument itself and repetitions are skipped. If the
-        source doesn't have one of the others, doesn't answer about it, or has fewer than 2 common dates, that is not an
-        error: `not_compared` says why.
+        Symbols among the others are looked up as by `find`; for a coin, coins in its currency come first, then other
+        coins. The instrument itself and repetitions are skipped. If the source doesn't have one of the others, doesn't
+        answer about it, or has fewer than 2 common dates, that is not an error: `not_compared` says why.
         """
         async with answer_within(self._answer_timeout_s, self.source):
             if depth is Depth.QUICK:
@@ -120,12 +121,14 @@ class MarketService:
         await self._fetching.aclose()
         await self._provider.aclose()
 
-    async def _find(self, symbol: str, first: AssetKind = AssetKind.EQUITY) -> Instrument | None:
-        """The instrument with this symbol; one of the kind `first` comes before others."""
-        kinds = (AssetKind.COIN, AssetKind.EQUITY) if first is AssetKind.COIN else (AssetKind.EQUITY, AssetKind.COIN)
-        for kind in kinds:
+    async def _find(self, symbol: str, like: Instrument | None = None) -> Instrument | None:
+        """The instrument with this symbol; if it is to be like a coin, coins in its currency come first."""
+        choices = [(AssetKind.EQUITY, _PAIR), (AssetKind.COIN, _PAIR)]
+        if like is not None and like.kind is AssetKind.COIN:
+            choices = [(AssetKind.COIN, like.currency), *reversed(choices)]
+        for kind, pair in dict.fromkeys(choices):
             try:
-                return (await self._fetching.instrument(symbol, kind)).value
+                return (await self._fetching.instrument(symbol, kind, pair=pair)).value
             except (InvalidInput, NotSupported):
                 continue
         return None
@@ -135,14 +138,14 @@ class MarketService:
     ) -> list[tuple[str, Fetched[Bars] | str]]:
         """The symbols of others, each with its bars or why it has none."""
         wanted = [other for other in dict.fromkeys(others) if _symbol(other) != instrument.symbol]
-        found = await asyncio.gather(*(self._other(other, instrument.kind) for other in wanted))
+        found = await asyncio.gather(*(self._other(other, instrument) for other in wanted))
         return [(symbol, bars) for symbol, bars in dict(found).items() if symbol != instrument.symbol]
 
-    async def _other(self, other: Instrument | str, kind: AssetKind) -> tuple[str, Fetched[Bars] | str]:
+    async def _other(self, other: Instrument | str, like: Instrument) -> tuple[str, Fetched[Bars] | str]:
         try:
             # Less than the whole time, so that one slow comparison doesn't make the whole answer late.
             async with asyncio.timeout(self._answer_timeout_s * _OTHER_SHARE):
-                instrument = await self._find(other, kind) if isinstance(other, str) else other
+                instrument = await self._find(other, like) if isinstance(other, str) else other
                 if instrument is None:
                     return _symbol(other), f"not in the {self.source} data"
                 return instrument.symbol, await self._fetching.bars(instrument)

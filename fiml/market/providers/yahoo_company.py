@@ -6,9 +6,9 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from fiml.core.errors import BadData
-from fiml.market.models import Fundamentals, Instrument
+from fiml.market.models import Fundamentals, Instrument, whole_currency
 from fiml.market.providers.texts import clean
-from fiml.market.providers.yahoo_figures import HUNDREDTHS, NAME, SOURCE, moment_of, number
+from fiml.market.providers.yahoo_figures import NAME, SOURCE, moment_of, number
 
 # Field -> where quoteSummary has it.
 _PLACES = {
@@ -31,7 +31,7 @@ def fundamentals_of(instrument: Instrument, answer: Any) -> Fundamentals:
         BadData: the answer doesn't have the form of one.
     """
     modules = _modules(answer)
-    currency = HUNDREDTHS.get(instrument.currency, (instrument.currency, ""))[0]
+    currency = whole_currency(instrument.currency)
     figures: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for field in _PLACES:

@@ -8,15 +8,12 @@ from typing import Any
 
 from fiml.core import clock
 from fiml.core.errors import BadData, NotSupported
-from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Instrument, Quote
+from fiml.market.models import HUNDREDTHS, Adjustment, AssetKind, Bar, Bars, Instrument, Quote
 from fiml.market.providers.texts import clean
 
 NAME = "Yahoo"
 SOURCE = "yahoo"
 KINDS = {"EQUITY": AssetKind.EQUITY, "ETF": AssetKind.EQUITY, "INDEX": AssetKind.INDEX}
-
-# Yahoo's code for hundredths of a currency -> the currency itself, and the name of the hundredths.
-HUNDREDTHS = {"GBp": ("GBP", "pence"), "ZAc": ("ZAR", "cents"), "ILA": ("ILS", "agorot")}
 
 
 @dataclass(frozen=True, slots=True)
