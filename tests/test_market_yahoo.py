@@ -122,7 +122,7 @@ class TestPrices:
         assert quote.market_time is None
         assert "no price time" in quote.missing["market_time"]
 
-    async def test_while_the_market_is_open_the_note_says_that_the_day_is_not_over(
+    async def test_while_the_market_is_open_the_price_is_no_close_and_the_note_says_why(
         self, yahoo_server: MarketServer, yahoo: YahooProvider, clock: FrozenClock
     ) -> None:
         opened, closes = (int(datetime(2024, 12, 23, hour, 30, tzinfo=UTC).timestamp()) for hour in (14, 21))
@@ -136,9 +136,13 @@ class TestPrices:
         )
         yahoo_server.always(wire.chart_path("AAPL"), chart)
 
-        assert (await quoted(yahoo, "AAPL")).note == "the market is open: the last day isn't complete"
+        during = await quoted(yahoo, "AAPL")
         clock.advance(hours=7)
-        assert (await quoted(yahoo, "AAPL")).note is None
+        after = await quoted(yahoo, "AAPL")
+
+        assert (during.price, during.price_label) == (2.0, "last trade")
+        assert during.note == "the market is open: the last day isn't complete"
+        assert (after.price_label, after.note) == ("close", None)
 
     async def test_a_day_without_a_close_is_left_out(self, yahoo_server: MarketServer, yahoo: YahooProvider) -> None:
         yahoo_server.always(wire.chart_path("AAPL"), wire.chart("AAPL", [200.0, 210.0, None]))

@@ -85,7 +85,7 @@ def quote_of(chart: Chart) -> Quote:
         name=instrument.name,
         kind=instrument.kind,
         price=last.close,
-        price_label="close",
+        price_label="last trade" if chart.is_trading else "close",
         currency=instrument.currency,
         source=SOURCE,
         as_of=last.date,
