@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 from itertools import pairwise
 
@@ -192,6 +193,27 @@ async def test_days_without_a_bar_are_named_where_they_move_the_year() -> None:
     note = technicals(bars, AssetKind.COIN).note
 
     assert note == ("no bars from 2019-03-20 to 2019-03-31: windows count bars, and return_1y begins on 2019-01-05")
+
+
+def test_of_many_gaps_the_last_ones_are_named_and_the_others_counted() -> None:
+    bars = make_bars([1.0, 2.0] * 400)
+    traded_every_other_day = replace(bars, bars=bars.bars[::2])
+
+    note = technicals(traded_every_other_day, AssetKind.COIN).note
+
+    assert note == (
+        "no bars from 2026-03-04 to 2026-03-04 and 2026-03-06 to 2026-03-06 and 2026-03-08 to 2026-03-08,"
+        " and 362 more gaps before: windows count bars, and return_1y begins on 2024-03-09"
+    )
+
+
+def test_a_gap_moves_no_return_over_a_year_that_there_is_none_of() -> None:
+    bars = make_bars([1.0, 2.0, 3.0])
+
+    found = technicals(replace(bars, bars=bars.bars[::2]), AssetKind.COIN)
+
+    assert found.return_1y is None
+    assert found.note == "no bars from 2024-01-02 to 2024-01-02: windows count bars"
 
 
 async def test_weekends_and_holidays_are_no_gap_for_an_equity() -> None:

@@ -16,6 +16,8 @@ from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Comparison, Tec
 MIN_COMMON_DATES = 20
 
 _RSI_PERIOD = 14
+# The last ones: a coin that is hardly traded has a gap every other day.
+_GAPS_NAMED = 3
 _ADJUSTED = {
     Adjustment.NONE: "not adjusted",
     Adjustment.SPLITS: "adjusted for splits",
@@ -224,7 +226,10 @@ def _gaps(bars: Sequence[Bar], calendar: _Calendar) -> str | None:
     ]
     if not gaps:
         return None
-    return f"no bars from {' and '.join(gaps)}: windows count bars, and return_1y begins on {bars[0].date}"
+    named = " and ".join(gaps[-_GAPS_NAMED:])
+    more = f", and {len(gaps) - _GAPS_NAMED} more gaps before" if len(gaps) > _GAPS_NAMED else ""
+    year = f", and return_1y begins on {bars[0].date}" if len(bars) > calendar.year else ""
+    return f"no bars from {named}{more}: windows count bars{year}"
 
 
 def _total_return(closes: Sequence[float]) -> Any:
