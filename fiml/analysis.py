@@ -320,14 +320,25 @@ def query_type(answer: MarketAnswer) -> str:
 
 
 def summarize(answer: MarketAnswer) -> str:
-    """A line for the history, with the price, its currency, date and source."""
+    """A line for the history, with the price, its currency, date and source, and where other parts differ from them."""
     quote = answer.quote
     change = "" if quote.change_percent is None else f" ({quote.change_percent:+.2f}%)"
     line = f"{quote.symbol}: {quote.price_label} {quote.price_text}{change}, {quote.as_of}"
     compared = f"; compared with {', '.join(c.other for c in answer.comparisons)}" if answer.comparisons else ""
     oldest = min((part.known_at for part in answer.delivery.values() if part.is_stale), default=None)
     stale = "" if oldest is None else f", stale: known {clock.to_iso(oldest)}"
-    return f"{line}, source {quote.source}{stale}{compared}"
+    return f"{line}, source {quote.source}{stale}{_unlike_the_price(answer)}{compared}"
+
+
+def _unlike_the_price(answer: MarketAnswer) -> str:
+    """The date of the technicals and the currency of the company's amounts, where the price has another one."""
+    quote, technicals, fundamentals = answer.quote, answer.technicals, answer.fundamentals
+    told = ""
+    if technicals is not None and technicals.as_of != quote.as_of:
+        told += f"; technicals of {technicals.as_of}"
+    if fundamentals is not None and fundamentals.currency != quote.currency:
+        told += f"; market_cap, eps, revenue in {fundamentals.currency}"
+    return told
 
 
 async def resolve(question: Question, market: MarketService) -> Instrument:

@@ -13,7 +13,7 @@ import pytest
 from fiml.analysis import Question, ask, summarize
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, SymbolNotFound, Unavailable
-from fiml.market.models import AssetKind, Bars, Depth, Instrument, Quote
+from fiml.market.models import AssetKind, Bars, Depth, Fundamentals, Instrument, Quote
 from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService
 from fiml.sessions.models import QueryRecord, Session
@@ -95,6 +95,35 @@ async def test_the_line_of_a_record_shows_a_price_however_small(price: float, te
     line = summarize(found.model_copy(update={"quote": found.quote.model_copy(update={"price": price})}))
 
     assert line == f"BTC: close {text} USD (-0.01%), 2020-01-17, source sample"
+
+
+class London(SampleProvider):
+    """A market that is open, with prices in pence, company figures in pounds, and technicals of the day before."""
+
+    source = "live"
+
+    async def quote(self, instrument: Instrument) -> Quote:
+        today = {"as_of": date(2023, 9, 22), "currency": "GBp", "source": "live"}
+        return (await super().quote(instrument)).model_copy(update=today)
+
+    async def fundamentals(self, instrument: Instrument) -> Fundamentals:
+        return (await super().fundamentals(instrument)).model_copy(update={"currency": "GBP", "market_cap": 18e9})
+
+
+async def test_the_line_of_a_record_names_the_days_and_currencies_that_differ_from_the_prices(
+    store: SessionStore,
+) -> None:
+    session = await begin(store)
+    question = Question(symbol="AAPL")
+
+    await ask(question, market=MarketService(London()), sessions=store, session_id=session.id)
+
+    [query] = await records(store, session)
+    assert query.figures["market_cap"] == 18e9
+    assert query.result_summary == (
+        "AAPL: close 173.93 GBp (-0.89%), 2023-09-22, source live"
+        "; technicals of 2023-09-21; market_cap, eps, revenue in GBP"
+    )
 
 
 async def test_an_answer_from_the_session_says_so_and_keeps_when_it_was_learnt(
