@@ -122,6 +122,19 @@ def test_a_cited_record_is_shown_though_the_same_was_answered_again(clock: Froze
     assert {str(first.id), str(again.id)} <= set(ids(pack))
 
 
+def test_of_more_figures_than_fit_a_line_each_is_whole_or_left_out(clock: FrozenClock) -> None:
+    figures = {f"correlation:S{number}": 1_000_000_001.0 + number for number in range(100)}
+    query = QueryRecord("comparative", {"symbol": "AAPL"}, "AAPL", figures=figures, known_at=clock.now())
+
+    line = pack_context(session_of(query), max_tokens=2000).lines[1].text
+
+    *shown, left_out = line.split(" | ")[1].split(", ")
+    assert 0 < len(shown) < 100
+    assert set(shown) < {f"{name} {value:.10g}" for name, value in figures.items()}
+    assert left_out == "…"
+    assert line.endswith(" | known 2024-12-23T15:30:00Z")
+
+
 def test_answers_that_differ_are_both_kept(clock: FrozenClock) -> None:
     first, second = looked_up("AAPL", 230.0), looked_up("AAPL", 231.0)
 

@@ -234,12 +234,19 @@ def _record_forms(query: QueryRecord, *, is_newest: bool) -> Iterator[ContextLin
 def _record_line(query: QueryRecord, shown: Container[str]) -> ContextLine:
     said = query.result_summary if query.result_summary is not None else _json(query.parameters)
     text = f"{_second(query.timestamp)} {query.query_type}: {_cut(said, _MAX_TEXT_CHARACTERS)}"
+    known = "" if query.known_at is None else f" | known {_second(query.known_at)}"
     figures = ", ".join(f"{name} {query.figures[name]:.10g}" for name in _in_order(query.figures) if name in shown)
     if figures:
-        text += f" | {figures}"
-    if query.known_at is not None:
-        text += f" | known {_second(query.known_at)}"
-    return ContextLine(str(query.id), _cut(text, 3 * _MAX_TEXT_CHARACTERS))
+        text += _cut_between(f" | {figures}", 3 * _MAX_TEXT_CHARACTERS - len(text) - len(known))
+    return ContextLine(str(query.id), _cut(text + known, 3 * _MAX_TEXT_CHARACTERS))
+
+
+def _cut_between(figures: str, most: int) -> str:
+    """The figures that fit, each whole: the beginning of a number is another number."""
+    if len(figures) <= most:
+        return figures
+    left_out = ", …"
+    return figures[: max(0, most - len(left_out))].rpartition(", ")[0] + left_out
 
 
 def _in_order(figures: Iterable[str]) -> list[str]:
