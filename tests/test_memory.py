@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import date
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -133,6 +134,23 @@ def test_of_more_figures_than_fit_a_line_each_is_whole_or_left_out(clock: Frozen
     assert set(shown) < {f"{name} {value:.10g}" for name, value in figures.items()}
     assert left_out == "…"
     assert line.endswith(" | known 2024-12-23T15:30:00Z")
+
+
+def test_a_record_without_a_summary_is_shown_with_the_origin_of_its_figures(clock: FrozenClock) -> None:
+    query = QueryRecord(
+        "fundamentals",
+        {"symbol": "BAC"},
+        figures={"eps": 3.08},
+        provider="annual report",
+        as_of=date(2023, 12, 31),
+        currency="USD",
+    )
+
+    line = pack_context(session_of(query), max_tokens=1000).lines[1].text
+
+    assert line == (
+        '2024-12-23T15:30:00Z fundamentals: {"symbol":"BAC"}, USD, 2023-12-31, source annual report | eps 3.08'
+    )
 
 
 def test_answers_that_differ_are_both_kept(clock: FrozenClock) -> None:

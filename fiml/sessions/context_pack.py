@@ -20,6 +20,7 @@ from uuid import UUID
 from fiml.core import clock
 from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.notes import Note, is_note, notes_in
+from fiml.sessions.queries import market_moment_to_iso
 from fiml.sessions.values import ANSWER_PREFIX, check_whole
 
 BYTES_PER_TOKEN = 4
@@ -232,13 +233,22 @@ def _record_forms(query: QueryRecord, *, is_newest: bool) -> Iterator[ContextLin
 
 
 def _record_line(query: QueryRecord, shown: Container[str]) -> ContextLine:
-    said = query.result_summary if query.result_summary is not None else _json(query.parameters)
-    text = f"{_second(query.timestamp)} {query.query_type}: {_cut(said, _MAX_TEXT_CHARACTERS)}"
+    text = f"{_second(query.timestamp)} {query.query_type}: {_said(query)}"
     known = "" if query.known_at is None else f" | known {_second(query.known_at)}"
     figures = ", ".join(f"{name} {query.figures[name]:.10g}" for name in _in_order(query.figures) if name in shown)
     if figures:
         text += _cut_between(f" | {figures}", 3 * _MAX_TEXT_CHARACTERS - len(text) - len(known))
     return ContextLine(str(query.id), _cut(text + known, 3 * _MAX_TEXT_CHARACTERS))
+
+
+def _said(query: QueryRecord) -> str:
+    """The summary, or without one the parameters and the origin, which a summary tells itself."""
+    if query.result_summary is not None:
+        return _cut(query.result_summary, _MAX_TEXT_CHARACTERS)
+    as_of = None if query.as_of is None else market_moment_to_iso(query.as_of)
+    source = None if query.provider is None else f"source {query.provider}"
+    said = _cut(_json(query.parameters), _MAX_TEXT_CHARACTERS)
+    return ", ".join((said, *(told for told in (query.currency, as_of, source) if told is not None)))
 
 
 def _cut_between(figures: str, most: int) -> str:
