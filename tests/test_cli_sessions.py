@@ -321,6 +321,7 @@ def test_the_demo_tells_the_whole_story_and_leaves_nothing(tmp_path: Path) -> No
     assert "close 173.93 USD" in done.stdout
     assert "as of 2023-09-21" in done.stdout
     assert "answered from the session" in done.stdout
+    assert "AAPL +21.3%, NVDA +93.1%, correlation 0.65" in done.stdout
     assert "goes on with NVDA" in done.stdout
     assert "resumed under the same id: 5 queries" in done.stdout
     assert list(tmp_path.iterdir()) == []

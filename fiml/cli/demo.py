@@ -197,9 +197,10 @@ def _show(console: Console, answer: Answer) -> None:
 
 def _show_comparison(console: Console, comparison: Comparison) -> None:
     _say(console, f"with [bold]{comparison.other}[/], {comparison.overlap_from} to {comparison.overlap_to}:")
-    relative = "none" if comparison.relative_return is None else f"{comparison.relative_return:+.1%}"
+    returns = {comparison.symbol: comparison.return_self, comparison.other: comparison.return_other}
+    told = ", ".join(f"{symbol} {'none' if made is None else f'{made:+.1%}'}" for symbol, made in returns.items())
     correlation = "none" if comparison.correlation is None else f"{comparison.correlation:.2f}"
-    _say(console, f"      return {relative} against it, correlation {correlation}, {comparison.overlap_days} days")
+    _say(console, f"      {told}, correlation {correlation}, {comparison.overlap_days} days")
     if comparison.note:
         _say(console, f"      [yellow]{escape(comparison.note)}[/]")
 
