@@ -220,14 +220,19 @@ class TestFundamentals:
         assert (found.market_cap, found.pe_ratio, found.eps) == (3_000_000, 30.5, 6.1)
         assert (found.dividend_yield, found.revenue, found.sector) == (0.004, 400_000, "Technology")
         assert (found.as_of, found.currency, found.source) == (date(2024, 12, 20), "USD", "yahoo")
-        assert found.missing == {}
+        assert (found.missing, found.note) == ({}, None)
 
     async def test_without_a_past_dividend_the_yield_is_the_expected_one(
         self, yahoo_server: MarketServer, yahoo: YahooProvider
     ) -> None:
         yahoo_server.always(wire.summary_path("AAPL"), wire.summary(summaryDetail={"dividendYield": {"raw": 0.005}}))
 
-        assert (await yahoo.fundamentals(an_instrument())).dividend_yield == 0.005
+        found = await yahoo.fundamentals(an_instrument())
+
+        assert found.dividend_yield == 0.005
+        assert (
+            found.note == "dividend_yield is the one expected for the coming year, not that of the last twelve months"
+        )
 
     async def test_a_company_priced_in_pence_has_its_figures_in_pounds(
         self, yahoo_server: MarketServer, yahoo: YahooProvider
@@ -243,6 +248,7 @@ class TestFundamentals:
         found = await yahoo.fundamentals(an_instrument("VOD.L", currency="GBp"))
 
         assert (found.currency, found.dividend_yield) == ("GBP", 0.05)
+        assert "expected" in (found.note or "")
         assert found.revenue is None
         assert found.missing["revenue"] == "Yahoo reports it in EUR, not in GBP"
 

@@ -148,7 +148,9 @@ class Fundamentals(_Model):
 
     symbol: str
     source: str
-    as_of: date | None
+    as_of: date | None = Field(
+        description="day of the price behind market_cap, pe_ratio, dividend_yield; eps and revenue are as last reported"
+    )
     currency: str
     market_cap: float | None
     pe_ratio: float | None = Field(description="price over earnings per share of twelve months")
@@ -156,6 +158,7 @@ class Fundamentals(_Model):
     dividend_yield: Fraction
     revenue: float | None = Field(description="of twelve months, in `currency`")
     sector: str | None
+    note: str | None = Field(None, description="what to know about these figures")
     missing: Missing
 
 

@@ -222,9 +222,10 @@ class SearchResult(Result):
         market = answer.market.model_dump(mode="json")
         quote = answer.market.delivery["quote"]
         market["quote"]["is_stale"] = quote.is_stale
-        for name in ("market_time", "note"):
-            if market["quote"][name] is None:
-                del market["quote"][name]
+        for part, names in (("quote", ("market_time", "note")), ("fundamentals", ("note",))):
+            for name in names:
+                if market[part] is not None and market[part][name] is None:
+                    del market[part][name]
         return cls(
             symbol=market["quote"]["symbol"],
             depth=answer.depth,

@@ -19,23 +19,27 @@ _PLACES = {
     "dividend_yield": (("summaryDetail", "trailingAnnualDividendYield"), ("summaryDetail", "dividendYield")),
     "revenue": (("financialData", "totalRevenue"),),
 }
+_EXPECTED_YIELD = "dividend_yield is the one expected for the coming year, not that of the last twelve months"
 
 
 def fundamentals_of(instrument: Instrument, answer: Any) -> Fundamentals:
     """The company's figures in an answer of quoteSummary, in the currency of its price (pounds if that is in pence).
 
-    The dividend yield is that of the last twelve months, or else the expected one. If prices are in pence, only the
-    expected one is used: Yahoo computes the other one by dividing pounds by pence.
+    The dividend yield is that of the last twelve months, or else the expected one, and then the note says so. If prices
+    are in pence, only the expected one is used: Yahoo computes the other one by dividing pounds by pence.
 
     Raises:
         BadData: the answer doesn't have the form of one.
     """
     modules = _modules(answer)
     currency = whole_currency(instrument.currency)
+    is_in_hundredths = currency != instrument.currency
     figures: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for field in _PLACES:
-        figures[field], missing[field] = _figure(modules, field, is_in_hundredths=currency != instrument.currency)
+        figures[field], missing[field] = _figure(modules, field, is_in_hundredths=is_in_hundredths)
+    past_yield = number(_module(modules, "summaryDetail").get("trailingAnnualDividendYield"))
+    is_expected = figures["dividend_yield"] is not None and (is_in_hundredths or past_yield is None)
     reported = clean(_module(modules, "financialData").get("financialCurrency")) or currency
     if reported != currency and figures["revenue"] is not None:
         figures["revenue"], missing["revenue"] = None, f"Yahoo reports it in {reported}, not in {currency}"
@@ -46,6 +50,7 @@ def fundamentals_of(instrument: Instrument, answer: Any) -> Fundamentals:
         symbol=instrument.symbol,
         source=SOURCE,
         currency=currency,
+        note=_EXPECTED_YIELD if is_expected else None,
         missing={field: missing[field] for field, figure in figures.items() if figure is None},
         **figures,
     )
