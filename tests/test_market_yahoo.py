@@ -1,7 +1,7 @@
 """Stocks, funds and indices from Yahoo: prices, symbols, and what is absent."""
 
 import asyncio
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -143,6 +143,42 @@ class TestPrices:
         assert (during.price, during.price_label) == (2.0, "last trade")
         assert during.note == "the market is open: the last day isn't complete"
         assert (after.price_label, after.note) == ("close", None)
+
+    @pytest.mark.parametrize(
+        ("late_minutes", "waited_minutes", "label", "complete_days"),
+        [(15, 1, "last trade", 1), (15, 31, "close", 2), (0, 1, "close", 2)],
+    )
+    async def test_a_late_price_is_no_close_until_the_closing_price_must_be_in(
+        self,
+        yahoo_server: MarketServer,
+        yahoo: YahooProvider,
+        clock: FrozenClock,
+        late_minutes: int,
+        waited_minutes: int,
+        label: str,
+        complete_days: int,
+    ) -> None:
+        opens, closes = datetime(2024, 12, 23, 8, tzinfo=UTC), datetime(2024, 12, 23, 16, 30, tzinfo=UTC)
+        seconds = {"start": int(opens.timestamp()), "end": int(closes.timestamp())}
+        hours = {**seconds, "gmtoffset": 0, "timezone": "GMT"}
+        told = int((closes - timedelta(minutes=late_minutes)).timestamp())
+        period = {"regular": hours, "pre": hours, "post": hours}
+        chart = wire.chart(
+            "VOD.L",
+            [70.0, 71.0],
+            last=closes.date(),
+            time_zone="Europe/London",
+            regularMarketTime=told,
+            currentTradingPeriod=period,
+        )
+        yahoo_server.always(wire.chart_path("VOD.L"), chart)
+        clock.set(closes + timedelta(minutes=waited_minutes))
+
+        quote = await quoted(yahoo, "VOD.L")
+        bars = await yahoo.bars(an_instrument("VOD.L"))
+
+        assert (quote.price, quote.price_label, len(bars.bars)) == (71.0, label, complete_days)
+        assert (quote.note or "").startswith("the closing price isn't in yet") == (label == "last trade")
 
     async def test_a_day_without_a_close_is_left_out(self, yahoo_server: MarketServer, yahoo: YahooProvider) -> None:
         yahoo_server.always(wire.chart_path("AAPL"), wire.chart("AAPL", [200.0, 210.0, None]))

@@ -8,6 +8,7 @@ from typing import Any
 
 from fiml.core import clock
 from fiml.core.errors import BadData, NotSupported
+from fiml.market.freshness import SETTLING
 from fiml.market.models import HUNDREDTHS, Adjustment, AssetKind, Bar, Bars, Instrument, Quote
 from fiml.market.providers.texts import clean
 
@@ -23,7 +24,7 @@ class Chart:
     instrument: Instrument
     bars: tuple[Bar, ...]
     market_time: datetime | None
-    is_trading: bool
+    unfinished: str | None  # why the last day isn't complete, if it isn't
 
 
 def read_chart(frame: Any, meta: Mapping[str, Any]) -> Chart:
@@ -43,7 +44,7 @@ def read_chart(frame: Any, meta: Mapping[str, Any]) -> Chart:
     # In the table's time zone, since a market's day isn't the day in UTC.
     local = moment.astimezone(frame.index[-1].tzinfo).date() if moment else None
     market_time = moment if local == bars[-1].date else None
-    return Chart(instrument, bars, market_time, market_time is not None and _is_trading(meta))
+    return Chart(instrument, bars, market_time, None if market_time is None else _unfinished(meta, market_time))
 
 
 def read_instrument(facts: Mapping[str, Any], yahoo_kind: object) -> Instrument:
@@ -85,7 +86,7 @@ def quote_of(chart: Chart) -> Quote:
         name=instrument.name,
         kind=instrument.kind,
         price=last.close,
-        price_label="last trade" if chart.is_trading else "close",
+        price_label="last trade" if chart.unfinished else "close",
         currency=instrument.currency,
         source=SOURCE,
         as_of=last.date,
@@ -111,7 +112,7 @@ def bars_of(chart: Chart) -> Bars:
             exchange=instrument.exchange,
             source=SOURCE,
             adjustment=Adjustment.SPLITS,
-            bars=chart.bars[:-1] if chart.is_trading and len(chart.bars) > 1 else chart.bars,
+            bars=chart.bars[:-1] if chart.unfinished and len(chart.bars) > 1 else chart.bars,
         )
     except ValueError as exc:
         raise BadData(NAME, str(exc)) from exc
@@ -123,8 +124,8 @@ def _note(chart: Chart) -> str | None:
     if currency in HUNDREDTHS:
         whole, hundredths = HUNDREDTHS[currency]
         notes.append(f"prices are in {hundredths}: 100 {currency} are 1 {whole}")
-    if chart.is_trading:
-        notes.append("the market is open: the last day isn't complete")
+    if chart.unfinished:
+        notes.append(f"{chart.unfinished}: the last day isn't complete")
     return "; ".join(notes) or None
 
 
@@ -165,10 +166,16 @@ def _kind(symbol: str, yahoo_kind: object) -> AssetKind:
     raise NotSupported(f"{symbol} is {name} at Yahoo", "equities, funds traded like them, and indices are supported")
 
 
-def _is_trading(meta: Mapping[str, Any]) -> bool:
+def _unfinished(meta: Mapping[str, Any], market_time: datetime) -> str | None:
     hours = (meta.get("currentTradingPeriod") or {}).get("regular") or {}
     start, end = moment_of(hours.get("start")), moment_of(hours.get("end"))
-    return start is not None and end is not None and start <= clock.now() < end
+    now = clock.now()
+    if start is None or end is None or now < start:
+        return None
+    if now < end:
+        return "the market is open"
+    # Prices of many markets are late: soon after the close, the last one is from before it.
+    return "the closing price isn't in yet" if market_time < end and now - end < SETTLING else None
 
 
 def _why_missing(field: str) -> str:
