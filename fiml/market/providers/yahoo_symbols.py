@@ -75,10 +75,11 @@ def to_yahoo(text: object, market: str = "US") -> str:
     base, suffix = _split(symbol)
     if suffix:
         _check_suffix(symbol, suffix, wanted)
-        return symbol
-    if wanted == "HK" and base.isdigit():
-        base = base.zfill(_HONG_KONG_DIGITS)
-    return base + MARKETS[wanted]
+    suffix = suffix or MARKETS[wanted]
+    if suffix == MARKETS["HK"] and base.isdigit():
+        # The exchange writes five digits, and people none of the leading zeros.
+        base = base.lstrip("0").zfill(_HONG_KONG_DIGITS)
+    return base + suffix
 
 
 def is_symbol(text: str) -> bool:
