@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import codeop
 import inspect
 import io
 import json
@@ -182,6 +183,21 @@ def page(request: pytest.FixtureRequest, reader: Reader, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("page", RUNNING_PAGES, ids=name_of, indirect=True)
 def test_the_blocks_of_a_page_run(page: Path, reader: Reader) -> None:
     assert reader.follow(page) > 0
+
+
+@pytest.mark.parametrize("page", RUNNING_PAGES, ids=name_of)
+def test_the_python_blocks_of_a_page_can_be_typed_into_pythons_shell(page: Path) -> None:
+    """It ends an indented block at an empty line, and only there."""
+    blocks = [text for kind, text in BLOCK.findall(page.read_text()) if kind == "python"]
+
+    for text in [text for text in blocks if not FILE_NAME.match(text)]:
+        compiler = codeop.CommandCompiler()
+        compiler.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        typed = ""
+        for line in [*text.splitlines(), ""]:
+            typed += f"{line}\n"
+            typed = typed if compiler(typed.removesuffix("\n"), name_of(page)) is None else ""
+        assert typed == "", "a statement has no end"
 
 
 def test_what_the_readme_shows_of_the_demo_is_what_it_prints(reader: Reader) -> None:
