@@ -376,6 +376,16 @@ def test_a_session_is_shared_taken_back_and_its_trail_shown() -> None:
     assert "v3  the local user: share bob editor" in trail[2]
 
 
+def test_a_share_code_lasts_at_most_the_maximum_ttl_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIML_SESSION_DEFAULT_TTL_HOURS", "4")
+    monkeypatch.setenv("FIML_SESSION_MAX_TTL_HOURS", "8")
+    session_id = str(make_session(user_id="ann").id)
+
+    made = fiml("sessions", "share", session_id)
+
+    assert made.stdout.startswith("share_")
+
+
 @pytest.mark.parametrize("arguments", [(), ("bob", "--code", "0"), ("--code", "0")])
 def test_taking_back_names_a_user_or_an_open_code(arguments: tuple[str, ...]) -> None:
     session_id = str(make_session(user_id="ann").id)

@@ -20,7 +20,9 @@ def share(
         str | None, typer.Argument(help="whom to share with; if left out, a code is made", metavar="USER")
     ] = None,
     role: Annotated[str, typer.Option(help="viewer or editor")] = "viewer",
-    hours: Annotated[int, typer.Option(help="how long a code can be redeemed")] = 24,
+    hours: Annotated[
+        int | None, typer.Option(help="how long a code can be redeemed; by default 24, or the maximum TTL if less")
+    ] = None,
 ) -> None:
     """Share a session with a user, or make a code for the first person who redeems it."""
     if user is not None:
