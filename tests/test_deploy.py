@@ -1,5 +1,6 @@
 """The files in deploy/ are consistent with each other, their schemas and the program that they deploy."""
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from typer.main import get_command
 
 import fiml
 from fiml.cli import app
+from fiml.core import errors
 from fiml.core.config import Settings, split_address, variable
+from fiml.core.errors import BadData, CorruptRecord, FimlError, Misconfigured, RateLimited, RecordRefused, Unavailable
 from fiml.core.observe import Counted, Timed
 from fiml.metrics.recorder import Recorder
 from fiml.metrics.standing import families
@@ -208,6 +211,16 @@ def test_every_alert_has_a_severity_and_says_what_to_do(alert: dict[str, Any]) -
     assert alert["labels"]["severity"] in {"critical", "warning"}
     assert alert["annotations"]["summary"]
     assert f"| `{alert['alert']}` |" in OPERATE
+
+
+def test_a_failure_that_no_caller_can_help_counts_as_an_error() -> None:
+    """A market provider's own failures have an alert of their own."""
+    [expression] = [rule["expr"] for rule in ALERTS if rule["alert"] == "FimlErrors"]
+    [codes] = re.findall(r'code=~"([^"]+)"', expression)
+
+    ours = (Unavailable, Misconfigured, RecordRefused, CorruptRecord)
+    classes = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, ours)}
+    assert set(codes.split("|")) == {FimlError.code} | {cls.code for cls in classes - {RateLimited, BadData}}
 
 
 def test_every_alert_has_a_test() -> None:
