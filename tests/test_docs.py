@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from enum import EnumType
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,15 @@ from fiml.market.providers.base import MAX_SYMBOL_CHARACTERS
 from fiml.market.providers.coins import EXCHANGES, PAIRS
 from fiml.market.providers.texts import MAX_TEXT_CHARACTERS
 from fiml.market.providers.yahoo_symbols import MARKETS
-from fiml.mcp import memory_results, results
+from fiml.mcp import memory_results, results, sharing_tools
 from fiml.mcp.http import MAX_BODY_BYTES
 from fiml.mcp.memory_tools import memory_tools
 from fiml.mcp.tools import session_tools
 from fiml.replay import MAX_TOLERANCE, Drift, Replay, ReplayedQuery
 from fiml.runtime import Runtime
-from fiml.sessions import analytics, models, notes, searching, store, values
+from fiml.sessions import analytics, models, notes, rights, searching, store, values
 from fiml.sessions.backends.base import MAX_SEARCHED
-from fiml.sessions.care import ErasureReceipt
+from fiml.sessions.care import MAX_REASON_CHARACTERS, ErasureReceipt
 from fiml.sessions.context_pack import MAX_TOKENS, MIN_TOKENS, ContextPack
 from fiml.sessions.notes import Note
 
@@ -234,14 +235,33 @@ def test_the_map_leads_to_every_page() -> None:
     assert {page for page in (ROOT / "docs").rglob("*.md") if page != home} - linked == set()
 
 
+def settings_row(field: str) -> str:
+    lines = (REFERENCE / "settings.md").read_text().splitlines()
+    [row] = [line for line in lines if f"| `{variable(field)}` |" in line]
+    return row
+
+
 @pytest.mark.parametrize("field", Settings.model_fields)
 def test_every_setting_is_in_the_reference_with_its_default(field: str) -> None:
-    rows = [line for line in (REFERENCE / "settings.md").read_text().splitlines() if f"| `{variable(field)}` |" in line]
+    row = settings_row(field)
 
-    [row] = rows
     default = Settings.model_fields[field].default
     if default is not None:
         assert f"| `{(str(default).lower() if isinstance(default, bool) else str(default))}` |" in row
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_every_bound_and_choice_of_a_setting_is_in_the_reference(field: str) -> None:
+    valid = settings_row(field).split(" | ")[2]
+
+    described = Settings.model_fields[field]
+    bounds = {getattr(each, name, None) for each in described.metadata for name in ("ge", "le")} - {None}
+    kind: Any = described.annotation
+    choices: list[Any] = list(kind) if isinstance(kind, EnumType) else []
+    # The least that the visibility timeout can be follows from another setting.
+    bounds -= {2} if field == "task_visibility_timeout_minutes" else set()
+    assert [bound for bound in bounds if not re.search(rf"\b{bound}\b", valid)] == []
+    assert [choice for choice in choices if f"`{choice}`" not in valid] == []
 
 
 def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -269,7 +289,8 @@ def test_every_command_and_option_is_in_the_reference(name: str, command: Any) -
         assert f"`{name} {' '.join(arguments)}`" in text
     for parameter in shown:
         if parameter in options(command):
-            assert f"`{parameter.opts[0]}`" in text
+            [row] = [row for row in text.splitlines() if row.startswith("|") and f"`{parameter.opts[0]}`" in row]
+            assert not parameter.default or f"| `{parameter.default}` |" in row
 
 
 def test_the_reference_has_no_command_or_option_that_is_gone() -> None:
@@ -282,7 +303,7 @@ def test_the_reference_has_no_command_or_option_that_is_gone() -> None:
 
 
 RUNTIME = Runtime(Settings(redis_url=None, database_url=None, market_data=MarketData.SAMPLE))
-TOOLS = [*session_tools(RUNTIME), *memory_tools(RUNTIME)]
+TOOLS = [*session_tools(RUNTIME), *memory_tools(RUNTIME), *sharing_tools.sharing_tools(RUNTIME)]
 RESULTS: dict[str, type[BaseModel]] = {
     "create-analysis-session": results.CreatedSession,
     "get-session-info": results.SessionInfo,
@@ -295,6 +316,7 @@ RESULTS: dict[str, type[BaseModel]] = {
     "resume-session": memory_results.ResumedSession,
     "close-session": memory_results.ClosedSession,
     "search-sessions": memory_results.FoundSessions,
+    "share-session": sharing_tools.SharedSession,
 }
 
 
@@ -303,8 +325,13 @@ def test_every_tool_and_argument_is_in_the_reference(tool: Any) -> None:
     text = section("mcp-tools.md", tool.name)
 
     arguments = set(tool.parameters["properties"])
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text, re.MULTILINE)
-    assert {name for row in rows for name in re.findall(r"\w+", row)} == arguments
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \|", text, re.MULTILINE)
+    defaults = {name: default for names, default in rows for name in re.findall(r"\w+", names)}
+    assert set(defaults) == arguments
+    for name, argument in tool.parameters["properties"].items():
+        assert (defaults[name] == "required") is (name in tool.parameters.get("required", []))
+        if (default := argument.get("default")) is not None:
+            assert f"`{str(default).lower() if isinstance(default, bool) else default}`" in defaults[name]
 
 
 @pytest.mark.parametrize("tool", RESULTS)
@@ -322,6 +349,20 @@ def test_every_error_is_in_the_reference_with_its_code() -> None:
 
     assert set(rows) == public
     assert len(rows) == len(public)
+
+
+def test_every_attribute_of_an_error_is_in_the_reference() -> None:
+    text = (REFERENCE / "errors.md").read_text()
+    own = {
+        cls.__name__: set(re.findall(r"self\.(\w+) = ", inspect.getsource(cls))) - {"args"}
+        for _, cls in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(cls, FimlError)
+    }
+
+    shown = dict(re.findall(r"^\| `(\w+)` \| `\w+` \| ([^|]*) \|", text, re.MULTILINE))
+
+    missing = {name: own[name] - set(re.findall(r"\w+", attributes)) for name, attributes in shown.items()}
+    assert [name for name in missing if missing[name]] == []
 
 
 @pytest.mark.parametrize(
@@ -412,6 +453,13 @@ def test_limits_that_stand_elsewhere_are_in_the_reference_too() -> None:
     assert f" {MAX_TEXT_CHARACTERS} " in limits_row("a text that a market provider sends")
     assert f" {ANSWER_TIMEOUT_S:g} seconds;" in limits_row("one question to the market")
     assert f" {MAX_TOLERANCE:g} " in limits_row("tolerance of a replay")
+    assert f" {rights.MAX_SHARES} " in limits_row("users a session is shared with")
+    assert f" {rights.MAX_CODES};" in limits_row("open codes of a session")
+    assert f" {MAX_REASON_CHARACTERS} " in limits_row("reason of a hold")
+    assert f" {analytics.MAX_ROWS};" in limits_row("rows of `get_session_metrics`")
+    assert f" {defaults.http_rate_per_minute} by default, {defaults.http_rate_burst} " in limits_row(
+        "calls of a principal on HTTP"
+    )
     assert f" {MAX_BODY_BYTES} " in limits_row("the body of an HTTP request")
     assert f" {MAX_TTL_HOURS} " in (REFERENCE / "settings.md").read_text()
 
