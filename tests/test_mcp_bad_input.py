@@ -23,6 +23,7 @@ HALF = "A\ud800"  # a lone surrogate: half a character
 ROCKET = "\N{ROCKET}"
 SHOWN_AT_MOST = 80
 SHORT_CHARACTERS = 1000
+CREATING, UPDATING = "create-analysis-session", "update-session-context"
 CREATE = {"assets": ["AAPL"], "sessionType": "equity"}
 
 
@@ -369,6 +370,17 @@ async def test_the_server_deployment_refuses_the_same(deployment: Deployment, ca
         session_id = await caller.create("AAPL", "MSFT")
         for bad in calls:
             await check(caller, bad, session_id)
+
+
+@pytest.mark.parametrize(("tool", "field"), [(CREATING, "assets"), (CREATING, "tags"), (UPDATING, "cites")])
+async def test_a_list_is_refused_at_its_first_wrong_item(sqlite_settings: Settings, tool: str, field: str) -> None:
+    """Describing a million of them would occupy the server."""
+    usual: dict[str, dict[str, Any]] = {CREATING: CREATE, UPDATING: {"sessionId": UNKNOWN, "note": "n"}}
+
+    async with door(sqlite_settings) as caller:
+        refusal = await caller.refusal(tool, **usual[tool] | {field: [5, 5]})
+
+    assert refusal["message"] == f"{field}.0: Input should be a valid string (it is 5)"
 
 
 @pytest.mark.parametrize("tool", ARGUMENTS)

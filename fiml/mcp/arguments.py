@@ -1,5 +1,6 @@
 """The arguments of the tools, so that each is described in the same way by every tool that has it."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field
@@ -28,6 +29,9 @@ def _no_boolean(value: object) -> object:
 
 
 _Whole = BeforeValidator(_no_boolean)
+# A list is refused at its first wrong item: a body has room for a million, and describing each would take seconds and
+# a gigabyte.
+_list = partial(Field, fail_fast=True)
 SessionType = Literal["equity", "crypto", "portfolio", "comparative", "macro"]
 SessionIdText = Field(
     validation_alias=_also("sessionId"),
@@ -57,7 +61,7 @@ OptionalSessionType = Annotated[
     SessionType | None, Field(validation_alias=_also("sessionType"), description="only of this type, e.g. equity")
 ]
 Assets = Annotated[
-    list[str], Field(description=f'1 to {values.MAX_ASSETS} symbols the analysis is about, e.g. ["AAPL", "MSFT"]')
+    list[str], _list(description=f'1 to {values.MAX_ASSETS} symbols the analysis is about, e.g. ["AAPL", "MSFT"]')
 ]
 RequiredSessionType = Annotated[
     SessionType, Field(validation_alias=_also("sessionType"), description="what kind of analysis it is, e.g. equity")
@@ -69,7 +73,7 @@ TtlHours = Annotated[
     ),
     _Whole,
 ]
-Tags = Annotated[list[str] | None, Field(description=f'at most {values.MAX_TAGS} labels, e.g. ["tech"]')]
+Tags = Annotated[list[str] | None, _list(description=f'at most {values.MAX_TAGS} labels, e.g. ["tech"]')]
 Title = Annotated[
     str | None,
     Field(
@@ -128,7 +132,7 @@ Conclusion = Annotated[
 ]
 Cites = Annotated[
     list[str] | None,
-    Field(
+    _list(
         description=f"ids of the records that note and conclusion rest on, at most {MAX_CITATIONS}, e.g."
         ' ["7d444840-9dc0-41d1-b245-5ffdce74fad2"]'
     ),
