@@ -37,6 +37,21 @@ async def prompt_text(caller: Door, name: str, **arguments: str) -> str:
     return message.content.text
 
 
+async def test_nobody_writes_a_price_that_is_then_told_as_the_markets(sqlite_settings: Settings) -> None:
+    """An editor of a shared session could have told its owner any price, under the name of the source."""
+    async with door(sqlite_settings) as caller:
+        session_id, _ = await analysed(caller)
+        held = (await caller.session(session_id)).state.intermediate_results
+        held["answer:AAPL"]["answer"]["quote"]["price"] = 1.23
+
+        refusal = await caller.refusal("update-session-context", sessionId=session_id, intermediateResults=held)
+        again = await caller.answer("search-by-symbol", symbol="AAPL", depth="quick", sessionId=session_id)
+
+    assert refusal["message"].startswith("a key of intermediateResults is 'answer:AAPL', which is kept for an answer")
+    assert again["layer"] == "session"
+    assert again["quote"]["price"] == 173.93
+
+
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_new_conversation_carries_on_from_the_context(
     sqlite_settings: Settings, clock: FrozenClock, era: str

@@ -74,7 +74,8 @@ class MemoryVerbs:
 
         Raises:
             SessionNotFound, SessionExpired, SessionArchived: the session isn't live.
-            InvalidInput: nothing is given, a value can't be stored, or a cited id is not a record of the session.
+            InvalidInput: nothing is given, a value can't be stored, a key is kept for the market's answers, or a cited
+                id is not a record of the session.
         """
         parsed = values.parse_session_id(session_id)
         for name, texts in (("notes", notes), ("conclusions", conclusions), ("cites", cites)):
@@ -89,6 +90,7 @@ class MemoryVerbs:
             entries_set={name: values.check_entries(name, entries) for name, entries in given.items() if entries},
             entries_removed=_checked_removals(remove or {}),
         )
+        _refuse_answers(change.entries_set.get("intermediate_results", {}))
         if written:
             encoded = values.check_entries("context", {note.key: note.to_dict() for note in written})
             change.entries_set["context"] = {**change.entries_set.get("context", {}), **encoded}
@@ -166,6 +168,16 @@ class MemoryVerbs:
         if missing:
             problem = f"names {missing[0]}, which is not a record of session {session_id}"
             raise InvalidInput("cites", problem, "cite ids of its queries and notes, as its context shows them")
+
+
+def _refuse_answers(keys: Iterable[str]) -> None:
+    """Refuse entries that a question would take for what the market said: anybody could invent a price so."""
+    for key in keys:
+        if key.startswith(values.ANSWER_PREFIX):
+            problem = f"is {echo(key)}, which is kept for an answer of the market"
+            raise InvalidInput(
+                "a key of intermediate_results", problem, f"give one that doesn't begin with {values.ANSWER_PREFIX}"
+            )
 
 
 def _checked_removals(remove: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
