@@ -123,6 +123,32 @@ def test_control_characters_are_not_shown() -> None:
     assert "red�[31m�and more" in fiml("sessions", "list").stdout
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sessions show ID --json",
+        "sessions export ID",
+        "sessions context ID",
+        "sessions replay ID --json",
+        "sessions trail ID --json",
+        "sessions erase USER --yes",
+        "analytics show",
+    ],
+)
+def test_json_has_no_control_characters_and_the_same_texts(command: str) -> None:
+    """JSON may have those above 127 as they are, and some terminals obey them."""
+    text = "red\x9b31m\u202e"
+    session_id = str(make_session(title=text, user_id=text, tags=[text]).id)
+    fiml("sessions", "share", session_id, f"{text} too")
+    asyncio.run(record(session_id, {"symbol": text}))
+    named = {"ID": session_id, "USER": text}
+
+    shown = fiml(*(named.get(word, word) for word in command.split())).stdout
+
+    assert shown.replace("\n", "").isprintable()
+    assert text in json.dumps(json.loads(shown), ensure_ascii=False)
+
+
 def test_an_archived_session_is_found_and_resumed() -> None:
     session_id = str(make_session().id)
 

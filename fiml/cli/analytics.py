@@ -1,12 +1,12 @@
 """`fiml analytics`: statistics over sessions, and the rows behind them."""
 
 import asyncio
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fiml.cli.running import shown_json
 from fiml.runtime import open_runtime
 
 if TYPE_CHECKING:  # SQLAlchemy, which not every command needs
@@ -27,7 +27,7 @@ def show(user: User = None, type_: Type = None, days: Days = 30) -> None:
         async with open_runtime() as runtime:
             return await runtime.stats(user, type_, days)
 
-    typer.echo(json.dumps(asyncio.run(stats()), indent=2, ensure_ascii=False))
+    typer.echo(shown_json(asyncio.run(stats())))
 
 
 @analytics.command()

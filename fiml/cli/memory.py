@@ -1,11 +1,10 @@
 """`fiml sessions search`, `context` and `note`."""
 
-import json
 from typing import Annotated
 
 import typer
 
-from fiml.cli.running import SessionId, plain, with_sessions
+from fiml.cli.running import SessionId, plain, shown_json, with_sessions
 from fiml.sessions.listing import SearchPage
 from fiml.sessions.values import parse_moment
 
@@ -45,7 +44,7 @@ def context(
 ) -> None:
     """Show what a session knows, packed into a budget for the next conversation, as JSON."""
     pack = with_sessions(lambda store: store.pack_context(session_id, max_tokens=tokens))
-    typer.echo(json.dumps(pack.to_dict(), indent=2, ensure_ascii=False))
+    typer.echo(shown_json(pack.to_dict()))
 
 
 def note(

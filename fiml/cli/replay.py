@@ -1,12 +1,11 @@
 """`fiml sessions replay`: what became of a session's figures."""
 
 import asyncio
-import json
 from typing import Annotated
 
 import typer
 
-from fiml.cli.running import SessionId, plain
+from fiml.cli.running import SessionId, plain, shown_json
 from fiml.core.config import MarketData, Settings
 from fiml.core.errors import SessionNotFound
 from fiml.replay import DEFAULT_TOLERANCE, Drift, Replay, ReplayedQuery
@@ -29,7 +28,7 @@ def replay(
     changed = {} if market_data is None else {"market_data": market_data}
     found = asyncio.run(_replay(session_id, tolerance, Settings(**changed)))
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        typer.echo(shown_json(found.to_dict()))
     else:
         _show(found)
 

@@ -1,6 +1,7 @@
 """What commands share: a runtime for the time of a command, the argument for a session's id, and safe output."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
@@ -26,3 +27,13 @@ def with_sessions(work: Callable[[PrincipalStore], Awaitable[Result]]) -> Result
 def plain(text: str) -> str:
     """A text without control characters for the terminal, since an assistant may have written it."""
     return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def shown_json(value: object) -> str:
+    """Indented JSON without control characters for the terminal: they are escaped, also those that JSON may have."""
+    lines = json.dumps(value, indent=2, ensure_ascii=False).split("\n")
+    return "\n".join(line if line.isprintable() else _escaped(line) for line in lines)
+
+
+def _escaped(line: str) -> str:
+    return "".join(character if character.isprintable() else json.dumps(character)[1:-1] for character in line)

@@ -10,7 +10,7 @@ import typer
 from fiml.cli.memory import context, note, search
 from fiml.cli.quarantine import quarantine
 from fiml.cli.replay import replay
-from fiml.cli.running import SessionId, plain, with_sessions
+from fiml.cli.running import SessionId, plain, shown_json, with_sessions
 from fiml.cli.sharing import share, shares, trail, unshare
 from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, SchemaTooNew, SessionNotFound
 from fiml.runtime import open_runtime
@@ -59,7 +59,7 @@ def show(
     """Show a session: what it is about, what it knows, what was asked last."""
     session = with_sessions(lambda store: _get(store, session_id, None if as_json else queries))
     if as_json:
-        typer.echo(json.dumps(session.to_dict(), indent=2, ensure_ascii=False))
+        typer.echo(shown_json(session.to_dict()))
     else:
         _show_session(session)
 
@@ -102,11 +102,10 @@ def export(
 ) -> None:
     """Write a session with its whole history as JSON."""
     session = with_sessions(lambda store: _get(store, session_id, None))
-    document = json.dumps(session.to_dict(), indent=2, ensure_ascii=False)
     if output is None:
-        typer.echo(document)
+        typer.echo(shown_json(session.to_dict()))
         return
-    _write_new(output, document + "\n")
+    _write_new(output, json.dumps(session.to_dict(), indent=2, ensure_ascii=False) + "\n")
     typer.echo(f"{_count(session.state.history.total_queries)} written to {output}")
 
 
@@ -149,7 +148,7 @@ def erase(
     if not yes:
         typer.confirm(f"Erase all data of {plain(user)}?", abort=True)
     receipt = with_sessions(lambda store: store.erase_user(user))
-    typer.echo(json.dumps(receipt.to_dict(), indent=2, ensure_ascii=False))
+    typer.echo(shown_json(receipt.to_dict()))
 
 
 async def _get(store: PrincipalStore, session_id: str, recent: int | None) -> Session:

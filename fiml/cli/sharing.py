@@ -1,13 +1,12 @@
 """`fiml sessions share`, `unshare`, `shares` and `trail`."""
 
-import json
 import re
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
-from fiml.cli.running import SessionId, plain, with_sessions
+from fiml.cli.running import SessionId, plain, shown_json, with_sessions
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions.audit import AuditEntry
 from fiml.sessions.rights import Share, ShareCode
@@ -84,7 +83,7 @@ def trail(
     """Show a session's audit trail: who did what, oldest entry first."""
     entries = with_sessions(lambda store: store.get_audit_trail(session_id))
     if as_json:
-        typer.echo(json.dumps([entry.to_dict() for entry in entries], indent=2, ensure_ascii=False))
+        typer.echo(shown_json([entry.to_dict() for entry in entries]))
         return
     for entry in entries:
         typer.echo(_line(entry))
