@@ -6,13 +6,14 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from fiml.access.tokens import open_tokens
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, NotPermitted, SessionNotFound, SessionOnHold
 from fiml.db import kept_copies
@@ -47,6 +48,17 @@ async def a_session(store: SessionStore, user_id: str = OWNER) -> Session:
     session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=user_id, ttl_hours=1, tags=["t"])
     await store.record_query(session.id, make_query(), context={"secret": THOUGHT})
     return session
+
+
+async def issue_tokens(settings: Settings, *users: str) -> None:
+    async with aclosing(open_tokens(settings)) as tokens:
+        for user in users:
+            await tokens.issue(user, scopes=["admin"], days=1)
+
+
+async def users_with_tokens(settings: Settings) -> list[str]:
+    async with aclosing(open_tokens(settings)) as tokens:
+        return [token.user_id for token in await tokens.list_tokens()]
 
 
 @pytest.mark.parametrize("state", ["live", "expired", "archived", "resumed"])
@@ -157,6 +169,7 @@ async def test_an_erasure_leaves_nothing_of_a_user(
     store: SessionStore, clock: FrozenClock, backend_settings: Settings
 ) -> None:
     others = await a_session(store, "bob")
+    await issue_tokens(backend_settings, OWNER, "bob")
     archived = await a_session(store)
     clock.advance(hours=2)
     await store.cleanup_expired_sessions()
@@ -176,6 +189,7 @@ async def test_an_erasure_leaves_nothing_of_a_user(
     assert (await analytics.get_session_stats(user_id=OWNER, days=100))["total_sessions"] == 0
     assert (await analytics.get_session_stats(days=100))["total_sessions"] == 1
     assert (await store.erase_user(OWNER)).erased == []
+    assert await users_with_tokens(backend_settings) == ["bob"]
     if backend_settings.is_embedded:
         folder = backend_settings.embedded_file.parent
         assert not [path for path in folder.iterdir() if OWNER.encode() in path.read_bytes()]
@@ -234,6 +248,7 @@ async def test_an_erasure_reaches_the_copy_that_an_upgrade_kept(clock: FrozenClo
         held, other = await a_session(store), await a_session(store)
         await store.hold(held.id, "why")
         await a_session(store, "bob")
+        await issue_tokens(settings, OWNER)
         await store.remember(other.id, notes=["xylophone"])
         await store.search_sessions(None, "xylophone")  # which indexes the words
     copy = settings.embedded_file.with_name("fiml.db.before-9999")
@@ -246,7 +261,9 @@ async def test_an_erasure_reaches_the_copy_that_an_upgrade_kept(clock: FrozenClo
     assert (receipt.erased, receipt.kept_copies) == ([other.id], [copy.name])
     with closing(sqlite3.connect(copy)) as connection:
         left = connection.execute("SELECT user_id FROM active_sessions ORDER BY user_id").fetchall()
+        tokens = connection.execute("SELECT * FROM access_tokens").fetchall()
     assert left == [(OWNER,), ("bob",)]
+    assert tokens == []
     for file in (copy, settings.embedded_file):
         assert other.id.hex.encode() not in without_tombstones(file)
         assert b"xylophone" not in file.read_bytes()

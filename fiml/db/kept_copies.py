@@ -146,8 +146,8 @@ def _erase_from(copy: Path, user_id: str, held: Collection[UUID]) -> bool:
                 f"DELETE FROM session_metrics WHERE {is_theirs.format('session_id')}",  # noqa: S608
                 kept,
             ).rowcount
-            if "session_rollups" in tables:
-                connection.execute("DELETE FROM session_rollups WHERE user_id = ?", (user_id,))
+            for table in tables & {"session_rollups", "access_tokens"}:
+                connection.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))  # noqa: S608
         if "session_fts" in tables:  # the index only marks words as removed, until its parts are merged
             connection.execute("INSERT INTO session_fts (session_fts) VALUES ('optimize')")
             connection.commit()

@@ -154,7 +154,7 @@ class CareVerbs:
             raise SessionNotFound(parsed)
 
     async def erase_user(self, user_id: str) -> ErasureReceipt:
-        """Remove everything of a user: sessions (live, archived, in quarantine), metrics, rollups and kept copies.
+        """Remove everything of a user: tokens, sessions (live, archived, in quarantine), metrics, rollups, kept copies.
 
         Sessions that others shared with the user are unshared; their audit trails still name the user.
 
@@ -168,6 +168,7 @@ class CareVerbs:
         acting_as = self.acting_as(values.check_user_id(user_id))
         if acting_as is None:
             raise InvalidInput("user_id", f"is {echo(user_id)}", "name the user to erase")
+        await self._backend.keeping.erase_tokens(acting_as)  # first, so that the user makes no new sessions
         erased: list[UUID] = []
         held: dict[UUID, str] = {}
         for _ in range(_ROUNDS):

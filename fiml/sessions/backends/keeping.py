@@ -1,12 +1,13 @@
-"""What the database stores besides the sessions: holds, the quarantine, metrics, jobs; and removal by age."""
+"""What the database stores besides the sessions: holds, the quarantine, metrics, jobs, tokens; and removal by age."""
 
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, delete
 
+from fiml.db.tables import access_tokens
 from fiml.sessions.backends import holds, jobs, metrics, missing_metrics, quarantine, retention, rollups
 from fiml.sessions.backends.dumps import Dump
 from fiml.sessions.backends.quarantine import QuarantinedSession
@@ -82,6 +83,11 @@ class Keeping:
     async def erase_metrics(self, user_id: str) -> int:
         """Remove a user's metrics and rollups, except the metrics of held sessions; how many metrics."""
         return await self._maintain(lambda connection: metrics.erase(connection, user_id))
+
+    async def erase_tokens(self, user_id: str) -> None:
+        """Remove the tokens that identify a user, valid or not; servers refuse them within half a minute."""
+        theirs = delete(access_tokens).where(access_tokens.c.user_id == user_id)
+        await self._maintain(lambda connection: connection.execute(theirs))
 
     async def days_behind(self) -> list[date]:
         """The days whose metrics changed since their rollups were computed."""
