@@ -12,6 +12,7 @@ import redis
 
 from fiml.core.errors import Unavailable
 from fiml.db.redis_node import MAX_CONNECTIONS
+from fiml.sessions.backends.tiered import SCRIPTS
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import make_query
@@ -150,6 +151,30 @@ async def test_a_call_that_is_given_up_leaves_its_reply_to_nobody(live: Engine) 
                 task.cancel()
             found = await at_once([store.get_session(session.id) for session in reversed(sessions)])
             assert [each.id for each in found] == [session.id for session in reversed(sessions)]
+
+
+async def test_what_a_write_returns_has_it_while_another_process_loads_the_scripts(live: Engine) -> None:
+    """A server that was started again knows the scripts one by one."""
+    async with SessionStore(live.settings) as store:
+        session = await made_session(store)
+        with redis.Redis.from_url(live.server.url) as client:
+            for count in range(len(SCRIPTS)):
+                client.script_flush()
+                for script in SCRIPTS[:count]:
+                    client.script_load(script.text)
+                query = make_query()
+                session.add_query(query)
+
+                updated = await store.update_session(session.id, session)
+
+                assert updated.state.history.queries[-1] == query, f"with the first {count}"
+                client.script_flush()
+                for script in SCRIPTS[:count]:
+                    client.script_load(script.text)
+
+                extended = await store.extend_session(session.id, 1)
+
+                assert extended.expires_at > updated.expires_at, f"with the first {count}"
 
 
 async def test_what_was_acknowledged_is_there_after_a_kill_and_a_restart(live: Engine) -> None:

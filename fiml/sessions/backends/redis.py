@@ -40,14 +40,16 @@ TOMBSTONE_S = 24 * 3600
 _CLOSING_WAITS_S = [0.05] * 20
 _DONE = (b"written", b"known")
 
-READ, LOCATE, EXTEND, GO_ON, CLOSE = _OF_CALLERS = tuple(
-    Script.load("fiml.sessions", "access", name) for name in ("read", "locate", "extend", "go_on", "close")
+LOCATE, EXTEND, GO_ON, CLOSE, READ = _OF_CALLERS = tuple(
+    Script.load("fiml.sessions", "access", name) for name in ("locate", "extend", "go_on", "close", "read")
 )
 WRITE = Script.load("fiml.sessions", "access", "totals", "write")
 PUT, REMOVE, REWRITE, FENCE = _OF_OURS = tuple(
     Script.load("fiml.sessions", name) for name in ("put", "remove", "rewrite", "fence")
 )
-SCRIPTS = (*_OF_CALLERS, WRITE, *_OF_OURS)
+# Loaded in this order, READ last: a call that changes a session and reads it must not find a server that knows only how
+# to read, since another process is just loading the scripts. The change would then be repeated, after the read.
+SCRIPTS = (*_OF_OURS, WRITE, *_OF_CALLERS)
 
 
 @dataclass(frozen=True, slots=True)
