@@ -142,6 +142,33 @@ async def test_an_answer_from_the_session_says_so_and_keeps_when_it_was_learnt(
     assert again.known_at == learnt
 
 
+class Growing(Live):
+    """A market with one more day at each question, on which nothing happened, and another note."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.days = 300
+
+    async def quote(self, instrument: Instrument) -> Quote:
+        return (await super().quote(instrument)).model_copy(update={"note": f"{self.days} days"})
+
+    async def bars(self, instrument: Instrument) -> Bars:
+        self.days += 1
+        found = await super().bars(instrument)
+        return replace(found, bars=found.bars[-self.days :])
+
+
+async def test_a_note_or_a_number_of_bars_is_no_figure_that_changed(store: SessionStore) -> None:
+    session = await begin(store)
+    market, question = MarketService(Growing()), Question(symbol="AAPL")
+    await ask(question, market=market, sessions=store, session_id=session.id)
+
+    again = await ask(question, market=market, sessions=store, session_id=session.id)
+
+    assert again.since_last_look is not None
+    assert {change.figure for change in again.since_last_look.changed} <= {"technicals.ema_26", "technicals.rsi_14"}
+
+
 async def test_sample_and_live_are_never_mixed(store: SessionStore) -> None:
     """What a session holds from the sample neither answers a live question nor is compared with it."""
     session = await begin(store)
