@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,7 @@ from fiml.analysis import Question, resolve
 from fiml.core import clock
 from fiml.core.errors import FimlError, InvalidInput, echo
 from fiml.market.models import AssetKind, Depth, MarketAnswer
-from fiml.market.service import MarketService
+from fiml.market.service import NOT_NOW, MarketService
 from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.notes import Note, NoteKind, notes_in
 
@@ -186,12 +186,11 @@ def _compare(query: QueryRecord, answer: MarketAnswer | FimlError | None, tolera
         problem = f"the currency was {query.currency} and is {answer.quote.currency}: nothing is compared"
     else:
         now = answer.figures
-        compared = len(query.figures)
-        drifts = [
-            drift for name, then in query.figures.items() if (drift := _drift(name, then, now.get(name), tolerance))
-        ]
-        if query.adjustment is not None and query.adjustment != answer.quote.adjustment:
-            problem = f"past prices were adjusted for {query.adjustment}, now for {answer.quote.adjustment}"
+        away = [other for other, reason in answer.not_compared.items() if reason.startswith(NOT_NOW)]
+        figures = {name: then for name, then in query.figures.items() if name.partition(":")[2] not in away}
+        compared = len(figures)
+        drifts = [drift for name, then in figures.items() if (drift := _drift(name, then, now.get(name), tolerance))]
+        problem = "; ".join(_doubts(query, answer, away)) or None
     answered = answer if isinstance(answer, MarketAnswer) else None
     return ReplayedQuery(
         record_id=query.id,
@@ -205,6 +204,15 @@ def _compare(query: QueryRecord, answer: MarketAnswer | FimlError | None, tolera
         drifts=drifts,
         problem=problem,
     )
+
+
+def _doubts(query: QueryRecord, answer: MarketAnswer, away: list[str]) -> Iterator[str]:
+    if query.adjustment is not None and query.adjustment != answer.quote.adjustment:
+        yield f"past prices were adjusted for {query.adjustment}, now for {answer.quote.adjustment}"
+    if away:
+        yield f"not now compared with {', '.join(away)}"
+    if stale := [part.known_at for part in answer.delivery.values() if part.is_stale]:
+        yield f"the market doesn't answer: stale figures, known {clock.to_iso(min(stale))}"
 
 
 def _drift(figure: str, then: float, now: float | None, tolerance: float) -> Drift | None:

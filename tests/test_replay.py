@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 
 from fiml.analysis import Question, ask
+from fiml.cache.l1_cache import MemoryL1Cache
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, Unavailable
-from fiml.market.models import AssetKind, Depth, Instrument, Quote
+from fiml.market.models import AssetKind, Bars, Depth, Instrument, Quote
 from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService
 from fiml.replay import Replay, replay
 from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.store import SessionStore
-from fiml.testing import open_temporary_store
+from fiml.testing import FrozenClock, open_temporary_store
 from fiml.testing.conformance.suite import existing
 
 SAMPLE = MarketService(SampleProvider())
@@ -156,6 +157,47 @@ async def test_a_change_is_positive_if_the_figure_rose_even_from_below_zero(
 
     [drift] = found.queries[0].drifts
     assert drift.change == (None if change is None else pytest.approx(change))
+
+
+class Patchy(SampleProvider):
+    """A market that has no bars of Microsoft now, or of anything."""
+
+    source = "patchy"
+
+    def __init__(self) -> None:
+        self.is_away = False
+
+    async def bars(self, instrument: Instrument) -> Bars:
+        if self.is_away or instrument.symbol == "MSFT":
+            raise Unavailable(self.source, "it is closed")
+        return await super().bars(instrument)
+
+
+async def test_figures_of_a_comparison_that_cannot_be_made_now_are_not_gone(store: SessionStore) -> None:
+    session = await analysed(store, "AAPL", depth=Depth.DEEP)
+    await store.remember(session.id, conclusions=["in step"], cites=[session.state.history.queries[0].id])
+
+    found = await replay(await existing(store, session.id), market=MarketService(Patchy()))
+
+    [query] = found.queries
+    names = session.state.history.queries[0].figures
+    assert (query.drifts, query.problem) == ([], "not now compared with MSFT")
+    assert query.compared == len([name for name in names if not name.endswith(":MSFT")]) < len(names)
+    assert found.conclusions == []
+
+
+async def test_an_answer_that_is_stale_is_called_so(store: SessionStore, clock: FrozenClock) -> None:
+    session = await analysed(store, "NVDA", depth=Depth.STANDARD)
+    provider = Patchy()
+    market = MarketService(provider, [MemoryL1Cache()])
+    await replay(session, market=market)
+    provider.is_away = True
+    clock.advance(hours=20)
+
+    found = await replay(session, market=market)
+
+    [query] = found.queries
+    assert query.problem == "the market doesn't answer: stale figures, known 2024-12-23T15:30:00Z"
 
 
 async def test_nothing_is_written_and_the_result_is_json(store: SessionStore) -> None:

@@ -35,6 +35,8 @@ _FETCH_SHARE = 0.75
 _OTHER_SHARE = 0.9
 
 LIVE = "live"
+# How the reason begins why another could not be compared, if it may be later.
+NOT_NOW = "not now"
 _PAIR = "USD"
 
 
@@ -154,9 +156,9 @@ class MarketService:
         except NotSupported as exc:
             return _symbol(other), str(exc)
         except Unavailable as exc:
-            return _symbol(other), f"not now: {exc}"
+            return _symbol(other), f"{NOT_NOW}: {exc}"
         except TimeoutError:
-            return _symbol(other), "not now: no answer in time"
+            return _symbol(other), f"{NOT_NOW}: no answer in time"
 
 
 def market_source(settings: Settings) -> str:
