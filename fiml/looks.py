@@ -10,6 +10,7 @@ from fiml.core import clock
 from fiml.core.model import Model
 from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer, Moment, Quote
 from fiml.market.providers.base import SAMPLE
+from fiml.market.service import NOT_NOW
 from fiml.sessions.models import Session
 from fiml.sessions.values import ANSWER_PREFIX
 
@@ -67,8 +68,12 @@ class Held(Model):
     def answers(self, depth: Depth, others: list[str]) -> bool:
         """Whether it has every figure that is asked for, and all of them are current."""
         is_deep_enough = _DEPTHS.index(self.depth) >= _DEPTHS.index(depth)
-        is_compared = depth is not Depth.DEEP or set(self.compared_with) == set(others)
+        is_compared = depth is not Depth.DEEP or (set(self.compared_with) == set(others) and not self._lacks_others())
         return is_deep_enough and is_compared and self.is_current(depth)
+
+    def _lacks_others(self) -> bool:
+        """Whether another could not be compared that perhaps can be now."""
+        return any(reason.startswith(NOT_NOW) for reason in self.answer.not_compared.values())
 
 
 def result_key(of: Instrument | Quote) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fiml.analysis import Question, ask, summarize
+from fiml.cache.l1_cache import MemoryL1Cache
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, SymbolNotFound, Unavailable
 from fiml.market.models import AssetKind, Bars, Depth, Fundamentals, Instrument, Quote
@@ -140,6 +141,36 @@ async def test_an_answer_from_the_session_says_so_and_keeps_when_it_was_learnt(
     [_, again] = await records(store, session)
     assert (answer.layer, again.layer, again.cache_hit) == ("session", "session", True)
     assert again.known_at == learnt
+
+
+class Recovering(SampleProvider):
+    """A market that has no bars of Microsoft at first."""
+
+    source = "live"
+    is_away = True
+
+    async def bars(self, instrument: Instrument) -> Bars:
+        if self.is_away and instrument.symbol == "MSFT":
+            raise Unavailable(self.source, "it is closed")
+        return await super().bars(instrument)
+
+    async def quote(self, instrument: Instrument) -> Quote:
+        return (await super().quote(instrument)).model_copy(update={"source": self.source})
+
+
+async def test_another_that_could_not_be_compared_is_tried_again_at_the_next_question(
+    store: SessionStore, clock: FrozenClock
+) -> None:
+    session = await begin(store)
+    provider, question = Recovering(), Question(symbol="AAPL", depth=Depth.DEEP)
+    market = MarketService(provider, [MemoryL1Cache()])
+    first = await ask(question, market=market, sessions=store, session_id=session.id)
+    provider.is_away = False
+
+    again, held = [await ask(question, market=market, sessions=store, session_id=session.id) for _ in range(2)]
+
+    assert [[each.other for each in one.market.comparisons] for one in (first, again, held)] == [[], ["MSFT"], ["MSFT"]]
+    assert [one.layer for one in (again, held)] == ["l1", "session"]
 
 
 class Growing(Live):
