@@ -304,7 +304,9 @@ async def test_a_coin_is_compared_with_coins_though_an_equity_has_the_symbol(sto
 
     answer = await ask(question, market=MarketService(Exchanges()), sessions=store, session_id=session.id)
 
-    assert [comparison.other for comparison in answer.market.comparisons] == ["ETH"]
+    assert [(each.other, each.other_is) for each in answer.market.comparisons] == [
+        ("ETH", "Ether, coin, Bitstamp, in USD, source sample")
+    ]
 
 
 class Pairs(Exchanges):

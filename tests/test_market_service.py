@@ -192,6 +192,7 @@ async def test_apple_and_microsoft_are_compared_over_their_common_dates_with_a_w
     [found] = (await market.answer(apple, Depth.DEEP, [microsoft])).comparisons
 
     assert (found.symbol, found.other) == ("AAPL", "MSFT")
+    assert found.other_is == "Microsoft Corporation, equity, NASDAQ, in USD, source sample"
     assert (found.overlap_from, found.overlap_to) == (date(2021, 9, 21), date(2022, 12, 28))
     assert found.overlap_days == 321
     assert found.return_self == pytest.approx(126.04 / 143.43 - 1, abs=1e-6)

@@ -199,6 +199,7 @@ class Comparison(_Model):
 
     symbol: str
     other: str
+    other_is: str | None = Field(None, description="what `other` stands for: name, kind, exchange, currency, source")
     overlap_from: date | None
     overlap_to: date | None
     overlap_days: int = Field(description="number of dates that both have")

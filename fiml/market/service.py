@@ -112,10 +112,10 @@ class MarketService:
             )
         with _translated(self.source):
             found = {
-                symbol: other if isinstance(other, str) else _compare(bars.value, other.value)
-                for symbol, other in compared
+                _symbol(other): its if isinstance(its, str) else _compare(bars.value, its.value, other)
+                for other, its in compared
             }
-            deliveries = {f"bars:{symbol}": other.delivery for symbol, other in compared if not isinstance(other, str)}
+            deliveries = {f"bars:{_symbol(other)}": its.delivery for other, its in compared if not isinstance(its, str)}
             return _answer(quote, bars, fundamentals, found, deliveries)
 
     async def aclose(self) -> None:
@@ -137,28 +137,28 @@ class MarketService:
 
     async def _others(
         self, instrument: Instrument, others: Sequence[Instrument | str]
-    ) -> list[tuple[str, Fetched[Bars] | str]]:
-        """The symbols of others, each with its bars or why it has none."""
+    ) -> list[tuple[Instrument | str, Fetched[Bars] | str]]:
+        """The others, each with its bars or why it has none."""
         wanted = [other for other in dict.fromkeys(others) if _symbol(other) != instrument.symbol]
         found = await asyncio.gather(*(self._other(other, instrument) for other in wanted))
-        return [(symbol, bars) for symbol, bars in dict(found).items() if symbol != instrument.symbol]
+        return [(other, bars) for other, bars in dict(found).items() if _symbol(other) != instrument.symbol]
 
-    async def _other(self, other: Instrument | str, like: Instrument) -> tuple[str, Fetched[Bars] | str]:
+    async def _other(self, other: Instrument | str, like: Instrument) -> tuple[Instrument | str, Fetched[Bars] | str]:
         try:
             # Less than the whole time, so that one slow comparison doesn't make the whole answer late.
             async with asyncio.timeout(self._answer_timeout_s * _OTHER_SHARE):
                 instrument = await self._find(other, like) if isinstance(other, str) else other
                 if instrument is None:
-                    return _symbol(other), f"not in the {self.source} data"
-                return instrument.symbol, await self._fetching.bars(instrument)
+                    return other, f"not in the {self.source} data"
+                return instrument, await self._fetching.bars(instrument)
         except SymbolNotFound as exc:
-            return _symbol(other), f"not in the {exc.source} data"
+            return other, f"not in the {exc.source} data"
         except NotSupported as exc:
-            return _symbol(other), str(exc)
+            return other, str(exc)
         except Unavailable as exc:
-            return _symbol(other), f"{NOT_NOW}: {exc}"
+            return other, f"{NOT_NOW}: {exc}"
         except TimeoutError:
-            return _symbol(other), f"{NOT_NOW}: no answer in time"
+            return other, f"{NOT_NOW}: no answer in time"
 
 
 def market_source(settings: Settings) -> str:
@@ -221,11 +221,19 @@ def _translated(source: str) -> Iterator[None]:
         raise BadData(source, f"{type(exc).__name__} in figures computed from it") from exc
 
 
-def _compare(bars: Bars, other: Bars) -> Comparison | str:
-    comparison = compare(bars, other)
+def _compare(bars: Bars, its: Bars, other: Instrument | str) -> Comparison | str:
+    comparison = compare(bars, its)
     if comparison.overlap_days < 2:
-        return f"too few common dates: {_span(bars)}, {_span(other)}"
-    return comparison
+        return f"too few common dates: {_span(bars)}, {_span(its)}"
+    return comparison.model_copy(update={"other_is": _identity(other, its)})
+
+
+def _identity(other: Instrument | str, bars: Bars) -> str | None:
+    """What a symbol stands for: `LTC` is a coin, and the stock of a company."""
+    if isinstance(other, str):
+        return None
+    told = (other.name, other.kind.value, other.exchange, f"in {other.currency}", f"source {bars.source}")
+    return ", ".join(part for part in told if part is not None)
 
 
 def _symbol(other: Instrument | str) -> str:
