@@ -188,6 +188,17 @@ async def test_the_life_of_a_session_stands_in_the_tool_that_makes_it(sqlite_set
     assert "at most 77" in description
 
 
+@pytest.mark.parametrize("tool", ["search-by-symbol", "search-by-coin"])
+@pytest.mark.parametrize("part", ["quote", "technicals", "fundamentals", "comparisons"])
+async def test_what_one_per_cent_is_stands_with_each_part_of_an_answer(
+    sqlite_settings: Settings, tool: str, part: str
+) -> None:
+    schema = json.dumps((await tools(sqlite_settings))[tool].output_schema)
+
+    described = schema.partition(f'"{part}": ')[2].partition('"description": "')[2].partition('"')[0]
+    assert "is 1%" in described
+
+
 @pytest.mark.parametrize("era", ERAS)
 async def test_the_instructions_tell_the_workflow_across_the_tools(sqlite_settings: Settings, era: str) -> None:
     async with door(sqlite_settings, era=era if era == HANDSHAKE else "auto") as caller:

@@ -168,7 +168,8 @@ ResumeHours = Annotated[
     int | None, Field(description="hours it lives from now, 1 to the maximum above, e.g. 24"), _Whole
 ]
 SearchText = Annotated[
-    str | None, Field(description="words (word* for a beginning), conditions, e.g. margin pe_ratio < 30")
+    str | None,
+    Field(description="words (word* for a beginning), conditions, e.g. margin pe_ratio < 30 return_1y < -0.1"),
 ]
 SearchSymbol = Annotated[str | None, Field(description="among the assets or asked about, e.g. AAPL", max_length=1000)]
 CreatedFrom = Annotated[

@@ -198,11 +198,17 @@ class SearchResult(Result):
     depth: str
     quote: Annotated[
         Figures,
-        Field(description="price, currency, exchange, source, as_of, is_stale, change, ..."),
+        Field(description="price, currency, exchange, source, as_of, is_stale, change, ...; change_percent: 1 is 1%"),
     ]
-    technicals: Annotated[Figures | None, Field(description="averages, RSI, volatility, drawdown, range, returns")]
-    fundamentals: Annotated[Figures | None, Field(description="null figures have a reason in `missing`")]
-    comparisons: Annotated[list[Figures], Field(description="per other asset: overlap, relative return, correlation")]
+    technicals: Annotated[
+        Figures | None, Field(description="volatility, drawdown, returns: 0.01 is 1%; RSI: 0 to 100; else prices")
+    ]
+    fundamentals: Annotated[
+        Figures | None, Field(description="dividend_yield: 0.01 is 1%; null figures have a reason in `missing`")
+    ]
+    comparisons: Annotated[
+        list[Figures], Field(description="per other asset: overlap, correlation, returns: 0.01 is 1%")
+    ]
     not_compared: Annotated[dict[str, str], Field(description="symbol -> why it could not be compared")]
     truncated: Annotated[bool, Field(description="the session has more assets than one answer compares")]
     session_id: UUID | None
