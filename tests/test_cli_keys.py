@@ -68,7 +68,7 @@ def test_keys_are_added_listed_and_changed_and_never_shown(shell: Shell) -> None
     assert before.stdout == f"{old}  current\nnext  for reading\n"
     assert "then run `fiml keys rotate`" in second.stderr
     assert rotated.stdout == "the current key is next\nsessions re-encrypted: 1 of 1\n"
-    assert after.stdout == f"{old}  for reading  0 sessions\nnext  current  1 sessions\n"
+    assert after.stdout == f"{old}  for reading  0 sessions\nnext  current  1 session\n"
     assert shell.word_in(session_id) == "physalis"
     printed = "".join(done.stdout + done.stderr for done in (first, second, before, rotated, after))
     assert [secret for secret in secrets if secret in printed] == []
@@ -84,7 +84,7 @@ def test_sessions_from_before_are_left_and_named_until_they_are_asked_for(shell:
 
     assert left.returncode == 1
     assert "sessions in plaintext: 1; `fiml keys rotate --encrypt-plaintext` encrypts them" in left.stdout
-    assert "in plaintext: 1 sessions" in listed.stdout
+    assert "in plaintext: 1 session\n" in listed.stdout
     assert (taken.returncode, "sessions re-encrypted: 1" in taken.stdout) == (0, True)
     assert shell.word_in(session_id) == "physalis"
 
@@ -108,7 +108,7 @@ def test_the_change_can_be_left_to_the_servers(shell: Shell) -> None:
 
     assert (refused.returncode, "leave one of them out" in refused.stderr) == (1, True)
     assert left.stdout.startswith("the current key is next\nthe maintenance re-encrypts the stored data")
-    assert shell.run("keys", "list", "--usage").stdout == "old  for reading  1 sessions\nnext  current  0 sessions\n"
+    assert shell.run("keys", "list", "--usage").stdout == "old  for reading  1 session\nnext  current  0 sessions\n"
 
 
 def test_the_doctor_says_which_key_is_current_and_what_is_wrong_with_the_file(shell: Shell) -> None:

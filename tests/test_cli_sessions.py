@@ -182,7 +182,7 @@ def test_an_unreadable_session_is_deleted_after_confirmation(clock: FrozenClock,
         session = make_session(ttl_hours=1)
         damage(session)
         clock.advance(hours=2 if is_quarantined else 0)
-        assert ("1 moved to the quarantine" in fiml("sessions", "sweep").stdout) is is_quarantined
+        assert ("1 moved to quarantine" in fiml("sessions", "sweep").stdout) is is_quarantined
 
         refused = fiml("sessions", "delete", str(session.id), answer="n\n")
         deleted = fiml("sessions", "delete", str(session.id), answer="y\n")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fiml.cli.running import shown_json
+from fiml.cli.running import counted, shown_json
 from fiml.runtime import open_runtime
 
 if TYPE_CHECKING:  # SQLAlchemy, which not every command needs
@@ -44,4 +44,4 @@ def export(
             rows: SessionAnalytics = await runtime.analytics()
             return await rows.export(file, user_id=user, session_type=type_, days=days)
 
-    typer.echo(f"{asyncio.run(write())} rows written to {file}")
+    typer.echo(f"{counted(asyncio.run(write()), 'row', 'rows')} written to {file}")

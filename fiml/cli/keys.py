@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fiml.cli.running import counted
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, Misconfigured
@@ -43,10 +44,10 @@ def list_(
     counts = asyncio.run(_usage()) if usage else Counter[str]()
     for key_id in keyring.keys:
         state = "current" if key_id == keyring.current.id else "for reading"
-        typer.echo(f"{key_id}  {state}" + (f"  {counts[key_id]} sessions" if usage else ""))
+        typer.echo(f"{key_id}  {state}" + (f"  {_sessions(counts[key_id])}" if usage else ""))
     for key_id in sorted(counts.keys() - keyring.keys.keys()):
         name = f"{key_id}, which is not in the file" if key_id else "in plaintext"
-        typer.echo(f"{name}: {counts[key_id]} sessions")
+        typer.echo(f"{name}: {_sessions(counts[key_id])}")
 
 
 @keys.command()
@@ -88,6 +89,10 @@ def _key_file() -> "KeyFile":
             "and for every process of fiml"
         )
     return KeyFile(path)
+
+
+def _sessions(number: int) -> str:
+    return counted(number, "session", "sessions")
 
 
 async def _usage() -> Counter[str]:

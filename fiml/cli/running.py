@@ -1,4 +1,4 @@
-"""What commands share: a runtime for the time of a command, the argument for a session's id, and safe output."""
+"""What commands share: a runtime for the time of a command, the argument for a session's id, and output."""
 
 import asyncio
 import json
@@ -37,3 +37,8 @@ def shown_json(value: object) -> str:
 
 def _escaped(line: str) -> str:
     return "".join(character if character.isprintable() else json.dumps(character)[1:-1] for character in line)
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """A number with its noun."""
+    return f"{number} {one if number == 1 else many}"

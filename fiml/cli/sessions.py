@@ -10,7 +10,7 @@ import typer
 from fiml.cli.memory import context, note, search
 from fiml.cli.quarantine import quarantine
 from fiml.cli.replay import replay
-from fiml.cli.running import SessionId, plain, shown_json, with_sessions
+from fiml.cli.running import SessionId, counted, plain, shown_json, with_sessions
 from fiml.cli.sharing import share, shares, trail, unshare
 from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, SchemaTooNew, SessionNotFound
 from fiml.runtime import open_runtime
@@ -118,9 +118,9 @@ def sweep() -> None:
             return await (await runtime.store()).sweep()
 
     report = asyncio.run(sweep_all())
-    typer.echo(f"{report.archived} session{'' if report.archived == 1 else 's'} moved to the archive")
+    typer.echo(f"{counted(report.archived, 'session', 'sessions')} moved to the archive")
     if report.quarantined:
-        typer.echo(f"{report.quarantined} moved to the quarantine: fiml sessions quarantine list")
+        typer.echo(f"{report.quarantined} moved to quarantine: fiml sessions quarantine list")
     if report.postponed:
         typer.echo(f"{report.postponed} left alone: a newer fiml wrote them")
 
@@ -231,7 +231,7 @@ def _title(session: Session | SessionSummary) -> str:
 
 
 def _count(queries: int) -> str:
-    return "1 query" if queries == 1 else f"{queries} queries"
+    return counted(queries, "query", "queries")
 
 
 def _state(session: Session | SessionSummary) -> str:

@@ -23,8 +23,11 @@ token = typer.Typer(help="Tokens for HTTP: make, list and revoke them.", no_args
 @token.command()
 def new(
     user: Annotated[str, typer.Argument(help="the user whom it identifies", metavar="USER")],
-    scope: Annotated[list[str] | None, typer.Option(help="what it may do; may be repeated")] = None,
-    days: Annotated[int, typer.Option(help="how long it is valid")] = 90,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help=f"what it may do, by default {', '.join(USUAL_SCOPES)}; may be repeated"),
+    ] = None,
+    days: Annotated[int, typer.Option(help="how long it is valid, 1 to 366")] = 90,
 ) -> None:
     """Make a token and print it, once. Only a digest of it is kept."""
     wanted = scope or [str(each) for each in USUAL_SCOPES]

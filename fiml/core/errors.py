@@ -328,7 +328,7 @@ class RecordRefused(FimlError):
     def __init__(self, record: str, problem: str) -> None:
         self.record = record
         self.problem = problem
-        super().__init__(f"the database refuses {record} ({problem}); the next sweep moves it to the quarantine")
+        super().__init__(f"the database refuses {record} ({problem}); the next sweep moves it to quarantine")
 
 
 class CorruptRecord(FimlError):
