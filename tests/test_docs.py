@@ -447,7 +447,7 @@ def test_limits_that_stand_elsewhere_are_in_the_reference_too() -> None:
     assert f" {MAX_SEARCHED};" in limits_row("live sessions that one search reads in Redis")
     filtered_row = limits_row("live sessions that one page filtered by type, tag or asset looks at in Redis")
     assert f" {MAX_SEARCHED};" in filtered_row
-    words_row = limits_row("words of a session that the full text finds")
+    words_row = limits_row("words of a session that full-text search finds")
     assert f" {searching.MAX_INDEXED_BYTES} " in words_row
     assert f" {searching.MAX_WORD_CHARACTERS} " in words_row
     assert f" {MAX_TEXT_CHARACTERS} " in limits_row("a text that a market provider sends")

@@ -15,7 +15,7 @@ quarantine = typer.Typer(help="List, show and retry sessions that could not be a
 
 @quarantine.command("list")
 def list_(limit: Annotated[int, typer.Option(help="how many, 1 to 200")] = 50) -> None:
-    """List them, longest there first, each with the reason."""
+    """List them, oldest first, each with the reason."""
     found = with_sessions(lambda store: store.list_quarantine(limit))
     if not found:
         typer.echo("nothing is in quarantine")
