@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from enum import EnumType
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from fiml.analysis import ANSWER_TIMEOUT_S, MAX_COMPARED
-from fiml.cli import app, main
+from fiml.cli import app
 from fiml.core import errors
 from fiml.core.config import MAX_TTL_HOURS, MarketData, Settings, variable
 from fiml.core.errors import FimlError
@@ -105,18 +105,9 @@ class Reader:
 
     def _run_command(self, words: list[str]) -> str:
         match words:
-            case ["fiml", *arguments]:
-                return self._run_fiml(arguments)
-            case ["pytest", *arguments]:
-                return run_module("pytest", *arguments)
+            case [("fiml" | "pytest") as module, *arguments]:
+                return run_module(module, *arguments)
         raise AssertionError(f"{words[0]} is no command that a console block may have; use a block of `sh`")
-
-    def _run_fiml(self, arguments: list[str]) -> str:
-        self._monkeypatch.setattr(sys, "argv", ["fiml", *arguments])
-        with redirect_stdout(io.StringIO()) as output, redirect_stderr(output), pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code, output.getvalue()
-        return output.getvalue()
 
 
 def run_module(*command: str) -> str:
