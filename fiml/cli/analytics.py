@@ -16,7 +16,7 @@ analytics = typer.Typer(help="Show statistics over sessions, and export the rows
 
 User = Annotated[str | None, typer.Option(help="only this user's")]
 Type = Annotated[str | None, typer.Option("--type", help="only this type")]
-Days = Annotated[int, typer.Option(help="only sessions created in the last DAYS days", metavar="DAYS")]
+Days = Annotated[int, typer.Option(help="only sessions created within this many days", metavar="DAYS")]
 
 
 @analytics.command()
