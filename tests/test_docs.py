@@ -21,6 +21,7 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
+from fiml import __version__
 from fiml.analysis import ANSWER_TIMEOUT_S, MAX_COMPARED
 from fiml.cli import app
 from fiml.core import errors
@@ -53,6 +54,8 @@ ALL_PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE_NAME = re.compile(r"# (\w+\.py)\n")
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+LINK_TO_HEADING = re.compile(r"\]\(([^)#]*)#([^)]+)\)")
+NAMED_COMMAND = re.compile(r"(?:^|[`/ ])fiml ([^`\n]+)", re.MULTILINE)
 # One in brackets is a record's.
 UUID = re.compile(r"(?<!\[)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC|\d\d:\d\d:\d\d")
@@ -219,6 +222,18 @@ def test_relative_links_lead_to_files(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_links_to_headings_lead_to_headings(page: Path) -> None:
+    links = [(link, anchor) for link, anchor in LINK_TO_HEADING.findall(page.read_text()) if "://" not in link]
+
+    assert [anchor for link, anchor in links if anchor not in anchors(page.parent / link if link else page)] == []
+
+
 def test_the_map_leads_to_every_page() -> None:
     home = ROOT / "docs" / "index.md"
     linked = {(home.parent / link).resolve() for link in LINK.findall(home.read_text())}
@@ -282,6 +297,26 @@ def test_every_command_and_option_is_in_the_reference(name: str, command: Any) -
         if parameter in options(command):
             [row] = [row for row in text.splitlines() if row.startswith("|") and f"`{parameter.opts[0]}`" in row]
             assert not parameter.default or f"| `{parameter.default}` |" in row
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_every_command_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text()
+    shell = [line for kind, block in BLOCK.findall(text) if kind in ("sh", "console") for line in block.splitlines()]
+    code = [
+        *re.findall(r"`fiml [^`\n]+`", text),
+        *(line.partition(" #")[0] for line in shell if line != f"fiml {__version__}"),
+    ]
+
+    for named in NAMED_COMMAND.findall("\n".join(code)):
+        words = named.split()
+        command: Any = get_command(app)
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        known = {option for each in options(command) for option in each.opts} | {"--help", "--version"}
+        is_group = hasattr(command, "commands")
+        assert not (is_group and words) or words[0].startswith("-"), named
+        assert [word for word in words if word.startswith("--") and word not in known] == [], named
 
 
 def test_the_reference_has_no_command_or_option_that_is_gone() -> None:
