@@ -274,6 +274,14 @@ MEMORY = [
     ),
     Bad("update-session-context", {"sessionId": SESSION, "conclusion": "c", "cites": ["seven", HUGE]}),
     Bad("update-session-context", {"sessionId": SESSION, "context": ["no map"]}),
+    *(
+        Bad(
+            "update-session-context",
+            {"sessionId": SESSION, name: dict.fromkeys(map(str, range(1001)), 1)},
+            says=["1000"],
+        )
+        for name in ("context", "preferences", "intermediateResults")
+    ),
     *(Bad("update-session-context", {"sessionId": SESSION, "note": text}) for text in ("", HUGE, NUL, HALF, 7)),
     *(Bad("update-session-context", {"sessionId": SESSION, "context": {"k": v}}) for v in (NUL, HALF, HUGE * 30)),
     Bad("resume-session", {"sessionId": SESSION, "hours": 0}),

@@ -32,6 +32,9 @@ _Whole = BeforeValidator(_no_boolean)
 # A list is refused at its first wrong item: a body has room for a million, and describing each would take seconds and
 # a gigabyte.
 _list = partial(Field, fail_fast=True)
+# A body has room for two hundred thousand entries, and writing them would keep everybody else waiting for seconds.
+MAX_ENTRIES = 1000
+_entries = partial(Field, max_length=MAX_ENTRIES)
 SessionType = Literal["equity", "crypto", "portfolio", "comparative", "macro"]
 SessionIdText = Field(
     validation_alias=_also("sessionId"),
@@ -116,11 +119,11 @@ MaxTokens = Annotated[
     _Whole,
 ]
 _Entries = dict[str, Any] | None
-Context = Annotated[_Entries, Field(description='what the analysis is about, e.g. {"focus": "margins"}')]
-Preferences = Annotated[_Entries, Field(description='how the user wants it, e.g. {"currency": "EUR"}')]
+Context = Annotated[_Entries, _entries(description='what the analysis is about, e.g. {"focus": "margins"}')]
+Preferences = Annotated[_Entries, _entries(description='how the user wants it, e.g. {"currency": "EUR"}')]
 IntermediateResults = Annotated[
     _Entries,
-    Field(validation_alias=_also("intermediateResults"), description='what you computed, e.g. {"peg_AAPL": 1.9}'),
+    _entries(validation_alias=_also("intermediateResults"), description='what you computed, e.g. {"peg_AAPL": 1.9}'),
 ]
 Note = Annotated[
     str | None,
