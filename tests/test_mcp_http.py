@@ -10,8 +10,10 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mcp_types import INVALID_PARAMS
 
 from fiml.core.errors import InvalidInput, Misconfigured
 from fiml.mcp.http import MAX_BODY_BYTES, parse_address
@@ -101,6 +103,25 @@ async def test_bodies_that_are_too_large_or_not_messages_are_refused_and_the_ser
     assert large.status_code == 413
     assert {answer.status_code for answer in (*broken, text)} <= {400, 406, 415}
     assert created
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"icons": [1] * 2000}}),
+        ("completion/complete", {"context": {"arguments": dict.fromkeys(map(str, range(2000)), 1)}}),
+        ("tools/call", {"name": "list-sessions", "arguments": {}, "inputResponses": {"a": [[1]] * 1000}}),
+        ("tools/list", dict.fromkeys(map(str, range(2000)), 1)),
+    ],
+)
+async def test_a_message_of_too_many_values_is_refused_before_each_is_looked_at(
+    tmp_path: Path, method: str, params: dict[str, Any]
+) -> None:
+    async with http_server(tmp_path / "data") as server:
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
+        refusal = (await server.post(body, mcp_protocol_version="2025-11-25")).json()
+
+    assert refusal["error"] == {"code": INVALID_PARAMS, "message": "it has more than 1000 values; give fewer"}
 
 
 async def test_a_server_that_is_told_to_stop_finishes_a_call_under_way(tmp_path: Path) -> None:

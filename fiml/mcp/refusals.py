@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver.tools import Tool
-from mcp_types import CallToolResult, TextContent
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, CallToolResult, TextContent
 from opentelemetry.trace import get_current_span
 from pydantic import AliasChoices, ValidationError
 
@@ -25,6 +26,8 @@ from fiml.core.errors import (
     Unconfirmed,
     echo,
 )
+
+MAX_VALUES = 1000
 
 _NEXT_STEPS: dict[type[FimlError], str] = {
     SessionNotFound: "call list-sessions to find the session, or create-analysis-session to begin one",
@@ -87,6 +90,31 @@ def with_refusals(answer_schema: dict[str, Any]) -> dict[str, Any]:
         "properties": answer_schema["properties"] | {"status": {"enum": ["success", "error"]}} | refused,
         "anyOf": [{"required": ["status", *answer_schema["required"]]}, {"required": ["status", "code", "message"]}],
     }
+
+
+class CountCheck:
+    """Refuses a message with far more values than any needs, apart from the arguments of a tool.
+
+    A body has room for a million. The SDK describes each one that is wrong, and the server answers nobody meanwhile.
+    """
+
+    async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        params = dict(ctx.params or {})
+        if ctx.method == "tools/call":
+            params.pop("arguments", None)
+        if _has_many(list(params.values())):
+            raise MCPError(INVALID_PARAMS, f"it has more than {MAX_VALUES} values; give fewer")
+        return await call_next(ctx)
+
+
+def _has_many(values: list[Any]) -> bool:
+    """Whether values have more than `MAX_VALUES` others in them, at any depth. Adds these to `values`."""
+    for value in values:  # grows meanwhile
+        if len(values) > MAX_VALUES:
+            return True
+        if isinstance(value, dict | list):
+            values += value.values() if isinstance(value, dict) else value
+    return len(values) > MAX_VALUES
 
 
 class ArgumentCheck:

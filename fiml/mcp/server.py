@@ -11,7 +11,7 @@ from fiml.core.config import Settings
 from fiml.mcp.auth import BearerVerifier, TokenCheck, auth_settings
 from fiml.mcp.memory_tools import memory_tools
 from fiml.mcp.prompts import PromptCheck, add_prompts
-from fiml.mcp.refusals import ArgumentCheck
+from fiml.mcp.refusals import ArgumentCheck, CountCheck
 from fiml.mcp.requests import RequestLog
 from fiml.mcp.resources import AddressCheck, add_resources
 from fiml.mcp.sharing_tools import sharing_tools
@@ -53,6 +53,7 @@ def build_server(runtime: Runtime, verifier: BearerVerifier | None = None) -> MC
         middleware=[
             log,
             *([] if verifier is None else [TokenCheck()]),
+            CountCheck(),
             ArgumentCheck(tools),
             PromptCheck(),
             AddressCheck(),
