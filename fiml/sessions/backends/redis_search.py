@@ -14,6 +14,7 @@ from fiml.sessions.backends.redis import read
 from fiml.sessions.backends.redis_listing import RedisListing
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.records import Header, SessionRecord, check_format
+from fiml.sessions.rights import Caller
 
 _HEADERS_AT_ONCE = 200
 _SESSIONS_AT_ONCE = 25
@@ -56,7 +57,7 @@ class RedisSearch:
     async def _look(self, members: Sequence[str], query: PageQuery, found: Found) -> None:
         chosen = await self._candidates(members, query, found)
         for start in range(0, len(chosen), _SESSIONS_AT_ONCE):
-            for record in await self._read(chosen[start : start + _SESSIONS_AT_ONCE], found):
+            for record in await self._read(chosen[start : start + _SESSIONS_AT_ONCE], query, found):
                 if query.wanted is None or _meets(record, query, found):
                     found.rows.append((record.header, False))
 
@@ -71,8 +72,10 @@ class RedisSearch:
                 candidates.append(session_id)
         return candidates
 
-    async def _read(self, session_ids: Sequence[UUID], found: Found) -> list[SessionRecord]:
-        replies = await self._client.run_each([read(session_id) for session_id in session_ids])
+    async def _read(self, session_ids: Sequence[UUID], query: PageQuery, found: Found) -> list[SessionRecord]:
+        """The sessions, but for those that were taken back from the caller since the look at their headers."""
+        caller = Caller(query.given_to)
+        replies = await self._client.run_each([read(session_id, caller=caller) for session_id in session_ids])
         records = []
         for session_id, reply in zip(session_ids, replies, strict=True):
             record = _record(session_id, reply, found)
