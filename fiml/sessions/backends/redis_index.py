@@ -82,11 +82,10 @@ def expiry_entry(member: bytes, score: float) -> ExpiryEntry:
 
 
 def enter(header: Header) -> list[Command]:
-    """The commands that add a session to all indexes."""
+    """The commands that add a session to all indexes. If it is there with an earlier expiry, that one stays."""
     place = place_of(header)
     listed: list[Command] = [("ZADD", key, 0, place.listed_member) for key in place.listings]
-    expiring: Command = ("ZADD", place.expiry_key, to_micros(header.expires_at), place.expiry_member)
-    return [*listed, expiring, *_enter_given(place, header.expires_at)]
+    return [*listed, expire_by(header, header.expires_at), *_enter_given(place, header.expires_at)]
 
 
 def enter_given(place: Place, user_id: str, expires_at: datetime) -> list[Command]:
