@@ -13,7 +13,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, Unavailable
 from fiml.db.health import redis_facts
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends.redis_keys import expiry_keys
+from fiml.sessions.backends.redis_keys import expiry_keys, session_keys
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
@@ -174,6 +174,31 @@ async def test_a_session_that_is_torn_by_a_move_is_unavailable_until_it_is_whole
         make_query("before").result_summary,
         make_query("whole").result_summary,
     ]
+    cluster.move_slot(slot, target, source)
+
+
+async def test_what_an_update_returns_has_it_though_a_part_of_the_session_moved_first(
+    settings: Settings, cluster: ValkeyCluster
+) -> None:
+    async with SessionStore(settings) as store:
+        [session] = await made_sessions(store, 1)
+        session = await existing(store, session.id)
+        query = make_query("moving")
+        session.add_query(query)
+        slot, source = key_slot(session.id.hex.encode()), home_of(cluster, session.id)
+        target = next(server for server in cluster.masters if server is not source)
+        cluster.begin_to_move(slot, source, target)
+        _, _, _, ids, _ = session_keys(session.id)
+        with redis.Redis(port=source.port) as client:
+            client.migrate("127.0.0.1", target.port, f"{settings.redis_prefix}:{ids}", 0, 5000)
+
+        updating = asyncio.create_task(store.update_session(session.id, session))
+        await asyncio.sleep(0.1)
+        cluster.move_keys(slot, source, target)
+        cluster.have_moved(slot, target)
+        updated = await updating
+
+    assert updated.state.history.queries[-1] == query
     cluster.move_slot(slot, target, source)
 
 

@@ -341,9 +341,9 @@ def read(
     has_trail: bool = False,
 ) -> Command:
     """The command that reads a session. If it is told the time, it counts as an access."""
-    header, entries, queries, _, trail = keys.session_keys(session_id)
+    header, entries, queries, ids, trail = keys.session_keys(session_id)
     return READ(
-        [header, entries, queries, trail],
+        [header, entries, queries, trail, ids],
         caller.user or "",
         "" if now is None else to_micros(now),
         "" if recent is None else recent,

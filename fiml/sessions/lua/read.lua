@@ -1,5 +1,6 @@
 -- A live session, with its entries and its queries, or the last of them.
--- KEYS 1 header, 2 entries, 3 queries, 4 audit trail
+-- KEYS 1 header, 2 entries, 3 queries, 4 audit trail, 5 ids of the queries: not read, but declared, so that a Cluster
+--      that refuses a change of a session of which a part has moved refuses the read after it too
 -- ARGV 1 caller ('' for any), 2 now in microseconds ('' leaves the last access), 3 how many queries ('' for all),
 --      4 whether the trail is wanted (1)
 -- Returns header, entries, queries and trail; nil if the caller doesn't see the session.
