@@ -16,6 +16,8 @@ from sqlalchemy import text
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.core.errors import SessionArchived, SessionExpired, SessionNotFound
+from fiml.sessions.backends import redis_keys as keys
+from fiml.sessions.backends import sweep
 from fiml.sessions.listing import SummaryPage
 from fiml.sessions.models import QueryTotals, Session, SessionType
 from fiml.sessions.store import SessionStore
@@ -63,13 +65,14 @@ CALLS: dict[str, Call] = {
 }
 MOVERS, WRITERS, READERS = ("archive", "sweep", "resume", "delete"), ("record", "extend", "end"), ("get", "list")
 WHOLE = ("live", "expired", "archived")
-OLD = "live, laid out as before"
+OLD, EXTENDED = "live, laid out as before", "live, extended"
 CASES = [
     *product(combinations_with_replacement(MOVERS, 2), (*WHOLE, "half archived", "half resumed")),
     *product(product(MOVERS, WRITERS), ["live"]),
     *product(product(["resume"], WRITERS), ["expired", "archived"]),
     *product([("end", other) for other in WRITERS], ["live"]),
     *product([("shorten", other) for other in (*WRITERS, "shorten", "sweep")], ["live"]),
+    *product([("shorten", "sweep"), ("extend", "sweep"), ("end", "sweep")], [EXTENDED]),
     *product(product(MOVERS, [*READERS, "share"]), WHOLE),
     *product([("share", "record"), ("share", "share")], ["live"]),
     *product([("resume", "resume for longer")], ["expired", "archived", "half resumed"]),
@@ -143,6 +146,13 @@ def settings(deployment: Deployment) -> Settings:
     return deployment.settings()
 
 
+@pytest.fixture(autouse=True)
+def one_step_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep looks at the whole index at once, and works on one batch at a time: its steps have an order."""
+    monkeypatch.setattr(sweep, "_LANES", 1)
+    monkeypatch.setattr(sweep, "_PARTS_A_LOOK", keys.PARTS)
+
+
 @pytest.fixture
 async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
     async with SessionStore(settings) as opened:
@@ -174,7 +184,9 @@ async def arrange(store: SessionStore, settings: Settings, clock: FrozenClock, s
     session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=2)
     for n in range(2):
         await store.record_query(session.id, make_query(f"{n}"), context={f"{n}": n})
-    if state == "expired":
+    if state == EXTENDED:
+        await store.extend_session(session.id, 10)  # a sweep looks at it, and finds that it lives on
+    if state in ("expired", EXTENDED):
         clock.advance(hours=2)
     if state in ("archived", "half resumed"):
         await store.archive_session(session.id)

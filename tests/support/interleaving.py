@@ -2,9 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+# A context, since what an actor does in tasks of its own is the actor's as well.
+_current_actor: ContextVar[int | None] = ContextVar("_current_actor", default=None)
 
 
 class Schedule:
@@ -12,7 +15,6 @@ class Schedule:
 
     def __init__(self, choices: Sequence[int]) -> None:
         self._choices = list(choices)
-        self._actors: dict[asyncio.Task[Any], int] = {}
         self._gates: dict[int, asyncio.Future[None]] = {}
         self._is_anybody_new = asyncio.Event()
         self.taken: list[int] = []
@@ -20,9 +22,9 @@ class Schedule:
 
     async def around(self, call: Callable[[], Awaitable[Result]]) -> Result:
         """A call to an engine; a call of an actor waits for its turn."""
-        task = asyncio.current_task()
-        actor = self._actors.get(task) if task is not None else None
+        actor = _current_actor.get()
         if actor is not None:
+            assert actor not in self._gates, "an actor makes one call at a time"
             self._gates[actor] = asyncio.get_running_loop().create_future()
             self._is_anybody_new.set()
             await self._gates[actor]
@@ -30,13 +32,12 @@ class Schedule:
 
     async def run(self, calls: Sequence[Awaitable[Any]]) -> list[Any]:
         """What each call returned or raised."""
-        tasks = [asyncio.ensure_future(call) for call in calls]
-        self._actors = {task: actor for actor, task in enumerate(tasks)}
+        tasks = [asyncio.create_task(_as_actor(actor, call)) for actor, call in enumerate(calls)]
         for task in tasks:
             task.add_done_callback(lambda _: self._is_anybody_new.set())
         while not all(task.done() for task in tasks):
             self._is_anybody_new.clear()
-            if all(task.done() or actor in self._gates for task, actor in self._actors.items()):
+            if all(task.done() or actor in self._gates for actor, task in enumerate(tasks)):
                 self._gates.pop(self._choose()).set_result(None)
             else:
                 await self._is_anybody_new.wait()
@@ -66,6 +67,11 @@ class Schedule:
                 choices = [*self.taken[:step], other]
                 if other != self.taken[step] and self.preemptions(choices) <= at_most:
                     yield choices
+
+
+async def _as_actor(actor: int, call: Awaitable[Any]) -> Any:
+    _current_actor.set(actor)
+    return await call
 
 
 def explore(at_most_preemptions: int) -> Iterator[Schedule]:

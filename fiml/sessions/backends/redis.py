@@ -179,7 +179,7 @@ class RedisTier:
 
     async def index_expiry(self, header: Header, expires_at: datetime) -> None:
         """Let the sweeper look at a session at `expires_at` or earlier."""
-        await self._client.write([expire_by(header, expires_at)])
+        await self._client.write(expire_by(header, expires_at))
 
     async def extend(
         self, session_id: UUID, *, by: timedelta, latest: datetime, rules: WriteRules

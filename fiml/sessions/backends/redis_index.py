@@ -109,10 +109,14 @@ def _enter_given(place: Place, expires_at: datetime) -> list[Command]:
     return [("ZADD", place.expiry_key, micros, member) for member in place.given_expiry_members]
 
 
-def expire_by(header: Header, expires_at: datetime) -> Command:
-    """The command that lets the sweeper look at a session at a time, or earlier if its entry says so already."""
+def expire_by(header: Header, expires_at: datetime) -> list[Command]:
+    """The commands that let the sweeper look at a session at a time, or earlier if its entry says so already.
+
+    The entry changes in any case, so that a sweeper that looked at the session before doesn't move it.
+    """
     place = place_of(header)
-    return ("ZADD", place.expiry_key, "LT", to_micros(expires_at), place.expiry_member)
+    key, member = place.expiry_key, place.expiry_member
+    return [("ZADD", key, "LT", to_micros(expires_at), member), ("ZADD", key, "INCR", -1, member)]
 
 
 def leave(places: Iterable[Place]) -> tuple[list[Command], list[Command]]:
