@@ -168,9 +168,11 @@ class ContractSuite(Suite):
         await store.record_query(created.id, query)
 
         totals = await store.record_query(created.id, query)
+        await store.record_query(created.id, query, context={"set": "nevertheless"})
 
         session = await existing(store, created.id)
         assert totals.total_queries == 1
+        assert session.state.context == {"set": "nevertheless"}
         session.add_query(query)
         await store.update_session(created.id, session)
         assert (await existing(store, created.id)).state.history.queries == [query]
@@ -237,6 +239,16 @@ class ContractSuite(Suite):
         extended = await store.extend_session(created.id, hours=longest)
 
         assert extended.expires_at == clock.now() + timedelta(hours=longest)
+
+    async def test_an_extension_ends_no_session_earlier(self, store: SessionStore, clock: FrozenClock) -> None:
+        created = await store.create_session(
+            ["AAPL"], SessionType.EQUITY, ttl_hours=store.settings.session_max_ttl_hours
+        )
+        clock.advance(minutes=-30)  # as told by another machine
+
+        extended = await store.extend_session(created.id, hours=1)
+
+        assert extended.expires_at == created.expires_at
 
     async def test_the_sweeper_leaves_an_extended_session(self, store: SessionStore, clock: FrozenClock) -> None:
         created = await store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
