@@ -186,27 +186,55 @@ class CrashSuite(Suite):
             await store.delete_session(session.id)
             await _assert_gone(store, session)
 
+    @pytest.mark.parametrize("ended_by", ["sweep", "archive"])
     async def test_a_session_left_half_deleted_never_comes_back(
         self,
         store: SessionStore,
         clock: FrozenClock,
         open_crashing_store: OpenCrashingStore,
+        ended_by: str,
     ) -> None:
-        """Once a deletion has taken effect, neither a sweep nor a resume brings the session back for good."""
+        """Once a deletion has taken effect, neither its end nor a resume brings the session back for good."""
         async for crashing in _crashes(open_crashing_store):
             session = await _a_session(store)
             with suppress(Crash):
                 await crashing.delete_session(session.id)
-            clock.advance(hours=2)
 
-            await store.cleanup_expired_sessions()
+            if ended_by == "archive":
+                await store.archive_session(session.id)
+            else:
+                clock.advance(hours=2)
+                await store.cleanup_expired_sessions()
 
             found = await store.get_session(session.id)
             assert len(await listing(store)) == (found is not None)
             if found is not None:
-                await _assert_found_once(store, session)
+                assert (await _assert_found_once(store, session)).is_archived
                 await _assert_can_go_on(store, session)
             await store.delete_session(session.id)
+            await _assert_gone(store, session)
+
+    async def test_a_session_left_half_deleted_is_gone_when_its_deletion_is_forgotten(
+        self,
+        store: SessionStore,
+        clock: FrozenClock,
+        open_crashing_store: OpenCrashingStore,
+    ) -> None:
+        """Also if it would live on for longer than the deletion is remembered."""
+        async for crashing in _crashes(open_crashing_store):
+            session = await _a_session(store)
+            await store.extend_session(session.id, 150)
+            session = await existing(store, session.id)
+            with suppress(Crash):
+                await crashing.delete_session(session.id)
+            clock.advance(days=3)
+
+            if not await store.purge_tombstones():
+                await _assert_found_once(store, session)
+                assert await store.delete_session(session.id)
+                clock.advance(days=3)
+                assert await store.purge_tombstones() == 1
+
             await _assert_gone(store, session)
 
     async def test_creating(self, store: SessionStore, open_crashing_store: OpenCrashingStore) -> None:
