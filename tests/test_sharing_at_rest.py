@@ -8,7 +8,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from fiml.core.config import Settings
-from fiml.core.errors import FimlError, SessionNotFound
+from fiml.core.errors import FimlError, SessionNotFound, Unavailable
+from fiml.db.redis_client import RedisClient
+from fiml.sessions.backends.redis import SCRIPTS, RedisTier
 from fiml.sessions.models import SessionType
 from fiml.sessions.rights import Role
 from fiml.sessions.store import SessionStore
@@ -134,3 +136,17 @@ async def test_what_changes_nothing_at_rest_keeps_no_session_from_coming_back(st
     await store.share_session(session_id, GUEST, Role.EDITOR)
 
     assert not (await store.resume_session(session_id)).is_archived
+
+
+async def test_a_fence_that_comes_late_lowers_none(store: SessionStore, settings: Settings) -> None:
+    session_id = await begin(store)
+    await store.archive_session(session_id)
+    version = (await existing(store, session_id)).version
+    client = RedisClient.of(settings, SCRIPTS)
+
+    for fenced in (version + 5, version):
+        assert await RedisTier(client).fence(session_id, fenced)
+    await client.close()
+
+    with pytest.raises(Unavailable, match="a later version"):
+        await store.resume_session(session_id)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -18,10 +19,15 @@ from fiml.testing.conformance import Crash, Faults
 from fiml.testing.conformance.suite import OWNER, listing
 from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
+from tests.test_session_interleavings import Frozen
 
 GUEST = "bob"
 Verb = Callable[[SessionStore, UUID], Awaitable[Any]]
 CODES: dict[UUID, str] = {}
+
+
+async def share_with_guest(store: SessionStore, session_id: UUID) -> None:
+    await store.share_session(session_id, GUEST)
 
 
 async def redeem(store: SessionStore, session_id: UUID) -> None:
@@ -36,6 +42,12 @@ VERBS: dict[str, Verb] = {
     "resume": lambda store, session_id: store.resume_session(session_id),
     "delete": lambda store, session_id: store.delete_session(session_id),
     "erase": lambda store, _: store.erase_user(GUEST),
+}
+
+
+OPPOSITES: dict[str, tuple[Verb, Verb]] = {
+    "share": (share_with_guest, VERBS["unshare"]),
+    "unshare": (VERBS["unshare"], share_with_guest),
 }
 
 
@@ -78,6 +90,26 @@ async def test_a_user_is_erased_whose_redeeming_died_at_any_step(store: SessionS
         assert await store.as_principal("cem").get_session(session_id) is None
         await store.delete_session(session_id)
         if not has_died:
+            break
+    assert step > 2
+
+
+@pytest.mark.parametrize("verb", OPPOSITES)
+async def test_the_opposite_before_any_step_leaves_no_listing_wrong(
+    store: SessionStore, deployment: Deployment, verb: str
+) -> None:
+    do, undo = OPPOSITES[verb]
+    for step in count(1):
+        session_id = await shared(store, verb)
+        await undo(store, session_id)
+        frozen = Frozen(partial(undo, store, session_id), does_die=False)
+        async with open_watched_store(deployment.settings(), frozen.around) as watched:
+            frozen.freeze_at(step)
+            await do(watched, session_id)
+
+        await every_listing_is_right(store)
+        await store.delete_session(session_id)
+        if not frozen.has_thawed:
             break
     assert step > 2
 

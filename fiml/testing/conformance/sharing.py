@@ -206,7 +206,9 @@ class SharingSuite(TrailSuite):
             await store.as_principal(STRANGER).redeem_share_code(session_id, code.code)
         await store.share_session(session_id, "u0", Role.EDITOR)  # a user with a role already doesn't count again
         clock.advance(hours=24)
-        await store.create_share_code(session_id)  # expired codes don't count either
+        spare = await store.create_share_code(session_id, Role.EDITOR)  # expired codes don't count either
+        redeemed = await store.as_principal("u1").redeem_share_code(session_id, str(spare.code))
+        assert redeemed is Role.EDITOR
         assert len(await store.list_shares(session_id)) == MAX_SHARES
 
     @pytest.mark.parametrize(
