@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
 import pytest
+import redis
 
 from fiml.core.config import Settings, Synchronous
 from fiml.core.errors import CorruptRecord, NotEncrypted, NotSupported, Unavailable
@@ -24,6 +26,7 @@ from fiml.testing.conformance.suite import content, document, existing
 from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
 from tests.support.stored_bytes import stored_bytes
+from tests.test_session_interleavings import Frozen
 
 MARKER = "physalis"
 Result = TypeVar("Result")
@@ -236,6 +239,65 @@ async def test_a_session_that_is_constantly_written_to_comes_under_the_new_key_t
     assert await store.count_key_usage() == {"k2": 1}
 
 
+CHANGES: dict[str, Callable[[SessionStore, UUID], Awaitable[object]]] = {
+    "replaced": lambda store, session_id: store.remember(session_id, context={"0": "newer"}),
+    "removed": lambda store, session_id: store.remember(session_id, remove={"context": ["0"]}),
+    "recorded": lambda store, session_id: store.record_query(session_id, make_query("newer")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_what_another_changes_before_any_of_its_steps_stays(
+    store: SessionStore, settings: Settings, keys: KeyFile, change: str
+) -> None:
+    for step in count(1):
+        session = await a_session(store)
+        change_keys(keys, f"k{step + 1}")
+        states: list[dict[str, Any]] = []
+
+        async def meanwhile(session_id: UUID = session.id, states: list[dict[str, Any]] = states) -> None:
+            await CHANGES[change](store, session_id)
+            states.append(content(await existing(store, session_id)))
+
+        frozen = Frozen(meanwhile, does_die=False)
+        async with open_watched_store(settings, frozen.around) as watched:
+            frozen.freeze_at(step)
+            await reencrypt(watched)
+
+        if not frozen.has_thawed:
+            break
+        assert [content(await existing(store, session.id))] == states
+        assert await store.count_key_usage() == {f"k{step + 1}": 1}
+        await store.delete_session(session.id)
+    assert step > 4
+
+
+async def test_a_session_that_a_later_fiml_writes_to_before_any_of_its_steps_is_left_to_it(
+    deployment: Deployment, keys: KeyFile
+) -> None:
+    settings = deployment.settings(encryption_keys=keys.path)
+    async with SessionStore(settings) as store:
+        for step in count(1):
+            session = await a_session(store)
+            change_keys(keys, f"k{step + 1}")
+            with redis.Redis.from_url(deployment.redis_url) as client:
+                header = f"fiml:{{{session.id.hex}}}:header"
+
+                async def meanwhile(client: redis.Redis = client, header: str = header) -> None:
+                    client.hset(header, "format", 1000)
+
+                frozen = Frozen(meanwhile, does_die=False)
+                async with open_watched_store(settings, frozen.around) as watched:
+                    frozen.freeze_at(step)
+                    await reencrypt(watched)
+
+                if not frozen.has_thawed:
+                    break
+                assert client.hget(header, "format") == b"1000"
+            await store.delete_session(session.id)
+    assert step > 4
+
+
 async def test_the_maintenance_does_it_once_with_each_key(
     store: SessionStore, settings: Settings, keys: KeyFile, clock: FrozenClock
 ) -> None:
@@ -334,19 +396,21 @@ async def test_a_session_taken_over_has_the_size_that_it_had(
 ) -> None:
     async with SessionStore(plain_settings) as plain:
         session = await a_session(plain)
-        before = await _maps_bytes(plain)
+        before, _ = await _sizes(plain)
     async with SessionStore(settings) as store:
         await reencrypt(store, adopts_plaintext=True)
-        assert await _maps_bytes(store) == before
+        assert (await _sizes(store))[0] == before
         await store.remember(session.id, context={"more": 1}, remove={"context": ["0"]})
-        changed = await _maps_bytes(store)
+        changed = await _sizes(store)
         await store.archive_session(session.id)
         await store.resume_session(session.id)
-        assert await _maps_bytes(store) == changed
+        assert await _sizes(store) == changed
 
 
-async def _maps_bytes(store: SessionStore) -> list[int]:
-    return [header.maps_bytes async for header in store.live_headers(user_id=None, session_type=None, since=LONG_AGO)]
+async def _sizes(store: SessionStore) -> tuple[int, int]:
+    """The bytes of the maps and of the history of the only session."""
+    [header] = [each async for each in store.live_headers(user_id=None, session_type=None, since=LONG_AGO)]
+    return header.maps_bytes, header.history_bytes
 
 
 async def test_what_can_not_be_decrypted_is_counted_and_left(
