@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -13,11 +14,13 @@ import pytest
 from fiml.core.config import Settings
 from fiml.core.errors import CorruptRecord, RecordRefused, SessionNotFound, SessionOnHold, SessionQuarantined
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.models import Session, SessionType
+from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import content, existing, listing
+from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment, execute
+from tests.test_session_interleavings import Frozen
 
 OWNER = "ann"
 MANY = 1000
@@ -44,16 +47,20 @@ class Surgeon:
         self._settings = settings
         self._hex = session_id.hex
 
-    async def redis(self, *commands: Any) -> None:
+    async def redis(self, *commands: Any) -> list[Any]:
         assert self._settings.redis_url is not None
         client = RedisClient(self._settings.redis_url, ())
-        await client.run(
+        replies = await client.run(
             [
                 tuple(self._meant(str(word).replace("KEY", f"fiml:{{{self._hex}}}")) for word in each)
                 for each in commands
             ]
         )
         await client.close()
+        return replies
+
+    async def is_live(self) -> bool:
+        return await self.redis(("EXISTS", "KEY:header")) == [1]
 
     def sqlite(self, statement: str) -> None:
         with closing(sqlite3.connect(self._settings.embedded_file)) as connection, connection:
@@ -371,3 +378,39 @@ async def test_a_copy_from_before_it_went_on_living_hides_no_session_that_is_set
                 await call
         assert await server.fetchval("SELECT count(*) FROM session_metrics") == 0
         await server.close()
+
+
+async def test_a_session_that_lives_on_while_it_is_set_aside_is_not_taken_out(
+    deployment: Deployment, clock: FrozenClock
+) -> None:
+    lived_on: list[UUID] = []
+    async with SessionStore(deployment.settings()) as store:
+        for step in count(1):
+            session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
+            surgeon, query = Surgeon(deployment.settings(), session.id), make_query()
+            await surgeon.damage("an unknown type")
+            clock.advance(hours=2)
+
+            async def live_on(
+                session: Session = session, surgeon: Surgeon = surgeon, query: QueryRecord = query
+            ) -> None:
+                """Once it is in quarantine, and before it is taken out."""
+                if await store.list_quarantine() and await surgeon.is_live():
+                    await surgeon.redis(("HSET", "KEY:header", "type", "equity"))
+                    await store.resume_session(session.id)
+                    await store.record_query(session.id, query)
+                    lived_on.append(session.id)
+
+            frozen = Frozen(live_on, does_die=False)
+            async with open_watched_store(deployment.settings(), frozen.around) as sweeping:
+                frozen.freeze_at(step)
+                report = await sweeping.sweep()
+
+            if session.id in lived_on:
+                assert report.quarantined == 0
+                assert await store.list_quarantine() == []
+                assert (await existing(store, session.id)).state.history.queries == [query]
+            await store.delete_session(session.id)
+            if not frozen.has_thawed:
+                break
+    assert lived_on
