@@ -1,10 +1,12 @@
 """Sessions near the limit of 128 MiB go through their whole life."""
 
 from collections.abc import AsyncIterator
+from uuid import UUID
 
 import pytest
 
 from fiml.core.config import Settings
+from fiml.core.errors import SessionFull
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
@@ -27,9 +29,13 @@ async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator
 async def session(store: SessionStore) -> Session:
     """Of 115 MiB."""
     made = await store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
-    for _ in range(QUERIES):
-        await store.record_query(made.id, make_query(parameters={"text": LONG_TEXT}))
+    await record(store, made.id)
     return await existing(store, made.id)
+
+
+async def record(store: SessionStore, session_id: UUID) -> None:
+    for _ in range(QUERIES):
+        await store.record_query(session_id, make_query(parameters={"text": LONG_TEXT}))
 
 
 async def test_a_session_near_the_limit_is_archived_by_call_read_and_resumed(
@@ -54,3 +60,14 @@ async def test_a_session_near_the_limit_is_swept_and_found(
     assert await store.cleanup_expired_sessions() == 1
     [found] = await store.search_sessions(None, "cd")
     assert (found.id, found.is_archived, found.total_queries) == (session.id, True, QUERIES)
+
+
+async def test_a_session_takes_no_query_beyond_the_limit(store: SessionStore, session: Session) -> None:
+    with pytest.raises(SessionFull, match="134217728 bytes of queries"):
+        await record(store, session.id)
+
+    await store.remember(session.id, context={"full": True})
+    full = await store.get_session(session.id, recent_queries=0)
+    assert full is not None
+    assert QUERIES < full.state.history.total_queries < 128 * 1024 * 1024 / len(LONG_TEXT)
+    assert full.state.context == {"full": True}
