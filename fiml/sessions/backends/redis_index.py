@@ -85,7 +85,7 @@ def enter(header: Header) -> list[Command]:
     """The commands that add a session to all indexes. If it is there with an earlier expiry, that one stays."""
     place = place_of(header)
     listed: list[Command] = [("ZADD", key, 0, place.listed_member) for key in place.listings]
-    return [*listed, expire_by(header, header.expires_at), *_enter_given(place, header.expires_at)]
+    return [*listed, _at_the_latest(place, header.expires_at), *_enter_given(place, header.expires_at)]
 
 
 def enter_given(place: Place, user_id: str, expires_at: datetime) -> list[Command]:
@@ -115,8 +115,11 @@ def expire_by(header: Header, expires_at: datetime) -> list[Command]:
     The entry changes in any case, so that a sweeper that looked at the session before doesn't move it.
     """
     place = place_of(header)
-    key, member = place.expiry_key, place.expiry_member
-    return [("ZADD", key, "LT", to_micros(expires_at), member), ("ZADD", key, "INCR", -1, member)]
+    return [_at_the_latest(place, expires_at), ("ZADD", place.expiry_key, "INCR", -1, place.expiry_member)]
+
+
+def _at_the_latest(place: Place, expires_at: datetime) -> Command:
+    return ("ZADD", place.expiry_key, "LT", to_micros(expires_at), place.expiry_member)
 
 
 def leave(places: Iterable[Place]) -> tuple[list[Command], list[Command]]:
