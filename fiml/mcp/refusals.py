@@ -28,6 +28,7 @@ from fiml.core.errors import (
 )
 
 MAX_VALUES = 1000
+_MAX_NAME_CHARACTERS = 100  # a body has room for two million, which would take seconds to compare
 
 _NEXT_STEPS: dict[type[FimlError], str] = {
     SessionNotFound: "call list-sessions to find the session, or create-analysis-session to begin one",
@@ -177,7 +178,7 @@ def _given_twice(arguments: Mapping[str, Any], accepted: Mapping[str, str]) -> s
 
 
 def _unknown_argument(given: str, known: list[str]) -> CallToolResult:
-    near = difflib.get_close_matches(given, known, n=1)
+    near = difflib.get_close_matches(given[:_MAX_NAME_CHARACTERS], known, n=1)
     hint = f"; did you mean {near[0]}" if near else ""
     message = f"there is no argument {echo(given)}{hint}; the tool takes {', '.join(known)}"
     return _error("unknown_argument", message, "call again with the right names")
