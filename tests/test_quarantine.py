@@ -247,6 +247,7 @@ async def test_a_session_that_the_database_refuses_is_archived_whole_once_it_tak
     others = [await store.create_session(["MSFT"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1) for _ in range(9)]
     session.title = "refused"
     session = await store.update_session(session.id, session)
+    await store.share_session(session.id, "bob")
     clock.advance(hours=2)
 
     async with refusing(backend_settings, "refused"):
@@ -262,6 +263,8 @@ async def test_a_session_that_the_database_refuses_is_archived_whole_once_it_tak
     archived = await existing(store, session.id)
     assert archived.is_archived
     assert content(archived) == content(session)
+    assert await store.list_shares(session.id) == []  # meanwhile, nobody could stop sharing it
+    assert await store.as_principal("bob").get_session(session.id) is None
     assert (await store.resume_session(session.id)).state.history.total_queries == 3
 
 
@@ -329,6 +332,8 @@ async def test_a_stranger_sees_no_quarantine(
     assert await stranger.get_session(session.id) is None
     with pytest.raises(SessionNotFound):
         await stranger.get_quarantined(session.id)
+    with pytest.raises(SessionNotFound):
+        await stranger.retry_quarantined(session.id)
     with pytest.raises(SessionNotFound):
         await stranger.hold(session.id, "mine")
     assert [each.id for each in await owner.list_quarantine()] == [session.id]
