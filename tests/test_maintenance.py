@@ -91,8 +91,9 @@ async def test_a_job_in_hand_is_left_until_its_holder_is_given_up(store: Session
     assert not await store.keeping.keep_job("job", holder="one", until=clock.now() + timedelta(days=1))
     await store.keeping.finish_job("job", now=clock.now(), result={"done": 1})
     assert not await claim("one")
-    clock.advance(days=-1)  # a clock that jumps back: the last time lies ahead, and tells nothing
-    assert await claim("one")
+    for holder in ("one", "other"):
+        clock.advance(days=-1)  # a clock that jumps back: what lies far ahead tells nothing
+        assert await claim(holder)
 
 
 async def test_a_job_is_left_to_one_whose_clock_is_ahead(store: SessionStore, clock: FrozenClock) -> None:
