@@ -80,6 +80,10 @@ async def test_a_held_session_can_not_be_deleted_whatever_becomes_of_it(
     assert (raised.value.session_id, raised.value.reason) == (session.id, "inquiry 17")
     assert (await existing(store, session.id)).state.context == {"secret": THOUGHT}
     assert await store.get_hold(session.id) == "inquiry 17"
+    stranger = store.as_principal("eve")
+    assert await stranger.get_hold(session.id) is None
+    with pytest.raises(SessionNotFound):
+        await stranger.release(session.id)
     assert await store.release(session.id)
     assert not await store.release(session.id)
     assert await store.delete_session(session.id)
@@ -211,16 +215,19 @@ async def test_an_erasure_takes_the_metrics_of_any_number_of_sessions(store: Ses
 
 
 async def test_a_hold_wins_over_an_erasure_and_is_in_the_receipt(store: SessionStore, clock: FrozenClock) -> None:
-    held, other = await a_session(store), await a_session(store)
+    held = await a_session(store)
+    clock.advance(days=1)
+    other = await a_session(store)
     clock.advance(hours=2)
     await store.cleanup_expired_sessions()
+    await store.roll_up()
     await store.hold(held.id, "inquiry 17")
 
     receipt = await store.erase_user(OWNER)
 
     assert receipt.to_dict() == {
         "user_id": OWNER,
-        "erased_at": "2024-12-23T17:30:00Z",
+        "erased_at": "2024-12-24T17:30:00Z",
         "erased": [str(other.id)],
         "held": {str(held.id): "inquiry 17"},
         "metrics": 0,
