@@ -322,6 +322,30 @@ async def count_archived(store: SessionStore) -> int:
     return count
 
 
+async def test_a_session_that_lived_on_after_an_archiving_died_ends_when_it_expires(
+    store: SessionStore, settings: Settings, clock: FrozenClock
+) -> None:
+    """Retention counts from its end, and the statistics say how it ended."""
+    session = await arrange(store, settings, clock, "half archived")
+    clock.advance(hours=1)
+    read_at = clock.now()
+    await existing(store, session.id)
+    clock.advance(hours=1)
+
+    assert await store.cleanup_expired_sessions() == 1
+
+    assert (await existing(store, session.id)).last_accessed_at == read_at
+    assert await times_of_archived(store) == [(clock.now(), clock.now(), False, 3600)]
+
+
+async def times_of_archived(store: SessionStore) -> list[tuple[Any, ...]]:
+    """When sessions were archived and have ended, whether on purpose, and how long they lasted."""
+    columns = "archived_at, ended_at, completed_normally, duration_seconds"
+    joined = text(f"SELECT {columns} FROM sessions JOIN session_metrics ON session_id = sessions.id")  # noqa: S608
+    async with store.session_maker() as session:
+        return [tuple(row) for row in await session.execute(joined)]
+
+
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
 @pytest.mark.parametrize(
     ("verb", "state"),

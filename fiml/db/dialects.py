@@ -21,16 +21,18 @@ def upsert(
     *,
     key: str,
     where: Callable[[Any], ColumnElement[bool]] | None = None,
+    value: Callable[[Any, str], ColumnElement[Any]] | None = None,
 ) -> None:
     """Insert rows, which all have the same columns. A row with the same `key` is replaced if `where` allows it.
 
-    `where` gets the columns of the new row and returns the condition. Statements are cached by it, so it must be a
-    function of a module, not a lambda.
+    `where` gets the columns of the new row and returns the condition; `value` gets them and the name of a column, and
+    returns what the column becomes, if not the new row's value. Statements are cached by both, so they must be
+    functions of a module, not lambdas.
     """
     names = tuple(rows[0])
     for_postgresql = is_postgresql(connection)
     given: Any = {name: [row[name] for row in rows] for name in names} if for_postgresql else rows
-    connection.execute(_upsert(table, names, key, where, for_postgresql=for_postgresql), given)
+    connection.execute(_upsert(table, names, key, where, value, for_postgresql=for_postgresql), given)
 
 
 @lru_cache(maxsize=32)
@@ -39,6 +41,7 @@ def _upsert(
     names: tuple[str, ...],
     key: str,
     where: Callable[[Any], ColumnElement[bool]] | None,
+    value: Callable[[Any, str], ColumnElement[Any]] | None,
     *,
     for_postgresql: bool,
 ) -> Any:
@@ -54,9 +57,10 @@ def _upsert(
         source = func.unnest(*arrays).table_valued(*names, name="given").render_derived()
         given = [cast(source.c[name], types[name]) if is_json[name] else source.c[name] for name in names]
         statement = statement.from_select(names, select(*given))
-    new_values = {name: statement.excluded[name] for name in names if name != key}
+    new = statement.excluded
+    new_values = {name: new[name] if value is None else value(new, name) for name in names if name != key}
     return statement.on_conflict_do_update(
-        index_elements=[key], set_=new_values, where=None if where is None else where(statement.excluded)
+        index_elements=[key], set_=new_values, where=None if where is None else where(new)
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, case, delete, or_, select, text, update
 
 from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.db.dialects import insert_into, is_postgresql, json_elements, upsert
@@ -71,7 +71,7 @@ def put(
     texts: Mapping[UUID, str] | None = None,
     is_patient: bool = False,
 ) -> Put:
-    """Copy sessions and their metrics into the archive, replacing older versions only.
+    """Copy sessions and their metrics into the archive, replacing older versions only; within a version, earlier times.
 
     A session's row and its metrics are written together or not at all. Sessions that somebody else is archiving or
     deleting are left out, unless the call `is_patient` and waits for them. `texts` are words of sessions that were
@@ -91,15 +91,25 @@ def put(
     chosen = [record for record in records if put_here.has(record.header.id)]
     if chosen:
         rows = [_session_row(record, ended) for record in chosen]
-        upsert(connection, sessions, rows, key="id", where=_is_newer)
+        upsert(connection, sessions, rows, key="id", where=_is_newer, value=_value)
         if ended.write_metrics:
-            metrics.put(connection, [metrics.row_of(record.header, ended.at) for record in chosen])
+            metrics.put_archived(connection, [metrics.row_of(record.header, ended.at) for record in chosen])
         words.put(connection, chosen, texts)
     return put_here
 
 
 def _is_newer(new: Any) -> ColumnElement[bool]:
-    return sessions.c.version < new.version  # type: ignore[no-any-return]  # a comparison of columns
+    # An archiving that died may have left a copy of a session that lived on. Its version is the same if nobody wrote.
+    has_lived_on = and_(sessions.c.version == new.version, sessions.c.archived_at < new.archived_at)
+    return or_(sessions.c.version < new.version, has_lived_on)
+
+
+def _value(new: Any, name: str) -> ColumnElement[Any]:
+    """The value of a column after an archiving. Only times differ within a version."""
+    is_newer = sessions.c.version < new.version
+    if name in ("archived_at", "last_accessed_at"):
+        is_newer = or_(is_newer, sessions.c[name] < new[name])
+    return case((is_newer, new[name]), else_=sessions.c[name])
 
 
 def fetch(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> SessionRecord | None:

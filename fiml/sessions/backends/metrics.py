@@ -1,6 +1,6 @@
 """What remains of a session when it is gone: its row of metrics. Also marks the days whose rollups are outdated."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
@@ -46,8 +46,17 @@ def is_abandoned(header: Header, at: datetime) -> bool:
 
 def put(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Write metrics, replacing older versions only, and mark their days."""
+    _put(connection, rows, _is_newer)
+
+
+def put_archived(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """As `put`, for sessions that are being archived: within a version, the later end counts."""
+    _put(connection, rows, _is_newer_or_ended_later)
+
+
+def _put(connection: Connection, rows: Sequence[dict[str, Any]], where: Callable[[Any], ColumnElement[bool]]) -> None:
     if rows:
-        upsert(connection, session_metrics, rows, key="session_id", where=_is_newer)
+        upsert(connection, session_metrics, rows, key="session_id", where=where)
         mark(connection, (day_of(row["created_at"]) for row in rows))
 
 
@@ -57,6 +66,11 @@ def _is_newer(new: Any) -> ColumnElement[bool]:
     has_ended = and_(old.version == new.version, old.ended_at.is_(None), new.ended_at.is_not(None))
     knows_more = and_(old.version == new.version, old.format < new.format)
     return or_(old.version < new.version, has_ended, knows_more)
+
+
+def _is_newer_or_ended_later(new: Any) -> ColumnElement[bool]:
+    old = session_metrics.c
+    return or_(_is_newer(new), and_(old.version == new.version, old.ended_at < new.ended_at))
 
 
 def note_access(connection: Connection, session_id: UUID, version: int, now: datetime) -> None:
