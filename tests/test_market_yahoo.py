@@ -180,6 +180,30 @@ class TestPrices:
         assert (quote.price, quote.price_label, len(bars.bars)) == (71.0, label, complete_days)
         assert (quote.note or "").startswith("the closing price isn't in yet") == (label == "last trade")
 
+    @pytest.mark.parametrize("waited", [timedelta(minutes=5), timedelta(hours=8, minutes=40)])
+    async def test_a_day_on_which_nobody_has_traded_yet_leaves_the_last_close_a_close(
+        self, yahoo_server: MarketServer, yahoo: YahooProvider, clock: FrozenClock, waited: timedelta
+    ) -> None:
+        """Soon after the opening of a market whose prices are late, and all day for a share that is hardly traded."""
+        opens, closes = datetime(2024, 12, 23, 8, tzinfo=UTC), datetime(2024, 12, 23, 16, 30, tzinfo=UTC)
+        seconds = {"start": int(opens.timestamp()), "end": int(closes.timestamp())}
+        hours = {**seconds, "gmtoffset": 0, "timezone": "GMT"}
+        chart = wire.chart(
+            "VOD.L",
+            [70.0, 71.0],
+            last=date(2024, 12, 20),
+            time_zone="Europe/London",
+            regularMarketTime=int((closes - timedelta(days=3)).timestamp()),
+            currentTradingPeriod={"regular": hours, "pre": hours, "post": hours},
+        )
+        yahoo_server.always(wire.chart_path("VOD.L"), chart)
+        clock.set(opens + waited)
+
+        quote = await quoted(yahoo, "VOD.L")
+        bars = await yahoo.bars(an_instrument("VOD.L"))
+
+        assert (quote.as_of, quote.price_label, len(bars.bars)) == (date(2024, 12, 20), "close", 2)
+
     async def test_a_day_without_a_close_is_left_out(self, yahoo_server: MarketServer, yahoo: YahooProvider) -> None:
         yahoo_server.always(wire.chart_path("AAPL"), wire.chart("AAPL", [200.0, 210.0, None]))
 

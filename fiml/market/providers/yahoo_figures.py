@@ -170,7 +170,7 @@ def _unfinished(meta: Mapping[str, Any], market_time: datetime) -> str | None:
     hours = (meta.get("currentTradingPeriod") or {}).get("regular") or {}
     start, end = moment_of(hours.get("start")), moment_of(hours.get("end"))
     now = clock.now()
-    if start is None or end is None or now < start:
+    if start is None or end is None or now < start or market_time < start:
         return None
     if now < end:
         return "the market is open"
