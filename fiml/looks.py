@@ -16,7 +16,7 @@ from fiml.sessions.values import ANSWER_PREFIX
 
 _DEPTHS = list(Depth)
 _SECTIONS = ("quote", "technicals", "fundamentals")
-_NO_FIGURES = ("missing", "market_time", "note", "bars_used", "volatility_days")
+_NO_FIGURES = ("missing", "market_time", "note", "price_label", "bars_used", "volatility_days")
 
 
 class FigureChange(Model):

@@ -174,14 +174,16 @@ async def test_another_that_could_not_be_compared_is_tried_again_at_the_next_que
 
 
 class Growing(Live):
-    """A market with one more day at each question, on which nothing happened, and another note."""
+    """A market with one more day at each question, on which nothing happened, another note, and then the close."""
 
     def __init__(self) -> None:
         super().__init__()
         self.days = 300
+        self.labels = ["close", "last trade"]
 
     async def quote(self, instrument: Instrument) -> Quote:
-        return (await super().quote(instrument)).model_copy(update={"note": f"{self.days} days"})
+        told = {"note": f"{self.days} days", "price_label": self.labels.pop()}
+        return (await super().quote(instrument)).model_copy(update=told)
 
     async def bars(self, instrument: Instrument) -> Bars:
         self.days += 1
@@ -189,7 +191,7 @@ class Growing(Live):
         return replace(found, bars=found.bars[-self.days :])
 
 
-async def test_a_note_or_a_number_of_bars_is_no_figure_that_changed(store: SessionStore) -> None:
+async def test_a_note_a_label_or_a_number_of_bars_is_no_figure_that_changed(store: SessionStore) -> None:
     session = await begin(store)
     market, question = MarketService(Growing()), Question(symbol="AAPL")
     await ask(question, market=market, sessions=store, session_id=session.id)
