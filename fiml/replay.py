@@ -210,7 +210,7 @@ def _doubts(query: QueryRecord, answer: MarketAnswer, away: list[str]) -> Iterat
     if query.adjustment is not None and query.adjustment != answer.quote.adjustment:
         yield f"past prices were adjusted for {query.adjustment}, now for {answer.quote.adjustment}"
     if away:
-        yield f"not now compared with {', '.join(away)}"
+        yield f"can't be compared now with {', '.join(away)}"
     if stale := [part.known_at for part in answer.delivery.values() if part.is_stale]:
         yield f"the market doesn't answer: stale figures, known {clock.to_iso(min(stale))}"
 

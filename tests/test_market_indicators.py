@@ -203,7 +203,7 @@ def test_of_many_gaps_the_last_ones_are_named_and_the_others_counted() -> None:
 
     assert note == (
         "no bars from 2026-03-04 to 2026-03-04 and 2026-03-06 to 2026-03-06 and 2026-03-08 to 2026-03-08,"
-        " and 362 more gaps before: windows count bars, and return_1y begins on 2024-03-09"
+        " and 362 more before: windows count bars, and return_1y begins on 2024-03-09"
     )
 
 

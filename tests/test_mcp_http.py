@@ -121,7 +121,7 @@ async def test_a_message_of_too_many_values_is_refused_before_each_is_looked_at(
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
         refusal = (await server.post(body, mcp_protocol_version="2025-11-25")).json()
 
-    assert refusal["error"] == {"code": INVALID_PARAMS, "message": "it has more than 1000 values; give fewer"}
+    assert refusal["error"] == {"code": INVALID_PARAMS, "message": "the message has more than 1000 values; send fewer"}
 
 
 async def test_a_server_that_is_told_to_stop_finishes_a_call_under_way(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ async def test_figures_of_a_comparison_that_cannot_be_made_now_are_not_gone(stor
 
     [query] = found.queries
     names = session.state.history.queries[0].figures
-    assert (query.drifts, query.problem) == ([], "not now compared with MSFT")
+    assert (query.drifts, query.problem) == ([], "can't be compared now with MSFT")
     assert query.compared == len([name for name in names if not name.endswith(":MSFT")]) < len(names)
     assert found.conclusions == []
 

@@ -227,7 +227,7 @@ def _gaps(bars: Sequence[Bar], calendar: _Calendar) -> str | None:
     if not gaps:
         return None
     named = " and ".join(gaps[-_GAPS_NAMED:])
-    more = f", and {len(gaps) - _GAPS_NAMED} more gaps before" if len(gaps) > _GAPS_NAMED else ""
+    more = f", and {len(gaps) - _GAPS_NAMED} more before" if len(gaps) > _GAPS_NAMED else ""
     year = f", and return_1y begins on {bars[0].date}" if len(bars) > calendar.year else ""
     return f"no bars from {named}{more}: windows count bars{year}"
 

@@ -104,7 +104,7 @@ class CountCheck:
         if ctx.method == "tools/call":
             params.pop("arguments", None)
         if _has_many(list(params.values())):
-            raise MCPError(INVALID_PARAMS, f"it has more than {MAX_VALUES} values; give fewer")
+            raise MCPError(INVALID_PARAMS, f"the message has more than {MAX_VALUES} values; send fewer")
         return await call_next(ctx)
 
 
