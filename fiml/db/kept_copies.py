@@ -89,9 +89,9 @@ def _free_name(copy: Path, finished: Path) -> Path:
 
 
 def erase_user(file: Path, user_id: str, held: Collection[UUID]) -> list[str]:
-    """Remove a user's sessions, except the held ones, from every kept copy of a file, and remove files left by crashes.
+    """Remove a user's sessions, except held ones, and tokens from every kept copy of a file, and files left by crashes.
 
-    Returns the names of the copies that had some, and of those that could not be cleaned, with the reason.
+    Returns the names of the copies that had sessions, and of those that could not be cleaned, with the reason.
     """
     for path in list(_left_over(file)):
         path.unlink(missing_ok=True)
