@@ -25,8 +25,8 @@ from fiml.testing.conformance import Crash, Faults
 from fiml.testing.conformance.suite import content, document, existing
 from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
+from tests.support.interleaving import Frozen
 from tests.support.stored_bytes import stored_bytes
-from tests.test_session_interleavings import Frozen
 
 MARKER = "physalis"
 Result = TypeVar("Result")

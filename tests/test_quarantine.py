@@ -20,7 +20,7 @@ from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import content, existing, listing
 from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment, execute
-from tests.test_session_interleavings import Frozen
+from tests.support.interleaving import Frozen
 
 OWNER = "ann"
 MANY = 1000

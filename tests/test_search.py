@@ -1,7 +1,8 @@
 """Search over sessions: the same answers from every engine, live or archived."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import count
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,7 +15,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput
 from fiml.sessions import searching
 from fiml.sessions.backends import base
-from fiml.sessions.models import QueryRecord, Session, SessionType
+from fiml.sessions.models import QueryRecord, SessionType
 from fiml.sessions.searching import parse_search
 from fiml.sessions.store import PrincipalStore, SessionStore
 from fiml.testing import FrozenClock
@@ -22,6 +23,7 @@ from fiml.testing.conformance.searching import begin, found, looked_up
 from fiml.testing.conformance.suite import OpenStore, existing
 from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
+from tests.support.interleaving import Frozen
 
 
 async def test_a_look_through_many_live_sessions_stops_short_says_so_and_goes_on(
@@ -55,34 +57,29 @@ async def test_a_search_shows_nothing_that_was_written_after_the_session_was_tak
         ann = store.as_principal("ann")
         session = await ann.create_session(["AAPL"], SessionType.EQUITY)
 
-        for step in range(8):
+        for step in count(1):
             session.title = "shared"
             session = await ann.update_session(session.id, session)
             await ann.share_session(session.id, "bob")
-            taking_back = TakingBack(ann, session, step)
-            async with open_watched_store(backend_settings, taking_back.around) as watched:
+            frozen = Frozen(partial(take_back, ann, session.id), does_die=False)
+            async with open_watched_store(backend_settings, frozen.around) as watched:
+                frozen.freeze_at(step)
                 page = await watched.as_principal("bob").search_sessions(None, type=SessionType.EQUITY)
             shown += [summary.title for summary in page]
             session = await existing(ann, session.id)
+            if not frozen.has_thawed:
+                break
 
     assert "private" not in shown
     assert "shared" in shown
 
 
-class TakingBack:
-    """Takes a session back from a reader, and writes to it, before one of the reader's calls to an engine."""
-
-    def __init__(self, owner: PrincipalStore, session: Session, step: int) -> None:
-        self._owner, self._session, self._left = owner, session, step
-
-    async def around(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        self._left -= 1
-        if self._left == -1:
-            await self._owner.unshare_session(self._session.id, "bob")
-            session = await existing(self._owner, self._session.id)
-            session.title = "private"
-            await self._owner.update_session(session.id, session)
-        return await call()
+async def take_back(owner: PrincipalStore, session_id: UUID) -> None:
+    """Take a session back from its reader, and write to it."""
+    await owner.unshare_session(session_id, "bob")
+    session = await existing(owner, session_id)
+    session.title = "private"
+    await owner.update_session(session_id, session)
 
 
 async def test_sessions_that_an_older_version_archived_are_found_too(open_store: OpenStore, tmp_path: Any) -> None:

@@ -26,7 +26,7 @@ from fiml.testing.conformance import Crash, Faults
 from fiml.testing.conformance.suite import OWNER, existing, listing
 from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
-from tests.support.interleaving import Schedule, explore
+from tests.support.interleaving import Frozen, Schedule, explore
 from tests.support.old_layout import lay_out_as_before
 
 # How often a call may be interrupted by the other; the profile "thorough" takes every order there is.
@@ -105,31 +105,6 @@ MEANWHILE: dict[str, Callable[[SessionStore, UUID], Awaitable[None]]] = {
     "written, archived and resumed": _live_two_lives,
     "deleted": _delete,
 }
-
-
-class Frozen:
-    """A process that stands still before one of its calls to an engine, while others do something."""
-
-    def __init__(self, meanwhile: Callable[[], Awaitable[None]], *, does_die: bool) -> None:
-        self.has_thawed = False
-        self._calls_left = -1
-        self._meanwhile = meanwhile
-        self._does_die = does_die
-
-    def freeze_at(self, call: int) -> None:
-        """Stand still before a call from now, the first being 1."""
-        self._calls_left = call
-
-    async def around(self, call: Callable[[], Awaitable[Result]]) -> Result:
-        self._calls_left -= 1
-        if self._calls_left != 0:
-            return await call()
-        await self._meanwhile()
-        self.has_thawed = True
-        result = await call()
-        if self._does_die:
-            raise Crash
-        return result
 
 
 class Switch:

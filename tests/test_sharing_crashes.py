@@ -19,7 +19,7 @@ from fiml.testing.conformance import Crash, Faults
 from fiml.testing.conformance.suite import OWNER, listing
 from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
-from tests.test_session_interleavings import Frozen
+from tests.support.interleaving import Frozen
 
 GUEST = "bob"
 Verb = Callable[[SessionStore, UUID], Awaitable[Any]]

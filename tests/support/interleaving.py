@@ -1,9 +1,11 @@
-"""Runs calls against each other in every order of their calls to the engines, up to a number of preemptions."""
+"""What others do between the steps of a call: every order of the steps of several calls, and a process that freezes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
+
+from fiml.testing.conformance import Crash
 
 Result = TypeVar("Result")
 # A context, since what an actor does in tasks of its own is the actor's as well.
@@ -81,3 +83,28 @@ def explore(at_most_preemptions: int) -> Iterator[Schedule]:
         schedule = Schedule(open_choices.pop())
         yield schedule
         open_choices += schedule.alternatives(at_most_preemptions)
+
+
+class Frozen:
+    """A process that stands still before one of its calls to an engine, while others do something."""
+
+    def __init__(self, meanwhile: Callable[[], Awaitable[None]], *, does_die: bool) -> None:
+        self.has_thawed = False
+        self._calls_left = -1
+        self._meanwhile = meanwhile
+        self._does_die = does_die
+
+    def freeze_at(self, call: int) -> None:
+        """Stand still before a call from now, the first being 1."""
+        self._calls_left = call
+
+    async def around(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        self._calls_left -= 1
+        if self._calls_left != 0:
+            return await call()
+        await self._meanwhile()
+        self.has_thawed = True
+        result = await call()
+        if self._does_die:
+            raise Crash
+        return result
