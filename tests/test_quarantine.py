@@ -20,7 +20,7 @@ from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import content, existing, listing
 from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment, execute
-from tests.support.interleaving import Frozen
+from tests.support.interleaving import Frozen, sweep_one_step_at_a_time
 
 OWNER = "ann"
 MANY = 1000
@@ -386,8 +386,9 @@ async def test_a_copy_from_before_it_went_on_living_hides_no_session_that_is_set
 
 
 async def test_a_session_that_lives_on_while_it_is_set_aside_is_not_taken_out(
-    deployment: Deployment, clock: FrozenClock
+    deployment: Deployment, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sweep_one_step_at_a_time(monkeypatch)
     lived_on: list[UUID] = []
     async with SessionStore(deployment.settings()) as store:
         for step in count(1):

@@ -16,8 +16,6 @@ from sqlalchemy import text
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.core.errors import SessionArchived, SessionExpired, SessionNotFound
-from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends import sweep
 from fiml.sessions.listing import SummaryPage
 from fiml.sessions.models import QueryTotals, Session, SessionType
 from fiml.sessions.store import SessionStore
@@ -26,7 +24,7 @@ from fiml.testing.conformance import Crash, Faults
 from fiml.testing.conformance.suite import OWNER, existing, listing
 from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
-from tests.support.interleaving import Frozen, Schedule, explore
+from tests.support.interleaving import Frozen, Schedule, explore, sweep_one_step_at_a_time
 from tests.support.old_layout import lay_out_as_before
 
 # How often a call may be interrupted by the other; the profile "thorough" takes every order there is.
@@ -123,9 +121,7 @@ def settings(deployment: Deployment) -> Settings:
 
 @pytest.fixture(autouse=True)
 def one_step_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep looks at the whole index at once, and works on one batch at a time: its steps have an order."""
-    monkeypatch.setattr(sweep, "_LANES", 1)
-    monkeypatch.setattr(sweep, "_PARTS_A_LOOK", keys.PARTS)
+    sweep_one_step_at_a_time(monkeypatch)
 
 
 @pytest.fixture

@@ -5,6 +5,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import pytest
+
+from fiml.sessions.backends import redis_keys as keys
+from fiml.sessions.backends import sweep
 from fiml.testing.conformance import Crash
 
 Result = TypeVar("Result")
@@ -108,3 +112,9 @@ class Frozen:
         if self._does_die:
             raise Crash
         return result
+
+
+def sweep_one_step_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a sweep look at the whole index at once, and work on one batch at a time, so that its steps have an order."""
+    monkeypatch.setattr(sweep, "_LANES", 1)
+    monkeypatch.setattr(sweep, "_PARTS_A_LOOK", keys.PARTS)
