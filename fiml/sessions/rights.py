@@ -167,7 +167,7 @@ def digest_of(code: str) -> str:
 
 def user_given(change: GrantChange) -> str | None:
     """The user that a change is about; `None` if it is about a code."""
-    return change.field[2:] if change.what != "redeem" and change.field.startswith("s:") else None
+    return change.field[2:] if change.field.startswith("s:") else None
 
 
 def act_of(change: GrantChange, caller: Caller, now: datetime) -> Act:

@@ -43,6 +43,7 @@ WRITES: dict[str, Verb] = {
 OWNS: dict[str, Verb] = {
     "delete": lambda view, session_id: view.delete_session(session_id),
     "share": lambda view, session_id: view.share_session(session_id, STRANGER),
+    "share with itself": lambda view, session_id: view.share_session(session_id, str(view.user_id), Role.EDITOR),
     "code": lambda view, session_id: view.create_share_code(session_id),
     "unshare": lambda view, session_id: view.unshare_session(session_id, OWNER),
     "shares": lambda view, session_id: view.list_shares(session_id),
@@ -150,12 +151,15 @@ class SharingSuite(TrailSuite):
     ) -> None:
         session_id = await shared_session(store, clock, state)
         owner, stranger = store.as_principal(OWNER), store.as_principal(STRANGER)
+        said = await _outcome(stranger.redeem_share_code(uuid4(), "share_none"))
         past = await owner.create_share_code(session_id, hours=1)
+        assert past.code is not None
         clock.advance(hours=1)
+        assert await owner.list_share_codes(session_id) == []
+        assert await _outcome(stranger.redeem_share_code(session_id, past.code)) == said
         revoked = await owner.create_share_code(session_id)
         assert await owner.revoke_share_code(session_id, revoked.id)
         assert not await owner.revoke_share_code(session_id, revoked.id)
-        said = await _outcome(stranger.redeem_share_code(uuid4(), "share_none"))
 
         for code in (past.code, revoked.code, "share_none"):
             assert code is not None
@@ -175,17 +179,22 @@ class SharingSuite(TrailSuite):
         assert outcomes.count(None) == 1
         assert len(await store.list_shares(session_id)) == 3
 
-    async def test_a_code_never_lowers_a_role(self, store: SessionStore, clock: FrozenClock) -> None:
+    async def test_a_code_never_lowers_a_role_and_is_used_up_by_a_greater_one_only(
+        self, store: SessionStore, clock: FrozenClock
+    ) -> None:
         session_id = await shared_session(store, clock, "live")
-        for user in (EDITOR, OWNER):
-            code = await store.create_share_code(session_id, Role.VIEWER)
+        for user, hours in ((EDITOR, 3), (VIEWER, 2), (OWNER, 1)):
+            code = await store.create_share_code(session_id, Role.VIEWER, hours)
             assert code.code is not None
             await store.as_principal(user).redeem_share_code(session_id, code.code)
 
-        assert {share.user_id: share.role for share in await store.list_shares(session_id)} == {
-            EDITOR: Role.EDITOR,
-            VIEWER: Role.VIEWER,
-        }
+        assert [(share.user_id, share.role) for share in await store.list_shares(session_id)] == [
+            (EDITOR, Role.EDITOR),
+            (VIEWER, Role.VIEWER),
+        ]
+        left = [code.expires_at for code in await store.list_share_codes(session_id)]
+        assert left == sorted(left)
+        assert len(left) == 3
 
     @pytest.mark.parametrize("state", ["live", "archived"])
     async def test_as_many_shares_and_codes_as_are_allowed(
