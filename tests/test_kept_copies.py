@@ -81,6 +81,16 @@ def test_an_upgrade_that_is_begun_again_keeps_one_copy(file: Path) -> None:
     assert [entry["event"] for entry in logs] == ["upgrade_was_interrupted", "upgrade_keeps_a_copy"]
 
 
+def test_a_copy_that_was_left_unfinished_is_begun_again(file: Path) -> None:
+    unfinished = file.with_name(f"{file.name}.before-newer.unfinished")
+    unfinished.write_bytes(b"half a copy")
+    with capture_logs() as logs:
+        copy = kept_copies.keep(file, **OLDER)
+
+    assert (numbers_in(copy), unfinished.exists()) == ([1], False)
+    assert [entry["event"] for entry in logs] == ["upgrade_was_interrupted", "upgrade_keeps_a_copy"]
+
+
 def test_a_file_that_can_not_be_written_is_not_copied() -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "fiml.db"
