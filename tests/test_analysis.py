@@ -395,3 +395,32 @@ async def test_the_order_of_the_assets_does_not_matter_to_what_is_held(
     again = await ask(AAPL_DEEP, market=market, sessions=store, session_id=session.id)
 
     assert again.cache_hit is True
+
+
+async def test_an_asset_that_joined_since_the_last_look_is_compared_too(
+    store: SessionStore, market: MarketService
+) -> None:
+    session = await begin(store, "AAPL", "MSFT")
+    await ask(AAPL_DEEP, market=market, sessions=store, session_id=session.id)
+    session.assets.append("NVDA")
+    await store.update_session(session.id, session)
+
+    again = await ask(AAPL_DEEP, market=market, sessions=store, session_id=session.id)
+
+    assert again.cache_hit is False
+    assert [comparison.other for comparison in again.market.comparisons] == ["MSFT", "NVDA"]
+
+
+@pytest.mark.parametrize(
+    ("depth", "parts"), [(Depth.QUICK, {"quote"}), (Depth.STANDARD, {"quote", "bars", "fundamentals"})]
+)
+async def test_an_answer_from_a_deeper_look_has_only_the_parts_that_were_asked_for(
+    store: SessionStore, market: MarketService, depth: Depth, parts: set[str]
+) -> None:
+    session = await begin(store, "AAPL", "MSFT")
+    await ask(AAPL_DEEP, market=market, sessions=store, session_id=session.id)
+
+    answer = await ask(Question(symbol="AAPL", depth=depth), market=market, sessions=store, session_id=session.id)
+
+    assert answer.cache_hit is True
+    assert answer.market.delivery.keys() == parts
