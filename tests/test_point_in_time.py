@@ -8,6 +8,7 @@ import pytest
 
 from fiml.core.errors import InvalidInput
 from fiml.sessions.models import QueryRecord, Session
+from fiml.sessions.notes import NoteKind, make_note
 from fiml.testing import FrozenClock
 from fiml.testing.conformance.suite import OpenStore, existing
 
@@ -77,6 +78,14 @@ def test_what_was_learnt_later_is_not_in_the_context_of_then() -> None:
     assert [query.figures["price"] for query in then.queries] == [230.0]
 
 
+def test_a_record_without_figures_has_none_among_the_figures_of_then() -> None:
+    failed = QueryRecord("price", {"symbol": "AAPL"}, timestamp=NOON, error="unavailable")
+
+    known = session_with(failed).context_as_of(NOON)
+
+    assert (known.queries, known.figures) == ([failed], {})
+
+
 def test_the_figure_that_was_learnt_last_counts_though_an_older_one_was_asked_for_later() -> None:
     fresh = price(235.0, NOON)
     stale = price(230.0, NOON + timedelta(hours=1), known_at=NOON - timedelta(hours=1))
@@ -91,6 +100,15 @@ def test_a_record_whose_answer_was_learnt_after_the_moment_is_left_out() -> None
 
     assert session.context_as_of(NOON).queries == []
     assert session.context_as_of(NOON + timedelta(hours=1)).queries != []
+
+
+def test_a_note_is_known_from_the_moment_at_which_it_was_written(clock: FrozenClock) -> None:
+    session = session_with()
+    note = make_note("the margin falls", NoteKind.NOTE)
+    session.state.update_context(note.key, note.to_dict())
+
+    assert session.context_as_of(clock.now() - timedelta(microseconds=1)).notes == []
+    assert session.context_as_of(clock.now()).notes == [note]
 
 
 def test_a_figure_names_its_source_and_its_record() -> None:
