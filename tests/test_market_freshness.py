@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fiml.market.freshness import Part, calendar_of, fresh_until
+from fiml.market.freshness import Part, Trading, calendar_of, fresh_until
 from fiml.market.models import AssetKind, Instrument
 
 CLOSED, OPEN = timedelta(minutes=15), timedelta(seconds=15)
@@ -102,6 +102,15 @@ async def test_a_calendar_that_ends_with_the_year_is_used_up_to_there() -> None:
 
     assert await life(Part.QUOTE, bombay, at("2026-06-02T12:00")) == CLOSED
     assert await life(Part.QUOTE, bombay, at("2026-06-02T05:00")) == OPEN
+
+
+def test_a_market_is_open_from_the_opening_until_the_close() -> None:
+    opening, close = at("2026-06-02T13:30"), at("2026-06-02T20:00")
+    trading = Trading(opens=(opening,), closes=(close,), day_ends=(close,))
+
+    moments = (opening - timedelta(seconds=1), opening, close - timedelta(seconds=1), close)
+
+    assert [trading.is_open(moment) for moment in moments] == [False, True, True, False]
 
 
 async def test_without_the_calendars_a_market_is_always_open(monkeypatch: pytest.MonkeyPatch) -> None:

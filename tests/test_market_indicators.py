@@ -232,6 +232,21 @@ def test_a_comparison_covers_the_common_dates_only() -> None:
     assert found.missing == {"correlation": "needs 20 common dates, there are 3"}
 
 
+@pytest.mark.parametrize(
+    ("days", "missing"),
+    [
+        (1, ["correlation", "relative_return", "return_other", "return_self"]),
+        (2, ["correlation"]),
+        (19, ["correlation"]),
+        (20, []),
+    ],
+)
+def test_a_return_needs_two_common_dates_and_a_correlation_twenty(days: int, missing: list[str]) -> None:
+    a, b = (make_bars([start + day % 3 for day in range(days)], symbol=f"S{start}") for start in (10.0, 20.0))
+
+    assert sorted(compare(a, b).missing) == missing
+
+
 def test_without_a_common_date_nothing_is_compared() -> None:
     found = compare(make_bars([1.0]), make_bars([1.0], symbol="LATER", first_day=date(2025, 1, 1)))
 
