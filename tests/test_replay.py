@@ -121,6 +121,8 @@ async def test_what_cannot_be_compared_says_why(store: SessionStore) -> None:
     session = await analysed(store, "AAPL", "MSFT")
     await store.record_query(session.id, QueryRecord("note", {"text": "free"}))
     await store.record_query(session.id, QueryRecord("price", {"symbol": "X", "depth": "quick"}, error="unavailable"))
+    figures = {"price": 1.0}
+    await store.record_query(session.id, QueryRecord("price", {"symbol": "X", "depth": "all"}, figures=figures))
     session = await existing(store, session.id)
 
     found = await replay(session, market=MarketService(Moved(1, away="MSFT", currency="EUR")))
@@ -130,7 +132,8 @@ async def test_what_cannot_be_compared_says_why(store: SessionStore) -> None:
     assert "the market is unavailable" in problems[1]
     assert "no figures" in problems[2]
     assert "it failed then" in problems[3]
-    assert drifts(found) == [set()] * 4
+    assert "no figures that can be asked for again" in problems[4]
+    assert drifts(found) == [set()] * 5
 
 
 async def test_a_figure_that_is_gone_is_a_drift(store: SessionStore) -> None:
