@@ -10,6 +10,7 @@ from sqlalchemy import text
 from fiml.core.errors import Misconfigured, Unavailable
 from fiml.db.engines import postgres_engine
 from fiml.db.postgres import PostgresDatabase
+from fiml.db.postgres_url import parse_postgres_url
 from tests.support.servers import PostgresProcess, postgres_server
 from tests.support.tls import Certificates, tls_before
 
@@ -96,6 +97,12 @@ def test_what_a_url_cannot_express_is_misconfigured(rest: str, problem: str) -> 
         postgres_engine(f"postgresql://u:{PASSWORD}@{rest}")
 
     assert PASSWORD not in str(caught.value)
+
+
+def test_of_a_parameter_that_is_given_twice_the_last_one_counts() -> None:
+    _, arguments = parse_postgres_url("postgresql://u@one/name?application_name=first&application_name=last")
+
+    assert arguments["server_settings"] == {"application_name": "last"}
 
 
 @pytest.mark.parametrize("rest", ["/name?host=one,::2&port=5432,5433", "one,[::2]:5433/name"])
