@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -93,6 +94,18 @@ class Exchange(SampleProvider):
 
     async def aclose(self) -> None:
         self.asked.append("aclose")
+
+
+class Newcomer(SampleProvider):
+    """The sample, in which NVDA has as many days as given."""
+
+    def __init__(self, days: int) -> None:
+        super().__init__()
+        self._days = days
+
+    async def bars(self, instrument: Instrument) -> Bars:
+        bars = await super().bars(instrument)
+        return replace(bars, bars=bars.bars[-self._days :]) if instrument.symbol == "NVDA" else bars
 
 
 class Hanging(MemoryL1Cache):
@@ -221,6 +234,16 @@ async def test_another_that_cant_be_compared_is_reported_with_the_reason(market:
         "TSLA": "not in the sample data",
         "BTC": "too few common dates: AAPL has 2021-09-21 to 2023-09-21, BTC has 2018-01-06 to 2020-01-17",
     }
+
+
+@pytest.mark.parametrize(("days", "compared"), [(1, []), (2, ["NVDA"])])
+async def test_another_is_compared_from_the_second_common_date_on(days: int, compared: list[str]) -> None:
+    market = MarketService(Newcomer(days))
+
+    answer = await market.answer(await market.equity("AAPL"), Depth.DEEP, ["NVDA"])
+
+    assert [found.other for found in answer.comparisons] == compared
+    assert len(answer.not_compared) == 1 - len(compared)
 
 
 @pytest.mark.parametrize("symbol", ["GOOGL", "TSLA"])

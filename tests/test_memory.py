@@ -14,6 +14,7 @@ from fiml.sessions.context_pack import ContextPack, pack_context
 from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.notes import NoteKind, make_note, notes_in
 from fiml.sessions.store import SessionStore
+from fiml.sessions.values import ANSWER_PREFIX
 from fiml.testing import FrozenClock
 from fiml.testing.conformance.suite import OpenStore, existing
 
@@ -197,6 +198,27 @@ def test_an_entry_that_only_looks_like_a_note_is_shown_as_an_entry(value: Any) -
     pack = pack_context(session_of(context={note.key: note.to_dict(), other.key: entry}), max_tokens=1000)
 
     assert set(ids(pack)) == {"assets", str(note.id), f"context:{other.key}"}
+
+
+def test_entries_come_by_map_and_key_without_the_answers_that_records_have() -> None:
+    results = {"ratio": 1.5, f"{ANSWER_PREFIX}AAPL": {"price": 230.5}}
+    session = session_of(preferences={"b": 1, "a": 2}, context={"c": 3}, intermediate_results=results)
+
+    pack = pack_context(session, max_tokens=1000)
+
+    assert ids(pack) == ["assets", "preferences:a", "preferences:b", "context:c", "intermediate_results:ratio"]
+
+
+def test_a_note_names_those_of_its_citations_that_the_session_has() -> None:
+    query = looked_up("AAPL", 230.5)
+    first = make_note("it is dear", NoteKind.NOTE, [query.id])
+    second = make_note("wait", NoteKind.CONCLUSION, [first.id, query.id, uuid4()])
+    context = {note.key: note.to_dict() for note in (first, second)}
+
+    pack = pack_context(session_of(query, context=context), max_tokens=1000)
+
+    texts = {line.id: line.text for line in pack.lines}
+    assert texts[str(second.id)].endswith(f"conclusion: wait [cites {first.id}, {query.id}]")
 
 
 async def test_a_conversation_carries_on_from_the_pack_alone(open_store: OpenStore, clock: FrozenClock) -> None:
