@@ -173,6 +173,19 @@ async def test_another_that_could_not_be_compared_is_tried_again_at_the_next_que
     assert [one.layer for one in (again, held)] == ["l1", "session"]
 
 
+async def test_an_answer_of_a_cache_is_a_hit_from_the_second_look_at_a_symbol_on(
+    store: SessionStore, clock: FrozenClock
+) -> None:
+    market = MarketService(Recovering(), [MemoryL1Cache()])
+    quick, standard = (Question(symbol="AAPL", depth=depth) for depth in (Depth.QUICK, Depth.STANDARD))
+    await ask(standard, market=market)
+    session = await begin(store)
+
+    answers = [await ask(each, market=market, sessions=store, session_id=session.id) for each in (quick, standard)]
+
+    assert [(answer.layer, answer.cache_hit) for answer in answers] == [("l1", False), ("l1", True)]
+
+
 class Growing(Live):
     """A market with one more day at each question, on which nothing happened, another note, and then the close."""
 
