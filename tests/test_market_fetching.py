@@ -258,6 +258,20 @@ async def test_the_last_answer_stands_in_for_a_provider_that_fails_and_says_its_
         }
 
 
+async def test_of_two_last_answers_the_one_that_was_learnt_later_stands_in(
+    fetching: Fetching, exchange: Exchange, file_cache: L2Cache, clock: FrozenClock
+) -> None:
+    await fetching.quote(AAPL)
+    clock.advance(minutes=1)
+    await anew(exchange, file_cache).quote(AAPL)
+    clock.advance(minutes=1)
+    exchange.failure = FAILURES[0]
+
+    found = await fetching.quote(AAPL)
+
+    assert (found.value.price, found.delivery.layer, found.delivery.age_seconds) == (2.0, "l2", 60)
+
+
 async def test_the_last_answer_stands_in_up_to_the_limit(
     fetching: Fetching, exchange: Exchange, clock: FrozenClock
 ) -> None:

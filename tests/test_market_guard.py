@@ -169,6 +169,20 @@ async def test_a_trial_that_succeeds_closes_the_breaker(clock: FrozenClock) -> N
     assert await guard.call(Provider()) == "an answer"
 
 
+async def test_after_a_trial_that_succeeds_calls_go_through_side_by_side(clock: FrozenClock) -> None:
+    guard = Guard("provider", attempts=1, failures=1, open_s=30)
+    await fail_times(guard, 1)
+    clock.advance(seconds=30)
+    await guard.call(Provider())
+    waiting = asyncio.create_task(guard.call(Provider(hang)))
+    await asyncio.sleep(0)
+
+    assert await guard.call(Provider()) == "an answer"
+
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+
 async def test_a_trial_that_fails_opens_the_breaker_again(clock: FrozenClock) -> None:
     guard = Guard("provider", attempts=1, failures=2, open_s=30)
     await fail_times(guard, 2)
