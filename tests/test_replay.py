@@ -143,8 +143,10 @@ async def test_a_figure_that_is_gone_is_a_drift(store: SessionStore) -> None:
 
     found = await replay(await existing(store, session.id), market=SAMPLE)
 
-    [drift] = found.queries[0].drifts
+    [query_now] = found.queries
+    [drift] = query_now.drifts
     assert (drift.figure, drift.then, drift.now, drift.change) == ("pe_ratio", 29.0, None, None)
+    assert query_now.problem is None  # the record says nothing of an adjustment
 
 
 @pytest.mark.parametrize(("then", "change"), [(-0.5, -0.7778), (-1.0, 0.1111), (0.5, -2.7778), (0.0, None)])
