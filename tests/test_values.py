@@ -139,6 +139,16 @@ def test_an_integer_has_a_thousand_digits(sign: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "value",
+    [{"key": "\0"}, {"a\0": 1}, {"key": "\ud800"}, {"a\ud800": 1}, {"key": 10**values.MAX_INTEGER_DIGITS}],
+    ids=ascii,
+)
+def test_a_flat_dict_is_refused_what_each_part_alone_is(value: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=r"NUL|surrogate|integer"):
+        values.to_json(value, "context.key")
+
+
+@pytest.mark.parametrize(
     "text", ["2024-12-24t15:30:00", "2024-12-24_15:30", "2024-12-24\xa015:30", "20241224-1530", "2024W52T15"]
 )
 def test_a_time_of_any_form_needs_a_zone(text: str) -> None:
