@@ -112,14 +112,14 @@ def test_a_note_is_known_from_the_moment_at_which_it_was_written(clock: FrozenCl
 
 
 def test_a_figure_names_its_source_and_its_record() -> None:
-    query = price(230.0, NOON)
+    query = price(230.0, NOON, known_at=NOON - timedelta(hours=1))
 
     known = session_with(query).context_as_of(NOON).to_dict()
 
     assert known["figures"]["AAPL"]["price"] == {
         "value": 230.0,
         "as_of": "2024-12-23",
-        "known_at": "2024-12-24T12:00:00Z",
+        "known_at": "2024-12-24T11:00:00Z",
         "provider": "yahoo",
         "currency": "USD",
         "adjustment": "splits",

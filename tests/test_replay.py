@@ -149,7 +149,9 @@ async def test_a_figure_that_is_gone_is_a_drift(store: SessionStore) -> None:
     assert query_now.problem is None  # the record says nothing of an adjustment
 
 
-@pytest.mark.parametrize(("then", "change"), [(-0.5, -0.7778), (-1.0, 0.1111), (0.5, -2.7778), (0.0, None)])
+@pytest.mark.parametrize(
+    ("then", "change"), [(-0.5, -0.7778), (-1.0, 0.1111), (0.5, -2.7778), (0.0, None), (5e-324, None)]
+)
 async def test_a_change_is_positive_if_the_figure_rose_even_from_below_zero(
     store: SessionStore, then: float, change: float | None
 ) -> None:
