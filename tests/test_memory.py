@@ -160,6 +160,14 @@ def test_answers_that_differ_are_both_kept(clock: FrozenClock) -> None:
     assert ids(pack_context(session_of(first, second), max_tokens=1000)) == ["assets", str(second.id), str(first.id)]
 
 
+@pytest.mark.parametrize("origin", [{"provider": "stooq"}, {"as_of": date(2024, 12, 20)}])
+def test_equal_figures_of_another_source_or_day_are_both_kept(origin: dict[str, Any]) -> None:
+    first = QueryRecord("price", {"symbol": "AAPL"}, figures={"price": 230.0}, provider="yahoo")
+    second = QueryRecord("price", {"symbol": "AAPL"}, figures={"price": 230.0}, **{"provider": "yahoo", **origin})
+
+    assert ids(pack_context(session_of(first, second), max_tokens=1000)) == ["assets", str(second.id), str(first.id)]
+
+
 def test_large_entries_and_many_notes_leave_room_for_records(clock: FrozenClock) -> None:
     context: dict[str, Any] = {f"blob {number}": "x" * 100_000 for number in range(20)}
     for number in range(100):
