@@ -1,10 +1,14 @@
 """The limits in the reference are those of the code."""
 
 import re
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from fiml.access.tokens import MAX_DAYS
 from fiml.analysis import ANSWER_TIMEOUT_S, MAX_COMPARED
+from fiml.cli import app
 from fiml.core.config import MAX_TTL_HOURS, Settings
 from fiml.market.providers.base import MAX_SYMBOL_CHARACTERS
 from fiml.market.providers.texts import MAX_TEXT_CHARACTERS
@@ -16,7 +20,7 @@ from fiml.sessions import analytics, notes, rights, searching, values
 from fiml.sessions.backends.base import MAX_SEARCHED
 from fiml.sessions.care import MAX_REASON_CHARACTERS
 from fiml.sessions.context_pack import MAX_TOKENS, MIN_TOKENS
-from tests.support.pages import REFERENCE
+from tests.support.pages import REFERENCE, section
 
 LIMITS = {
     "assets of a session": ["MAX_ASSETS"],
@@ -52,37 +56,49 @@ def test_every_limit_is_in_the_reference() -> None:
     assert {name for name in vars(values) if name.startswith("MAX_")} == named
 
 
-def test_limits_that_stand_elsewhere_are_in_the_reference_too() -> None:
-    defaults = Settings()
+DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
+ELSEWHERE: dict[str, list[float]] = {
+    "TTL, hours to extend or resume by": [DEFAULTS["session_max_ttl_hours"]],
+    "queries of a session": [DEFAULTS["session_max_queries_per_session"]],
+    "days of statistics": [analytics.MAX_DAYS],
+    "rows of `get_session_metrics`": [analytics.MAX_ROWS],
+    "assets that one deep question compares with": [MAX_COMPARED],
+    "a symbol": [MAX_SYMBOL_CHARACTERS],
+    "a note or conclusion": [notes.MAX_NOTE_CHARACTERS],
+    "records that one note cites": [notes.MAX_CITATIONS],
+    "entries of each map in one call of `update-session-context`": [MAX_ENTRIES],
+    "values in an MCP message, apart from the arguments of a tool": [MAX_VALUES],
+    "budget of a packed context": [MIN_TOKENS, MAX_TOKENS],
+    "text of a search": [searching.MAX_TEXT_CHARACTERS, searching.MAX_WORDS, searching.MAX_CONDITIONS],
+    "words of a session that full-text search finds": [searching.MAX_INDEXED_BYTES, searching.MAX_WORD_CHARACTERS],
+    "live sessions that one search reads in Redis": [MAX_SEARCHED],
+    "live sessions that one page filtered by type, tag or asset looks at in Redis": [MAX_SEARCHED],
+    "a text that a market provider sends": [MAX_TEXT_CHARACTERS],
+    "one question to the market": [ANSWER_TIMEOUT_S],
+    "tolerance of a replay": [MAX_TOLERANCE],
+    "users a session is shared with": [rights.MAX_SHARES],
+    "open codes of a session": [rights.MAX_CODES],
+    "reason of a hold": [MAX_REASON_CHARACTERS],
+    "calls of a principal on HTTP": [DEFAULTS["http_rate_per_minute"], DEFAULTS["http_rate_burst"]],
+    "the body of an HTTP request": [MAX_BODY_BYTES],
+}
 
-    assert f" {defaults.session_max_ttl_hours} " in limits_row("TTL, hours to extend or resume by")
-    assert f" {defaults.session_max_queries_per_session} " in limits_row("queries of a session")
-    assert f" {analytics.MAX_DAYS} " in limits_row("days of statistics")
-    assert f" {MAX_COMPARED};" in limits_row("assets that one deep question compares with")
-    assert f" {MAX_SYMBOL_CHARACTERS} " in limits_row("a symbol")
-    assert f" {notes.MAX_NOTE_CHARACTERS} " in limits_row("a note or conclusion")
-    assert f" {notes.MAX_CITATIONS} " in limits_row("records that one note cites")
-    assert f" {MIN_TOKENS} to {MAX_TOKENS} " in limits_row("budget of a packed context")
-    text_row = limits_row("text of a search")
-    for limit in (searching.MAX_TEXT_CHARACTERS, searching.MAX_WORDS, searching.MAX_CONDITIONS):
-        assert f" {limit} " in text_row
-    assert f" {MAX_SEARCHED};" in limits_row("live sessions that one search reads in Redis")
-    filtered_row = limits_row("live sessions that one page filtered by type, tag or asset looks at in Redis")
-    assert f" {MAX_SEARCHED};" in filtered_row
-    words_row = limits_row("words of a session that full-text search finds")
-    assert f" {searching.MAX_INDEXED_BYTES} " in words_row
-    assert f" {searching.MAX_WORD_CHARACTERS} " in words_row
-    assert f" {MAX_TEXT_CHARACTERS} " in limits_row("a text that a market provider sends")
-    assert f" {ANSWER_TIMEOUT_S:g} seconds;" in limits_row("one question to the market")
-    assert f" {MAX_TOLERANCE:g} " in limits_row("tolerance of a replay")
-    assert f" {rights.MAX_SHARES} " in limits_row("users a session is shared with")
-    assert f" {rights.MAX_CODES};" in limits_row("open codes of a session")
-    assert f" {MAX_REASON_CHARACTERS} " in limits_row("reason of a hold")
-    assert f" {analytics.MAX_ROWS};" in limits_row("rows of `get_session_metrics`")
-    assert f" {defaults.http_rate_per_minute} by default, {defaults.http_rate_burst} " in limits_row(
-        "calls of a principal on HTTP"
-    )
-    assert f" {MAX_BODY_BYTES} " in limits_row("the body of an HTTP request")
-    assert f" {MAX_ENTRIES} " in limits_row("entries of each map in one call of `update-session-context`")
-    assert f" {MAX_VALUES} " in limits_row("values in an MCP message, apart from the arguments of a tool")
+
+@pytest.mark.parametrize("what", ELSEWHERE)
+def test_a_limit_that_stands_elsewhere_is_that_of_the_code(what: str) -> None:
+    assert [number for number in ELSEWHERE[what] if not re.search(rf"\b{number:.12g}\b", limits_row(what))] == []
+
+
+def test_the_longest_ttl_that_can_be_set_is_in_the_reference() -> None:
     assert f" {MAX_TTL_HOURS} " in (REFERENCE / "settings.md").read_text()
+
+
+def test_how_long_a_token_is_valid_is_the_same_in_the_help_and_in_the_reference() -> None:
+    told = f"1 to {MAX_DAYS}"
+
+    new: Any = get_command(app)
+    for name in ("token", "new"):
+        new = new.commands[name]
+    [days] = [parameter for parameter in new.params if parameter.name == "days"]
+    assert told in days.help
+    assert told in section("cli.md", "fiml token new")

@@ -194,10 +194,12 @@ async def test_what_an_update_returns_has_it_though_a_part_of_the_session_moved_
 
         updating = asyncio.create_task(store.update_session(session.id, session))
         await asyncio.sleep(0.1)
+        is_waiting = not updating.done()
         cluster.move_keys(slot, source, target)
         cluster.have_moved(slot, target)
         updated = await updating
 
+    assert is_waiting
     assert updated.state.history.queries[-1] == query
     cluster.move_slot(slot, target, source)
 

@@ -18,6 +18,11 @@ _BEFORE = ".before-"
 _UNFINISHED = ".unfinished"
 # The files that SQLite keeps beside a file in use, and the name of a copy that is not finished yet.
 _BESIDE = re.compile(r"(-wal|-shm|-journal|\.unfinished)$")
+# What goes even if sessions of the user are held.
+_ALL_OF_USER = {
+    "session_rollups": "DELETE FROM session_rollups WHERE user_id = ?",
+    "access_tokens": "DELETE FROM access_tokens WHERE user_id = ?",
+}
 
 _log = structlog.get_logger()
 
@@ -146,8 +151,8 @@ def _erase_from(copy: Path, user_id: str, held: Collection[UUID]) -> bool:
                 f"DELETE FROM session_metrics WHERE {is_theirs.format('session_id')}",  # noqa: S608
                 kept,
             ).rowcount
-            for table in tables & {"session_rollups", "access_tokens"}:
-                connection.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))  # noqa: S608
+            for table in tables & _ALL_OF_USER.keys():
+                connection.execute(_ALL_OF_USER[table], (user_id,))
         if "session_fts" in tables:  # the index only marks words as removed, until its parts are merged
             connection.execute("INSERT INTO session_fts (session_fts) VALUES ('optimize')")
             connection.commit()
