@@ -10,7 +10,12 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 pytest.register_assert_rewrite("fiml.testing")
-pytest_plugins = ["tests.support.faults", "tests.support.coin_provider", "tests.support.yahoo_provider"]
+pytest_plugins = [
+    "tests.support.coin_provider",
+    "tests.support.encryption",
+    "tests.support.faults",
+    "tests.support.yahoo_provider",
+]
 
 from fiml.core.clock import using  # noqa: E402  the rewriting comes first
 from fiml.core.config import Settings, Synchronous  # noqa: E402

@@ -19,7 +19,7 @@ from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import content, existing
-from tests.support.deployment import Deployment
+from tests.support.encryption import with_keys
 from tests.support.mcp_client import door
 from tests.support.stored_bytes import stored_bytes
 
@@ -29,23 +29,8 @@ MARKERS = [word.encode() for word in WORDS] + [str(number).encode() for number i
 
 
 @pytest.fixture
-def key_file(tmp_path: Path) -> Path:
-    path = tmp_path / "keys"
-    KeyFile(path).add("k1")
-    return path
-
-
-@pytest.fixture(params=["sqlite", "valkey-postgresql"])
-def plain_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    """A deployment that encrypts nothing."""
-    if request.param == "valkey-postgresql":
-        deployment: Deployment = request.getfixturevalue("deployment")
-        return deployment.settings()
-    return Settings(data_dir=tmp_path / "data", sqlite_synchronous=Synchronous.OFF)
-
-
-def with_keys(settings: Settings, key_file: Path, **changes: Any) -> Settings:
-    return Settings(**settings.model_dump(exclude_unset=True) | {"encryption_keys": key_file} | changes)
+def key_file(keys: KeyFile) -> Path:
+    return keys.path
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import document, existing, listing
 from tests.support.deployment import Deployment
+from tests.support.encryption import with_keys
 
 LOOKS_ENCRYPTED = f"{sealed.PREFIX} a note of mine"
 CORPUS = Path(__file__).parent / "corpus"
@@ -34,17 +35,6 @@ OLD_FORMATS = list(range(1, FORMAT))
 # The first lacks totals that only counting anew brings.
 WHEN_WRITTEN = {number: 1 if number == 1 else FORMAT for number in OLD_FORMATS}
 CHANGED_BY_READING = ("last_accessed_at", "version")
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> KeyFile:
-    file = KeyFile(tmp_path / "keys")
-    file.add("k1")
-    return file
-
-
-def with_keys(settings: Settings, keys: KeyFile) -> Settings:
-    return Settings(**settings.model_dump(exclude_unset=True) | {"encryption_keys": keys.path})
 
 
 def corpus(name: str) -> Any:
@@ -172,7 +162,7 @@ async def test_what_is_encrypted_on_the_servers_is_of_a_format_that_its_release_
     server = await asyncpg.connect(deployment.database_url)
     await server.execute("UPDATE sessions SET format = $1", number)
 
-    async with SessionStore(with_keys(plain, keys)) as store:
+    async with SessionStore(with_keys(plain, keys.path)) as store:
         await encrypt(store)
         found = document(await existing(store, expected["id"]))
         assert found | {"last_accessed_at": expected["last_accessed_at"]} == expected
@@ -244,7 +234,7 @@ async def test_with_keys_such_a_text_stands_in_clear_until_it_is_taken_over(
 ) -> None:
     session_id = await a_session_of_before(sqlite_settings, is_archived=is_archived)
 
-    async with SessionStore(with_keys(sqlite_settings, keys)) as store:
+    async with SessionStore(with_keys(sqlite_settings, keys.path)) as store:
         with pytest.raises(NotEncrypted):
             await store.get_session(session_id)
         async for _ in store.reencrypt_sessions(adopts_plaintext=True):
