@@ -13,6 +13,7 @@ pytest.register_assert_rewrite("fiml.testing")
 pytest_plugins = [
     "tests.support.coin_provider",
     "tests.support.encryption",
+    "tests.support.exchange",
     "tests.support.faults",
     "tests.support.yahoo_provider",
 ]

@@ -1,8 +1,7 @@
-"""Parts of answers through the caches: one fetch for all who ask, and the last answer if the provider fails."""
+"""Parts of answers through the caches: one fetch for all who ask, and caches that fail cost nobody an answer."""
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,81 +13,16 @@ from fiml.cache import CacheEntry
 from fiml.cache.l1_cache import MemoryL1Cache, RedisL1Cache
 from fiml.cache.l2_cache import L2Cache
 from fiml.core.config import Synchronous
-from fiml.core.errors import BadData, InvalidInput, RateLimited, SymbolNotFound, Unavailable
+from fiml.core.errors import SymbolNotFound, Unavailable
 from fiml.db.redis_client import RedisClient
 from fiml.db.sqlite_file import SqliteFile
 from fiml.market.cached_values import NotFound, decode, encode
 from fiml.market.fetching import Fetching
-from fiml.market.models import AssetKind, Bars, Delivery, Instrument, Quote
+from fiml.market.models import AssetKind, Delivery
 from fiml.market.providers.sample import SampleProvider
 from fiml.testing import FrozenClock
 from fiml.testing.clock import START
-
-AAPL = Instrument(symbol="AAPL", name="Apple Inc.", kind=AssetKind.EQUITY, currency="USD", exchange="NASDAQ")
-FAILURES = [
-    Unavailable("the exchange", "it is closed"),
-    RateLimited("the exchange", START + timedelta(minutes=5)),
-    BadData("the exchange", "no JSON"),
-]
-
-
-class Exchange(SampleProvider):
-    """The sample's figures as another source's; it counts questions, and fails or hangs when told to."""
-
-    source = "exchange"
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.was_asked = asyncio.Event()
-        self.failure: Exception | None = None
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def _asked(self) -> None:
-        self.asked += 1
-        self.was_asked.set()
-        await self.gate.wait()
-        if self.failure is not None:
-            raise self.failure
-
-    async def instrument(
-        self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
-    ) -> Instrument:
-        await self._asked()
-        return await super().instrument(symbol, kind, market=market, exchange=exchange, pair=pair)
-
-    async def quote(self, instrument: Instrument) -> Quote:
-        await self._asked()
-        return (await super().quote(instrument)).model_copy(update={"price": float(self.asked)})
-
-    async def bars(self, instrument: Instrument) -> Bars:
-        await self._asked()
-        return await super().bars(instrument)
-
-
-@pytest.fixture
-def exchange(clock: FrozenClock) -> Exchange:
-    return Exchange()
-
-
-@pytest.fixture
-async def file_cache(tmp_path: Path) -> AsyncIterator[L2Cache]:
-    cache = L2Cache(SqliteFile(tmp_path / "fiml.db", Synchronous.OFF))
-    yield cache
-    await cache.aclose()
-
-
-@pytest.fixture
-async def fetching(exchange: Exchange, file_cache: L2Cache) -> AsyncIterator[Fetching]:
-    """The market is open at the clock's first moment: a quote is current for 15 seconds."""
-    fetching = Fetching(exchange, (MemoryL1Cache(), file_cache), fetch_timeout_s=0.3)
-    yield fetching
-    await fetching.aclose()
-
-
-def anew(exchange: Exchange, file_cache: L2Cache) -> Fetching:
-    """Another process over the same second cache."""
-    return Fetching(exchange, (MemoryL1Cache(), file_cache))
+from tests.support.exchange import AAPL, FAILURES, Exchange, anew
 
 
 async def test_the_first_answer_is_the_providers_and_the_next_one_the_caches(
@@ -235,145 +169,6 @@ async def test_closing_ends_a_fetch_and_its_callers_get_an_error(fetching: Fetch
     with pytest.raises(Unavailable, match="the market service was closed during the call"):
         await caller
     assert not fetching._flights
-
-
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
-async def test_the_last_answer_stands_in_for_a_provider_that_fails_and_says_its_age(
-    fetching: Fetching, exchange: Exchange, file_cache: L2Cache, clock: FrozenClock, failure: Exception
-) -> None:
-    await fetching.quote(AAPL)
-    clock.advance(minutes=10)
-    exchange.failure = failure
-
-    for one, layer in ((fetching, "l1"), (anew(exchange, file_cache), "l2")):
-        found = await one.quote(AAPL)
-
-        assert found.value.price == 1.0
-        assert found.delivery.model_dump() == {
-            "layer": layer,
-            "known_at": START,
-            "fresh_until": START + timedelta(seconds=15),
-            "is_stale": True,
-            "age_seconds": 600,
-        }
-
-
-async def test_of_two_last_answers_the_one_that_was_learnt_later_stands_in(
-    fetching: Fetching, exchange: Exchange, file_cache: L2Cache, clock: FrozenClock
-) -> None:
-    await fetching.quote(AAPL)
-    clock.advance(minutes=1)
-    await anew(exchange, file_cache).quote(AAPL)
-    clock.advance(minutes=1)
-    exchange.failure = FAILURES[0]
-
-    found = await fetching.quote(AAPL)
-
-    assert (found.value.price, found.delivery.layer, found.delivery.age_seconds) == (2.0, "l2", 60)
-
-
-async def test_the_last_answer_stands_in_up_to_the_limit(
-    fetching: Fetching, exchange: Exchange, clock: FrozenClock
-) -> None:
-    await fetching.quote(AAPL)
-    exchange.failure = FAILURES[0]
-
-    clock.advance(hours=24, seconds=14)
-    assert (await fetching.quote(AAPL)).delivery.is_stale
-
-    clock.advance(seconds=1)
-    with pytest.raises(Unavailable, match="the exchange is unavailable"):
-        await fetching.quote(AAPL)
-
-
-async def test_a_lower_limit_holds_for_what_was_kept_under_a_higher_one(
-    fetching: Fetching, exchange: Exchange, file_cache: L2Cache, clock: FrozenClock
-) -> None:
-    await fetching.quote(AAPL)
-    exchange.failure = FAILURES[0]
-    clock.advance(minutes=1)
-
-    with pytest.raises(Unavailable):
-        await Fetching(exchange, (file_cache,), max_stale=timedelta(0)).quote(AAPL)
-
-
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
-async def test_a_failure_goes_on_where_nothing_is_kept(
-    fetching: Fetching, exchange: Exchange, failure: Exception
-) -> None:
-    exchange.failure = failure
-
-    with pytest.raises(type(failure)) as caught:
-        await fetching.quote(AAPL)
-
-    assert caught.value is failure
-
-
-async def test_after_a_failure_the_provider_is_asked_again(fetching: Fetching, exchange: Exchange) -> None:
-    exchange.failure = FAILURES[0]
-    with pytest.raises(Unavailable):
-        await fetching.quote(AAPL)
-    exchange.failure = None
-
-    assert (await fetching.quote(AAPL)).value.price == 2.0
-
-
-async def test_a_provider_that_hangs_is_given_up_and_its_last_answer_given(
-    fetching: Fetching, exchange: Exchange, clock: FrozenClock
-) -> None:
-    exchange.gate.clear()
-    with pytest.raises(Unavailable, match=r"no answer within 0\.3 s"):
-        await fetching.quote(AAPL)
-    exchange.gate.set()
-    await fetching.quote(AAPL)
-    clock.advance(minutes=1)
-    exchange.gate.clear()
-
-    assert (await fetching.quote(AAPL)).delivery.is_stale
-
-
-async def test_that_there_is_no_such_symbol_is_remembered_for_a_minute(
-    fetching: Fetching, exchange: Exchange, clock: FrozenClock
-) -> None:
-    messages = []
-    for seconds in (0, 59, 1):
-        clock.advance(seconds=seconds)
-        with pytest.raises(SymbolNotFound) as caught:
-            await fetching.instrument("tsla", AssetKind.EQUITY)
-        messages.append((str(caught.value), tuple(caught.value.known)))
-
-    assert len(set(messages)) == 1
-    assert exchange.asked == 2
-
-
-async def test_the_nearest_symbols_are_remembered_as_such(fetching: Fetching, exchange: Exchange) -> None:
-    exchange.failure = SymbolNotFound("APPL", source="exchange", known=["AAPL"], is_nearest=True)
-
-    for _ in range(2):
-        with pytest.raises(SymbolNotFound, match="'APPL' is not in the exchange data; the nearest are AAPL"):
-            await fetching.quote(AAPL)
-
-    assert exchange.asked == 1
-
-
-async def test_a_symbol_that_was_not_there_is_no_stale_answer(
-    fetching: Fetching, exchange: Exchange, clock: FrozenClock
-) -> None:
-    with pytest.raises(SymbolNotFound):
-        await fetching.instrument("TSLA", AssetKind.EQUITY)
-    clock.advance(minutes=2)
-    exchange.failure = FAILURES[0]
-
-    with pytest.raises(Unavailable):
-        await fetching.instrument("TSLA", AssetKind.EQUITY)
-
-
-async def test_bad_input_is_not_remembered(fetching: Fetching, exchange: Exchange) -> None:
-    for _ in range(2):
-        with pytest.raises(InvalidInput, match="market 'DE'"):
-            await fetching.instrument("AAPL", AssetKind.EQUITY, market="DE")
-
-    assert exchange.asked == 2
 
 
 async def test_a_redis_that_is_away_costs_nobody_an_answer(exchange: Exchange, file_cache: L2Cache) -> None:
