@@ -13,8 +13,8 @@ from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
 from fiml.core.config import Synchronous
-from fiml.db.engines import BUSY_TIMEOUT_S
-from fiml.db.sqlite_file import Note, SqliteFile, driver
+from fiml.db.engines import BUSY_TIMEOUT_S, driver
+from fiml.db.sqlite_file import Note, SqliteFile
 
 LEVELS = {Synchronous.OFF: 0, Synchronous.NORMAL: 1, Synchronous.FULL: 2}
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -201,6 +201,32 @@ async def test_a_note_that_met_a_lock_is_tried_again_without_a_further_call(
         other.execute("ROLLBACK")
         await hear("COMMIT")
     assert await file.read(rows_of_the_trail)  # behind the end of that COMMIT
+
+
+@pytest.mark.parametrize("call", ["write", "transact"])
+async def test_a_write_that_waits_for_a_lock_tries_again_and_again(
+    file: SqliteFile, hear: Callable[[str], Awaitable[None]], call: str
+) -> None:
+    """A hundred tries take seconds with SQLite's own wait, which gets slower and shows only its first try."""
+    with closing(sqlite3.connect(file.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(getattr(file, call)(lambda _connection: "written"))
+        for _ in range(100):
+            await hear("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+        assert await writing == "written"
+
+
+async def test_scrubbing_waits_for_a_lock_as_a_write_does(
+    file: SqliteFile, hear: Callable[[str], Awaitable[None]]
+) -> None:
+    with closing(sqlite3.connect(file.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        scrubbing = asyncio.create_task(file.scrub())
+        for _ in range(2):
+            await hear("INSERT INTO session_fts (session_fts) VALUES ('optimize')")
+        other.execute("ROLLBACK")
+        await scrubbing
 
 
 async def test_the_last_notes_wait_for_a_lock(file: SqliteFile, hear: Callable[[str], Awaitable[None]]) -> None:

@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 
 from fiml.core.config import Synchronous
 from fiml.core.errors import Unavailable
-from fiml.db.sqlite_file import SqliteFile, driver
+from fiml.db.engines import driver
+from fiml.db.sqlite_file import SqliteFile
 from fiml.sessions.backends.sqlite import SqliteBackend
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore

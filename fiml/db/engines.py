@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from fiml.core.errors import Misconfigured, MissingExtra
 from fiml.db.postgres_url import parse_postgres_url
 
 BUSY_TIMEOUT_S = 30
-_WAL_TRIES = 600
-# The execution option that names how a transaction on SQLite begins.
+_TRIED_AGAIN_AFTER_S = 0.001
+_PRIMARY_CODE = 0xFF  # the rest of SQLite's code of an error says more about it
+# The execution option that says how a transaction on SQLite begins: a function of the driver's connection, as
+# `begin_to_read` and `begin_to_write`.
 SQLITE_BEGIN = "fiml_sqlite_begin"
+# The same for the asynchronous engine: a statement.
+ASYNC_SQLITE_BEGIN = "fiml_async_sqlite_begin"
 MAX_CONNECTIONS = 20
 POOL_TIMEOUT_S = 2
 _MAX_PORT = 65_535
@@ -77,7 +82,12 @@ def sqlite_engine(file: Path, synchronous: Synchronous) -> Engine:
         poolclass=NullPool,
         connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
     )
-    _set_up_sqlite(engine, synchronous, begin="BEGIN IMMEDIATE")
+    _set_up_sqlite(engine, synchronous)
+
+    @event.listens_for(engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        connection.get_execution_options().get(SQLITE_BEGIN, begin_to_write)(driver(connection))
+
     return engine
 
 
@@ -89,34 +99,68 @@ def async_sqlite_engine(file: Path, synchronous: Synchronous) -> AsyncEngine:
         json_deserializer=_as_text,
         connect_args={"timeout": BUSY_TIMEOUT_S},
     )
-    _set_up_sqlite(engine.sync_engine, synchronous, begin="BEGIN")
+    _set_up_sqlite(engine.sync_engine, synchronous)
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get(ASYNC_SQLITE_BEGIN, "BEGIN"))
+
     return engine
 
 
-def _write_ahead(cursor: sqlite3.Cursor) -> None:
-    # Two processes may open a new file at once, and this is the one statement for which SQLite doesn't wait for a lock.
-    for _ in range(_WAL_TRIES):
+def driver(connection: Connection) -> sqlite3.Connection:
+    """The standard library's connection under SQLAlchemy's, in the same transaction."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)  # noqa: S101  only called on an engine of `sqlite_engine`
+    return raw
+
+
+def begin_to_read(connection: sqlite3.Connection) -> None:
+    """Begin a transaction that reads, which waits for nobody."""
+    connection.execute("BEGIN")
+
+
+def begin_to_write(connection: sqlite3.Connection, *, wait_s: float = BUSY_TIMEOUT_S) -> None:
+    """Begin a transaction that holds the file's write lock."""
+    execute_when_free(connection, "BEGIN IMMEDIATE", wait_s=wait_s)
+
+
+def execute_when_free(connection: sqlite3.Connection, statement: str, *, wait_s: float = BUSY_TIMEOUT_S) -> None:
+    """Execute a statement that needs the file's write lock. If another holds it, try again each millisecond.
+
+    SQLite's own wait tries less and less often, down to ten times a second. Another process that writes without a
+    pause leaves the lock for a fraction of a millisecond at a time: such a wait would miss that for seconds.
+
+    Raises:
+        sqlite3.OperationalError: the file is still locked after `wait_s`, or the statement failed.
+    """
+    connection.execute("PRAGMA busy_timeout=0")
+    try:
+        _try_until_free(connection.execute, statement, wait_s)
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
+
+
+def _try_until_free(execute: Callable[[str], object], statement: str, wait_s: float) -> None:
+    until = time.monotonic() + wait_s
+    while True:
         try:
-            cursor.execute("PRAGMA journal_mode=WAL")
+            execute(statement)
         except sqlite3.OperationalError as exc:
-            if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            if exc.sqlite_errorcode & _PRIMARY_CODE != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
                 raise
-            time.sleep(BUSY_TIMEOUT_S / _WAL_TRIES)
         else:
             return
-    cursor.execute("PRAGMA journal_mode=WAL")
+        time.sleep(_TRIED_AGAIN_AFTER_S)
 
 
-def _set_up_sqlite(engine: Engine, synchronous: Synchronous, *, begin: str) -> None:
+def _set_up_sqlite(engine: Engine, synchronous: Synchronous) -> None:
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: object) -> None:
         # Otherwise the driver begins transactions by its own rules, and none for a change of the schema.
         connection.isolation_level = None
         cursor = connection.cursor()
-        _write_ahead(cursor)
+        # Two processes may open a new file at once, and for this statement SQLite doesn't wait at all.
+        _try_until_free(cursor.execute, "PRAGMA journal_mode=WAL", BUSY_TIMEOUT_S)
         cursor.execute(f"PRAGMA synchronous={synchronous.value}")
         cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin_transaction(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get(SQLITE_BEGIN, begin))

@@ -21,9 +21,10 @@ from fiml.core.config import Synchronous
 from fiml.core.errors import CorruptRecord, Misconfigured, RecordRefused, Unavailable
 from fiml.core.observe import Timed, observed_call
 from fiml.db import kept_copies, schema
-from fiml.db.engines import BUSY_TIMEOUT_S, SQLITE_BEGIN, sqlite_engine
+from fiml.db.engines import SQLITE_BEGIN, begin_to_read, begin_to_write, driver, execute_when_free, sqlite_engine
 
 Result = TypeVar("Result")
+_Begin = Callable[[sqlite3.Connection], None]
 
 # The record itself is at fault, and sending it again won't help.
 _REFUSAL = ("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")
@@ -85,7 +86,7 @@ class SqliteFile:
 
     async def write(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run a function in a transaction that writes; if it raises, nothing is written."""
-        return await self._hop(lambda: self._in_transaction(function, "BEGIN IMMEDIATE"))
+        return await self._hop(lambda: self._in_transaction(function, begin_to_write))
 
     def note(self, about: Hashable, note: Note) -> None:
         """Write a note later, after the call was answered. Only for functions that a method of the file runs.
@@ -104,20 +105,20 @@ class SqliteFile:
 
     async def read_single(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
         """As `read`, but leave the notes for later."""
-        return await self._hop(lambda: self._in_transaction(function, "BEGIN"))
+        return await self._hop(lambda: self._in_transaction(function, begin_to_read))
 
     async def read(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run a function on one consistent view of the file, without waiting for writers."""
 
         def read() -> Result:
             self._write_notes()
-            return self._in_transaction(function, "BEGIN")
+            return self._in_transaction(function, begin_to_read)
 
         return await self._hop(read)
 
     async def view(self, function: Callable[[Connection], Result]) -> Result:
         """As `read`, with a connection of SQLAlchemy."""
-        return await self._hop(lambda: self._in_sqlalchemy(function, "BEGIN"))
+        return await self._hop(lambda: self._in_sqlalchemy(function, begin_to_read))
 
     async def transact(self, function: Callable[[Connection], Result]) -> Result:
         """As `write`, with a connection of SQLAlchemy; `driver` returns the driver's connection under it."""
@@ -168,7 +169,7 @@ class SqliteFile:
         with translated(self.path):
             self._connection = self._engine.connect()
             # Usually the schema is current: then there is no need to wait for the write lock.
-            if self._in_sqlalchemy(schema.revision, "BEGIN") == schema.REVISIONS[-1]:
+            if self._in_sqlalchemy(schema.revision, begin_to_read) == schema.REVISIONS[-1]:
                 return
             # This transaction holds the write lock, so that nobody writes between the copy and the upgrade.
             self._in_sqlalchemy(self._upgrade)
@@ -182,8 +183,8 @@ class SqliteFile:
     def _scrub(self) -> None:
         connection = driver(self._opened)
         # The full-text index only marks words as removed, until its parts are merged.
-        connection.execute("INSERT INTO session_fts (session_fts) VALUES ('optimize')")
-        connection.execute("VACUUM")
+        execute_when_free(connection, "INSERT INTO session_fts (session_fts) VALUES ('optimize')")
+        execute_when_free(connection, "VACUUM")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _close(self) -> None:
@@ -193,10 +194,10 @@ class SqliteFile:
             self._connection = None
         self._engine.dispose()
 
-    def _in_transaction(self, function: Callable[[sqlite3.Connection], Result], begin: str) -> Result:
+    def _in_transaction(self, function: Callable[[sqlite3.Connection], Result], begin: _Begin) -> Result:
         with translated(self.path):
             connection = driver(self._opened)
-            connection.execute(begin)
+            begin(connection)
             try:
                 result = function(connection)
                 connection.execute("COMMIT")
@@ -232,17 +233,15 @@ class SqliteFile:
             return
         connection = driver(self._connection)
         try:
-            connection.execute(f"PRAGMA busy_timeout={wait_s * 1000}")
             if self._synchronous is Synchronous.FULL:
                 connection.execute(f"PRAGMA synchronous={Synchronous.NORMAL}")
-            self._transact(self._write_all_notes, "BEGIN IMMEDIATE")
+            self._transact(self._write_all_notes, partial(begin_to_write, wait_s=wait_s))
         except (Unavailable, Misconfigured):
             return
         except Exception:  # noqa: BLE001 - whatever failed, it is not the fault of the reader whose call this is
             _log.exception("notes_lost", file=str(self.path), count=len(self._notes))
         finally:
             connection.execute(f"PRAGMA synchronous={self._synchronous}")
-            connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
         self._notes.clear()
 
     def _write_all_notes(self, connection: Connection) -> None:
@@ -252,11 +251,11 @@ class SqliteFile:
             except CorruptRecord as exc:  # the other notes are not at fault
                 _log.warning("note_lost", problem=str(exc))
 
-    def _in_sqlalchemy(self, function: Callable[[Connection], Result], begin: str = "BEGIN IMMEDIATE") -> Result:
+    def _in_sqlalchemy(self, function: Callable[[Connection], Result], begin: _Begin = begin_to_write) -> Result:
         self._write_notes()
         return self._transact(function, begin)
 
-    def _transact(self, function: Callable[[Connection], Result], begin: str) -> Result:
+    def _transact(self, function: Callable[[Connection], Result], begin: _Begin) -> Result:
         connection = self._opened.execution_options(**{SQLITE_BEGIN: begin})
         with translated(self.path), connection.begin():
             return function(connection)
@@ -266,13 +265,6 @@ class SqliteFile:
         if self._connection is None:
             raise Unavailable(f"the file {self.path}", "it is closed: initialize the store first")
         return self._connection
-
-
-def driver(connection: Connection) -> sqlite3.Connection:
-    """The standard library's connection under SQLAlchemy's, in the same transaction."""
-    raw = connection.connection.driver_connection
-    assert isinstance(raw, sqlite3.Connection)  # noqa: S101  only a `SqliteFile` calls this
-    return raw
 
 
 @contextmanager

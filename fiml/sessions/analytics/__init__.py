@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core import clock
 from fiml.core.config import Settings
-from fiml.db.engines import SQLITE_BEGIN
+from fiml.db.engines import ASYNC_SQLITE_BEGIN
 from fiml.db.postgres import CALL_S, translated
 from fiml.db.tables import sessions
 from fiml.sessions import values
@@ -163,7 +163,7 @@ class SessionAnalytics:
             async with asyncio.timeout(WITHIN_S), self._session_maker.begin() as session:
                 # The inner limit cancels connecting, after which the driver may linger; the outer limit ends that too.
                 async with asyncio.timeout(CALL_S), asyncio.timeout(CALL_S - 0.5):
-                    connection = await session.connection(execution_options={SQLITE_BEGIN: begin})
+                    connection = await session.connection(execution_options={ASYNC_SQLITE_BEGIN: begin})
                 return await connection.run_sync(function)
 
 

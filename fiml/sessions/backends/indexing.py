@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import Connection, delete, select
 
 from fiml.core.errors import CorruptRecord, SchemaTooNew
-from fiml.db.sqlite_file import driver
+from fiml.db.engines import driver
 from fiml.db.tables import search_pending
 from fiml.sessions.backends import archive, sqlite_rows, sqlite_words, words
 from fiml.sessions.damage import DAMAGE

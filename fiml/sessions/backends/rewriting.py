@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection, select, update
 
 from fiml.db.dialects import is_postgresql
-from fiml.db.sqlite_file import driver
+from fiml.db.engines import driver
 from fiml.db.tables import sessions
 from fiml.sessions.backends import archive, sqlite_rows, sqlite_words, words
 from fiml.sessions.backends.keeping import Transact

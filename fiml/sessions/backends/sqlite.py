@@ -19,8 +19,8 @@ from fiml.core.errors import (
     SessionExpired,
     Unavailable,
 )
-from fiml.db.engines import async_sqlite_engine
-from fiml.db.sqlite_file import Note, SqliteFile, driver
+from fiml.db.engines import async_sqlite_engine, driver
+from fiml.db.sqlite_file import Note, SqliteFile
 from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends import (
     archive,

@@ -13,7 +13,8 @@ from sqlalchemy import Connection
 
 from fiml.core.clock import to_micros
 from fiml.core.errors import CorruptRecord, RecordRefused
-from fiml.db.sqlite_file import SqliteFile, driver, translated
+from fiml.db.engines import driver
+from fiml.db.sqlite_file import SqliteFile, translated
 from fiml.sessions.backends import archive, quarantine
 from fiml.sessions.backends import sqlite_rows as rows
 from fiml.sessions.backends.base import Ended, SweepReport
