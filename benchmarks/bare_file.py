@@ -12,9 +12,9 @@ from fiml.core.config import Synchronous
 Result = TypeVar("Result")
 
 
-def bare_connection(path: Path, level: Synchronous = Synchronous.FULL) -> sqlite3.Connection:
+def bare_connection(path: Path, level: Synchronous = Synchronous.FULL, *, wait_s: float = 5) -> sqlite3.Connection:
     """A connection that any thread may use, and that begins no transaction by itself."""
-    bare = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    bare = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=wait_s)
     bare.execute("PRAGMA journal_mode=WAL")
     bare.execute(f"PRAGMA synchronous={level.value}")
     return bare

@@ -1,15 +1,19 @@
 """The embedded file: a tracked query beside the least that stores one at the same synchronous level.
 
 That is one hop to a thread and a bare commit of two statements. Beside it stands the floor of this design: the
-statements that fiml needs for a query, on the same file, in one hop, with all they are given ready-made.
+statements that fiml needs for a query, on the same file, in one hop, with all they are given ready-made. Then the
+same beside another process that writes to the file without a pause, where the wait for the lock takes most.
 """
 
+import asyncio
 import json
 import sqlite3
+import sys
 import tempfile
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +23,7 @@ from uuid import UUID
 from benchmarks.bare_file import bare_connection, hop
 from benchmarks.engines import Engines, looked_up
 from benchmarks.peers import SQLITE
-from benchmarks.timing import OURS, Comparison, calls_of, in_turn
+from benchmarks.timing import OURS, Batch, Comparison, calls_of, in_turn
 from fiml.core import clock
 from fiml.core.config import Settings, Synchronous
 from fiml.sessions.backends import sqlite_headers, sqlite_rows
@@ -32,14 +36,18 @@ from fiml.sessions.store import SessionStore
 
 HOP = "one hop and a bare commit"
 FLOOR = "one hop and fiml's own statements"
+OWN_WAIT = "fiml's own statements with SQLite's own wait"
+WAIT_S = 120  # no bare writer gives up
+PAUSE_S = 0.01  # a caller that doesn't pause keeps the lock from the others, instead of waiting for it
 READ = f"{sqlite_rows._SELECT} WHERE id = :id AND {sqlite_rows._SEEN}"
 
 
 async def embedded(engines: Engines) -> AsyncIterator[Comparison]:
-    """A query tracked at each level."""
+    """A query tracked at each level, and beside a busy writer."""
     with tempfile.TemporaryDirectory(prefix="fiml-bench-") as folder:
         for level in (Synchronous.NORMAL, Synchronous.FULL):
             yield await track(engines, Path(folder), level)
+        yield await track_beside_a_writer(engines, Path(folder) / "busy")
 
 
 async def track(engines: Engines, folder: Path, level: Synchronous) -> Comparison:
@@ -49,22 +57,10 @@ async def track(engines: Engines, folder: Path, level: Synchronous) -> Compariso
     settings = Settings(data_dir=folder / level.value, sqlite_synchronous=level)
     with closing(_two_tables(folder / f"bare-{level.value}.db", level)) as bare, ThreadPoolExecutor(1) as thread:
         async with SessionStore(settings) as store:
-
-            async def ours(calls: int) -> list[float]:
-                session = await store.create_session(["S1"], "equity")
-                ready = [looked_up(number) for number in range(calls + 1)]
-                return await calls_of(lambda: store.record_query(session.id, ready.pop()))(calls)
-
-            async def floor(calls: int) -> list[float]:
-                session = await store.create_session(["S1"], "equity")
-                with closing(bare_connection(settings.embedded_file, level)) as same:
-                    ready = iter(prepared(same, session.id, calls + 1))
-                    return await calls_of(lambda: hop(thread, partial(append_as_ours, same, next(ready))))(calls)
-
             ways = {
-                OURS: ours,
+                OURS: tracked(store),
                 HOP: calls_of(lambda: hop(thread, partial(_append, bare, body))),
-                FLOOR: floor,
+                FLOOR: tracked_bare(store, thread),
                 # SQLite's own level, which the peer leaves as it is, is full.
                 **(engines.peers.ways("track", SQLITE, history=1) if level is Synchronous.FULL else {}),
             }
@@ -73,6 +69,61 @@ async def track(engines: Engines, folder: Path, level: Synchronous) -> Compariso
         "the bare commit holds an insert and an update; fiml's own statements are what this design takes at the least"
     )
     return Comparison(f"track in the embedded file, synchronous {level.value}", measured, HOP, 1.5, note)
+
+
+async def track_beside_a_writer(engines: Engines, folder: Path) -> Comparison:
+    """Another process has five writers that never pause; ours do."""
+    plan = engines.plan
+    async with SessionStore(Settings(data_dir=folder)) as store, _busy_writer(folder):
+        with ThreadPoolExecutor(1) as thread:
+            ways = {
+                OURS: tracked(store, pause_s=PAUSE_S),
+                OWN_WAIT: tracked_bare(store, thread, pause_s=PAUSE_S),
+            }
+            measured = await in_turn(ways, rounds=plan.rounds, calls=plan.calls)
+    worst = {name: max(ms for each in rounds for ms in each) for name, rounds in measured.items()}
+    note = f"the longest wait was {worst[OURS]:.0f} ms in fiml and {worst[OWN_WAIT]:.0f} with SQLite's own"
+    return Comparison("track in the embedded file beside a busy process", measured, OWN_WAIT, 1.0, note)
+
+
+def tracked(store: SessionStore, *, pause_s: float = 0) -> Batch:
+    """A store appends ready-made records to a new session."""
+
+    async def batch(calls: int) -> list[float]:
+        session = await store.create_session(["S1"], "equity")
+        ready = [looked_up(number) for number in range(calls + 1)]
+        return await calls_of(lambda: store.record_query(session.id, ready.pop()), pause_s=pause_s)(calls)
+
+    return batch
+
+
+def tracked_bare(store: SessionStore, thread: ThreadPoolExecutor, *, pause_s: float = 0) -> Batch:
+    """The statements that fiml needs append to a new session, with all they are given ready-made."""
+    file, level = store.settings.embedded_file, store.settings.sqlite_synchronous
+
+    async def batch(calls: int) -> list[float]:
+        session = await store.create_session(["S1"], "equity")
+        with closing(bare_connection(file, level, wait_s=WAIT_S)) as same:
+            ready = iter(prepared(same, session.id, calls + 1))
+            call = lambda: hop(thread, partial(append_as_ours, same, next(ready)))  # noqa: E731
+            return await calls_of(call, pause_s=pause_s)(calls)
+
+    return batch
+
+
+@asynccontextmanager
+async def _busy_writer(folder: Path) -> AsyncIterator[None]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.busy_writer", str(folder), stdin=PIPE, stdout=PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        await process.stdout.readline()
+        yield
+    finally:
+        process.stdin.close()
+        await process.wait()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Times an operation done in several ways, in turn, so that a machine that slows down slows them all."""
 
+import asyncio
 import statistics
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -65,12 +66,17 @@ def figure_of(measured: list[float]) -> Figure:
     return Figure(middle, low, high)
 
 
-def calls_of(call: Call) -> Batch:
-    """The batch that awaits a call again and again; the first one isn't counted."""
+def calls_of(call: Call, *, pause_s: float = 0) -> Batch:
+    """The batch that awaits a call again and again, after a pause each time; the first one isn't counted."""
 
     async def batch(count: int) -> list[float]:
         await call()
-        return [await one_ms(call) for _ in range(count)]
+        measured = []
+        for _ in range(count):
+            if pause_s:
+                await asyncio.sleep(pause_s)
+            measured.append(await one_ms(call))
+        return measured
 
     return batch
 
