@@ -1,14 +1,17 @@
 """Requests that the SDK can't parse as JSON: each is answered, and the server goes on."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.mcp_client import HANDSHAKE, ROOT, SERVE
 
+Exchange = Callable[..., list[dict[str, Any]]]
 CALL = '{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"create-analysis-session","arguments":%s}}'
 INITIALIZE = {
     "jsonrpc": "2.0",
@@ -18,20 +21,29 @@ INITIALIZE = {
 }
 
 
-def exchange(*lines: str) -> list[dict[str, Any]]:
-    """What the server answers to lines of the wire, each of which it has to answer."""
+@pytest.fixture(scope="module")
+def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchange]:
+    """Sends lines of the wire to a server, and returns its answers, one to each. It's one server for all tests."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FIML_")}
+    environment |= {"FIML_DATA_DIR": str(tmp_path_factory.mktemp("unreadable")), "FIML_MARKET_DATA": "sample"}
     with subprocess.Popen(
-        [sys.executable, *SERVE], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, *SERVE], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        answers = []
-        for line in (json.dumps(INITIALIZE), *lines):
-            server.stdin.write(line + "\n")
-            server.stdin.flush()
-            answers.append(json.loads(server.stdout.readline()))
-        server.stdin.close()
-    return answers[1:]
+        sent, heard = server.stdin, server.stdout
+        assert sent is not None
+        assert heard is not None
+
+        def exchange(*lines: str) -> list[dict[str, Any]]:
+            answers = []
+            for line in lines:
+                sent.write(line + "\n")
+                sent.flush()
+                answers.append(json.loads(heard.readline()))
+            return answers
+
+        exchange(json.dumps(INITIALIZE))
+        yield exchange
+        sent.close()
 
 
 @pytest.mark.parametrize(
@@ -55,7 +67,7 @@ def exchange(*lines: str) -> list[dict[str, Any]]:
         "a bare word",
     ],
 )
-def test_a_call_that_cant_be_read_is_a_tool_error_and_the_server_goes_on(arguments: str) -> None:
+def test_a_call_that_cant_be_read_is_a_tool_error_and_the_server_goes_on(exchange: Exchange, arguments: str) -> None:
     readable = '{"assets":["AAPL"],"sessionType":"equity"}'
 
     refused, text_id, created = exchange(CALL % (7, arguments), CALL % ('"a"', arguments), CALL % (8, readable))
@@ -69,7 +81,7 @@ def test_a_call_that_cant_be_read_is_a_tool_error_and_the_server_goes_on(argumen
     assert created["result"]["structuredContent"]["status"] == "success"
 
 
-def test_another_request_that_cant_be_read_is_a_parse_error() -> None:
+def test_another_request_that_cant_be_read_is_a_parse_error(exchange: Exchange) -> None:
     [answer] = exchange(r'{"jsonrpc":"2.0","id":3,"method":"prompts/list","params":{"cursor":"\udc00"}}')
 
     assert answer["id"] == 3
@@ -94,7 +106,9 @@ DEEP = "[" * 2000 + "]" * 2000
         ("{", None),
     ],
 )
-def test_what_is_not_json_is_a_parse_error_with_the_id_if_it_can_be_found(line: str, request_id: object) -> None:
+def test_what_is_not_json_is_a_parse_error_with_the_id_if_it_can_be_found(
+    exchange: Exchange, line: str, request_id: object
+) -> None:
     blank, pong = " ", '{"jsonrpc":"2.0","id":8,"method":"ping"}'
 
     answer, alive = exchange(line, f"{blank}\n{pong}")

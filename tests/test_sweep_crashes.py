@@ -133,7 +133,7 @@ async def test_what_others_do_while_a_sweeper_stands_still_counts(
         # Where the sweeper has the session in a transaction, the others wait for it.
         doing = asyncio.create_task(_repeated(meanwhile, store, sessions[0]))
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(doing), timeout=0.2)
+            await asyncio.wait_for(asyncio.shield(doing), timeout=0.1)
         await sweeper.finish()
         await doing
 

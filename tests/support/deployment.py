@@ -19,7 +19,8 @@ from tests.support.servers import database_url, redis_url
 CLAIM = "claimed-by-tests-of-fiml"
 CLAIM_S = 3600
 NUMBERED_DATABASES = 16
-EMPTY = f"TRUNCATE {', '.join((*shared.tables, *server.tables))}"
+# A table of a few rows is emptied sixty times as fast as by TRUNCATE, which makes new files.
+EMPTY = "; ".join(f"{table.delete()}" for tables in (shared, server) for table in tables.tables.values())
 
 
 class Deployment:
