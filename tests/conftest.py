@@ -25,7 +25,7 @@ from fiml.testing import FrozenClock, open_temporary_store  # noqa: E402
 from fiml.testing.conformance.suite import OpenStore  # noqa: E402
 from tests.support.deployment import Deployment, server_deployment  # noqa: E402
 
-BACKENDS = ("sqlite", "sqlite-without-waiting", "valkey-postgresql")
+BACKENDS = ("sqlite", pytest.param("sqlite-without-waiting", marks=pytest.mark.soak), "valkey-postgresql")
 
 hypothesis_settings.register_profile("thorough", max_examples=2000)
 
