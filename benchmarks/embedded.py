@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import tempfile
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
@@ -81,9 +81,13 @@ async def track_beside_a_writer(engines: Engines, folder: Path) -> Comparison:
                 OWN_WAIT: tracked_bare(store, thread, pause_s=PAUSE_S),
             }
             measured = await in_turn(ways, rounds=plan.rounds, calls=plan.calls)
-    worst = {name: max(ms for each in rounds for ms in each) for name, rounds in measured.items()}
-    note = f"the longest wait was {worst[OURS]:.0f} ms in fiml and {worst[OWN_WAIT]:.0f} with SQLite's own"
-    return Comparison("track in the embedded file beside a busy process", measured, OWN_WAIT, 1.0, note)
+    note = f"how long one wait in ten took at least, and the longest: {_waits(measured)}"
+    return Comparison("track in the embedded file beside a busy process", measured, OWN_WAIT, note=note)
+
+
+def _waits(measured: Mapping[str, list[list[float]]]) -> str:
+    ordered = {name: sorted(ms for each in rounds for ms in each) for name, rounds in measured.items()}
+    return "; ".join(f"{name} {ms[len(ms) * 9 // 10]:.0f} and {ms[-1]:.0f} ms" for name, ms in ordered.items())
 
 
 def tracked(store: SessionStore, *, pause_s: float = 0) -> Batch:
