@@ -4,8 +4,8 @@ import asyncio
 import copy
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -355,6 +355,45 @@ async def test_a_shutdown_that_is_cancelled_is_finished_by_the_next(clock: Froze
     assert not any(thread.is_alive() for thread in before)
     async with store:
         assert await store.get_session(session.id) is not None
+
+
+@contextmanager
+def two_loops() -> Iterator[tuple[asyncio.Runner, asyncio.Runner]]:
+    """Runners that leave the thread's current loop alone, which those without a factory don't."""
+    make = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=make) as first, asyncio.Runner(loop_factory=make) as second:
+        yield first, second
+
+
+def test_a_store_over_servers_is_used_in_the_event_loop_that_opened_it(deployment: Deployment) -> None:
+    """Its connections belong to that loop: in another one, some calls would fail and some hang."""
+    store = SessionStore(deployment.settings())
+    with two_loops() as (first, second):
+        first.run(store.initialize())
+        session = first.run(store.create_session(["AAPL"], SessionType.EQUITY))
+        for call in (
+            store.get_session(session.id),
+            store.as_principal("ann").list_user_sessions("ann"),
+            store.initialize(),
+            store.shutdown(),
+        ):
+            with pytest.raises(Unavailable, match="another event loop"):
+                second.run(call)
+        assert first.run(store.get_session(session.id)) is not None
+        first.run(store.shutdown())
+
+        second.run(store.initialize())
+        assert second.run(store.get_session(session.id)) is not None
+        second.run(store.shutdown())
+
+
+def test_an_embedded_store_works_in_any_event_loop(sqlite_settings: Settings) -> None:
+    store = SessionStore(sqlite_settings)
+    with two_loops() as (first, second):
+        first.run(store.initialize())
+        session = first.run(store.create_session(["AAPL"], SessionType.EQUITY))
+        assert second.run(store.get_session(session.id)) is not None
+        second.run(store.shutdown())
 
 
 async def test_a_session_may_be_as_large_as_the_settings_can_say(backend_settings: Settings) -> None:

@@ -46,6 +46,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings or Settings(), ANYBODY)
         self._opened: Backend | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one that the connections to servers belong to
         self._closing: asyncio.Future[None] | None = None
         self._opening = asyncio.Lock()
         self._tries = 0
@@ -58,10 +59,11 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
 
         Raises:
             Misconfigured: a part is missing, or a database can't be used as it is.
-            Unavailable: the engine of the live sessions is away.
+            Unavailable: the engine of the live sessions is away, or the store is open in another event loop.
         """
         tries = self._tries
         async with self._opening:
+            self._check_loop()
             if self._opened is None:
                 if self._failure is not None and self._tries > tries:
                     raise self._failure  # a try failed while this call waited: don't wait for the engine again
@@ -72,6 +74,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
         self._failure = None
         try:
             self._opened = await open_backend(self.settings)
+            self._loop = None if self.settings.is_embedded else asyncio.get_running_loop()
         except FimlError as exc:
             self._failure = exc
             raise
@@ -81,8 +84,9 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     async def shutdown(self) -> None:
         """Close all connections, even if the caller is cancelled meanwhile. Calling it again is harmless."""
         async with self._opening:
+            self._check_loop()
             if self._opened is not None:
-                backend, self._opened = self._opened, None
+                backend, self._opened, self._loop = self._opened, None, None
                 self._closing = asyncio.ensure_future(backend.close())
             await self._finish_closing()
 
@@ -104,7 +108,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     @property
     def session_maker(self) -> "SessionMaker":
         """SQLAlchemy sessions over the database of ended sessions, for `SessionAnalytics`."""
-        return self._backend.session_maker
+        return self._opened_backend.session_maker
 
     async def away(self) -> list[Part]:
         """The parts, `live` and `archive`, whose engine doesn't answer within two seconds."""
@@ -138,9 +142,19 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
 
     @property
     def _backend(self) -> Backend:
+        self._check_loop()
+        return self._opened_backend
+
+    @property
+    def _opened_backend(self) -> Backend:
         if self._opened is None:
             raise Unavailable("the session store", "it is not open: await store.initialize() first")
         return self._opened
+
+    def _check_loop(self) -> None:
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            problem = "it was opened in another event loop: use it only there, and open another store in this loop"
+            raise Unavailable("the session store", problem)
 
 
 # Connections belong to the event loop that made them; a process has one loop at a time, tests have many.
