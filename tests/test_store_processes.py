@@ -73,6 +73,38 @@ async def main(session_id):
 
 asyncio.run(main(*sys.argv[1:]))
 """
+FORK = """
+import asyncio, os, sys
+from fiml.core.errors import Unavailable
+from fiml.sessions.store import SessionStore
+
+async def before():
+    store = SessionStore()
+    await store.initialize()
+    session = await store.create_session(["AAPL"], "equity")
+    await store.get_session(session.id)  # in the file, the access is noted later
+    return store, session.id
+
+async def in_the_child(store, session_id):
+    for call in (store.get_session(session_id), store.initialize(), store.shutdown()):
+        try:
+            await call
+        except Unavailable as exc:
+            print("forked" if "forked" in str(exc) else exc)
+    async with SessionStore() as own:
+        print(len(await own.list_user_sessions(None)))
+
+async def in_the_parent(store):
+    print(len(await store.list_user_sessions(None)))
+    await store.shutdown()
+
+store, session_id = asyncio.run(before())
+if os.fork() == 0:
+    asyncio.run(in_the_child(store, session_id))
+    sys.exit()
+os.wait()
+asyncio.run(in_the_parent(store))
+"""
 
 
 @pytest.fixture(params=["sqlite", "valkey-postgresql"])
@@ -127,6 +159,16 @@ async def test_another_process_reads_what_one_wrote(backend_settings: Settings) 
             there = json.loads(line)
             del there["last_accessed_at"]
             assert there == here
+
+
+async def test_a_forked_process_is_told_to_open_a_store_of_its_own(sqlite_settings: Settings) -> None:
+    """The thread of the file didn't come along: a call would wait for it forever."""
+    async with running(FORK, settings=sqlite_settings) as process:
+        async with asyncio.timeout(60):
+            out, _ = await process.communicate()
+
+    assert process.returncode == 0
+    assert out.decode().split() == ["forked"] * 3 + ["1", "1"]
 
 
 async def test_a_hundred_writers_in_two_processes_lose_nothing(backend_settings: Settings) -> None:

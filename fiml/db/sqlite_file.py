@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import os
 import sqlite3
 from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,7 @@ class SqliteFile:
         self.path = path
         self._synchronous = synchronous
         self._engine = sqlite_engine(path, synchronous)
+        self._pid = 0  # of the process that opened it
         self._thread: ThreadPoolExecutor | None = None
         self._connection: Connection | None = None
         self._notes: dict[Hashable, Note] = {}  # changed in the thread only
@@ -65,6 +67,7 @@ class SqliteFile:
         Raises:
             Misconfigured: the folder can't be written, the file is no database, or a later fiml wrote it.
         """
+        self._pid = os.getpid()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fiml-sqlite")
         try:
             await self._hop(self._open)
@@ -222,6 +225,8 @@ class SqliteFile:
 
     def _write_last_notes(self) -> None:
         """Write the notes before the file is closed. What can't be written is lost."""
+        if self._pid != os.getpid():
+            return  # a forked process ends: the notes are its parent's, and so is the connection
         self._write_notes(wait_s=_LAST_NOTES_WAIT_S)
         if self._notes:
             _log.warning("notes_lost", file=str(self.path), count=len(self._notes))

@@ -1,6 +1,7 @@
 """The sessions of an installation, as trusted code sees them and as a single user sees them."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime
@@ -46,6 +47,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings or Settings(), ANYBODY)
         self._opened: Backend | None = None
+        self._pid = 0  # of the process that opened it
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that the connections to servers belong to
         self._closing: asyncio.Future[None] | None = None
         self._opening = asyncio.Lock()
@@ -59,11 +61,11 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
 
         Raises:
             Misconfigured: a part is missing, or a database can't be used as it is.
-            Unavailable: the engine of the live sessions is away, or the store is open in another event loop.
+            Unavailable: the engine of the live sessions is away, or the store is open in another event loop or process.
         """
         tries = self._tries
         async with self._opening:
-            self._check_loop()
+            self._check_origin()
             if self._opened is None:
                 if self._failure is not None and self._tries > tries:
                     raise self._failure  # a try failed while this call waited: don't wait for the engine again
@@ -74,6 +76,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
         self._failure = None
         try:
             self._opened = await open_backend(self.settings)
+            self._pid = os.getpid()
             self._loop = None if self.settings.is_embedded else asyncio.get_running_loop()
         except FimlError as exc:
             self._failure = exc
@@ -84,9 +87,9 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     async def shutdown(self) -> None:
         """Close all connections, even if the caller is cancelled meanwhile. Calling it again is harmless."""
         async with self._opening:
-            self._check_loop()
+            self._check_origin()
             if self._opened is not None:
-                backend, self._opened, self._loop = self._opened, None, None
+                backend, self._opened, self._loop, self._pid = self._opened, None, None, 0
                 self._closing = asyncio.ensure_future(backend.close())
             await self._finish_closing()
 
@@ -142,7 +145,7 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
 
     @property
     def _backend(self) -> Backend:
-        self._check_loop()
+        self._check_origin()
         return self._opened_backend
 
     @property
@@ -151,9 +154,13 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
             raise Unavailable("the session store", "it is not open: await store.initialize() first")
         return self._opened
 
-    def _check_loop(self) -> None:
-        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+    def _check_origin(self) -> None:
+        problem = None
+        if self._pid and self._pid != os.getpid():
+            problem = "it was opened before this process was forked: open another store in this process"
+        elif self._loop is not None and self._loop is not asyncio.get_running_loop():
             problem = "it was opened in another event loop: use it only there, and open another store in this loop"
+        if problem is not None:
             raise Unavailable("the session store", problem)
 
 
