@@ -85,7 +85,11 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
             self._tries += 1
 
     async def shutdown(self) -> None:
-        """Close all connections, even if the caller is cancelled meanwhile. Calling it again is harmless."""
+        """Close all connections, even if the caller is cancelled meanwhile. Calling it again is harmless.
+
+        Raises:
+            Unavailable: the store is open in another event loop or process.
+        """
         async with self._opening:
             self._check_origin()
             if self._opened is not None:
