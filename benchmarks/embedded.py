@@ -74,7 +74,7 @@ async def track(engines: Engines, folder: Path, level: Synchronous) -> Compariso
 async def track_beside_a_writer(engines: Engines, folder: Path) -> Comparison:
     """Another process has five writers that never pause; ours do."""
     plan = engines.plan
-    async with SessionStore(Settings(data_dir=folder)) as store, _busy_writer(folder):
+    async with SessionStore(Settings(data_dir=folder)) as store, busy_writer(folder):
         with ThreadPoolExecutor(1) as thread:
             ways = {
                 OURS: tracked(store, pause_s=PAUSE_S),
@@ -109,25 +109,27 @@ def tracked_bare(store: SessionStore, thread: ThreadPoolExecutor, *, pause_s: fl
         session = await store.create_session(["S1"], "equity")
         with closing(bare_connection(file, level, wait_s=WAIT_S)) as same:
             ready = iter(prepared(same, session.id, calls + 1))
-            call = lambda: hop(thread, partial(append_as_ours, same, next(ready)))  # noqa: E731
-            return await calls_of(call, pause_s=pause_s)(calls)
+            append = partial(append_as_ours, same)
+            return await calls_of(lambda: hop(thread, partial(append, next(ready))), pause_s=pause_s)(calls)
 
     return batch
 
 
 @asynccontextmanager
-async def _busy_writer(folder: Path) -> AsyncIterator[None]:
+async def busy_writer(folder: Path) -> AsyncIterator[None]:
+    """Another process, which writes to the embedded file in the folder without a pause until the block ends."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.busy_writer", str(folder), stdin=PIPE, stdout=PIPE
     )
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        await process.stdout.readline()
+        assert await process.stdout.readline() == b"writing\n"
         yield
     finally:
         process.stdin.close()
         await process.wait()
+    assert process.returncode == 0, "the busy writer failed, so nothing was measured beside it"
 
 
 @dataclass(frozen=True)

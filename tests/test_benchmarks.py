@@ -211,6 +211,17 @@ async def test_the_floor_of_the_embedded_file_is_what_fiml_itself_does_to_it(sql
     assert [entry.did for entry in trail] == ["create", "record", "record", "record"]
 
 
+async def test_the_busy_writer_writes_and_ends_well(sqlite_settings: Settings) -> None:
+    assert sqlite_settings.data_dir is not None
+    async with SessionStore(sqlite_settings) as store, embedded.busy_writer(sqlite_settings.data_dir):
+        while await queries_of(store) < 50:
+            pass
+
+
+async def queries_of(store: SessionStore) -> int:
+    return sum(summary.total_queries for summary in await store.list_user_sessions(None))
+
+
 class CountingPeer:
     """Notes how long the history was at each call."""
 

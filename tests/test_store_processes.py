@@ -74,7 +74,8 @@ async def main(session_id):
 asyncio.run(main(*sys.argv[1:]))
 """
 FORK = """
-import asyncio, os, sys
+import asyncio, os, sqlite3, sys
+from fiml.core.config import Settings
 from fiml.core.errors import Unavailable
 from fiml.sessions.store import SessionStore
 
@@ -82,7 +83,7 @@ async def before():
     store = SessionStore()
     await store.initialize()
     session = await store.create_session(["AAPL"], "equity")
-    await store.get_session(session.id)  # in the file, the access is noted later
+    await store.get_session(session.id)  # the access is noted later, by this process
     return store, session.id
 
 async def in_the_child(store, session_id):
@@ -94,6 +95,10 @@ async def in_the_child(store, session_id):
     async with SessionStore() as own:
         print(len(await own.list_user_sessions(None)))
 
+def accesses():
+    with sqlite3.connect(Settings().embedded_file) as file:
+        return file.execute("SELECT last_accessed_at FROM active_sessions").fetchall()
+
 async def in_the_parent(store):
     print(len(await store.list_user_sessions(None)))
     await store.shutdown()
@@ -102,8 +107,11 @@ store, session_id = asyncio.run(before())
 if os.fork() == 0:
     asyncio.run(in_the_child(store, session_id))
     sys.exit()
+noted = accesses()
 os.wait()
+print("noted by the parent" if accesses() == noted else "noted by the child")
 asyncio.run(in_the_parent(store))
+print("noted by the parent" if accesses() != noted else "lost")
 """
 
 
@@ -168,7 +176,8 @@ async def test_a_forked_process_is_told_to_open_a_store_of_its_own(sqlite_settin
             out, _ = await process.communicate()
 
     assert process.returncode == 0
-    assert out.decode().split() == ["forked"] * 3 + ["1", "1"]
+    noted = "noted by the parent"
+    assert out.decode().splitlines() == ["forked", "forked", "forked", "1", noted, "1", noted]
 
 
 async def test_a_hundred_writers_in_two_processes_lose_nothing(backend_settings: Settings) -> None:
