@@ -168,7 +168,7 @@ async def test_every_tool_has_a_title_a_description_annotations_and_an_output_sc
         assert tool.output_schema["type"] == "object"
         assert tool.annotations is not None
         assert tool.annotations.read_only_hint is (tool.name in READERS)
-        assert tool.annotations.destructive_hint is False
+        assert tool.annotations.destructive_hint is (tool.name in {"update-session-context", "share-session"})
         assert tool.annotations.idempotent_hint is (tool.name in READERS | {"close-session", "resume-session"})
 
 

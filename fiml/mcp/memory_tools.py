@@ -124,7 +124,9 @@ def memory_tools(runtime: Runtime) -> list[Tool]:
     tools = MemoryTools(runtime)
     return [
         make_tool(tools.get_session_context, "Get session context", CONTEXT_TEXT, kind="reads"),
-        make_tool(tools.update_session_context, "Update session context", UPDATE_TEXT, kind="adds"),
+        make_tool(
+            tools.update_session_context, "Update session context", UPDATE_TEXT, kind="adds", is_destructive=True
+        ),
         make_tool(
             tools.resume_session, "Resume session", _resume_text(runtime.settings), kind="adds", is_idempotent=True
         ),

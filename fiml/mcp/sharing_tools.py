@@ -122,6 +122,7 @@ def sharing_tools(runtime: Runtime) -> list[Tool]:
             "Share session",
             _share_text(max_hours),
             kind="adds",
+            is_destructive=True,
             defaults={"codeHours": code_hours},
             called={"user_id": "withUser", "hours": "codeHours", "share_code": "redeemCode"},
         )

@@ -30,6 +30,7 @@ def make_tool(
     description: str,
     *,
     kind: Kind,
+    is_destructive: bool = False,
     is_idempotent: bool = False,
     is_open_world: bool = False,
     defaults: Mapping[str, int] = MappingProxyType({}),
@@ -37,6 +38,7 @@ def make_tool(
 ) -> Tool:
     """The tool for a method, named after it; `is_open_world` if it may ask a market provider.
 
+    `is_destructive` where it can overwrite something or take it away, so that a client may ask its user first;
     `is_idempotent` where it writes, but a second call like the first one changes nothing more.
 
     `defaults` of arguments, which settings bound, take the place of those in the method's signature.
@@ -50,7 +52,7 @@ def make_tool(
         description=description,
         annotations=ToolAnnotations(
             read_only_hint=kind == "reads",
-            destructive_hint=False,
+            destructive_hint=is_destructive,
             idempotent_hint=kind == "reads" or is_idempotent,
             open_world_hint=is_open_world,
         ),
