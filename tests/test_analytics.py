@@ -1,10 +1,13 @@
 """Statistics: the same whether they come from rollups or from metrics, and computed by the database."""
 
+import asyncio
 import csv
 import json
 import resource
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import pandas
 import polars
 import pytest
 from pyarrow import parquet
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import Connection, event, insert, text
 from sqlalchemy.dialects import postgresql
 
 from fiml.core.config import Settings
@@ -165,6 +168,30 @@ async def test_a_session_that_a_crash_left_twice_counts_once(store: SessionStore
 
     assert (stats["total_sessions"], stats["active_sessions"], stats["archived_sessions"]) == (1, 1, 0)
     assert (stats["total_queries"], stats["popular_tags"], stats["top_assets"]) == (2, [("t", 1)], [("AAPL", 1)])
+
+
+async def test_metrics_wait_for_a_lock_of_the_embedded_file_by_trying_again_and_again(
+    sqlite_settings: Settings,
+) -> None:
+    """A hundred tries take seconds with SQLite's own wait, which gets slower and shows only its first try."""
+    tries = asyncio.Queue[None]()
+
+    def hear(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement == "BEGIN IMMEDIATE":
+            tries.put_nowait(None)
+
+    async with SessionStore(sqlite_settings) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY)
+        event.listen(store.session_maker.kw["bind"].sync_engine, "before_cursor_execute", hear)
+        with closing(sqlite3.connect(sqlite_settings.embedded_file, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            recording = asyncio.create_task(SessionAnalytics(store.session_maker).record_session_metrics(session))
+            async with asyncio.timeout(10):
+                for _ in range(100):
+                    await tries.get()
+            other.execute("ROLLBACK")
+            await recording
+            assert other.execute("SELECT count(*) FROM session_metrics").fetchone() == (1,)
 
 
 async def test_metrics_that_are_missing_are_written_from_the_history(

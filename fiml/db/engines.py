@@ -1,5 +1,6 @@
 """SQLAlchemy engines. JSON columns take and return text on each of them, so that no value is decoded on the way."""
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
@@ -8,9 +9,10 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.dialects import registry
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
+from sqlalchemy.util import await_
 
 from fiml.core.config import Synchronous
 from fiml.core.errors import Misconfigured, MissingExtra
@@ -22,8 +24,8 @@ _PRIMARY_CODE = 0xFF  # the rest of SQLite's code of an error says more about it
 # The execution option that says how a transaction on SQLite begins: a function of the driver's connection, as
 # `begin_to_read` and `begin_to_write`.
 SQLITE_BEGIN = "fiml_sqlite_begin"
-# The same for the asynchronous engine: a statement.
-ASYNC_SQLITE_BEGIN = "fiml_async_sqlite_begin"
+# The execution option that says whether a transaction of the asynchronous engine on SQLite writes.
+ASYNC_SQLITE_WRITES = "fiml_async_sqlite_writes"
 MAX_CONNECTIONS = 20
 POOL_TIMEOUT_S = 2
 _MAX_PORT = 65_535
@@ -103,7 +105,10 @@ def async_sqlite_engine(file: Path, synchronous: Synchronous) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin_transaction(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get(ASYNC_SQLITE_BEGIN, "BEGIN"))
+        if connection.get_execution_options().get(ASYNC_SQLITE_WRITES):
+            execute_when_free(connection.exec_driver_sql, "BEGIN IMMEDIATE", pause=_pause_in_the_loop)
+        else:
+            connection.exec_driver_sql("BEGIN")
 
     return engine
 
@@ -122,36 +127,58 @@ def begin_to_read(connection: sqlite3.Connection) -> None:
 
 def begin_to_write(connection: sqlite3.Connection, *, wait_s: float = BUSY_TIMEOUT_S) -> None:
     """Begin a transaction that holds the file's write lock."""
-    execute_when_free(connection, "BEGIN IMMEDIATE", wait_s=wait_s)
+    execute_when_free(connection.execute, "BEGIN IMMEDIATE", wait_s=wait_s)
 
 
-def execute_when_free(connection: sqlite3.Connection, statement: str, *, wait_s: float = BUSY_TIMEOUT_S) -> None:
+def execute_when_free(
+    execute: Callable[[str], object],
+    statement: str,
+    *,
+    wait_s: float = BUSY_TIMEOUT_S,
+    pause: Callable[[float], object] = time.sleep,
+) -> None:
     """Execute a statement that needs the file's write lock. If another holds it, try again each millisecond.
 
     SQLite's own wait tries less and less often, down to ten times a second. Another process that writes without a
     pause leaves the lock for a fraction of a millisecond at a time: such a wait would miss that for seconds.
 
     Raises:
-        sqlite3.OperationalError: the file is still locked after `wait_s`, or the statement failed.
+        sqlite3.OperationalError, sqlalchemy.exc.OperationalError: the file is still locked after `wait_s`, or the
+            statement failed; which of them, depends on whose `execute` it is.
     """
-    connection.execute("PRAGMA busy_timeout=0")
+    execute("PRAGMA busy_timeout=0")
     try:
-        _try_until_free(connection.execute, statement, wait_s)
+        _try_until_free(execute, statement, wait_s, pause)
     finally:
-        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
+        execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
 
 
-def _try_until_free(execute: Callable[[str], object], statement: str, wait_s: float) -> None:
+def _try_until_free(
+    execute: Callable[[str], object],
+    statement: str,
+    wait_s: float = BUSY_TIMEOUT_S,
+    pause: Callable[[float], object] = time.sleep,
+) -> None:
     until = time.monotonic() + wait_s
     while True:
         try:
             execute(statement)
-        except sqlite3.OperationalError as exc:
-            if exc.sqlite_errorcode & _PRIMARY_CODE != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+        except (sqlite3.OperationalError, OperationalError) as exc:
+            if not _is_busy(exc) or time.monotonic() >= until:
                 raise
         else:
             return
-        time.sleep(_TRIED_AGAIN_AFTER_S)
+        pause(_TRIED_AGAIN_AFTER_S)
+
+
+def _is_busy(exc: sqlite3.OperationalError | OperationalError) -> bool:
+    error = exc.orig if isinstance(exc, OperationalError) else exc
+    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
+
+
+def _pause_in_the_loop(seconds: float) -> None:
+    """Pause a function that SQLAlchemy runs for its asynchronous engine."""
+    await_(asyncio.sleep(seconds))
 
 
 def _set_up_sqlite(engine: Engine, synchronous: Synchronous) -> None:
@@ -161,6 +188,6 @@ def _set_up_sqlite(engine: Engine, synchronous: Synchronous) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
         # Two processes may open a new file at once, and for this statement SQLite doesn't wait at all.
-        _try_until_free(cursor.execute, "PRAGMA journal_mode=WAL", BUSY_TIMEOUT_S)
+        _try_until_free(cursor.execute, "PRAGMA journal_mode=WAL")
         cursor.execute(f"PRAGMA synchronous={synchronous.value}")
         cursor.close()

@@ -186,8 +186,8 @@ class SqliteFile:
     def _scrub(self) -> None:
         connection = driver(self._opened)
         # The full-text index only marks words as removed, until its parts are merged.
-        execute_when_free(connection, "INSERT INTO session_fts (session_fts) VALUES ('optimize')")
-        execute_when_free(connection, "VACUUM")
+        execute_when_free(connection.execute, "INSERT INTO session_fts (session_fts) VALUES ('optimize')")
+        execute_when_free(connection.execute, "VACUUM")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _close(self) -> None:

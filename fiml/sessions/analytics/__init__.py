@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core import clock
 from fiml.core.config import Settings
-from fiml.db.engines import ASYNC_SQLITE_BEGIN
+from fiml.db.engines import ASYNC_SQLITE_WRITES
 from fiml.db.postgres import CALL_S, translated
 from fiml.db.tables import sessions
 from fiml.sessions import values
@@ -68,7 +68,7 @@ class SessionAnalytics:
             header = header_of(session)
             await self._transact(
                 lambda connection: _write_metrics(connection, header, is_archived=session.is_archived),
-                begin="BEGIN IMMEDIATE",
+                writes=True,
             )
 
     async def get_session_stats(
@@ -158,12 +158,12 @@ class SessionAnalytics:
         )
         return [header async for header in found]
 
-    async def _transact(self, function: Callable[[Connection], Result], *, begin: str = "BEGIN") -> Result:
+    async def _transact(self, function: Callable[[Connection], Result], *, writes: bool = False) -> Result:
         with translated("the database of ended sessions"):
             async with asyncio.timeout(WITHIN_S), self._session_maker.begin() as session:
                 # The inner limit cancels connecting, after which the driver may linger; the outer limit ends that too.
                 async with asyncio.timeout(CALL_S), asyncio.timeout(CALL_S - 0.5):
-                    connection = await session.connection(execution_options={ASYNC_SQLITE_BEGIN: begin})
+                    connection = await session.connection(execution_options={ASYNC_SQLITE_WRITES: writes})
                 return await connection.run_sync(function)
 
 
