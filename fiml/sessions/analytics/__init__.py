@@ -1,10 +1,12 @@
 """Statistics over sessions: one question, one query, one result."""
 
 import asyncio
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol, TypeVar
+from uuid import UUID
 
 from sqlalchemy import Connection, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -16,7 +18,7 @@ from fiml.db.postgres import CALL_S, translated
 from fiml.db.tables import sessions
 from fiml.sessions import values
 from fiml.sessions.analytics import export
-from fiml.sessions.analytics.figures import Filters, sum_ended, sum_live
+from fiml.sessions.analytics.figures import Filters, Sums, add_ended, add_live
 from fiml.sessions.analytics.results import MetricsTable, SessionStats
 from fiml.sessions.backends import metrics
 from fiml.sessions.models import Session, SessionType
@@ -90,15 +92,16 @@ class SessionAnalytics:
             InvalidInput: a filter is not valid.
         """
         filters = self._filters(user_id, session_type, days)
-        live = await self._live(filters)
-        now = clock.now()
-
-        def add_up(connection: Connection) -> SessionStats:
-            sums = sum_ended(connection, filters, live_ids=[header.id for header in live])
-            sum_live(sums, live, now)
-            return SessionStats.of(sums, is_enabled=self._settings.session_enable_analytics)
-
-        return await self._transact(add_up)
+        sums: Sums = defaultdict(Counter)
+        live_ids: list[UUID] = []
+        if self._store is not None:
+            async for header in self._store.live_headers(
+                user_id=filters.user_id, session_type=filters.session_type, since=filters.since
+            ):
+                add_live(sums, header, clock.now())
+                live_ids.append(header.id)
+        await self._transact(lambda connection: add_ended(sums, connection, filters, live_ids=live_ids))
+        return SessionStats.of(sums, is_enabled=self._settings.session_enable_analytics)
 
     async def get_session_metrics(
         self,
@@ -149,14 +152,6 @@ class SessionAnalytics:
         user = values.check_user_id(user_id)
         type_name = None if session_type is None else SessionType.parse(session_type).value
         return Filters(since=clock.now() - timedelta(days=days), user_id=user, session_type=type_name)
-
-    async def _live(self, filters: Filters) -> list[Header]:
-        if self._store is None:
-            return []
-        found = self._store.live_headers(
-            user_id=filters.user_id, session_type=filters.session_type, since=filters.since
-        )
-        return [header async for header in found]
 
     async def _transact(self, function: Callable[[Connection], Result], *, writes: bool = False) -> Result:
         with translated("the database of ended sessions"):

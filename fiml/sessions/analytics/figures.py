@@ -1,7 +1,7 @@
-"""The query behind the statistics, and adding live sessions to its result."""
+"""The totals behind the statistics: of live sessions, and of those that have metrics."""
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -48,15 +48,13 @@ class Filters:
         return conditions
 
 
-def sum_ended(connection: Connection, filters: Filters, *, live_ids: Sequence[UUID]) -> Sums:
-    """The totals of the sessions that have metrics, without those that are live."""
-    sums: Sums = defaultdict(Counter)
+def add_ended(sums: Sums, connection: Connection, filters: Filters, *, live_ids: Sequence[UUID]) -> None:
+    """Add the sessions that have metrics to the totals, without those that are live."""
     for kind, name, number in connection.execute(statement(connection, filters)):
         sums[kind][name] += int(number or 0)
     # After a crash, a session may be both live and archived: then the live one counts.
     for row in _metrics_of(connection, filters, live_ids):
         _subtract(sums, row)
-    return sums
 
 
 def statement(connection: Connection, filters: Filters) -> Any:
@@ -88,26 +86,25 @@ def _midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
 
-def sum_live(sums: Sums, headers: Sequence[Header], now: datetime) -> None:
-    """Add live sessions to the totals."""
-    for header in headers:
-        totals = header.totals
-        numbers = {
-            "sessions": 1,
-            "active": 1,
-            "queries": totals.total_queries,
-            "cache_hits": totals.cache_hits,
-            "duration_seconds": int((header.last_accessed_at - header.created_at).total_seconds()),
-            "abandoned": int(metrics.is_abandoned(header, now)),
-        }
-        for kind, number in numbers.items():
-            sums[kind][""] += number
-        sums["types"][header.type] += 1
-        sums["assets"].update(header.assets)
-        sums["tags"].update(header.tags)
-        sums["query_types"].update(totals.query_types)
-        sums["time_histogram"].update({str(bucket): n for bucket, n in totals.time_histogram.items()})
-        sums["queries_by_day"].update(totals.queries_by_day)
+def add_live(sums: Sums, header: Header, now: datetime) -> None:
+    """Add a live session to the totals."""
+    totals = header.totals
+    numbers = {
+        "sessions": 1,
+        "active": 1,
+        "queries": totals.total_queries,
+        "cache_hits": totals.cache_hits,
+        "duration_seconds": int((header.last_accessed_at - header.created_at).total_seconds()),
+        "abandoned": int(metrics.is_abandoned(header, now)),
+    }
+    for kind, number in numbers.items():
+        sums[kind][""] += number
+    sums["types"][header.type] += 1
+    sums["assets"].update(header.assets)
+    sums["tags"].update(header.tags)
+    sums["query_types"].update(totals.query_types)
+    sums["time_histogram"].update({str(bucket): n for bucket, n in totals.time_histogram.items()})
+    sums["queries_by_day"].update(totals.queries_by_day)
 
 
 def _metrics_of(connection: Connection, filters: Filters, session_ids: Sequence[UUID]) -> list[RowMapping]:
