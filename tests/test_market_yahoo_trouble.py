@@ -252,6 +252,23 @@ class TestFundamentals:
         assert found.revenue is None
         assert found.missing["revenue"] == "Yahoo reports it in EUR, not in GBP"
 
+    async def test_a_company_that_reports_in_another_currency_has_the_expected_yield(
+        self, yahoo_server: MarketServer, yahoo: YahooProvider
+    ) -> None:
+        """Yahoo's other one divides 95 yen by 210 dollars."""
+        yahoo_server.always(
+            wire.summary_path("TM"),
+            wire.summary(
+                summaryDetail={"trailingAnnualDividendYield": 0.4519, "dividendYield": 0.0272},
+                financialData={"totalRevenue": 48_000, "financialCurrency": "JPY"},
+            ),
+        )
+
+        found = await yahoo.fundamentals(an_instrument("TM"))
+
+        assert (found.dividend_yield, found.revenue) == (0.0272, None)
+        assert "expected" in (found.note or "")
+
     async def test_a_figure_of_another_type_is_null_with_a_reason(
         self, yahoo_server: MarketServer, yahoo: YahooProvider
     ) -> None:

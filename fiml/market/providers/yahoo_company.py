@@ -25,22 +25,23 @@ _EXPECTED_YIELD = "dividend_yield is the one expected for the coming year, not t
 def fundamentals_of(instrument: Instrument, answer: Any) -> Fundamentals:
     """The company's figures in an answer of quoteSummary, in the currency of its price (pounds if that is in pence).
 
-    The dividend yield is that of the last twelve months, or else the expected one, and then the note says so. If prices
-    are in pence, only the expected one is used: Yahoo computes the other one by dividing pounds by pence.
+    The dividend yield is that of the last twelve months, or else the expected one, and then the note says so. Yahoo
+    computes the former by dividing dividends in the currency of the company's reports by the price: if that is in
+    another currency, or in pence, only the expected one is used.
 
     Raises:
         BadData: the answer doesn't have the form of one.
     """
     modules = _modules(answer)
     currency = whole_currency(instrument.currency)
-    is_in_hundredths = currency != instrument.currency
+    reported = clean(_module(modules, "financialData").get("financialCurrency")) or currency
+    is_past_yield_wrong = not currency == instrument.currency == reported
     figures: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for field in _PLACES:
-        figures[field], missing[field] = _figure(modules, field, is_in_hundredths=is_in_hundredths)
+        figures[field], missing[field] = _figure(modules, field, is_past_yield_wrong=is_past_yield_wrong)
     past_yield = number(_module(modules, "summaryDetail").get("trailingAnnualDividendYield"))
-    is_expected = figures["dividend_yield"] is not None and (is_in_hundredths or past_yield is None)
-    reported = clean(_module(modules, "financialData").get("financialCurrency")) or currency
+    is_expected = figures["dividend_yield"] is not None and (is_past_yield_wrong or past_yield is None)
     if reported != currency and figures["revenue"] is not None:
         figures["revenue"], missing["revenue"] = None, f"Yahoo reports it in {reported}, not in {currency}"
     figures["sector"] = clean(_module(modules, "assetProfile").get("sector")) or None
@@ -72,9 +73,9 @@ def _module(modules: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return module if isinstance(module, dict) else {}
 
 
-def _figure(modules: Mapping[str, Any], field: str, *, is_in_hundredths: bool) -> tuple[float | None, str]:
+def _figure(modules: Mapping[str, Any], field: str, *, is_past_yield_wrong: bool) -> tuple[float | None, str]:
     """The figure and an empty text, or `None` and the reason."""
-    places = _PLACES[field][1:] if field == "dividend_yield" and is_in_hundredths else _PLACES[field]
+    places = _PLACES[field][1:] if field == "dividend_yield" and is_past_yield_wrong else _PLACES[field]
     values = [_module(modules, module).get(name) for module, name in places]
     sent = [value for value in values if value not in (None, {})]
     numbers = [figure for figure in map(number, sent) if figure is not None]

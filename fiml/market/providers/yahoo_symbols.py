@@ -58,10 +58,14 @@ SUFFIXES = sorted(_MARKET_OF_SUFFIX)
 _FORM = re.compile(r"\^?[A-Z0-9]+(?:[.=-][A-Z0-9]+)*", re.ASCII)
 _SHARE_CLASS = re.compile(r"([A-Z0-9]+)\.([A-Z])", re.ASCII)
 _HONG_KONG_DIGITS = 4
+# Stocks and funds of the two exchanges in mainland China. In Shanghai, such a code would be that of an index or bond.
+_SHENZHEN_CODE = re.compile(r"[0-3][0-9]{5}", re.ASCII)
 
 
 def to_yahoo(text: object, market: str = "US") -> str:
     """The symbol in Yahoo's form: VOD in the UK is VOD.L, BRK.B is BRK-B. One with a suffix or a sign is unchanged.
+
+    In China a code without a suffix is Shanghai's or Shenzhen's by its first digit, as for stocks and funds.
 
     Raises:
         InvalidInput: the symbol is malformed, its market or suffix unknown, or its suffix that of another market.
@@ -75,7 +79,7 @@ def to_yahoo(text: object, market: str = "US") -> str:
     base, suffix = _split(symbol)
     if suffix:
         _check_suffix(symbol, suffix, wanted)
-    suffix = suffix or MARKETS[wanted]
+    suffix = suffix or (".SZ" if wanted == "CN" and _SHENZHEN_CODE.fullmatch(base) else MARKETS[wanted])
     if suffix == MARKETS["HK"] and base.isdigit():
         # The exchange writes five digits, and people none of the leading zeros.
         base = base.lstrip("0").zfill(_HONG_KONG_DIGITS)
