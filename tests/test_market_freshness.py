@@ -33,11 +33,13 @@ async def life(part: Part, instrument: Instrument, now: datetime) -> timedelta:
         ("AAPL", "2026-11-25T14:20", timedelta(minutes=10)),
         ("AAPL", "2026-11-25T14:30", OPEN),
         ("AAPL", "2026-11-25T20:59:59", OPEN),
-        ("AAPL", "2026-11-25T21:00", CLOSED),
+        ("AAPL", "2026-11-25T21:00", OPEN),  # the closing price may not be in yet
+        ("AAPL", "2026-11-25T21:29:59", OPEN),
+        ("AAPL", "2026-11-25T21:30", CLOSED),
         ("AAPL", "2026-11-28T16:00", CLOSED),  # a Saturday
         ("AAPL", "2026-12-25T16:00", CLOSED),  # Christmas
-        ("AAPL", "2026-11-27T17:59", OPEN),  # the day after Thanksgiving ends at 13:00 in New York
-        ("AAPL", "2026-11-27T18:00", CLOSED),
+        ("AAPL", "2026-11-27T18:29", OPEN),  # the day after Thanksgiving ends at 13:00 in New York
+        ("AAPL", "2026-11-27T18:30", CLOSED),
         ("AAPL", "2026-07-01T13:30", OPEN),  # daylight saving time
         ("7203.T", "2026-11-25T02:00", OPEN),
         ("7203.T", "2026-11-25T02:40", CLOSED),  # the lunch break
@@ -46,7 +48,7 @@ async def life(part: Part, instrument: Instrument, now: datetime) -> timedelta:
         ("VOD.L", "2026-11-25T07:50", timedelta(minutes=10)),
     ],
 )
-async def test_a_quote_is_current_for_15_seconds_while_its_market_is_open_else_at_most_15_minutes(
+async def test_a_quote_is_current_for_15_seconds_until_half_an_hour_after_the_close_else_at_most_15_minutes(
     symbol: str, now: str, expected: timedelta
 ) -> None:
     assert await life(Part.QUOTE, make_instrument(symbol), at(now)) == expected

@@ -50,6 +50,28 @@ class TestPrices:
         assert (quote.previous_close, quote.change, quote.change_percent) == (200.0, 10.0, 5.0)
         assert quote.change_window == "previous close"
 
+    async def test_a_change_over_a_missing_close_says_since_when_it_is(
+        self, yahoo_server: MarketServer, yahoo: YahooProvider
+    ) -> None:
+        sent = wire.chart("AAPL", [90.0, 100.0, None, 110.0])
+        sent["chart"]["result"][0]["indicators"]["quote"][0]["volume"][2] = None
+        yahoo_server.always(wire.chart_path("AAPL"), sent)
+
+        quote = await quoted(yahoo, "AAPL")
+
+        assert (quote.previous_close, quote.change_percent) == (100.0, 10.0)
+        assert quote.note == "the change is since 2024-12-18: there is no close in between"
+
+    @pytest.mark.parametrize(("days", "is_told"), [(4, False), (5, True)])
+    async def test_a_change_over_more_than_a_long_weekend_says_so_too(
+        self, yahoo_server: MarketServer, yahoo: YahooProvider, days: int, *, is_told: bool
+    ) -> None:
+        sent = wire.chart("AAPL", [100.0, 110.0])
+        sent["chart"]["result"][0]["timestamp"][0] -= (days - 1) * 24 * 3600
+        yahoo_server.always(wire.chart_path("AAPL"), sent)
+
+        assert ("the change is since" in ((await quoted(yahoo, "AAPL")).note or "")) is is_told
+
     async def test_prices_are_adjusted_for_splits_but_not_for_dividends(
         self, yahoo_server: MarketServer, yahoo: YahooProvider
     ) -> None:

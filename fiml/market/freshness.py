@@ -25,7 +25,7 @@ FUNDAMENTALS_LIFE = timedelta(days=1)
 INSTRUMENT_LIFE = timedelta(days=1)
 NOT_FOUND_LIFE = timedelta(seconds=60)
 
-# A source has a day's last bar only some minutes after the close: an answer from in between may lack it.
+# A source has a day's last price and bar only some minutes after the close: an answer from in between may lack them.
 SETTLING = timedelta(minutes=30)
 _MARGIN = timedelta(days=15)  # longer than any market stays closed around a New Year
 
@@ -135,6 +135,11 @@ class Trading:
         begun = bisect_right(self.opens, now)
         return begun > 0 and now < self.closes[begun - 1]
 
+    def is_settling(self, now: datetime) -> bool:
+        """Whether a day has just ended, so that a source may still give a price from before its close."""
+        ended = _next(self.day_ends, now - SETTLING)
+        return ended is not None and ended <= now
+
 
 async def fresh_until(part: Part, instrument: Instrument | None, now: datetime) -> datetime:
     """Until when an answer learnt `now` is current. Only for the part `INSTRUMENT` may the instrument be unknown."""
@@ -151,7 +156,7 @@ async def fresh_until(part: Part, instrument: Instrument | None, now: datetime) 
 
 async def _quote_until(instrument: Instrument | None, now: datetime) -> datetime:
     trading = await trading_of(instrument, now)
-    if trading is None or trading.is_open(now):
+    if trading is None or trading.is_open(now) or trading.is_settling(now):
         return now + QUOTE_LIFE
     next_open = _next(trading.opens, now)
     return now + QUOTE_LIFE if next_open is None else min(next_open, now + CLOSED_QUOTE_LIFE)

@@ -139,7 +139,8 @@ class YahooClient:
         # Not through Ticker, which would first ask for the time zone and cache that answer, even an error, for ever. A
         # question with a period doesn't need the time zone.
         history = PriceHistory(YfData(session=self._session), symbol, "UTC", session=self._session)
-        frame = history.history(period=PERIOD, interval="1d", auto_adjust=False, actions=True)
+        # With days that have no price, so that a gap can be seen.
+        frame = history.history(period=PERIOD, interval="1d", auto_adjust=False, actions=True, keepna=True)
         return read_chart(frame, history.get_history_metadata())
 
     def _json(self, url: str, params: dict[str, Any]) -> Any:

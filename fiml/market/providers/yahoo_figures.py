@@ -1,9 +1,9 @@
 """Reads Yahoo's answers, without trusting the types in them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fiml.core import clock
@@ -14,6 +14,7 @@ from fiml.market.providers.texts import clean
 
 NAME = "Yahoo"
 SOURCE = "yahoo"
+_LONG_WEEKEND = timedelta(days=4)
 KINDS = {"EQUITY": AssetKind.EQUITY, "ETF": AssetKind.EQUITY, "INDEX": AssetKind.INDEX}
 
 
@@ -25,6 +26,7 @@ class Chart:
     bars: tuple[Bar, ...]
     market_time: datetime | None
     unfinished: str | None  # why the last day isn't complete, if it isn't
+    has_gap: bool = False  # whether the last day and the one before are further apart than by a weekend or holiday
 
 
 def read_chart(frame: Any, meta: Mapping[str, Any]) -> Chart:
@@ -36,15 +38,16 @@ def read_chart(frame: Any, meta: Mapping[str, Any]) -> Chart:
     """
     instrument = read_instrument(meta, meta.get("instrumentType"))
     columns = (frame[name] for name in ("Open", "High", "Low", "Close", "Volume"))
-    rows = zip(frame.index, *columns, strict=True)
-    bars = tuple(bar for bar in (_bar(*row) for row in rows) if bar is not None)
+    days = [_bar(*row) for row in zip(frame.index, *columns, strict=True)]
+    bars = tuple(bar for bar in days if bar is not None)
     if not bars:
         raise BadData(NAME, f"no close of {instrument.symbol}")
     moment = moment_of(meta.get("regularMarketTime"))
     # In the table's time zone, since a market's day isn't the day in UTC.
     local = moment.astimezone(frame.index[-1].tzinfo).date() if moment else None
     market_time = moment if local == bars[-1].date else None
-    return Chart(instrument, bars, market_time, None if market_time is None else _unfinished(meta, market_time))
+    unfinished = None if market_time is None else _unfinished(meta, market_time)
+    return Chart(instrument, bars, market_time, unfinished, _has_gap(days, bars))
 
 
 def read_instrument(facts: Mapping[str, Any], yahoo_kind: object) -> Instrument:
@@ -126,7 +129,17 @@ def _note(chart: Chart) -> str | None:
         notes.append(f"prices are in {hundredths}: 100 {currency} are 1 {whole}")
     if chart.unfinished:
         notes.append(f"{chart.unfinished}: the last day isn't complete")
+    if chart.has_gap:
+        notes.append(f"the change is since {chart.bars[-2].date}: there is no close in between")
     return "; ".join(notes) or None
+
+
+def _has_gap(days: Sequence[Bar | None], bars: Sequence[Bar]) -> bool:
+    if len(bars) < 2:
+        return False
+    before, last = bars[-2:]
+    is_one_missing = None in days[days.index(before) : days.index(last)]
+    return is_one_missing or last.date - before.date > _LONG_WEEKEND
 
 
 def number(value: object) -> float | None:
