@@ -155,6 +155,18 @@ async def test_a_session_that_is_resumed_and_ends_again_counts_once(
     assert (await analytics.get_session_stats())["total_sessions"] == 0
 
 
+async def test_a_session_that_has_expired_is_not_active_before_it_is_archived_either(
+    store: SessionStore, analytics: SessionAnalytics, clock: FrozenClock
+) -> None:
+    await store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
+    clock.advance(hours=1)
+
+    stats = await analytics.get_session_stats()
+
+    assert (stats["total_sessions"], stats["active_sessions"], stats["archived_sessions"]) == (1, 0, 0)
+    assert stats["abandonment_rate"] == 1
+
+
 async def test_a_session_that_a_crash_left_twice_counts_once(store: SessionStore, analytics: SessionAnalytics) -> None:
     session = await store.create_session(["AAPL"], SessionType.EQUITY, tags=["t"])
     await store.record_query(session.id, make_query(execution_time_ms=5))

@@ -3,8 +3,8 @@
 import math
 
 TIME_BUCKETS_PER_DECADE = 20
-# How far a time may be from the geometric middle of its bucket, as a fraction.
-QUERY_TIME_ERROR = round(10 ** (1 / (2 * TIME_BUCKETS_PER_DECADE)) - 1, 3)
+# How far a time may be from the geometric middle of its bucket, as a fraction, with the rounding of `percentile_ms`.
+QUERY_TIME_ERROR = math.ceil(100 * (10 ** (1 / (2 * TIME_BUCKETS_PER_DECADE)) - 1)) / 100
 _SHORTEST_MS = 0.001
 
 

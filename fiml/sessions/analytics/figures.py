@@ -91,7 +91,7 @@ def add_live(sums: Sums, header: Header, now: datetime) -> None:
     totals = header.totals
     numbers = {
         "sessions": 1,
-        "active": 1,
+        "active": int(now < header.expires_at),
         "queries": totals.total_queries,
         "cache_hits": totals.cache_hits,
         "duration_seconds": int((header.last_accessed_at - header.created_at).total_seconds()),
