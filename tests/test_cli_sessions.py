@@ -112,8 +112,23 @@ def test_a_session_is_shown_with_its_last_queries() -> None:
 
     shown = fiml("sessions", "show", str(session.id)).stdout
 
-    assert "queries  1, 0% from what the session held" in shown
+    assert "queries  1, 0% from the session or a cache" in shown
     assert "price: AAPL: close 173.93 USD" in shown
+
+
+def test_a_query_that_a_cache_answered_is_not_shown_as_the_sessions() -> None:
+    session = make_session()
+
+    async def record() -> None:
+        async with SessionStore() as store:
+            for layer in ("session", "l1"):
+                await store.record_query(session.id, QueryRecord("price", {}, f"by {layer}", 1, True, layer=layer))
+
+    asyncio.run(record())
+    shown = fiml("sessions", "show", str(session.id)).stdout
+
+    assert "price, from the session: by session" in shown
+    assert "price, from a cache: by l1" in shown
 
 
 def test_control_characters_are_not_shown() -> None:

@@ -13,11 +13,13 @@ from rich.padding import Padding
 from rich.rule import Rule
 
 from fiml.analysis import Answer, Question, ask
+from fiml.cli.running import hit_of
 from fiml.core.config import Settings
 from fiml.market.models import Comparison, Depth
 from fiml.runtime import Runtime, open_runtime
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.notes import KEY_PREFIX
+from fiml.sessions.queries import SESSION_LAYER
 
 USER = "trader_123"
 ASSETS = ["AAPL", "MSFT", "NVDA"]
@@ -110,8 +112,7 @@ async def _carry_on(session_id: str) -> None:
         assert session is not None  # noqa: S101 - the first process keeps it
         _say(console, f"process {os.getpid()} finds {session.state.history.total_queries} queries:")
         for query in session.state.history.queries:
-            hit = ", from the session" if query.cache_hit else ""
-            _say(console, f"  {query.timestamp:%H:%M:%S} {query.query_type}{hit}: {query.result_summary}")
+            _say(console, f"  {query.timestamp:%H:%M:%S} {query.query_type}{hit_of(query)}: {query.result_summary}")
         _say(console, f"the last symbol was {session.state.get_context('last_symbol')}; it goes on with NVDA:")
         _show(console, await _ask(runtime, session.id, "NVDA", Depth.STANDARD))
 
@@ -191,7 +192,7 @@ def _show(console: Console, answer: Answer) -> None:
     if answer.since_last_look is not None:
         looked = answer.since_last_look
         _say(console, f"      since the last look at {looked.looked_at:%H:%M:%S} UTC: {looked.summary}")
-    origin = "answered from the session" if answer.cache_hit else "recorded"
+    origin = "answered from the session" if answer.layer == SESSION_LAYER else "recorded"
     _say(console, f"      {origin}; queries so far: {answer.total_queries}")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from fiml.runtime import open_runtime
+from fiml.sessions.queries import SESSION_LAYER, QueryRecord
 from fiml.sessions.store import PrincipalStore
 
 Result = TypeVar("Result")
@@ -33,6 +34,13 @@ def shown_json(value: object) -> str:
     """Indented JSON without control characters for the terminal: they are escaped, also those that JSON may have."""
     lines = json.dumps(value, indent=2, ensure_ascii=False).split("\n")
     return "\n".join(line if line.isprintable() else _escaped(line) for line in lines)
+
+
+def hit_of(query: QueryRecord) -> str:
+    """Where a query's answer came from, if no provider was asked for it."""
+    if not query.cache_hit:
+        return ""
+    return ", from the session" if query.layer == SESSION_LAYER else ", from a cache"
 
 
 def _escaped(line: str) -> str:

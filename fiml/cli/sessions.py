@@ -10,7 +10,7 @@ import typer
 from fiml.cli.memory import context, note, search
 from fiml.cli.quarantine import quarantine
 from fiml.cli.replay import replay
-from fiml.cli.running import SessionId, counted, plain, shown_json, with_sessions
+from fiml.cli.running import SessionId, counted, hit_of, plain, shown_json, with_sessions
 from fiml.cli.sharing import share, shares, trail, unshare
 from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, SchemaTooNew, SessionNotFound
 from fiml.runtime import open_runtime
@@ -212,16 +212,15 @@ def _show_session(session: Session) -> None:
     typer.echo(
         f"  created  {session.created_at:%Y-%m-%d %H:%M} UTC, last used {session.last_accessed_at:%Y-%m-%d %H:%M}"
     )
-    typer.echo(f"  queries  {history.total_queries}, {history.cache_hit_rate:.0%} from what the session held")
+    typer.echo(f"  queries  {history.total_queries}, {history.cache_hit_rate:.0%} from the session or a cache")
     for name in ("context", "preferences", "intermediate_results", "metadata"):
         if keys := [key for key, value in getattr(session.state, name).items() if not is_note(key, value)]:
             typer.echo(f"  {name}: {plain(', '.join(keys))}")
     for written in notes_in(session.state.context):
         typer.echo(f"  {written.written_at:%m-%d %H:%M}  {written.kind}: {plain(written.text)}  [{written.id}]")
     for query in history.queries:
-        hit = ", from the session" if query.cache_hit else ""
         result = plain(str(query.result_summary or query.parameters))
-        typer.echo(f"  {query.timestamp:%m-%d %H:%M}  {plain(query.query_type)}{hit}: {result}  [{query.id}]")
+        typer.echo(f"  {query.timestamp:%m-%d %H:%M}  {plain(query.query_type)}{hit_of(query)}: {result}  [{query.id}]")
 
 
 def _title(session: Session | SessionSummary) -> str:

@@ -10,6 +10,9 @@ import msgspec
 from fiml.core import clock
 from fiml.sessions.histogram import time_bucket
 
+SESSION_LAYER = "session"
+"""The `layer` of a query that the session itself answered."""
+
 
 class QueryRecord(msgspec.Struct, frozen=True, gc=False):
     """One question and what came back. It never changes, and its `id` makes appending it twice harmless.
