@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 from uuid import UUID, uuid4, uuid5
@@ -26,10 +26,11 @@ from fiml.core.errors import (
 )
 from fiml.core.model import Model
 from fiml.looks import Held, SinceLastLook, as_deep_as, held_in, holding, result_key, since
-from fiml.market.models import AssetKind, Depth, Instrument, MarketAnswer
+from fiml.market.models import AssetKind, Comparison, Depth, Instrument, MarketAnswer
 from fiml.market.providers.base import SAMPLE
 from fiml.market.service import MarketService
 from fiml.sessions.models import QueryRecord, Session
+from fiml.sessions.queries import SESSION_LAYER
 from fiml.sessions.values import parse_session_id
 from fiml.sessions.verbs import SessionVerbs, refuse_unless_live
 
@@ -103,7 +104,9 @@ class Answer(Model):
     layer: str = Field("provider", description="who answered: the session, a cache (l1, l2) or the provider")
     tracked: bool = False
     record_id: UUID | None = Field(None, description="of the query in the session's history, to be cited")
-    reason: str | None = Field(None, description="why the question is not in a session's history, or may be lost")
+    reason: str | None = Field(
+        None, description="why the question is not in a session's history, may be lost, or is there with other figures"
+    )
     session_id: UUID | None = None
     total_queries: int | None = None
     since_last_look: SinceLastLook | None = None
@@ -134,7 +137,7 @@ async def ask(
     if sessions is None or session_id is None:
         return await _ask_alone(question, market, timeout_s, reason="no session was named")
     parsed = parse_session_id(session_id)
-    elapsed_ms = clock.stopwatch()
+    asked_at, elapsed_ms = clock.now(), clock.stopwatch()
     try:
         async with answer_within(STORE_TIMEOUT_S, _STORE):
             recent = 0 if record_id is None else RECENT_QUERIES
@@ -142,14 +145,13 @@ async def ask(
     except (Unavailable, CorruptRecord) as exc:
         answer = await _ask_alone(question, market, timeout_s - elapsed_ms() / 1000, reason=str(exc))
         return answer.model_copy(update={"session_id": parsed})
-    asked = _Asked(question, market, sessions, session, record_id or uuid4(), timeout_s, elapsed_ms)
+    asked = _Asked(question, market, sessions, session, record_id or uuid4(), timeout_s, asked_at, elapsed_ms)
     try:
         async with answer_within(asked.left_s(), _name_of(market)):
             looked = await _look(question, market, session)
     except (Unavailable, NotSupported) as exc:
         await _record_failure(asked, exc)
         raise
-    _refuse_another_question(question.parameters(looked.instrument), session, asked.record_id)
     return await _record(asked, looked)
 
 
@@ -163,6 +165,7 @@ class _Asked:
     session: Session
     record_id: UUID
     timeout_s: float
+    asked_at: datetime
     elapsed_ms: Callable[[], float]
 
     def left_s(self) -> float:
@@ -173,15 +176,22 @@ class _Asked:
         """The time in which the store must have recorded the question."""
         return answer_within(self.left_s() + RECORD_TIMEOUT_S, _STORE)
 
+    def recorded_as(self, parameters: dict[str, Any]) -> QueryRecord | None:
+        """The record that the same question has already, among the session's last ones.
 
-def _refuse_another_question(asked: dict[str, Any], session: Session, record_id: UUID) -> None:
-    recorded = next((query for query in session.state.history.queries if query.id == record_id), None)
-    # Without the exchange of a coin: the source may have chosen it, and may choose another one each time.
-    if recorded is not None and any(recorded.parameters.get(name) != asked[name] for name in asked.keys() - _CHOSEN):
-        earlier = f"{recorded.symbol}, {recorded.parameters.get('depth')}"
-        raise InvalidInput(
-            "request id", f"{record_id} was already used for another question ({earlier})", "give a new UUID"
-        )
+        Raises:
+            InvalidInput: it is that of another question.
+        """
+        recorded = next((query for query in self.session.state.history.queries if query.id == self.record_id), None)
+        if recorded is None:
+            return None
+        # Without the exchange of a coin: the source may have chosen it, and may choose another one each time.
+        if any(recorded.parameters.get(name) != parameters[name] for name in parameters.keys() - _CHOSEN):
+            earlier = f"{recorded.symbol}, {recorded.parameters.get('depth')}"
+            raise InvalidInput(
+                "request id", f"{self.record_id} was already used for another question ({earlier})", "give a new UUID"
+            )
+        return recorded
 
 
 async def _ask_alone(question: Question, market: MarketService, timeout_s: float, *, reason: str) -> Answer:
@@ -214,7 +224,7 @@ class _Look:
     @property
     def layer(self) -> str:
         """Who answered: the session, or whoever gave the quote, a cache or the provider."""
-        return "session" if self.is_hit else self.found.delivery["quote"].layer
+        return SESSION_LAYER if self.is_hit else self.found.delivery["quote"].layer
 
 
 async def _look(question: Question, market: MarketService, session: Session) -> _Look:
@@ -232,6 +242,8 @@ async def _look(question: Question, market: MarketService, session: Session) -> 
 
 async def _record(asked: _Asked, looked: _Look) -> Answer:
     question, found, held = asked.question, looked.found, looked.held
+    parameters = question.parameters(looked.instrument)
+    recorded = asked.recorded_as(parameters)
     answer = Answer(
         market=found,
         depth=question.depth,
@@ -245,10 +257,11 @@ async def _record(asked: _Asked, looked: _Look) -> Answer:
     query = QueryRecord(
         id=asked.record_id,
         query_type=query_type(found),
-        parameters=question.parameters(looked.instrument),
+        parameters=parameters,
         result_summary=summarize(found),
         execution_time_ms=round(asked.elapsed_ms(), 3),
         cache_hit=looked.is_cache_hit,
+        timestamp=asked.asked_at,
         provider=quote.source,
         as_of=quote.market_time or quote.as_of,
         known_at=_known_at(found),
@@ -257,8 +270,15 @@ async def _record(asked: _Asked, looked: _Look) -> Answer:
         layer=looked.layer,
         figures=found.figures,
     )
-    kept = holding(held if looked.is_hit else None, question.depth, looked.instrument, found, looked.compared)
-    return await _track(asked, answer, query, kept)
+    if recorded is not None:
+        # What the session stores of its last look stays as well: it belongs to the record.
+        if recorded.figures != query.figures:
+            told = f"the record is of {clock.to_iso(recorded.timestamp)}, and keeps the figures of then"
+            answer = answer.model_copy(update={"reason": told})
+        return await _track(asked, answer, query)
+    kept = holding(held, question.depth, looked.instrument, found, looked.compared, is_hit=looked.is_hit)
+    context = {"last_symbol": quote.symbol, "last_query_type": query.query_type}
+    return await _track(asked, answer, query, context, {result_key(quote): kept.model_dump(mode="json")})
 
 
 def _is_cached(found: MarketAnswer) -> bool:
@@ -279,6 +299,7 @@ async def _record_failure(asked: _Asked, error: FimlError) -> None:
         parameters=parameters,
         result_summary=f"{parameters['symbol']}: failed: {error}"[:_MAX_FAILURE_CHARACTERS],
         execution_time_ms=round(asked.elapsed_ms(), 3),
+        timestamp=asked.asked_at,
         provider=asked.market.source,
         error=error.code,
     )
@@ -293,15 +314,17 @@ async def _record_failure(asked: _Asked, error: FimlError) -> None:
         _log.warning("failed_query_not_recorded", session_id=str(session_id), reason=str(exc))
 
 
-async def _track(asked: _Asked, answer: Answer, query: QueryRecord, kept: Held) -> Answer:
-    quote = kept.answer.quote
+async def _track(
+    asked: _Asked,
+    answer: Answer,
+    query: QueryRecord,
+    context: dict[str, Any] | None = None,
+    results: dict[str, Any] | None = None,
+) -> Answer:
     try:
         async with asked.recording():
             totals = await asked.sessions.record_query(
-                asked.session.id,
-                query,
-                context={"last_symbol": quote.symbol, "last_query_type": query.query_type},
-                intermediate_results={result_key(quote): kept.model_dump(mode="json")},
+                asked.session.id, query, context=context, intermediate_results=results
             )
     except Unconfirmed as exc:  # the query is recorded, but the reply with the new totals is missing
         return answer.model_copy(update={"tracked": True, "record_id": query.id, "reason": str(exc)})
@@ -324,10 +347,16 @@ def summarize(answer: MarketAnswer) -> str:
     quote = answer.quote
     change = "" if quote.change_percent is None else f" ({quote.change_percent:+.2f}%)"
     line = f"{quote.symbol}: {quote.price_label} {quote.price_text}{change}, {quote.as_of}"
-    compared = f"; compared with {', '.join(c.other for c in answer.comparisons)}" if answer.comparisons else ""
-    oldest = min((part.known_at for part in answer.delivery.values() if part.is_stale), default=None)
-    stale = "" if oldest is None else f", stale: known {clock.to_iso(oldest)}"
+    as_of = quote.as_of if answer.technicals is None else answer.technicals.as_of
+    others = [_compared(comparison, as_of) for comparison in answer.comparisons]
+    compared = f"; compared with {', '.join(others)}" if others else ""
+    stale = "" if answer.stale_since is None else f", stale: known {clock.to_iso(answer.stale_since)}"
     return f"{line}, source {quote.source}{stale}{_unlike_the_price(answer)}{compared}"
+
+
+def _compared(comparison: Comparison, as_of: date) -> str:
+    until = comparison.overlap_to
+    return comparison.other if until in (None, as_of) else f"{comparison.other} (until {until})"
 
 
 def _unlike_the_price(answer: MarketAnswer) -> str:

@@ -15,6 +15,13 @@ from fiml.sessions.models import Session
 from fiml.sessions.values import ANSWER_PREFIX
 
 _DEPTHS = list(Depth)
+# The parts of an answer that a question of a depth doesn't ask for, and the delivery of those that it does.
+_BEYOND: dict[Depth, dict[str, Any]] = {
+    Depth.QUICK: {"technicals": None, "fundamentals": None, "comparisons": [], "not_compared": {}},
+    Depth.STANDARD: {"comparisons": [], "not_compared": {}},
+    Depth.DEEP: {},
+}
+_DELIVERED = {Depth.QUICK: {"quote"}, Depth.STANDARD: {"quote", "bars", "fundamentals"}}
 _SECTIONS = ("quote", "technicals", "fundamentals")
 _NO_FIGURES = ("missing", "market_time", "note", "price_label", "bars_used", "volatility_days")
 
@@ -38,7 +45,11 @@ class SinceLastLook(Model):
 
 
 class Held(Model):
-    """What a session stores of its last look at a symbol, as an intermediate result."""
+    """What a session stores of its last looks at a symbol, as an intermediate result.
+
+    Each part of the answer is of the last look that asked for it: a quick look renews the quote, and leaves the
+    technicals to be compared with those of the next look that has some.
+    """
 
     kind: AssetKind
     depth: Depth
@@ -98,24 +109,27 @@ def held_in(session: Session, instrument: Instrument, *, is_sample: bool) -> Hel
     return held if held.is_sample == is_sample and held.is_of(instrument) else None
 
 
-def holding(hit: Held | None, depth: Depth, instrument: Instrument, found: MarketAnswer, compared: list[str]) -> Held:
-    """What a session should store after an answer: the look that gave it (`hit`), as of now, or what was found."""
-    if hit is not None:
-        return hit.model_copy(update={"looked_at": clock.now()})
-    return Held(kind=instrument.kind, depth=depth, looked_at=clock.now(), compared_with=compared, answer=found)
+def holding(
+    before: Held | None, depth: Depth, instrument: Instrument, found: MarketAnswer, compared: list[str], *, is_hit: bool
+) -> Held:
+    """What a session should store after a look: what it had `before` (if that was the answer, as of now), or found."""
+    now = clock.now()
+    if before is not None and is_hit:
+        return before.model_copy(update={"looked_at": now})
+    # An answer that was stored before 0.3 lacks the delivery of its parts: nobody could tell whether they are current.
+    if before is None or not before.answer.delivery or _DEPTHS.index(before.depth) <= _DEPTHS.index(depth):
+        return Held(kind=instrument.kind, depth=depth, looked_at=now, compared_with=compared, answer=found)
+    deeper = {name: getattr(before.answer, name) for name in _BEYOND[depth]}
+    answer = found.model_copy(update={**deeper, "delivery": before.answer.delivery | found.delivery})
+    return before.model_copy(update={"looked_at": now, "answer": answer})
 
 
 def as_deep_as(answer: MarketAnswer, depth: Depth) -> MarketAnswer:
-    """An answer, without the parts that a question of this depth doesn't ask for."""
-    if depth is Depth.DEEP:
-        return answer
-    without: dict[str, Any] = {"comparisons": [], "not_compared": {}}
-    parts = {"quote", "bars", "fundamentals"}
-    if depth is Depth.QUICK:
-        without |= {"technicals": None, "fundamentals": None}
-        parts = {"quote"}
-    without["delivery"] = {name: part for name, part in answer.delivery.items() if name in parts}
-    return answer.model_copy(update=without)
+    """An answer, without the parts that a question of this depth doesn't ask for, and with their ages as of now."""
+    now = clock.now()
+    wanted = _DELIVERED.get(depth, answer.delivery.keys())
+    delivery = {name: part.aged(now) for name, part in answer.delivery.items() if name in wanted}
+    return answer.model_copy(update={**_BEYOND[depth], "delivery": delivery})
 
 
 def since(held: Held, now: MarketAnswer) -> SinceLastLook:
@@ -126,11 +140,22 @@ def since(held: Held, now: MarketAnswer) -> SinceLastLook:
     changed = [change for name in shared for change in _section_changes(name, before[name], after[name])]
     new = [name for name in _SECTIONS if before[name] is None and after[name] is not None]
     new += ["comparisons"] if now.comparisons and not held.answer.comparisons else []
-    as_of = held.answer.quote.as_of.isoformat()
-    count = f"{len(changed)} figure{'s' if len(changed) > 1 else ''} changed"
-    summary = count if changed else f"no figure changed; the market date is still {as_of}"
-    summary += f"; new: {', '.join(new)}" if new else ""
-    return SinceLastLook(looked_at=held.looked_at, as_of_then=as_of, changed=changed, new_sections=new, summary=summary)
+    return SinceLastLook(
+        looked_at=held.looked_at,
+        as_of_then=held.answer.quote.as_of.isoformat(),
+        changed=changed,
+        new_sections=new,
+        summary=_summary(len(changed), new, now),
+    )
+
+
+def _summary(changed: int, new: list[str], now: MarketAnswer) -> str:
+    told = f"{changed} figure{'s' if changed > 1 else ''} changed" if changed else "no figure changed"
+    if now.stale_since is not None:
+        told += f" as far as is known: the provider fails, and its last figures are of {clock.to_iso(now.stale_since)}"
+    elif not changed:
+        told += f"; the market date is still {now.quote.as_of.isoformat()}"
+    return told + (f"; new: {', '.join(new)}" if new else "")
 
 
 def _section_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> list[FigureChange]:

@@ -98,6 +98,14 @@ async def test_the_line_of_a_record_shows_a_price_however_small(price: float, te
     assert line == f"BTC: close {text} USD (-0.01%), 2020-01-17, source sample"
 
 
+async def test_the_line_of_a_record_has_an_index_in_points() -> None:
+    market = MarketService(SampleProvider())
+
+    found = await market.answer(await market.equity("^GSPC"), Depth.QUICK)
+
+    assert "^GSPC: close 3,783.22 points (-1.20%)" in summarize(found)
+
+
 class London(SampleProvider):
     """A market that is open, with prices in pence, company figures in pounds, and technicals of the day before."""
 

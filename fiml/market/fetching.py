@@ -18,7 +18,7 @@ from fiml.core.errors import BadData, SymbolNotFound, Unavailable
 from fiml.core.observe import Counted, Timed, count, observed
 from fiml.market.cached_values import NotFound, decode, encode
 from fiml.market.freshness import NOT_FOUND_LIFE, Part, fresh_until
-from fiml.market.models import AssetKind, Bars, Delivery, Fundamentals, Instrument, Quote
+from fiml.market.models import AssetKind, Bars, Delivery, Fundamentals, Instrument, Quote, age_s
 from fiml.market.providers.base import SAMPLE, MarketProvider, to_symbol
 
 MAX_STALE = timedelta(hours=24)
@@ -270,8 +270,8 @@ def _delivered(found: _Found[Value], *, is_stale: bool) -> Fetched[Value]:
 
 def _delivery(layer: _Layer, known_at: datetime, until: datetime | None, *, is_stale: bool) -> Delivery:
     # Another machine's clock may be ahead of ours.
-    age_seconds = max(0, int((clock.now() - known_at).total_seconds()))
-    return Delivery(layer=layer, known_at=known_at, fresh_until=until, is_stale=is_stale, age_seconds=age_seconds)
+    age = age_s(known_at, clock.now())
+    return Delivery(layer=layer, known_at=known_at, fresh_until=until, is_stale=is_stale, age_seconds=age)
 
 
 def _folded(name: str | None) -> str | None:

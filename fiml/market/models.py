@@ -138,9 +138,10 @@ class Quote(_Model):
 
     @property
     def price_text(self) -> str:
-        """The price and its currency for a reader: with 2 decimals, or 4 digits if it is below 1."""
+        """The price and its currency (of an index: points), with 2 decimals, or 4 digits if it is below 1."""
         decimals = 3 - math.floor(math.log10(self.price)) if 0 < self.price < 1 else 2
-        return f"{self.price:,.{decimals}f} {self.currency}"
+        unit = "points" if self.kind is AssetKind.INDEX else self.currency
+        return f"{self.price:,.{decimals}f} {unit}"
 
 
 class Fundamentals(_Model):
@@ -211,6 +212,11 @@ class Comparison(_Model):
     missing: Missing
 
 
+def age_s(known_at: datetime, now: datetime) -> int:
+    """How many whole seconds ago something was learnt; 0 if the clock that saw it is ahead of ours."""
+    return max(0, int((now - known_at).total_seconds()))
+
+
 class Delivery(_Model):
     """How one part of an answer got here."""
 
@@ -219,6 +225,10 @@ class Delivery(_Model):
     fresh_until: Moment | None = Field(description="until when it is current; null: always, as history is")
     is_stale: bool = Field(description="the provider failed, and this is its last answer")
     age_seconds: int = Field(description="since known_at")
+
+    def aged(self, now: datetime) -> "Delivery":
+        """The same with its age at a later moment."""
+        return self.model_copy(update={"age_seconds": age_s(self.known_at, now)})
 
 
 class MarketAnswer(_Model):
@@ -232,6 +242,11 @@ class MarketAnswer(_Model):
     fundamentals: Fundamentals | None
     comparisons: list[Comparison]
     not_compared: dict[str, str] = Field(description="symbol -> why it could not be compared")
+
+    @property
+    def stale_since(self) -> datetime | None:
+        """When the oldest stale part was learnt; `None` if no part is stale."""
+        return min((part.known_at for part in self.delivery.values() if part.is_stale), default=None)
 
     @property
     def figures(self) -> dict[str, float]:

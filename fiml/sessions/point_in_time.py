@@ -13,7 +13,7 @@ from fiml.sessions.queries import QueryRecord, market_moment_to_iso
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownFigure:
-    """A number from a record: `as_of` is the market's time, `known_at` when the number was learnt.
+    """A number from a record: `as_of` is the market's time, `known_at` when all of the record was known.
 
     `as_of` and `currency` are those of the record's price; its `result_summary` says where other figures differ.
     """
