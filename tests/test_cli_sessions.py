@@ -1,8 +1,7 @@
-"""`fiml sessions`, `fiml db` and `fiml demo`, as a user at a shell meets them."""
+"""`fiml sessions` and `fiml db`, as a user at a shell meets them."""
 
 import asyncio
 import json
-import os
 import re
 import sqlite3
 import subprocess
@@ -23,9 +22,9 @@ from fiml.sessions.backends.base import MAX_SEARCHED
 from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
+from tests.support.cli import ROOT, run_fiml
 from tests.support.deployment import Deployment
 
-ROOT = Path(__file__).parent.parent
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
 
 
@@ -353,45 +352,6 @@ def test_what_a_terminal_can_not_write_is_escaped() -> None:
     assert (shown.returncode, refused.returncode) == (0, 1)
     assert "\\u201cQuarter\\u201d: AAPL, MSFT" in shown.stdout
     assert "Traceback" not in refused.stderr
-
-
-def test_the_demo_tells_the_whole_story_and_leaves_nothing(tmp_path: Path) -> None:
-    done = run_fiml("demo", TMPDIR=str(tmp_path), FIML_DATA_DIR=str(tmp_path / "mine"))
-
-    assert done.returncode == 0, done.stderr
-    assert "close 173.93 USD" in done.stdout
-    assert "as of 2023-09-21" in done.stdout
-    assert "answered from the session" in done.stdout
-    assert "AAPL +21.3%, NVDA +93.1%, correlation 0.65" in done.stdout
-    assert "goes on with NVDA" in done.stdout
-    assert "resumed under the same id: 5 queries" in done.stdout
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("columns", ["40", "80"])
-def test_the_demo_cuts_no_number_at_the_edge_of_a_terminal(columns: str) -> None:
-    done = run_fiml("demo", COLUMNS=columns, FORCE_COLOR="1", TERM="xterm")
-
-    assert done.returncode == 0, done.stderr
-    assert "173.93" in done.stdout
-    assert "…" not in done.stdout
-
-
-def test_the_example_is_the_demo() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "examples/session_demo.py"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-
-    assert "close 173.93 USD" in done.stdout
-
-
-def run_fiml(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fiml", *arguments],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 def test_a_session_is_shared_taken_back_and_its_trail_shown() -> None:
