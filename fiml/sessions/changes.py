@@ -168,13 +168,7 @@ def _texts(queries: list[QueryRecord]) -> list[str]:
 
 
 def _entries(session: Session) -> Entries:
-    entries: Entries = {}
-    for name in MAPS:
-        current = getattr(session.state, name)
-        if not isinstance(current, dict):
-            raise InvalidInput(name, f"is a {type(current).__name__}", "give a dict")
-        entries[name] = {key: values.check_entry(name, key, value) for key, value in current.items()}
-    return entries
+    return {name: values.check_entries(name, getattr(session.state, name)) for name in MAPS}
 
 
 def _entries_set(now: Entries, seen: list[Entries]) -> Entries:
