@@ -198,11 +198,13 @@ class Backend(Protocol):
     the live copy counts.
     """
 
-    keeping: "Keeping"
-    """What the database stores besides the sessions."""
+    @property
+    def keeping(self) -> "Keeping":
+        """What the database stores besides the sessions."""
 
-    session_maker: "SessionMaker"
-    """SQLAlchemy sessions over the database of the archive and the metrics; `info` has the settings."""
+    @property
+    def session_maker(self) -> "SessionMaker":
+        """SQLAlchemy sessions over the database of the archive and the metrics; `info` has the settings."""
 
     async def open(self) -> None:
         """Connect; create the schema if the database is empty.

@@ -45,17 +45,9 @@ class EncryptedBackend:
     def keeping(self) -> "Keeping":
         return self._inner.keeping
 
-    @keeping.setter
-    def keeping(self, keeping: "Keeping") -> None:
-        self._inner.keeping = keeping
-
     @property
     def session_maker(self) -> "SessionMaker":
         return self._inner.session_maker
-
-    @session_maker.setter
-    def session_maker(self, session_maker: "SessionMaker") -> None:
-        self._inner.session_maker = session_maker
 
     async def open(self) -> None:
         self.cipher.keyring()  # before connecting, so that a mistake in the key file is reported first
