@@ -9,7 +9,7 @@ from fiml.core.clock import from_micros
 
 def lowest_moment(replies: Sequence[Any]) -> datetime | None:
     """The earliest score of several `ZRANGE key 0 0 WITHSCORES`, whose scores are microseconds since 1970."""
-    micros = [int(float(_score(reply))) for reply in replies if reply]
+    micros = [int(score) for reply in replies for _, score in scored(reply)]
     return from_micros(min(micros)) if micros else None
 
 
@@ -19,6 +19,9 @@ def moment_of(reply: Sequence[Any]) -> datetime:
     return from_micros(0) + timedelta(seconds=int(seconds), microseconds=int(micros))
 
 
-def _score(reply: Any) -> Any:
+def scored(reply: Sequence[Any]) -> list[tuple[bytes, float]]:
+    """The members and scores in a reply to `ZRANGE ... WITHSCORES`."""
     # RESP3 replies with pairs, RESP2 with one flat list.
-    return reply[0][1] if isinstance(reply[0], list | tuple) else reply[1]
+    if reply and isinstance(reply[0], list | tuple):
+        return [(member, float(score)) for member, score in reply]
+    return [(member, float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]

@@ -12,6 +12,7 @@ from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.db.redis_client import RedisClient
 from fiml.db.redis_commands import Script
+from fiml.db.redis_replies import scored
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.dumps import Dump
@@ -47,7 +48,7 @@ class RedisSweep:
             for part in parts
         ]
         replies = await self._client.run(ranges)
-        return [expiry_entry(member, score) for reply in replies for member, score in _scored(reply)]
+        return [expiry_entry(member, score) for reply in replies for member, score in scored(reply)]
 
     async def look(self, entries: Sequence[ExpiryEntry]) -> list[Look | CorruptRecord | SchemaTooNew | None]:
         """The sessions that entries refer to; `None` if there is no session, an error if it can't be read."""
@@ -105,10 +106,3 @@ def _record(session_id: UUID, reply: Any) -> SessionRecord | CorruptRecord | Non
         return None  # a later fiml has written it since the look: the next sweep postpones it
     except CorruptRecord as exc:
         return exc
-
-
-def _scored(reply: list[Any]) -> list[tuple[bytes, float]]:
-    # RESP3 replies with pairs, RESP2 with one flat list.
-    if reply and isinstance(reply[0], list | tuple):
-        return [(member, float(score)) for member, score in reply]
-    return [(member, float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]
