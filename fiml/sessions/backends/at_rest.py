@@ -109,12 +109,11 @@ def archive_again(
     Raises:
         SessionQuarantined: it still can't be read.
     """
-    if quarantine.fetch(connection, session_id, caller.user) is None:
+    found = quarantine.fetch_dumped(connection, session_id, caller.user)
+    if found is None:
         return False
-    dump = quarantine.fetch_dump(connection, session_id)
-    assert dump is not None  # noqa: S101 - found above, in the same transaction
     try:
-        record = record_in(session_id, dump)
+        record = record_in(session_id, found[1])
         # While it was in quarantine, nobody could take grants back: the owner has to share it again.
         record = replace(record, header=replace(record.header, grants={}))
         archive.put(connection, [record], ended, is_patient=True)

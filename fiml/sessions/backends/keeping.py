@@ -54,13 +54,7 @@ class Keeping:
 
     async def dump(self, session_id: UUID, *, owner: str | None) -> tuple[QuarantinedSession, Dump] | None:
         """A session in quarantine, with its bytes."""
-
-        def fetch(connection: Connection) -> tuple[QuarantinedSession, Dump] | None:
-            found = quarantine.fetch(connection, session_id, owner)
-            dump = quarantine.fetch_dump(connection, session_id)
-            return None if found is None or dump is None else (found, dump)
-
-        return await self._view(fetch)
+        return await self._view(lambda connection: quarantine.fetch_dumped(connection, session_id, owner))
 
     async def delete_old(
         self, before: datetime, *, at_most: int, after: Position | None

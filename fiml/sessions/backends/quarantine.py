@@ -59,16 +59,17 @@ def put(
     return "kept"
 
 
-def fetch_dump(connection: Connection, session_id: UUID) -> Dump | None:
-    """What was set aside of a session."""
-    record = connection.scalar(select(_columns.record).where(_columns.id == session_id))
-    return None if record is None else Dump.from_bytes(record)
-
-
 def fetch(connection: Connection, session_id: UUID, owner: str | None) -> QuarantinedSession | None:
     """When and why a session was set aside."""
     row = connection.execute(_statement(owner).where(_columns.id == session_id)).one_or_none()
     return None if row is None else QuarantinedSession(*row)
+
+
+def fetch_dumped(connection: Connection, session_id: UUID, owner: str | None) -> tuple[QuarantinedSession, Dump] | None:
+    """As `fetch`, with what was set aside."""
+    statement = _statement(owner).add_columns(_columns.record).where(_columns.id == session_id)
+    row = connection.execute(statement).one_or_none()
+    return None if row is None else (QuarantinedSession(*row[:-1]), Dump.from_bytes(row.record))
 
 
 def refuse(connection: Connection, session_id: UUID, owner: str | None) -> None:
