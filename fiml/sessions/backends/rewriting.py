@@ -60,10 +60,10 @@ def rewrite_archived(connection: Connection, session_id: UUID, rewriting: Rewrit
         return False
     row = (sessions.c.id == session_id) & (sessions.c.version == record.header.version)
     columns: dict[str, Any] = {name: archive.json_object(texts.entries.get(name, {})) for name in MAPS}
-    history = history_json(text for _, text in texts.queries)
-    new = columns | {"history_queries": history, "format": format_when_written(record.header.format)}
+    rewritten = texts.of(record)
+    new = columns | {"history_queries": rewritten.history, "format": format_when_written(record.header.format)}
     connection.execute(update(sessions).where(row).values(new))
-    _index_anew(connection, record, texts.of(record))
+    _index_anew(connection, record, rewritten)
     return True
 
 
