@@ -349,8 +349,3 @@ def read(
         "" if recent is None else recent,
         int(has_trail),
     )
-
-
-def read_whole(session_id: UUID) -> Command:
-    """The command that reads a session with its audit trail."""
-    return read(session_id, has_trail=True)

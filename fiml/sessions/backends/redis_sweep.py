@@ -16,7 +16,7 @@ from fiml.db.redis_replies import scored
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.dumps import Dump
-from fiml.sessions.backends.redis import FLOOR_S, read_whole
+from fiml.sessions.backends.redis import FLOOR_S, read
 from fiml.sessions.backends.redis_dump import checked, decode_dump, read_dump, version_in
 from fiml.sessions.backends.redis_index import ExpiryEntry, expiry_entry, leave
 from fiml.sessions.damage import DAMAGE
@@ -59,7 +59,7 @@ class RedisSweep:
 
     async def read(self, session_ids: Sequence[UUID]) -> list[SessionRecord | CorruptRecord | None]:
         """Sessions, whole: `None` for one that isn't live, the error for one that can't be read. Not an access."""
-        replies = await self._client.run_each([read_whole(session_id) for session_id in session_ids])
+        replies = await self._client.run_each([read(session_id, has_trail=True) for session_id in session_ids])
         return [_record(session_id, reply) for session_id, reply in zip(session_ids, replies, strict=True)]
 
     async def reindex(self, moves: Sequence[tuple[ExpiryEntry, datetime]]) -> None:
