@@ -1,6 +1,7 @@
 """Prompts for the main workflows. A session's content goes in as data, below the instructions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -97,12 +98,10 @@ async def _packed(runtime: Runtime, session_id: str) -> str:
         return await packed_text(runtime, session_id.strip(), max_tokens=_PACK_TOKENS)
 
 
-class _refused:  # noqa: N801 - used as a statement
-    """Turns fiml's errors into errors of the protocol, since prompts have no tool errors."""
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, FimlError):
-            raise MCPError(INVALID_PARAMS, str(error), {"code": error.code}) from error
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Turn fiml's errors into errors of the protocol, since prompts have no tool errors."""
+    try:
+        yield
+    except FimlError as exc:
+        raise MCPError(INVALID_PARAMS, str(exc), {"code": exc.code}) from exc
