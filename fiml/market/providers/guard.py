@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
@@ -109,8 +110,9 @@ class Breaker:
         self._open_until: datetime | None = None
         self._is_on_trial = False
 
-    def entered(self) -> "_Passage":
-        """A context for one call.
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """A context for one call, whose outcome it records.
 
         Raises:
             Unavailable: no call is let through now; the message says when one will be.
@@ -122,9 +124,14 @@ class Breaker:
                 self._name, f"it failed {self._failed} times in a row, and will be tried again at {moment}"
             )
         self._is_on_trial = is_trial
-        return _Passage(self, is_trial=is_trial)
+        try:
+            yield
+        except BaseException as exc:
+            self._leave(exc, is_trial=is_trial)
+            raise
+        self._leave(None, is_trial=is_trial)
 
-    def leave(self, exc: BaseException | None, *, is_trial: bool) -> None:
+    def _leave(self, exc: BaseException | None, *, is_trial: bool) -> None:
         """Record a call's outcome: an answer closes the breaker, a failure may open it, a cancellation does nothing."""
         if is_trial:
             self._is_on_trial = False
@@ -134,17 +141,6 @@ class Breaker:
             self._failed += 1
             if self._failed >= self._failures:
                 self._open_until = clock.now() + self._open_for
-
-
-class _Passage:
-    def __init__(self, breaker: Breaker, *, is_trial: bool) -> None:
-        self._breaker = breaker
-        self._is_trial = is_trial
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: object) -> None:
-        self._breaker.leave(exc, is_trial=self._is_trial)
 
 
 def retry_moment(retry_after: str | None) -> datetime:
