@@ -16,7 +16,6 @@ from fiml.testing.samples import make_query
 
 KIB = 1024
 VALUE_BYTES = 256 * KIB
-MAPS_BYTES = 4 * KIB * KIB
 DEPTH = 32
 QUERIES = 5
 
