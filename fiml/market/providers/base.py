@@ -1,10 +1,10 @@
 """The contract between fiml and a source of market figures."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from fiml.core.errors import InvalidInput, echo
-from fiml.market.models import AssetKind, Bars, Fundamentals, Instrument, Quote
+from fiml.market.models import AssetKind, Bar, Bars, Fundamentals, Instrument, Quote
 
 MAX_SYMBOL_CHARACTERS = 32
 # The source of figures that never change.
@@ -86,6 +86,21 @@ def matching(instruments: Iterable[Instrument], text: str) -> list[Instrument]:
     wanted = text.strip().upper()
     found = [each for each in instruments if wanted in each.symbol or wanted in each.name.upper()]
     return sorted(found, key=lambda each: (each.symbol != wanted, not each.symbol.startswith(wanted), each.symbol))
+
+
+def last_day(bars: Sequence[Bar]) -> dict[str, float | None]:
+    """The figures of the last of some daily bars, and its step from the one before; `None` for what is missing."""
+    last = bars[-1]
+    previous = bars[-2].close if len(bars) > 1 else None
+    return {
+        "previous_close": previous,
+        "change": None if previous is None else round(last.close - previous, 6),
+        "change_percent": None if previous is None else round(100 * (last.close / previous - 1), 4),
+        "open": last.open,
+        "high": last.high,
+        "low": last.low,
+        "volume": last.volume,
+    }
 
 
 def no_fundamentals(instrument: Instrument, *, source: str, reason: str) -> Fundamentals:

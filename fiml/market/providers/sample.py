@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from fiml.core.errors import Misconfigured, SymbolNotFound
 from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Fundamentals, Instrument, Quote
-from fiml.market.providers.base import SAMPLE, check_choice, check_limit, matching, no_fundamentals, to_symbol
+from fiml.market.providers.base import SAMPLE, check_choice, check_limit, last_day, matching, no_fundamentals, to_symbol
 
 SOURCE = SAMPLE
 CURRENCY = "USD"
@@ -75,17 +75,7 @@ def _find(symbol: str, kinds: Iterable[AssetKind] = tuple(AssetKind)) -> _Entry:
 
 def _quote(entry: _Entry) -> Quote:
     instrument, last = entry.instrument, entry.bars.bars[-1]
-    previous = entry.bars.bars[-2].close if len(entry.bars.bars) > 1 else None
-    figures = {
-        "exchange": instrument.exchange,
-        "previous_close": previous,
-        "change": None if previous is None else round(last.close - previous, 6),
-        "change_percent": None if previous is None else round(100 * (last.close / previous - 1), 4),
-        "open": last.open,
-        "high": last.high,
-        "low": last.low,
-        "volume": last.volume,
-    }
+    figures = {"exchange": instrument.exchange, **last_day(entry.bars.bars)}
     is_adjusted = entry.bars.adjustment is Adjustment.SPLITS_AND_DIVIDENDS
     return Quote(
         symbol=instrument.symbol,

@@ -10,6 +10,7 @@ from fiml.core import clock
 from fiml.core.errors import BadData, NotSupported
 from fiml.market.freshness import SETTLING
 from fiml.market.models import HUNDREDTHS, Adjustment, AssetKind, Bar, Bars, Instrument, Quote
+from fiml.market.providers.base import last_day
 from fiml.market.providers.texts import clean
 
 NAME = "Yahoo"
@@ -72,18 +73,7 @@ def read_instrument(facts: Mapping[str, Any], yahoo_kind: object) -> Instrument:
 def quote_of(chart: Chart) -> Quote:
     """The last day of a chart, and the change from the day before."""
     instrument, last = chart.instrument, chart.bars[-1]
-    previous = chart.bars[-2].close if len(chart.bars) > 1 else None
-    figures = {
-        "exchange": instrument.exchange,
-        "market_time": chart.market_time,
-        "previous_close": previous,
-        "change": None if previous is None else round(last.close - previous, 6),
-        "change_percent": None if previous is None else round(100 * (last.close / previous - 1), 4),
-        "open": last.open,
-        "high": last.high,
-        "low": last.low,
-        "volume": last.volume,
-    }
+    figures = {"exchange": instrument.exchange, "market_time": chart.market_time, **last_day(chart.bars)}
     return Quote(
         symbol=instrument.symbol,
         name=instrument.name,
