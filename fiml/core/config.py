@@ -201,16 +201,11 @@ class Settings(BaseSettings):
 
     @field_validator("encryption_keys")
     @classmethod
-    def _keys_at_home(cls, value: Path | None) -> Path | None:
-        return None if value is None else _expanded(value)
-
-    @field_validator("encryption_keys")
-    @classmethod
     def _file_of_keys(cls, value: Path | None) -> Path | None:
         if value is not None and is_a_key(str(value)):
             # Errors show the name of the file, and would show the key.
             raise ValueError("holds a key itself; put the key into a file, and give the file's path")
-        return value
+        return None if value is None else _expanded(value)
 
     @field_validator("installation", "redis_prefix")
     @classmethod
