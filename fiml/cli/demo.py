@@ -130,7 +130,7 @@ async def _end_and_resume(console: Console, runtime: Runtime, session_id: UUID) 
     history = session.state.history
     _say(console, f"resumed under the same id: {history.total_queries} queries, version {session.version}")
     known = ", ".join(key for key in session.state.context if not key.startswith(KEY_PREFIX))
-    _say(console, f"and it still knows: {known}; {', '.join(_results(session))}")
+    _say(console, f"and it still knows: {known}; {', '.join(session.state.intermediate_results)}")
 
 
 async def _pack(console: Console, runtime: Runtime, session_id: UUID) -> None:
@@ -157,10 +157,6 @@ async def _add_up(console: Console, runtime: Runtime) -> None:
 async def _ask(runtime: Runtime, session_id: UUID, symbol: str, depth: Depth) -> Answer:
     question = Question(symbol=symbol, depth=depth)
     return await ask(question, market=runtime.market, sessions=await runtime.sessions(), session_id=session_id)
-
-
-def _results(session: Session) -> list[str]:
-    return list(session.state.intermediate_results)
 
 
 def _console() -> Console:
