@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
@@ -35,7 +35,7 @@ class Drift:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"figure": self.figure, "then": self.then, "now": self.now, "change": self.change}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +55,7 @@ class ReplayedQuery:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return {
-            "record_id": str(self.record_id),
-            "symbol": self.symbol,
-            "asked_at": self.asked_at,
-            "source_then": self.source_then,
-            "source_now": self.source_now,
-            "as_of_then": self.as_of_then,
-            "as_of_now": self.as_of_now,
-            "compared": self.compared,
-            "drifts": [drift.to_dict() for drift in self.drifts],
-            "problem": self.problem,
-        }
+        return {**asdict(self), "record_id": str(self.record_id)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
