@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, time, timedelta
 from uuid import uuid4
 
@@ -39,13 +39,7 @@ async def cleanup_expired_sessions(store: SessionStore) -> Result:
     """Archive what has expired: `archived`, `quarantined`, `postponed`, `dropped`, as in a `SweepReport`."""
     elapsed_ms = clock.stopwatch()
     report = await store.sweep()
-    return {
-        "archived": report.archived,
-        "quarantined": report.quarantined,
-        "postponed": report.postponed,
-        "dropped": report.dropped,
-        "duration_seconds": elapsed_ms() / 1000,
-    }
+    return {**asdict(report), "duration_seconds": elapsed_ms() / 1000}
 
 
 async def delete_old_archived_sessions(store: SessionStore) -> Result:
