@@ -94,7 +94,7 @@ def add_live(sums: Sums, header: Header, now: datetime) -> None:
         "active": int(now < header.expires_at),
         "queries": totals.total_queries,
         "cache_hits": totals.cache_hits,
-        "duration_seconds": int((header.last_accessed_at - header.created_at).total_seconds()),
+        "duration_seconds": metrics.duration_s(header.created_at, header.last_accessed_at),
         "abandoned": int(metrics.is_abandoned(header, now)),
     }
     for kind, number in numbers.items():

@@ -21,7 +21,7 @@ def row_of(header: Header, ended_at: datetime | None) -> dict[str, Any]:
         "user_id": header.user_id,
         "session_type": header.type,
         "created_at": header.created_at,
-        "duration_seconds": _seconds(header.created_at, header.last_accessed_at),
+        "duration_seconds": duration_s(header.created_at, header.last_accessed_at),
         "total_queries": totals.total_queries,
         "cache_hit_rate": totals.cache_hit_rate,
         "ended_at": ended_at,
@@ -79,7 +79,7 @@ def note_access(connection: Connection, session_id: UUID, version: int, now: dat
     which = and_(columns.session_id == session_id, columns.version == version)
     created_at = connection.scalar(select(columns.created_at).where(which))
     if created_at is not None:
-        lasts = _seconds(created_at, now)
+        lasts = duration_s(created_at, now)
         longer = update(session_metrics).where(which, columns.duration_seconds < lasts).values(duration_seconds=lasts)
         connection.execute(longer)
         mark(connection, [day_of(created_at)])
@@ -113,7 +113,8 @@ def mark(connection: Connection, days: Iterable[date]) -> None:
         connection.execute(insert(rollup_marks), marks)
 
 
-def _seconds(created_at: datetime, last_accessed_at: datetime) -> int:
+def duration_s(created_at: datetime, last_accessed_at: datetime) -> int:
+    """How long a session lasted, in whole seconds; zero if the clock was set back meanwhile."""
     return max(0, int((last_accessed_at - created_at).total_seconds()))
 
 
