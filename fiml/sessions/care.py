@@ -20,11 +20,10 @@ from fiml.core.errors import (
     echo,
 )
 from fiml.sessions import values
-from fiml.sessions.rights import Caller, Right, ShareRules, take_back
+from fiml.sessions.rights import Right, ShareRules, take_back
+from fiml.sessions.verb_base import Verbs, found_of
 
 if TYPE_CHECKING:  # SQLAlchemy, which few calls need
-    from fiml.core.config import Settings
-    from fiml.sessions.backends.base import Backend, Ended
     from fiml.sessions.backends.quarantine import QuarantinedSession
 
 MAX_REASON_CHARACTERS = 500
@@ -58,21 +57,8 @@ class ErasureReceipt:
         }
 
 
-class CareVerbs:
+class CareVerbs(Verbs):
     """Legal hold, quarantine and erasure, in the name of a caller."""
-
-    settings: "Settings"
-    _caller: Caller
-
-    @property
-    def _backend(self) -> "Backend":
-        raise NotImplementedError
-
-    def acting_as(self, user_id: str | None) -> str | None:
-        raise NotImplementedError
-
-    def _ended(self, at: datetime) -> "Ended":
-        raise NotImplementedError
 
     async def hold(self, session_id: UUID | str, reason: str) -> None:
         """Put a session on legal hold, or change the reason: neither a caller nor retention can delete it.
@@ -126,10 +112,7 @@ class CareVerbs:
             SessionNotFound: it isn't in quarantine.
         """
         parsed = values.parse_session_id(session_id)
-        found = await self._backend.keeping.dump(parsed, owner=self._caller.user)
-        if found is None:
-            raise SessionNotFound(parsed)
-        session, dump = found
+        session, dump = found_of(parsed, await self._backend.keeping.dump(parsed, owner=self._caller.user))
         return {
             "id": str(session.id),
             "user_id": session.user_id,

@@ -5,32 +5,23 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from fiml.core.errors import InvalidInput, SessionNotFound, echo
+from fiml.core.errors import InvalidInput, echo
 from fiml.sessions import values
-from fiml.sessions.backends.base import Backend, PageQuery, WriteResult
+from fiml.sessions.backends.base import PageQuery, WriteResult
 from fiml.sessions.changes import Change
 from fiml.sessions.context_pack import ContextPack, pack_context
 from fiml.sessions.listing import Cursor, SearchPage, decode_cursor, encode_cursor
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.notes import Note, NoteKind, make_note, notes_in
 from fiml.sessions.records import MAPS, to_summary
-from fiml.sessions.rights import Caller
 from fiml.sessions.searching import parse_search
+from fiml.sessions.verb_base import Verbs, found_of
 
 DEFAULT_SEARCH_LIMIT = 20
 
 
-class MemoryVerbs:
+class MemoryVerbs(Verbs):
     """Context, notes and search, in the name of a caller."""
-
-    _caller: Caller
-
-    @property
-    def _backend(self) -> Backend:
-        raise NotImplementedError
-
-    def acting_as(self, user_id: str | None) -> str | None:
-        raise NotImplementedError
 
     async def get_session(self, session_id: UUID | str, *, recent_queries: int | None = None) -> Session | None:
         raise NotImplementedError
@@ -50,9 +41,7 @@ class MemoryVerbs:
             InvalidInput: the budget is out of bounds.
         """
         parsed = values.parse_session_id(session_id)
-        session = await self.get_session(parsed)
-        if session is None:
-            raise SessionNotFound(parsed)
+        session = found_of(parsed, await self.get_session(parsed))
         return pack_context(session, max_tokens=max_tokens, reserved_tokens=reserved_tokens)
 
     async def remember(
@@ -159,9 +148,7 @@ class MemoryVerbs:
         )
 
     async def _check_cited(self, session_id: UUID, cites: Iterable[UUID]) -> None:
-        session = await self.get_session(session_id)
-        if session is None:
-            raise SessionNotFound(session_id)
+        session = found_of(session_id, await self.get_session(session_id))
         known = {query.id for query in session.state.history.queries}
         known |= {each.id for each in notes_in(session.state.context)}
         missing = [str(cited) for cited in cites if cited not in known]

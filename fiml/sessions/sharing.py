@@ -1,15 +1,14 @@
 """The verbs of sharing a session with other users, and its audit trail."""
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from uuid import UUID
 
 from fiml.core import clock
-from fiml.core.errors import InvalidInput, SessionNotFound
+from fiml.core.errors import InvalidInput
 from fiml.sessions import values
 from fiml.sessions.audit import AuditEntry, decode_trail
 from fiml.sessions.rights import (
-    Caller,
     GrantChange,
     Grants,
     Role,
@@ -25,29 +24,19 @@ from fiml.sessions.rights import (
     take_back,
     take_back_code,
 )
-
-if TYPE_CHECKING:
-    from fiml.core.config import Settings
-    from fiml.sessions.backends.base import Backend
+from fiml.sessions.verb_base import Verbs, found_of
 
 MAX_CODE_CHARACTERS: Final = 100
 DEFAULT_CODE_HOURS: Final = 24
 
 
-class SharingVerbs:
+class SharingVerbs(Verbs):
     """Sharing, in the name of a caller. Only the owner may share a session, live or archived.
 
     Raises:
         SessionNotFound: from every verb, if the caller sees no such session.
         NotPermitted: from every verb, if the caller doesn't have the right that the verb needs.
     """
-
-    settings: "Settings"
-    _caller: Caller
-
-    @property
-    def _backend(self) -> "Backend":
-        raise NotImplementedError
 
     async def share_session(self, session_id: UUID | str, user_id: str, role: Role | str = Role.VIEWER) -> None:
         """Share a session with a user. A viewer reads it; an editor also writes to, extends, resumes and closes it.
@@ -123,16 +112,10 @@ class SharingVerbs:
 
     async def _share(self, session_id: UUID, change: GrantChange) -> Grants:
         rules = ShareRules(now=clock.now(), max_changes=self.settings.session_max_changes, caller=self._caller)
-        grants = await self._backend.share(session_id, change, rules)
-        if grants is None:
-            raise SessionNotFound(session_id)
-        return grants
+        return found_of(session_id, await self._backend.share(session_id, change, rules))
 
     async def _owners_view(self, session_id: UUID) -> tuple[Grants, str]:
-        found = await self._backend.owners_view(session_id, caller=self._caller)
-        if found is None:
-            raise SessionNotFound(session_id)
-        return found
+        return found_of(session_id, await self._backend.owners_view(session_id, caller=self._caller))
 
 
 def _named(user_id: object) -> str:

@@ -2,16 +2,15 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fiml.core import clock
 from fiml.core.errors import NotSupported
 from fiml.sessions.backends.base import StoreFigures, SweepReport
+from fiml.sessions.verb_base import Verbs
 
 if TYPE_CHECKING:  # SQLAlchemy, which few calls need
-    from fiml.core.config import Settings
-    from fiml.sessions.backends.base import Backend, Ended
     from fiml.sessions.backends.encrypted import EncryptedBackend
     from fiml.sessions.backends.keeping import Keeping
     from fiml.sessions.backends.reencryption import Progress
@@ -20,17 +19,8 @@ _BATCH = 500
 _A_DAY = timedelta(days=1)
 
 
-class UpkeepVerbs:
+class UpkeepVerbs(Verbs):
     """The verbs of maintenance, which concern everybody's sessions. Each may be repeated at any time."""
-
-    settings: "Settings"
-
-    @property
-    def _backend(self) -> "Backend":
-        raise NotImplementedError
-
-    def _ended(self, at: datetime) -> "Ended":
-        raise NotImplementedError
 
     @property
     def keeping(self) -> "Keeping":

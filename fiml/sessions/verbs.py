@@ -2,24 +2,21 @@
 
 import asyncio
 from datetime import datetime, timedelta
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 from uuid import UUID
 
 from fiml.core import clock
-from fiml.core.config import Settings
 from fiml.core.errors import (
     InvalidInput,
-    NotPermitted,
     SessionArchived,
     SessionExpired,
     SessionNotFound,
     Unavailable,
     Unconfirmed,
-    echo,
 )
 from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_json
-from fiml.sessions.backends.base import Backend, Ended, PageQuery, WriteResult, WriteRules
+from fiml.sessions.backends.base import PageQuery, WriteResult, WriteRules
 from fiml.sessions.care import CareVerbs
 from fiml.sessions.changes import Change, baseline_of, change_of, note_attempt, settle
 from fiml.sessions.listing import Cursor, SummaryPage, decode_cursor, encode_cursor
@@ -28,12 +25,11 @@ from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
 from fiml.sessions.queries import DecodedHistory
 from fiml.sessions.query_json import encode_query
 from fiml.sessions.records import SessionRecord, header_of, to_session, to_summaries
-from fiml.sessions.rights import Caller
 from fiml.sessions.sharing import SharingVerbs
 from fiml.sessions.smart_ttl import live_on
+from fiml.sessions.verb_base import found_of
 
 SessionId = UUID | str
-Found = TypeVar("Found")
 
 
 class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
@@ -44,19 +40,6 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
     `SchemaTooNew` if a later fiml wrote it. A verb that changes a session raises `NotPermitted` if the caller may only
     read it.
     """
-
-    def __init__(self, settings: Settings, caller: Caller) -> None:
-        self.settings = settings
-        self._caller = caller
-
-    @property
-    def user_id(self) -> str | None:
-        """The user whose sessions these are; `None` for everybody's."""
-        return self._caller.user
-
-    @property
-    def _backend(self) -> Backend:
-        raise NotImplementedError
 
     async def create_session(
         self,
@@ -139,7 +122,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         change, after = change_of(session, before, read.queries, max_ttl_hours=self.settings.session_max_ttl_hours)
         rules = self._rules(clock.now(), expected_version)
         try:
-            updated = _found(parsed, await self._backend.update(parsed, change, rules))
+            updated = found_of(parsed, await self._backend.update(parsed, change, rules))
         except (Unavailable, asyncio.CancelledError):
             note_attempt(session, before, after)
             raise
@@ -149,7 +132,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         settle(session, after, last.version, last.expires_at, is_current=is_alone)
         if updated.record is not None and last is result:
             return to_session(updated.record, begin=read)
-        return _found(parsed, await self.get_session(parsed))
+        return found_of(parsed, await self.get_session(parsed))
 
     async def record_query(
         self,
@@ -189,7 +172,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         latest = now + timedelta(hours=max_hours)
         rules = self._rules(now)
         record = await self._backend.extend(parsed, by=by, latest=latest, rules=rules)
-        return to_session(_found(parsed, record))
+        return to_session(found_of(parsed, record))
 
     async def resume_session(self, session_id: SessionId, hours: int | None = None) -> Session:
         """Make an expired or archived session live again, for `hours`, with its whole history. A live one is unchanged.
@@ -201,7 +184,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         now = clock.now()
         until = now + timedelta(hours=self._hours(hours, "hours"))
         record = await self._backend.resume(parsed, until=until, now=now, caller=self._caller)
-        return to_session(_found(parsed, record))
+        return to_session(found_of(parsed, record))
 
     async def archive_session(self, session_id: SessionId) -> bool:
         """End a session now and move it to the archive; `False` if it isn't live."""
@@ -258,28 +241,14 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         next_cursor = None if position is None else encode_cursor(Cursor(position, is_partial))
         return SummaryPage(to_summaries(rows), next_cursor, partial=is_partial)
 
-    def acting_as(self, user_id: str | None) -> str | None:
-        """The user whose sessions are meant: the given one, or the caller.
-
-        Raises:
-            NotPermitted: the given user is somebody other than the caller.
-        """
-        own = self._caller.user
-        if own is None or user_id is None or user_id == own:
-            return own if user_id is None else user_id
-        raise NotPermitted(f"you are not user {echo(user_id)}", "leave the user out to act as yourself")
-
     def _hours(self, hours: int | None, field: str) -> int:
         if hours is None:
             return self.settings.session_default_ttl_hours
         return values.check_hours(hours, field, max_hours=self.settings.session_max_ttl_hours)
 
-    def _ended(self, at: datetime) -> Ended:
-        return Ended(at, write_metrics=self.settings.session_enable_analytics)
-
     async def _write(self, session_id: UUID, change: Change) -> WriteResult:
         rules = self._rules(clock.now())
-        result = _found(session_id, await self._backend.write(session_id, change, rules))
+        result = found_of(session_id, await self._backend.write(session_id, change, rules))
         await self._live_on(session_id, result, change)
         return result
 
@@ -317,14 +286,3 @@ def refuse_unless_live(session_id: UUID, session: Session | None) -> Session:
     if session.is_expired:
         raise SessionExpired(session_id, session.expires_at)
     return session
-
-
-def _found(session_id: UUID, found: Found | None) -> Found:
-    """What was found of a session.
-
-    Raises:
-        SessionNotFound: there is no such session.
-    """
-    if found is None:
-        raise SessionNotFound(session_id)
-    return found
