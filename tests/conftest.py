@@ -86,6 +86,18 @@ def backend_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings
 
 
 @pytest.fixture
+def settings(backend_settings: Settings) -> Settings:
+    """Those of the test's `store`; a file of tests may have others."""
+    return backend_settings
+
+
+@pytest.fixture
+async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
+    async with SessionStore(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
 def open_store(backend_settings: Settings) -> OpenStore:
     """Opens stores over the data of the test."""
     return opener(backend_settings)

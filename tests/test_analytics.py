@@ -6,7 +6,6 @@ import json
 import resource
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -35,12 +34,6 @@ from fiml.testing import FrozenClock, make_query
 from tests.support.deployment import Deployment
 
 TIMES_MS = [0.0, 0.4, 3.0, 3.1, 12.5, 90.0, 250.0, 251.0, 1000.0, 62000.0]
-
-
-@pytest.fixture
-async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(backend_settings) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Archiving a session that others write to: it keeps them from writing for a while, and may die of anything then."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -58,12 +58,6 @@ class FailsOnce(Foiled):
 @pytest.fixture
 def settings(deployment: Deployment) -> Settings:
     return deployment.settings()
-
-
-@pytest.fixture
-async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(settings) as opened:
-        yield opened
 
 
 async def a_session(store: SessionStore) -> Session:

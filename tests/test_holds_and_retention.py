@@ -5,7 +5,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from contextlib import aclosing, closing
 from dataclasses import replace
 from pathlib import Path
@@ -36,12 +35,6 @@ connection.execute("UPDATE active_sessions SET title = 'touched'")
 connection.commit()
 os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-@pytest.fixture
-async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(backend_settings) as opened:
-        yield opened
 
 
 async def a_session(store: SessionStore, user_id: str = OWNER) -> Session:

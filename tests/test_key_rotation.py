@@ -1,6 +1,5 @@
 """Key rotation: everything is re-encrypted with the new key, once; by a command, in the maintenance, or by a task."""
 
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,12 +25,6 @@ LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 @pytest.fixture
 def settings(plain_settings: Settings, keys: KeyFile) -> Settings:
     return with_keys(plain_settings, keys.path)
-
-
-@pytest.fixture
-async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(settings) as opened:
-        yield opened
 
 
 async def test_live_and_archived_sessions_come_under_the_new_key_as_they_were(

@@ -16,7 +16,7 @@ from fiml.sessions.backends.reencryption import Progress
 from fiml.sessions.keyring import KeyFile
 from fiml.sessions.models import Session
 from fiml.sessions.store import SessionStore
-from fiml.testing import FrozenClock, make_query
+from fiml.testing import make_query
 from fiml.testing.conformance import Crash, Faults
 from fiml.testing.conformance.suite import content, existing
 from tests.support.backends import open_watched_store
@@ -31,12 +31,6 @@ MOST_CALLS = 100
 @pytest.fixture
 def settings(plain_settings: Settings, keys: KeyFile) -> Settings:
     return with_keys(plain_settings, keys.path)
-
-
-@pytest.fixture
-async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(settings) as opened:
-        yield opened
 
 
 async def test_a_running_server_reads_and_writes_with_a_new_key_at_once(store: SessionStore, keys: KeyFile) -> None:

@@ -1,11 +1,9 @@
 """Sessions near the limit of 128 MiB go through their whole life."""
 
-from collections.abc import AsyncIterator
 from uuid import UUID
 
 import pytest
 
-from fiml.core.config import Settings
 from fiml.core.errors import SessionFull
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
@@ -17,12 +15,6 @@ pytestmark = pytest.mark.soak
 QUERIES = 480
 # Short words are the most work to index.
 LONG_TEXT = "ab cd " * 42_000
-
-
-@pytest.fixture
-async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(backend_settings) as opened:
-        yield opened
 
 
 @pytest.fixture

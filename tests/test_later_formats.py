@@ -1,7 +1,7 @@
 """Sessions that a later fiml wrote: an older one doesn't change or move them, to lose nothing that it can't read."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from typing import Any
 
@@ -52,12 +52,6 @@ SELECT_ALL = (
     "SELECT * FROM active_trail",
     "SELECT * FROM sessions",
 )
-
-
-@pytest.fixture
-async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(backend_settings) as opened:
-        yield opened
 
 
 class Stored:

@@ -1,7 +1,7 @@
 """When the maintenance is done, and by whom."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -23,12 +23,6 @@ from fiml.testing.conformance.suite import existing
 from tests.support.deployment import Deployment
 
 NAMES = [job.name for job in JOBS]
-
-
-@pytest.fixture
-async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(backend_settings) as opened:
-        yield opened
 
 
 async def test_every_job_is_due_at_first_and_again_in_its_time(store: SessionStore, clock: FrozenClock) -> None:

@@ -2,7 +2,6 @@
 
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator
 from contextlib import closing
 from typing import Any
 
@@ -28,12 +27,6 @@ DAMAGE = {
     "live": "UPDATE active_sessions SET tags = '[' WHERE id = ?",
     "archived": "UPDATE sessions SET tags = '[' WHERE id = ?",
 }
-
-
-@pytest.fixture
-async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(backend_settings) as opened:
-        yield opened
 
 
 async def some_sessions(store: SessionStore, clock: FrozenClock) -> list[Session]:

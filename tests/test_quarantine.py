@@ -27,12 +27,6 @@ MANY = 1000
 
 
 @pytest.fixture
-async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(backend_settings) as opened:
-        yield opened
-
-
-@pytest.fixture
 async def session(store: SessionStore) -> Session:
     created = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
     for n in range(3):

@@ -1,6 +1,6 @@
 """A session's totals in Redis: the script counts as Python does, and brings a header of before to the new layout."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -43,12 +43,6 @@ ODD = [
 @pytest.fixture
 def settings(deployment: Deployment) -> Settings:
     return deployment.settings()
-
-
-@pytest.fixture
-async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(settings) as opened:
-        yield opened
 
 
 async def new_session(store: SessionStore) -> Session:

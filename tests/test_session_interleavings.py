@@ -1,6 +1,6 @@
 """Two calls on one session, in every order of their steps: what a race may do, it does here each time."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from copy import deepcopy
 from datetime import timedelta
@@ -122,12 +122,6 @@ def settings(deployment: Deployment) -> Settings:
 @pytest.fixture(autouse=True)
 def one_step_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep_one_step_at_a_time(monkeypatch)
-
-
-@pytest.fixture
-async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(settings) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What was taken back stays taken back, whatever copies of a session a crash or a resume in progress left."""
 
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from itertools import count
 from uuid import UUID, uuid4
@@ -15,7 +14,7 @@ from fiml.sessions.models import SessionType
 from fiml.sessions.rights import Role
 from fiml.sessions.store import SessionStore
 from fiml.sessions.verbs import SessionVerbs
-from fiml.testing import FrozenClock, make_query
+from fiml.testing import make_query
 from fiml.testing.conformance import Crash, Faults
 from fiml.testing.conformance.suite import OWNER, existing, listing
 from tests.support.backends import open_watched_store
@@ -28,12 +27,6 @@ GUEST = "bob"
 @pytest.fixture
 def settings(deployment: Deployment) -> Settings:
     return deployment.settings()
-
-
-@pytest.fixture
-async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(settings) as opened:
-        yield opened
 
 
 async def begin(store: SessionStore, role: Role = Role.EDITOR) -> UUID:

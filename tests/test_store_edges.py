@@ -4,7 +4,7 @@ import asyncio
 import copy
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import Any
@@ -31,12 +31,6 @@ from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
 from tests.support.deployment import Deployment
 from tests.support.servers import postgres_server, valkey_server
-
-
-@pytest.fixture
-async def store(backend_settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(backend_settings) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -31,12 +31,6 @@ def settings(request: pytest.FixtureRequest) -> Settings:
 
 
 @pytest.fixture
-async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[SessionStore]:
-    async with SessionStore(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
 async def sweeper(settings: Settings, store: SessionStore) -> AsyncIterator[Sweeper]:
     environment = {"data_dir": os.environ["FIML_DATA_DIR"]} if settings.is_embedded else {}
     async with stepping_sweeper(Settings(**settings.model_dump(exclude_unset=True) | environment)) as process:
