@@ -11,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 
 pytest.register_assert_rewrite("fiml.testing")
 pytest_plugins = [
+    "fiml.testing.fixtures",
     "tests.support.coin_provider",
     "tests.support.encryption",
     "tests.support.exchange",
@@ -18,8 +19,7 @@ pytest_plugins = [
     "tests.support.yahoo_provider",
 ]
 
-from fiml.core.clock import using  # noqa: E402  the rewriting comes first
-from fiml.core.config import Settings, Synchronous  # noqa: E402
+from fiml.core.config import Settings, Synchronous  # noqa: E402  the rewriting comes first
 from fiml.sessions.store import SessionStore  # noqa: E402
 from fiml.testing import FrozenClock, open_temporary_store  # noqa: E402
 from fiml.testing.conformance.suite import OpenStore  # noqa: E402
@@ -45,13 +45,6 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FIML_DATA_DIR", str(tmp_path / "data"))
     # `auto` would be live where the extras are installed: no test reaches for the network.
     monkeypatch.setenv("FIML_MARKET_DATA", "sample")
-
-
-@pytest.fixture
-def clock() -> Iterator[FrozenClock]:
-    frozen = FrozenClock()
-    with using(frozen):
-        yield frozen
 
 
 @pytest.fixture(scope="session")
