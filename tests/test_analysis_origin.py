@@ -377,7 +377,7 @@ async def test_a_hanging_store_costs_a_bounded_time_and_leaves_the_answer_untrac
     assert "the session store is unavailable" in (answer.reason or "")
 
 
-async def test_kind_and_depth_are_taken_by_name(store: SessionStore) -> None:
+async def test_kind_and_depth_are_taken_by_name() -> None:
     answer = await ask(Question(symbol="BTC", kind="coin", depth="deep"), market=MarketService(SampleProvider()))  # type: ignore[arg-type]  # as users write it
 
     assert (answer.market.quote.kind, answer.depth) == (AssetKind.COIN, Depth.DEEP)

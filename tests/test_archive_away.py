@@ -181,9 +181,7 @@ async def test_a_sweep_without_the_archive_loses_nothing_and_the_next_one_ends(
         assert (await existing(store, session_id)).is_archived
 
 
-async def test_a_caller_who_leaves_in_the_middle_leaves_the_pool_whole(
-    store: SessionStore, engines: Engines, clock: FrozenClock
-) -> None:
+async def test_a_caller_who_leaves_in_the_middle_leaves_the_pool_whole(store: SessionStore) -> None:
     session = await store.create_session(["AAPL"], SessionType.EQUITY)
     await store.archive_session(session.id)
 

@@ -169,7 +169,7 @@ async def _sizes(store: SessionStore) -> tuple[int, int]:
 
 
 async def test_what_can_not_be_decrypted_is_counted_and_left(
-    store: SessionStore, settings: Settings, keys: KeyFile, tmp_path: Path
+    store: SessionStore, settings: Settings, tmp_path: Path
 ) -> None:
     theirs, other = await a_session(store, is_archived=True), KeyFile(tmp_path / "other")
     other.add("k9")

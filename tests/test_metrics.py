@@ -79,7 +79,7 @@ async def test_redis_eviction_and_the_engines_replicas_are_reported(deployment: 
     assert samples['fiml_engine_replicas{engine="postgresql"}'] == 0
 
 
-async def test_an_engine_that_hangs_or_is_away_leaves_out_its_figures_only(tmp_path: Path) -> None:
+async def test_an_engine_that_hangs_or_is_away_leaves_out_its_figures_only() -> None:
     with valkey_server() as valkey, postgres_server() as postgres:
         where = address()
         settings = Settings(redis_url=valkey.url, database_url=postgres.url, metrics_address=where)
@@ -221,9 +221,7 @@ def test_without_its_package_a_server_says_which_extra_to_install(tmp_path: Path
     assert "pip install 'fiml[metrics]'" in done.stderr
 
 
-def test_a_worker_reports_what_the_processes_it_forked_did(
-    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_reports_what_the_processes_it_forked_did(deployment: Deployment, tmp_path: Path) -> None:
     from fiml.worker import make_app  # noqa: PLC0415 - Celery, for this test only
 
     where = address()

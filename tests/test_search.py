@@ -82,7 +82,7 @@ async def take_back(owner: PrincipalStore, session_id: UUID) -> None:
     await owner.update_session(session_id, session)
 
 
-async def test_sessions_that_an_older_version_archived_are_found_too(open_store: OpenStore, tmp_path: Any) -> None:
+async def test_sessions_that_an_older_version_archived_are_found_too(open_store: OpenStore) -> None:
     async with open_store() as store:
         session = await begin(store, title="veteran")
         await store.archive_session(session.id)

@@ -260,9 +260,7 @@ async def test_a_state_of_the_wrong_type_is_invalid_input(store: SessionStore, s
         await store.update_session(session.id, broken)
 
 
-async def test_a_value_that_repeats_itself_a_million_times_is_refused_early(
-    store: SessionStore, session: Session
-) -> None:
+async def test_a_value_that_repeats_itself_a_million_times_is_refused_early(session: Session) -> None:
     value: list[Any] = []
     for _ in range(30):
         value = [value, value]

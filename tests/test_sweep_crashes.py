@@ -117,7 +117,7 @@ async def sweep(store: SessionStore, session: Session) -> None:
     ids=lambda each: each.__name__,
 )
 async def test_what_others_do_while_a_sweeper_stands_still_counts(
-    store: SessionStore, sweeper: Sweeper, clock: FrozenClock, meanwhile: Meanwhile, settings: Settings
+    store: SessionStore, sweeper: Sweeper, clock: FrozenClock, meanwhile: Meanwhile
 ) -> None:
     for number in range(MOST_STEPS):
         sessions = await expired_sessions(store, clock)

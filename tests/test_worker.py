@@ -201,7 +201,7 @@ def test_a_worker_that_is_killed_in_the_middle_is_finished_by_the_next(deploymen
     assert result["quarantined"] == 0
 
 
-def test_the_tasks_run_in_the_process_too(tmp_path: Path) -> None:
+def test_the_tasks_run_in_the_process_too() -> None:
     """On the embedded file, called as functions: as a program's own scheduler would."""
     asyncio.run(backlog(Settings(), 5))
 
