@@ -20,3 +20,12 @@ local function numbers_of(...)
   end
   return unpack(found)
 end
+
+-- Make the next version, with its entry in the trail.
+local function raise_version(trail, entry, version, format, newest_format)
+  -- First, since only this can fail: if the key has another type.
+  redis.call('RPUSH', trail, entry .. string.format('%.0f', tonumber(version) + 1) .. ']')
+  redis.call('HINCRBY', KEYS[1], 'version', 1)
+  -- A record of format 1 lacks totals, which only counting all queries would provide: it keeps its format.
+  if tonumber(format) > 1 then redis.call('HSET', KEYS[1], 'format', newest_format) end
+end

@@ -18,10 +18,7 @@ if now < tonumber(redis.call('HGET', KEYS[1], 'closing') or 0) then return {'clo
 local later = math.max(expires, math.min(expires + tonumber(ARGV[3]), tonumber(ARGV[4])))
 if later > expires then
   if tonumber(version) >= tonumber(ARGV[6]) then return {'changes'} end
-  -- First, since only this can fail: if the key has another type.
-  redis.call('RPUSH', KEYS[2], ARGV[5] .. string.format('%.0f', tonumber(version) + 1) .. ']')
-  redis.call('HINCRBY', KEYS[1], 'version', 1)
-  if tonumber(format) > 1 then redis.call('HSET', KEYS[1], 'format', ARGV[7]) end
+  raise_version(KEYS[2], ARGV[5], version, format, ARGV[7])
 end
 redis.call('HSET', KEYS[1], 'expires', string.format('%.0f', later),
   'accessed', string.format('%.0f', math.max(tonumber(accessed), now)))

@@ -11,11 +11,8 @@ if right < 2 then return {'viewer'} end
 local expires, accessed, version, format = numbers_of('expires', 'accessed', 'version', 'format')
 if tonumber(format) > tonumber(ARGV[5]) then return {'format', format} end
 if tonumber(ARGV[2]) >= tonumber(expires) then
-  -- First, since only this can fail: if the key has another type.
-  redis.call('RPUSH', KEYS[2], ARGV[4] .. string.format('%.0f', tonumber(version) + 1) .. ']')
+  raise_version(KEYS[2], ARGV[4], version, format, ARGV[5])
   redis.call('HSET', KEYS[1], 'expires', ARGV[3])
-  redis.call('HINCRBY', KEYS[1], 'version', 1)
-  if tonumber(format) > 1 then redis.call('HSET', KEYS[1], 'format', ARGV[5]) end
 end
 if tonumber(ARGV[2]) > tonumber(accessed) then redis.call('HSET', KEYS[1], 'accessed', ARGV[2]) end
 return {'live'}

@@ -25,10 +25,7 @@ end
 local function numbers() return numbers_of('version', 'format', 'expires', 'accessed') end
 local function note()
   local version, format = numbers()
-  -- First, since only this can fail: if the key has another type.
-  redis.call('RPUSH', KEYS[2], ARGV[3] .. string.format('%.0f', tonumber(version) + 1) .. ']')
-  redis.call('HINCRBY', header, 'version', 1)
-  if tonumber(format) > 1 then redis.call('HSET', header, 'format', ARGV[10]) end
+  raise_version(KEYS[2], ARGV[3], version, format, ARGV[10])
 end
 local function refused(most)
   local version, format = numbers()
