@@ -199,9 +199,7 @@ def update_header(connection: sqlite3.Connection, header: Header, *, only_counte
 
 def new_version(connection: sqlite3.Connection, header: Header, now: datetime) -> None:
     """Write a header as the next version, accessed at `now`."""
-    header.last_accessed_at = max(header.last_accessed_at, now)
-    header.version += 1
-    header.format = format_when_written(header.format)
+    _raise_version(header, now)
     update_header(connection, header)
 
 
@@ -304,6 +302,10 @@ def change_header(header: Header, change: Change, now: datetime) -> None:
         header.tags = values.check_tags(change.tags.apply(header.tags))
     for name, value in change.scalars.items():
         setattr(header, name, value)
+    _raise_version(header, now)
+
+
+def _raise_version(header: Header, now: datetime) -> None:
     header.last_accessed_at = max(header.last_accessed_at, now)
     header.version += 1
     header.format = format_when_written(header.format)
