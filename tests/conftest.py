@@ -22,7 +22,8 @@ pytest_plugins = [
 from fiml.core.config import Settings, Synchronous  # noqa: E402  the rewriting comes first
 from fiml.sessions.store import SessionStore  # noqa: E402
 from fiml.testing import FrozenClock, open_temporary_store  # noqa: E402
-from fiml.testing.conformance.suite import OpenStore  # noqa: E402
+from fiml.testing.conformance import OpenCrashingStore, OpenStore  # noqa: E402
+from tests.support.backends import open_watched_store  # noqa: E402
 from tests.support.deployment import Deployment, server_deployment  # noqa: E402
 
 BACKENDS = ("sqlite", pytest.param("sqlite-without-waiting", marks=pytest.mark.soak), "valkey-postgresql")
@@ -94,6 +95,11 @@ async def store(settings: Settings, clock: FrozenClock) -> AsyncIterator[Session
 def open_store(backend_settings: Settings) -> OpenStore:
     """Opens stores over the data of the test."""
     return opener(backend_settings)
+
+
+@pytest.fixture
+def open_crashing_store(backend_settings: Settings) -> OpenCrashingStore:
+    return lambda faults: open_watched_store(backend_settings, faults.around)
 
 
 def opener(settings: Settings) -> OpenStore:

@@ -7,7 +7,6 @@ import pytest
 from fiml.core.config import Settings, Synchronous
 from fiml.sessions.keyring import KeyFile
 from fiml.testing import conformance
-from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
 
 
@@ -57,16 +56,10 @@ class TestRaces(conformance.RacesSuite): ...
 class TestMachine(conformance.MachineSuite): ...
 
 
-class Watched:
-    @pytest.fixture
-    def open_crashing_store(self, backend_settings: Settings) -> conformance.OpenCrashingStore:
-        return lambda faults: open_watched_store(backend_settings, faults.around)
+class TestCrashes(conformance.CrashSuite): ...
 
 
-class TestCrashes(Watched, conformance.CrashSuite): ...
-
-
-class TestBudgets(Watched, conformance.BudgetSuite): ...
+class TestBudgets(conformance.BudgetSuite): ...
 
 
 class OnServers:

@@ -8,7 +8,6 @@ import pytest
 from fiml.core.config import Settings
 from fiml.testing import conformance
 from fiml.testing.conformance.budgets import BUDGET
-from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
 from tests.support.fleets import ValkeyCluster, Watched, valkey_cluster, watched_valkeys
 
@@ -66,16 +65,10 @@ class TestRaces(conformance.RacesSuite): ...
 class TestMachine(conformance.MachineSuite): ...
 
 
-class Hooked:
-    @pytest.fixture
-    def open_crashing_store(self, backend_settings: Settings) -> conformance.OpenCrashingStore:
-        return lambda faults: open_watched_store(backend_settings, faults.around)
+class TestCrashes(conformance.CrashSuite): ...
 
 
-class TestCrashes(Hooked, conformance.CrashSuite): ...
-
-
-class TestBudgets(Hooked, conformance.BudgetSuite):
+class TestBudgets(conformance.BudgetSuite):
     # The indexes are on other masters than the session, and first.
     budget: ClassVar[dict[str, int]] = BUDGET | {"create": 2}
 
@@ -95,4 +88,4 @@ class TestLifecycleBehindSentinels(BehindSentinels, conformance.LifecycleSuite):
 class TestRacesBehindSentinels(BehindSentinels, conformance.RacesSuite): ...
 
 
-class TestBudgetsBehindSentinels(BehindSentinels, Hooked, conformance.BudgetSuite): ...
+class TestBudgetsBehindSentinels(BehindSentinels, conformance.BudgetSuite): ...
