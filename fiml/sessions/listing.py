@@ -9,6 +9,7 @@ from uuid import UUID
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions.models import SessionSummary
+from fiml.sessions.records import Header
 
 _PARTIAL = ":p"
 
@@ -58,6 +59,12 @@ class Cursor:
 
     position: tuple[datetime, UUID]
     is_partial: bool = False
+
+
+def next_cursor(last: Header | None, searched_to: tuple[datetime, UUID] | None, *, is_partial: bool) -> str | None:
+    """The cursor after the `last` session of a page, if there are more; else after where the look stopped early."""
+    position = searched_to if last is None else (last.created_at, last.id)
+    return None if position is None else encode_cursor(Cursor(position, is_partial))
 
 
 def encode_cursor(cursor: Cursor) -> str:

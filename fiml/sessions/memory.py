@@ -7,10 +7,10 @@ from uuid import UUID
 
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions import values
-from fiml.sessions.backends.base import PageQuery, WriteResult
+from fiml.sessions.backends.base import Found, PageQuery, WriteResult
 from fiml.sessions.changes import Change
 from fiml.sessions.context_pack import ContextPack, pack_context
-from fiml.sessions.listing import Cursor, SearchPage, decode_cursor, encode_cursor
+from fiml.sessions.listing import Cursor, SearchPage, decode_cursor, next_cursor
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.notes import Note, NoteKind, make_note, notes_in
 from fiml.sessions.records import MAPS, to_summary
@@ -131,21 +131,7 @@ class MemoryVerbs(Verbs):
                 until=None if until is None else values.check_moment(until, "until"),
             ),
         )
-        found = await self._backend.search(query)
-        rows, is_more = found.rows[:size], len(found.rows) > size
-        readable = [row for row in rows if row[0].type in SessionType.__members__.values()]
-        unreadable = [*found.unreadable, *(row[0].id for row in rows if row not in readable)]
-        position = (rows[-1][0].created_at, rows[-1][0].id) if is_more else found.searched_to
-        is_partial = found.is_partial or (start is not None and start.is_partial)
-        return SearchPage(
-            [to_summary(header, is_archived=is_archived) for header, is_archived in readable],
-            next_cursor=None if position is None else encode_cursor(Cursor(position, is_partial)),
-            truncated=found.searched_to is not None and not is_more,
-            searched=("live", "archived") if include_archived and not found.is_partial else ("live",),
-            unreadable=unreadable,
-            not_indexed=found.not_indexed,
-            partial=is_partial,
-        )
+        return _page_of(await self._backend.search(query), query, size, start)
 
     async def _check_cited(self, session_id: UUID, cites: Iterable[UUID]) -> None:
         session = found_of(session_id, await self.get_session(session_id))
@@ -155,6 +141,21 @@ class MemoryVerbs(Verbs):
         if missing:
             problem = f"names {missing[0]}, which is not a record of session {session_id}"
             raise InvalidInput("cites", problem, "cite ids of its queries and notes, as its context shows them")
+
+
+def _page_of(found: Found, query: PageQuery, size: int, start: Cursor | None) -> SearchPage:
+    rows, is_more = found.rows[:size], len(found.rows) > size
+    readable = [row for row in rows if row[0].type in SessionType.__members__.values()]
+    is_partial = found.is_partial or (start is not None and start.is_partial)
+    return SearchPage(
+        [to_summary(header, is_archived=is_archived) for header, is_archived in readable],
+        next_cursor=next_cursor(rows[-1][0] if is_more else None, found.searched_to, is_partial=is_partial),
+        truncated=found.searched_to is not None and not is_more,
+        searched=("live", "archived") if query.include_archived and not found.is_partial else ("live",),
+        unreadable=[*found.unreadable, *(row[0].id for row in rows if row not in readable)],
+        not_indexed=found.not_indexed,
+        partial=is_partial,
+    )
 
 
 def _refuse_answers(keys: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from fiml.sessions.audit import Act, trail_json
 from fiml.sessions.backends.base import PageQuery, WriteResult, WriteRules
 from fiml.sessions.care import CareVerbs
 from fiml.sessions.changes import Change, baseline_of, change_of, note_attempt, settle
-from fiml.sessions.listing import Cursor, SummaryPage, decode_cursor, encode_cursor
+from fiml.sessions.listing import SummaryPage, decode_cursor, next_cursor
 from fiml.sessions.memory import MemoryVerbs
 from fiml.sessions.models import QueryRecord, QueryTotals, Session, SessionType
 from fiml.sessions.queries import DecodedHistory
@@ -236,10 +236,9 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         found = await self._backend.page(query)
         rows = found.rows[:size]
         is_partial = found.is_partial or (start is not None and start.is_partial)
-        is_more = len(found.rows) > size
-        position = (rows[-1][0].created_at, rows[-1][0].id) if is_more else found.searched_to
-        next_cursor = None if position is None else encode_cursor(Cursor(position, is_partial))
-        return SummaryPage(to_summaries(rows), next_cursor, partial=is_partial)
+        last = rows[-1][0] if len(found.rows) > size else None
+        following = next_cursor(last, found.searched_to, is_partial=is_partial)
+        return SummaryPage(to_summaries(rows), following, partial=is_partial)
 
     def _hours(self, hours: int | None, field: str) -> int:
         if hours is None:
