@@ -35,7 +35,7 @@ class Timed(StrEnum):
     """What takes time and ends in a code."""
 
     CALL = "call"
-    """A request of an MCP client, by its method or tool."""
+    """A request of an MCP client, by its method or tool. The MCP library makes its span itself."""
     OPERATION = "operation"
     """A verb of the store, including the verbs that it calls."""
     ENGINE = "engine"
@@ -222,8 +222,7 @@ def trace_id() -> str | None:
 
 @contextmanager
 def _span(kind: Timed, name: str) -> "Iterator[Span | None]":
-    # The MCP library makes the span of a call itself.
-    if kind is Timed.CALL or not is_traced():
+    if not is_traced():
         yield None
         return
     from opentelemetry.trace import SpanKind, get_tracer  # noqa: PLC0415 - as above
