@@ -5,7 +5,6 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from itertools import count
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -19,6 +18,7 @@ from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import content, existing, listing
 from tests.support.backends import open_watched_store
+from tests.support.damage import DAMAGES, Surgeon
 from tests.support.deployment import Deployment, execute
 from tests.support.interleaving import Frozen, sweep_one_step_at_a_time
 
@@ -32,105 +32,6 @@ async def session(store: SessionStore) -> Session:
     for n in range(3):
         await store.record_query(created.id, make_query(f"{n}"), context={f"{n}": n})
     return await existing(store, created.id)
-
-
-class Surgeon:
-    """Damages what is stored, and repairs it again."""
-
-    def __init__(self, settings: Settings, session_id: UUID) -> None:
-        self._settings = settings
-        self._hex = session_id.hex
-
-    async def redis(self, *commands: Any) -> list[Any]:
-        assert self._settings.redis_url is not None
-        client = RedisClient(self._settings.redis_url, ())
-        replies = await client.run(
-            [
-                tuple(self._meant(str(word).replace("KEY", f"fiml:{{{self._hex}}}")) for word in each)
-                for each in commands
-            ]
-        )
-        await client.close()
-        return replies
-
-    async def is_live(self) -> bool:
-        return await self.redis(("EXISTS", "KEY:header")) == [1]
-
-    def sqlite(self, statement: str) -> None:
-        with closing(sqlite3.connect(self._settings.embedded_file)) as connection, connection:
-            connection.execute(self._meant(statement.replace("ID", f"'{self._hex}'")))
-
-    @staticmethod
-    def _meant(text: str) -> str:
-        return text.replace("DEEP", "[" * 100_000)
-
-    async def damage(self, how: str) -> None:
-        on_redis, on_sqlite = DAMAGES[how]
-        if self._settings.is_embedded:
-            self.sqlite(on_sqlite)
-        else:
-            await self.redis(*on_redis)
-
-
-DAMAGES: dict[str, tuple[list[tuple[Any, ...]], str]] = {
-    "a date": ([("HSET", "KEY:header", "created", "[")], "UPDATE active_sessions SET created_at = 'x' WHERE id = ID"),
-    "an entry that is no JSON": (
-        [("HSET", "KEY:entries", "c:0", "{half")],
-        "UPDATE active_entries SET value = '{half' WHERE session_id = ID AND key = '0'",
-    ),
-    "a lost query": (
-        [("LPOP", "KEY:queries")],
-        "DELETE FROM active_queries WHERE n = (SELECT min(n) FROM active_queries WHERE session_id = ID)",
-    ),
-    "a lost history": ([("DEL", "KEY:queries")], "DELETE FROM active_queries WHERE session_id = ID"),
-    "lost entries": ([("DEL", "KEY:entries")], "DELETE FROM active_entries WHERE session_id = ID"),
-    "no version": (
-        [("HDEL", "KEY:header", "version")],
-        "UPDATE active_sessions SET version = 'abc' WHERE id = ID",
-    ),
-    "a version that is no number": (
-        [("HSET", "KEY:header", "version", "zz")],
-        "UPDATE active_sessions SET time_histogram = '[]' WHERE id = ID",
-    ),
-    "a query that is no object": (
-        [("LSET", "KEY:queries", 1, "5")],
-        "UPDATE active_queries SET body = '5' WHERE n = (SELECT min(n) FROM active_queries WHERE session_id = ID)",
-    ),
-    "bytes that are no text": (
-        [("HSET", "KEY:header", "totals", "half")],
-        "UPDATE active_queries SET body = CAST(x'7bff' AS TEXT)"
-        " WHERE n = (SELECT min(n) FROM active_queries WHERE session_id = ID)",
-    ),
-    "assets that are a number": (
-        [("HSET", "KEY:header", "a:AAPL", "first")],
-        "UPDATE active_sessions SET assets = '5' WHERE id = ID",
-    ),
-    "a user that is no text": (
-        [("HSET", "KEY:header", "user", "\x00\x1f", "type", "poetry")],
-        "UPDATE active_sessions SET user_id = x'00ff', type = 'poetry' WHERE id = ID",
-    ),
-    "an unknown type": (
-        [("HSET", "KEY:header", "type", "poetry")],
-        "UPDATE active_sessions SET type = 'poetry' WHERE id = ID",
-    ),
-    "assets that are none": (
-        [("DEL", "KEY:queries"), ("SET", "KEY:queries", "text")],
-        "UPDATE active_sessions SET assets = '[' WHERE id = ID",
-    ),
-    "an entry that is nested without end": (
-        [("HSET", "KEY:entries", "c:0", "DEEP")],
-        "UPDATE active_entries SET value = 'DEEP' WHERE session_id = ID AND key = '0'",
-    ),
-    "a query that is nested without end": (
-        [("LSET", "KEY:queries", 1, '{"parameters":DEEP')],
-        """UPDATE active_queries SET body = '{"parameters":DEEP'"""
-        " WHERE n = (SELECT min(n) FROM active_queries WHERE session_id = ID)",
-    ),
-    "a number beyond counting": (
-        [("HSET", "KEY:header", "version", str(1 << 70))],
-        "UPDATE active_sessions SET last_accessed_at = 9000000000000000000 WHERE id = ID",
-    ),
-}
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -181,6 +82,25 @@ async def test_two_sweepers_at_one_damaged_session_keep_its_bytes(
     for session_id in damaged:
         assert "poetry" in str(await store.get_quarantined(session_id))
         assert await store.delete_session(session_id)
+
+
+async def test_the_quarantine_is_read_in_pages_of_those_that_are_longest_there(
+    store: SessionStore, clock: FrozenClock, backend_settings: Settings
+) -> None:
+    damaged: list[UUID] = []
+    for _ in range(3):
+        created = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
+        await store.record_query(created.id, make_query(), context={"0": 0})
+        await Surgeon(backend_settings, created.id).damage("an unknown type")
+        damaged.append(created.id)
+        clock.advance(hours=2)
+        assert (await store.sweep()).quarantined == 1
+
+    first = await store.list_quarantine(2)
+    second = await store.list_quarantine(2, after=first[-1])
+
+    assert [each.id for each in (*first, *second)] == damaged
+    assert await store.list_quarantine(2, after=second[-1]) == []
 
 
 @pytest.mark.parametrize("how", ["no version", "a version that is no number"])

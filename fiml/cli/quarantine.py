@@ -8,20 +8,35 @@ import typer
 
 from fiml.cli.running import Result, SessionId, plain, with_sessions
 from fiml.core.errors import InvalidInput, SessionNotFound
+from fiml.sessions.backends.quarantine import QuarantinedSession
 from fiml.sessions.store import PrincipalStore
+from fiml.sessions.values import MAX_PAGE
 
 quarantine = typer.Typer(help="List, show and retry sessions that could not be archived.", no_args_is_help=True)
 
 
 @quarantine.command("list")
-def list_(limit: Annotated[int, typer.Option(help="how many, 1 to 200")] = 50) -> None:
+def list_(limit: Annotated[int, typer.Option(help="how many", min=1)] = 50) -> None:
     """List them, oldest first, each with the reason."""
-    found = with_sessions(lambda store: store.list_quarantine(limit))
+    found = with_sessions(lambda store: _first(store, limit + 1))
     if not found:
         typer.echo("nothing is in quarantine")
-    for session in found:
+    for session in found[:limit]:
         typer.echo(f"{session.id}  since {session.quarantined_at:%Y-%m-%d %H:%M} UTC  {plain(session.user_id or '')}")
         typer.echo(f"    {plain(session.reason)}")
+    if len(found) > limit:
+        typer.echo("there are more: give a larger --limit")
+
+
+async def _first(store: PrincipalStore, count: int) -> list[QuarantinedSession]:
+    found: list[QuarantinedSession] = []
+    while len(found) < count:
+        size = min(count - len(found), MAX_PAGE)
+        page = await store.list_quarantine(size, after=found[-1] if found else None)
+        found += page
+        if len(page) < size:
+            break
+    return found
 
 
 @quarantine.command()

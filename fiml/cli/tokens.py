@@ -31,10 +31,10 @@ def new(
 ) -> None:
     """Make a token and print it, once. Only a digest of it is kept."""
     wanted = scope or [str(each) for each in USUAL_SCOPES]
-    made, info = _with_tokens(lambda tokens: tokens.issue(user, scopes=wanted, days=days))
-    typer.echo(made)
+    text, issued = _with_tokens(lambda tokens: tokens.issue(user, scopes=wanted, days=days))
+    typer.echo(text)
     typer.echo(
-        f"for {plain(info.user_id)}, until {info.expires_at:%Y-%m-%d}: {', '.join(sorted(info.scopes))}", err=True
+        f"for {plain(issued.user_id)}, until {issued.expires_at:%Y-%m-%d}: {', '.join(sorted(issued.scopes))}", err=True
     )
     typer.echo("it isn't shown again; servers accept it with FIML_AUTH_TOKENS=true", err=True)
 
@@ -45,10 +45,10 @@ def list_() -> None:
     found = _with_tokens(lambda tokens: tokens.list_tokens())
     if not found:
         typer.echo("no tokens")
-    for info in found:
-        state = "valid" if info.is_valid else "revoked" if info.revoked_at else "expired"
-        scopes = ", ".join(sorted(info.scopes))
-        typer.echo(f"{info.id}  {plain(info.user_id)}  {state}  until {info.expires_at:%Y-%m-%d}  {scopes}")
+    for issued in found:
+        state = "valid" if issued.is_valid else "revoked" if issued.revoked_at else "expired"
+        scopes = ", ".join(sorted(issued.scopes))
+        typer.echo(f"{issued.id}  {plain(issued.user_id)}  {state}  until {issued.expires_at:%Y-%m-%d}  {scopes}")
 
 
 @token.command()
