@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fiml.cli.running import Result, SessionId, plain, with_sessions
 from fiml.core.errors import InvalidInput, SessionNotFound
-from fiml.sessions.backends.quarantine import QuarantinedSession
 from fiml.sessions.store import PrincipalStore
 from fiml.sessions.values import MAX_PAGE
+
+if TYPE_CHECKING:  # loads SQLAlchemy, which a server starts without
+    from fiml.sessions.backends.quarantine import QuarantinedSession
 
 quarantine = typer.Typer(help="List, show and retry sessions that could not be archived.", no_args_is_help=True)
 
@@ -28,7 +30,7 @@ def list_(limit: Annotated[int, typer.Option(help="how many", min=1)] = 50) -> N
         typer.echo("there are more: give a larger --limit")
 
 
-async def _first(store: PrincipalStore, count: int) -> list[QuarantinedSession]:
+async def _first(store: PrincipalStore, count: int) -> "list[QuarantinedSession]":
     found: list[QuarantinedSession] = []
     while len(found) < count:
         size = min(count - len(found), MAX_PAGE)

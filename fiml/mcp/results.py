@@ -218,7 +218,9 @@ class SearchResult(Result):
     stale: Annotated[list[str], Field(description="parts that are a failing provider's last answer: say so")]
     tracked: Annotated[bool, Field(description="the query is in the session's history")]
     record_id: Annotated[UUID | None, Field(description="of the tracked query, to be cited")]
-    reason: Annotated[str | None, Field(description="why it is not tracked, or may be lost")]
+    reason: Annotated[
+        str | None, Field(description="why it is not tracked, may be lost, or has other figures in its record")
+    ]
     total_queries: int | None
     since_last_look: Annotated[Figures | None, Field(description="what changed since the session last looked")]
 
