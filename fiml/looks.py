@@ -48,7 +48,8 @@ class Held(Model):
     """What a session stores of its last looks at a symbol, as an intermediate result.
 
     Each part of the answer is of the last look that asked for it: a quick look renews the quote, and leaves the
-    technicals to be compared with those of the next look that has some.
+    technicals to be compared with those of the next look that has some. It can answer questions up to `depth`: not with
+    comparisons that are older than the technicals.
     """
 
     kind: AssetKind
@@ -116,12 +117,13 @@ def holding(
     now = clock.now()
     if before is not None and is_hit:
         return before.model_copy(update={"looked_at": now})
+    held = Held(kind=instrument.kind, depth=depth, looked_at=now, compared_with=compared, answer=found)
     # An answer that was stored before 0.3 lacks the delivery of its parts: nobody could tell whether they are current.
-    if before is None or not before.answer.delivery or _DEPTHS.index(before.depth) <= _DEPTHS.index(depth):
-        return Held(kind=instrument.kind, depth=depth, looked_at=now, compared_with=compared, answer=found)
-    deeper = {name: getattr(before.answer, name) for name in _BEYOND[depth]}
-    answer = found.model_copy(update={**deeper, "delivery": before.answer.delivery | found.delivery})
-    return before.model_copy(update={"looked_at": now, "answer": answer})
+    if before is None or not before.answer.delivery:
+        return held
+    older = {name: getattr(before.answer, name) for name in _BEYOND[depth]}
+    answer = found.model_copy(update={**older, "delivery": before.answer.delivery | found.delivery})
+    return (before if depth is Depth.QUICK else held).model_copy(update={"looked_at": now, "answer": answer})
 
 
 def as_deep_as(answer: MarketAnswer, depth: Depth) -> MarketAnswer:

@@ -11,6 +11,7 @@ from fiml.analysis import Answer, Question, ask
 from fiml.cache.l1_cache import MemoryL1Cache
 from fiml.core.config import Settings
 from fiml.core.errors import Unavailable
+from fiml.looks import holding
 from fiml.market.models import Bars, Depth, Instrument, Quote
 from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService
@@ -105,9 +106,7 @@ async def test_a_quick_look_in_between_does_not_hide_what_has_changed(analyst: A
     assert "quote.price" not in changed(again)  # the quick look has seen this one
 
 
-async def test_a_standard_look_in_between_keeps_the_comparisons_but_not_the_right_to_answer_with_them(
-    analyst: Analyst, clock: FrozenClock
-) -> None:
+async def test_a_standard_look_in_between_keeps_the_comparisons(analyst: Analyst, clock: FrozenClock) -> None:
     await analyst.look(Depth.DEEP)
     clock.advance(days=1)
     await analyst.look(Depth.STANDARD)
@@ -117,6 +116,23 @@ async def test_a_standard_look_in_between_keeps_the_comparisons_but_not_the_righ
     assert again.since_last_look is not None
     assert (again.layer, again.since_last_look.new_sections) == ("l1", [])
     assert again.market.comparisons[0].return_self == pytest.approx(1.213 * 1.1 - 1, abs=0.001)
+
+
+@pytest.mark.parametrize(("depth", "may_answer"), [(Depth.QUICK, True), (Depth.STANDARD, False)])
+async def test_comparisons_answer_only_beside_the_technicals_that_they_were_made_with(
+    depth: Depth, *, may_answer: bool
+) -> None:
+    """The other's bars may be current for longer than those of the symbol, which a standard look has renewed."""
+    market = MarketService(SampleProvider())
+    instrument = await market.equity("AAPL")
+    deep = await market.answer(instrument, Depth.DEEP, ["NVDA"])
+    held = holding(None, Depth.DEEP, instrument, deep, ["NVDA"], is_hit=False)
+    assert held.answers(Depth.DEEP, ["NVDA"])
+
+    held = holding(held, depth, instrument, await market.answer(instrument, depth), [], is_hit=False)
+
+    assert held.answers(Depth.DEEP, ["NVDA"]) is may_answer
+    assert held.answer.comparisons == deep.comparisons
 
 
 async def test_a_quick_look_leaves_parts_that_are_still_current_to_answer_the_next_question(
