@@ -1,10 +1,14 @@
+import asyncio
 from datetime import UTC, date, datetime
+from functools import partial
 
 import pytest
 
-from fiml.core.errors import BadData, InvalidInput, NotSupported, SymbolNotFound, Unavailable
+from fiml.core.errors import InvalidInput, NotSupported, SymbolNotFound, Unavailable
 from fiml.market.models import Adjustment, AssetKind
+from fiml.market.providers.coin_exchange import exchange_guard
 from fiml.market.providers.coins import CoinProvider
+from fiml.testing import FrozenClock
 from tests.support import exchange_wire as wire
 from tests.support.coin_provider import bitcoin, quoted
 from tests.support.market_server import MarketServer, hanging, refusal
@@ -78,13 +82,26 @@ class TestPrices:
         assert len(bars.bars) == 719
         assert coin_server.requests[wire.COINBASE_CANDLES] == 3
 
-    async def test_a_coin_whose_first_day_is_not_over_has_no_bars_yet(
+    async def test_a_coin_whose_first_day_is_not_over_has_that_day(
         self, coin_server: MarketServer, coins: CoinProvider
     ) -> None:
         coin_server.always(wire.KRAKEN_CANDLES, wire.kraken_candles(wire.days(NOW, [1.0])))
 
-        with pytest.raises(BadData, match="BTC has no bars"):
-            await coins.bars(bitcoin())
+        assert [(bar.date, bar.close) for bar in (await coins.bars(bitcoin())).bars] == [(NOW.date(), 1.0)]
+
+    async def test_a_day_without_a_price_is_left_out(self, coin_server: MarketServer, coins: CoinProvider) -> None:
+        coin_server.always(wire.KRAKEN_CANDLES, wire.kraken_candles(wire.days(NOW, [1.0, 0.0, 2.0, 3.0])))
+
+        assert [bar.close for bar in (await coins.bars(bitcoin())).bars] == [1.0, 2.0]
+
+    async def test_a_day_without_a_trade_has_a_volume_of_zero(
+        self, coin_server: MarketServer, coins: CoinProvider
+    ) -> None:
+        coin_server.always(wire.KRAKEN_TICKER, wire.kraken_ticker(v=["0.0", "0.0"]))
+
+        quote = await quoted(coins, "kraken")
+
+        assert (quote.volume, "volume" in quote.missing) == (0.0, False)
 
     async def test_coins_have_no_company_figures(self, coins: CoinProvider) -> None:
         found = await coins.fundamentals(bitcoin())
@@ -101,6 +118,48 @@ class TestPrices:
 
 
 class TestChoices:
+    async def test_a_coin_that_was_listed_a_minute_ago_is_found(
+        self, coin_server: MarketServer, coins: CoinProvider, clock: FrozenClock
+    ) -> None:
+        with pytest.raises(SymbolNotFound):
+            await coins.instrument("SOL", AssetKind.COIN, exchange="kraken")
+        coin_server.always(wire.KRAKEN_MARKETS, wire.kraken_markets(wire.kraken_pair("SOL", "SOL")))
+        for _ in range(3):
+            with pytest.raises(SymbolNotFound):  # asking for the list at each unknown name would be too often
+                await coins.instrument("SOL", AssetKind.COIN, exchange="kraken")
+
+        clock.advance(minutes=1)
+
+        assert (await coins.instrument("SOL", AssetKind.COIN, exchange="kraken")).symbol == "SOL"
+        assert coin_server.requests[wire.KRAKEN_MARKETS] == 2
+
+    async def test_an_exchange_that_has_halted_a_coin_is_chosen_last(
+        self, coin_server: MarketServer, coins: CoinProvider
+    ) -> None:
+        halted = wire.kraken_markets(
+            wire.kraken_pair("XBT", "XXBT", status="cancel_only"), wire.kraken_pair("ETH", "XETH", status="cancel_only")
+        )
+        coin_server.always(wire.KRAKEN_MARKETS, halted)
+
+        assert (await coins.instrument("BTC", AssetKind.COIN)).exchange == "coinbase"
+        assert (await coins.instrument("ETH", AssetKind.COIN)).exchange == "kraken"  # no other one has it
+        note = (await quoted(coins, "kraken")).note
+        assert note is not None
+        assert note.startswith("kraken has halted this market: the price may be old; ")
+
+    async def test_questions_keep_to_the_pace_of_the_exchange(self, coin_server: MarketServer) -> None:
+        """Kraken asks for one request a second, and takes three at once."""
+        coins = CoinProvider(["kraken"], {"kraken": coin_server.url}, partial(exchange_guard, timeout_s=0.3))
+        coin_server.always(wire.KRAKEN_CANDLES, wire.kraken_candles(wire.days(NOW, [1.0, 2.0])))
+        await coins.instrument("BTC", AssetKind.COIN)
+
+        answers = await asyncio.gather(*(coins.bars(bitcoin()) for _ in range(4)), return_exceptions=True)
+
+        await coins.aclose()
+        refused = [str(answer) for answer in answers if isinstance(answer, Unavailable)]
+        assert len(refused) == 2
+        assert all("too many calls at once" in each for each in refused)
+
     async def test_without_a_named_exchange_the_first_is_taken(self, coins: CoinProvider) -> None:
         found = await coins.instrument(" btc ", AssetKind.COIN)
 

@@ -108,10 +108,9 @@ class TestTrouble:
         with pytest.raises(Unavailable, match=r"no answer within|Timeout"):
             await impatient_coins.quote(bitcoin())
 
-    async def test_who_gives_up_waiting_for_the_markets_cancels_nobody_else(
-        self, coin_server: MarketServer, coins: CoinProvider
-    ) -> None:
+    async def test_who_gives_up_waiting_for_the_markets_cancels_nobody_else(self, coin_server: MarketServer) -> None:
         """ccxt has one loading for all who wait for it, and the first to leave cancels it."""
+        coins = provider_at(coin_server, attempt_timeout_s=0.5)
         coin_server.once(wire.KRAKEN_MARKETS, hanging())
         hurried = asyncio.create_task(coins.instrument("BTC", AssetKind.COIN, exchange="kraken"))
         await asyncio.to_thread(coin_server.wait_for, wire.KRAKEN_MARKETS)
@@ -121,9 +120,38 @@ class TestTrouble:
         hurried.cancel()
 
         assert (await patient).exchange == "kraken"
+        await coins.aclose()
+
+    async def test_all_who_wait_for_the_markets_of_an_exchange_that_hangs_go_on_together(
+        self, coin_server: MarketServer
+    ) -> None:
+        coins = provider_at(coin_server, attempt_timeout_s=0.3, timeout_s=0.3, attempts=1, failures=100)
+        coin_server.always(wire.KRAKEN_MARKETS, hanging())
+
+        found = await asyncio.gather(*(coins.instrument("BTC", AssetKind.COIN) for _ in range(20)))
+
+        assert {each.exchange for each in found} == {"coinbase"}
+        assert coin_server.requests[wire.KRAKEN_MARKETS] == 1
+        await coins.aclose()
+
+    async def test_an_old_list_of_markets_is_kept_while_the_exchange_does_not_give_a_new_one(
+        self, coin_server: MarketServer, clock: FrozenClock
+    ) -> None:
+        coins = provider_at(coin_server, attempts=1)
+        await coins.instrument("BTC", AssetKind.COIN, exchange="kraken")
+        clock.advance(hours=25)
+        coin_server.once(wire.KRAKEN_MARKETS, refusal(503))
+
+        for _ in range(2):
+            assert (await coins.instrument("BTC", AssetKind.COIN, exchange="kraken")).symbol == "BTC"
+        assert coin_server.requests[wire.KRAKEN_MARKETS] == 2
+        clock.advance(minutes=5)
+        assert (await coins.instrument("BTC", AssetKind.COIN, exchange="kraken")).symbol == "BTC"
+        assert coin_server.requests[wire.KRAKEN_MARKETS] == 3
+        await coins.aclose()
 
     async def test_an_unreachable_exchange_is_unavailable(self) -> None:
-        coins = CoinProvider(["kraken"], {"kraken": "http://127.0.0.1:9"}, pause_ms=1)
+        coins = CoinProvider(["kraken"], {"kraken": "http://127.0.0.1:9"})
 
         with pytest.raises(Unavailable, match="ExchangeNotAvailable"):
             await coins.instrument("BTC", AssetKind.COIN)

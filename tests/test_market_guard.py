@@ -111,6 +111,27 @@ async def test_the_wait_for_ones_turn_is_part_of_the_limit_and_no_failure_of_the
     assert provider.asked == 1
 
 
+async def test_calls_that_queue_for_a_slow_provider_are_no_failures_of_it() -> None:
+    guard = Guard("provider", timeout_s=0.5, attempt_timeout_s=0.4, at_once=1, failures=1)
+
+    async def answer_slowly() -> str:
+        await asyncio.sleep(0.15)
+        return "an answer"
+
+    answers = await asyncio.gather(*(guard.call(answer_slowly) for _ in range(8)), return_exceptions=True)
+
+    crowded = [answer for answer in answers if isinstance(answer, Unavailable)]
+    assert 1 <= len(crowded) < len(answers)
+    assert all("too many calls at once" in str(each) for each in crowded)
+    assert set(answers) - set(crowded) == {"an answer"}
+    assert await guard.call(Provider()) == "an answer"
+
+
+async def test_one_call_may_have_another_limit() -> None:
+    with pytest.raises(Unavailable, match=r"no answer within 0\.05 s"):
+        await Guard("provider").call(Provider(hang), within_s=0.05)
+
+
 async def test_bad_data_of_one_symbol_refuses_no_other() -> None:
     guard = Guard("provider", failures=2)
     for _ in range(3):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fiml.core.errors import Unavailable
 
@@ -24,6 +24,7 @@ class SharedLook(Generic[Answer]):
         """
         if self._under_way is None or self._under_way.done():
             self._under_way = asyncio.ensure_future(self._look())
+            self._under_way.add_done_callback(_retrieve_exception)
         look = self._under_way
         await asyncio.wait({look})  # a caller that is cancelled here leaves the look running for the others
         if look.cancelled():
@@ -36,3 +37,8 @@ class SharedLook(Generic[Answer]):
         if look is not None:
             look.cancel()
             await asyncio.gather(look, return_exceptions=True)
+
+
+def _retrieve_exception(look: asyncio.Future[Any]) -> None:
+    if not look.cancelled():
+        look.exception()  # in case all who asked were cancelled

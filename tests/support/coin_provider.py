@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fiml.market.models import AssetKind, Instrument, Quote
+from fiml.market.providers.coin_exchange import exchange_guard
 from fiml.market.providers.coins import CoinProvider
-from fiml.market.providers.guard import Guard
 from fiml.testing import FrozenClock
 from tests.support import exchange_wire as wire
 from tests.support.market_server import MarketServer, market_server
@@ -33,7 +33,7 @@ def coin_server(clock: FrozenClock) -> Iterator[MarketServer]:
 
 def provider_at(server: MarketServer, **guard: Any) -> CoinProvider:
     urls = {"kraken": server.url, "coinbase": server.url, "bitstamp": f"{server.url}/api"}
-    return CoinProvider(urls=urls, guard=partial(Guard, **guard), pause_ms=1)
+    return CoinProvider(urls=urls, guard=partial(exchange_guard, **{"rate": (1000, 1), **guard}))
 
 
 @pytest.fixture

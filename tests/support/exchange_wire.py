@@ -123,7 +123,7 @@ def _kraken_asset(name: str) -> dict[str, Any]:
     return {"aclass": "currency", "altname": name, "decimals": 8, "display_decimals": 5, "status": "enabled"}
 
 
-def kraken_pair(name: str, asset: str) -> dict[str, Any]:
+def kraken_pair(name: str, asset: str, *, status: str = "online") -> dict[str, Any]:
     return {
         "altname": f"{name}USD",
         "wsname": f"{name}/USD",
@@ -145,8 +145,12 @@ def kraken_pair(name: str, asset: str) -> dict[str, Any]:
         "ordermin": "0.0001",
         "costmin": "0.5",
         "tick_size": "0.1",
-        "status": "online",
+        "status": status,
     }
+
+
+def kraken_markets(*pairs: dict[str, Any]) -> dict[str, Any]:
+    return {"error": [], "result": {f"{pair['base']}ZUSD": pair for pair in pairs}}
 
 
 def _coinbase_product() -> dict[str, Any]:

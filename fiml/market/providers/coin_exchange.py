@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import structlog
+
 from fiml.core import clock
 from fiml.core.errors import (
     BadData,
@@ -16,45 +18,75 @@ from fiml.core.errors import (
     SymbolNotFound,
     Unavailable,
 )
+from fiml.core.shared_look import SharedLook
 from fiml.market.providers.guard import Guard, retry_moment
 from fiml.market.providers.texts import clean
 
 T = TypeVar("T")
 
 DAYS = 720
+# How many requests may start within how many seconds, where that is fewer than a guard's default.
+_RATES = {"kraken": (3.0, 3.0)}
 # How many candles an exchange sends at once, where that is fewer than all.
 _CANDLES_AT_ONCE = {"coinbase": 300}
 # What ccxt's code raises if an answer doesn't have the form that it expects.
 _UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError)
 _MARKETS_KEPT = timedelta(days=1)
+# How old the list of markets is at least before it is asked for again.
+_MARKETS_RENEWED = timedelta(minutes=1)
+_RENEWED_AFTER_FAILURE = timedelta(minutes=5)
 _DAY_MS = 86_400_000
 _HOUR_MS = 3_600_000
+_log = structlog.get_logger()
+
+
+def exchange_guard(name: str, **limits: Any) -> Guard:
+    """The guard of an exchange, which keeps to its pace."""
+    return Guard(name, **{"rate": _RATES[name], **limits} if name in _RATES else limits)
 
 
 class CoinExchange:
     """An exchange's public figures; its errors are those of `MarketProvider`.
 
-    ccxt's own rate limit stays on: `pause_ms` is the least time between two requests, by default ccxt's value for the
-    exchange. `url` replaces the exchange's own address.
+    The guard keeps to the exchange's pace. ccxt would too, but its wait would count as the exchange's. `url` replaces
+    the exchange's own address; asking for the markets takes at most `markets_within_s`, by default as long as any call.
     """
 
-    def __init__(self, name: str, guard: Guard, *, url: str | None = None, pause_ms: int | None = None) -> None:
+    def __init__(
+        self, name: str, guard: Guard, *, url: str | None = None, markets_within_s: float | None = None
+    ) -> None:
         self.name = name
         self._guard = guard
         self._url = url
-        self._pause_ms = pause_ms
+        self._markets_within_s = markets_within_s
         self._ccxt: Any = None
-        self._loading = asyncio.Lock()
+        self._loading = SharedLook(self._load)
         self._loaded_at: datetime | None = None
+        self._failed_at: datetime | None = None
 
-    async def markets(self) -> Mapping[str, Mapping[str, Any]]:
-        """The exchange's spot markets by name, such as `BTC/USD`; asked for once a day."""
-        # ccxt shares one loading among all callers, which a caller that times out would cancel for all: so only one
-        # caller at a time loads.
-        async with self._loading:
-            if self._loaded_at is None or clock.now() - self._loaded_at > _MARKETS_KEPT:
-                await self._ask(self._load_markets, "the markets")
+    async def markets(self, *, kept: timedelta = _MARKETS_KEPT) -> Mapping[str, Mapping[str, Any]]:
+        """The exchange's spot markets by name, such as `BTC/USD`; asked for if the list is older than `kept`.
+
+        If that fails, an old list lasts five minutes longer.
+        """
+        is_current = clock.is_within(kept, since=self._loaded_at)
+        if not is_current and not clock.is_within(_RENEWED_AFTER_FAILURE, since=self._failed_at):
+            try:
+                await self._loading.result()
+            except (Unavailable, BadData) as exc:
+                if self._loaded_at is None:
+                    raise
+                self._failed_at = clock.now()
+                _log.warning("old_markets_kept", exchange=self.name, problem=str(exc))
         return {name: market for name, market in self._exchange().markets.items() if market["spot"]}
+
+    async def has(self, market: str) -> bool:
+        """Whether the exchange has a market; it may have listed it in the last minute only."""
+        return market in await self.markets() or market in await self.markets(kept=_MARKETS_RENEWED)
+
+    def is_halted(self, market: str) -> bool:
+        """Whether a market of the exchange isn't traded now; the markets must be loaded."""
+        return (self._exchange().markets.get(market) or {}).get("active") is False
 
     def coin_name(self, coin: str) -> str:
         """The exchange's name for a coin, or the coin's code if it has none; the markets must be loaded."""
@@ -84,6 +116,7 @@ class CoinExchange:
 
     async def aclose(self) -> None:
         """Close the connections; may be called twice."""
+        await self._loading.close()
         exchange, self._ccxt, self._loaded_at = self._ccxt, None, None
         if exchange is not None:
             await exchange.close()
@@ -97,14 +130,19 @@ class CoinExchange:
             raise BadData(self.name, f"{market} has a candle without a time")
         return candles
 
+    async def _load(self) -> None:
+        await self._ask(self._load_markets, "the markets", within_s=self._markets_within_s)
+
     async def _load_markets(self) -> None:
         exchange = self._exchange()
+        before = exchange.markets
         await exchange.load_markets(reload=True)
         if not exchange.markets:  # ccxt takes a cut-off answer for one without markets
+            exchange.markets = before
             raise BadData(self.name, "no markets")
-        self._loaded_at = clock.now()
+        self._loaded_at, self._failed_at = clock.now(), None
 
-    async def _ask(self, function: Callable[[], Awaitable[T]], what: str) -> T:
+    async def _ask(self, function: Callable[[], Awaitable[T]], what: str, *, within_s: float | None = None) -> T:
         async def ask() -> T:
             try:
                 return await function()
@@ -119,7 +157,7 @@ class CoinExchange:
             # Loading ccxt takes more than a second: in a thread, to not block the loop, and outside the guard's limits.
             await asyncio.to_thread(_load)
             self._exchange()
-        return await self._guard.call(ask)
+        return await self._guard.call(ask, within_s=within_s)
 
     def _exchange(self) -> Any:
         if self._ccxt is None:
@@ -130,9 +168,7 @@ class CoinExchange:
         async_support = _load()
         # ccxt uses deprecated parts of aiohttp, which fiml's users can't do anything about.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ccxt\b")
-        options: dict[str, Any] = {"timeout": round(self._guard.attempt_timeout_s * 1000)}
-        if self._pause_ms is not None:
-            options["rateLimit"] = self._pause_ms
+        options = {"timeout": round(self._guard.attempt_timeout_s * 1000), "enableRateLimit": False}
         exchange = getattr(async_support, self.name)(options)
         # ccxt takes status 451 for a temporary failure, but a blocked location stays blocked.
         exchange.httpExceptions = exchange.httpExceptions | {"451": async_support.RestrictedLocation}

@@ -11,7 +11,7 @@ from fiml.core import clock
 from fiml.core.errors import BadData, NotSupported, SymbolNotFound, Unavailable
 from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Fundamentals, Instrument, Quote
 from fiml.market.providers.base import check_choice, check_limit, matching, no_fundamentals, to_symbol
-from fiml.market.providers.coin_exchange import CoinExchange, moment_of, price_before
+from fiml.market.providers.coin_exchange import CoinExchange, exchange_guard, moment_of, price_before
 from fiml.market.providers.guard import Guard
 
 T = TypeVar("T")
@@ -29,9 +29,10 @@ class CoinProvider:
     """Exchanges as a `MarketProvider` of coins.
 
     If the question names an exchange, only that one is asked; else the first of `exchanges` that answers, serves our
-    location and has the coin. The instrument then names its exchange, and all further figures come from there. ccxt is
-    loaded at the first question, which raises `MissingExtra` if it isn't installed. `urls` replaces addresses of
-    exchanges; `guard` makes an exchange's guard from its name. Use it in one event loop only.
+    location and trades the coin (or at least has it, if none trades it now). The instrument then names its exchange,
+    and all further figures come from there. ccxt is loaded at the first question, which raises `MissingExtra` if it
+    isn't installed. `urls` replaces addresses of exchanges; `guard` makes an exchange's guard from its name;
+    `markets_within_s` limits the time for an exchange's list of markets. Use it in one event loop only.
     """
 
     source = SOURCE
@@ -40,12 +41,13 @@ class CoinProvider:
         self,
         exchanges: Sequence[str] = EXCHANGES,
         urls: Mapping[str, str] | None = None,
-        guard: Callable[[str], Guard] = Guard,
+        guard: Callable[[str], Guard] = exchange_guard,
         *,
-        pause_ms: int | None = None,
+        markets_within_s: float | None = None,
     ) -> None:
         self._exchanges = {
-            name: CoinExchange(name, guard(name), url=(urls or {}).get(name), pause_ms=pause_ms) for name in exchanges
+            name: CoinExchange(name, guard(name), url=(urls or {}).get(name), markets_within_s=markets_within_s)
+            for name in exchanges
         }
 
     async def instrument(
@@ -57,7 +59,10 @@ class CoinProvider:
         coin = to_symbol(symbol)
         if exchange is not None:
             return await self._find(self._exchange(exchange), coin, quoted)
-        return await self._first(lambda one: self._find(one, coin, quoted))
+        try:
+            return await self._first(lambda one: self._find(one, coin, quoted, is_traded=True))
+        except SymbolNotFound:
+            return await self._first(lambda one: self._find(one, coin, quoted))
 
     async def search(self, text: str, *, limit: int = 10) -> list[Instrument]:
         """Coins on the first exchange that answers, priced in the first currency of `PAIRS`."""
@@ -70,24 +75,29 @@ class CoinProvider:
         market = _market(instrument)
         since = clock.now() - _DAY - timedelta(hours=3)
         ticker = await exchange.ticker(market)
-        return _quote(instrument, ticker, await exchange.hours(market, since=since))
+        hours = await exchange.hours(market, since=since)
+        return _quote(instrument, ticker, hours, is_halted=exchange.is_halted(market))
 
     async def bars(self, instrument: Instrument) -> Bars:
-        """The complete days (UTC) of the last two years; figures computed from today's would keep changing."""
+        """The complete days (UTC) of the last two years; figures computed from today's would keep changing.
+
+        On a coin's first day there is no other one.
+        """
         exchange = self._exchange(instrument.exchange or "")
-        candles = await exchange.days(_market(instrument))
         today = clock.now().date()
+        candles = await exchange.days(_market(instrument))
         try:
-            bars = tuple(_bar(candle) for candle in candles if moment_of(candle[0]).date() < today)
+            days = [bar for bar in map(_bar, candles) if bar is not None]
+            complete = tuple(bar for bar in days if bar.date < today)
             return Bars(
                 symbol=instrument.symbol,
                 currency=instrument.currency,
                 exchange=exchange.name,
                 source=f"{exchange.name} via ccxt",
                 adjustment=Adjustment.NONE,
-                bars=bars,
+                bars=complete or tuple(days[-1:]),
             )
-        except (ValueError, TypeError, IndexError) as exc:
+        except (ValueError, TypeError, IndexError, ArithmeticError) as exc:
             raise BadData(exchange.name, f"{_market(instrument)}: {exc}") from exc
 
     async def fundamentals(self, instrument: Instrument) -> Fundamentals:
@@ -116,10 +126,11 @@ class CoinProvider:
                     raise error
         raise errors[0]
 
-    async def _find(self, exchange: CoinExchange, coin: str, pair: str) -> Instrument:
-        markets = await exchange.markets()
-        if f"{coin}/{pair}" in markets:
+    async def _find(self, exchange: CoinExchange, coin: str, pair: str, *, is_traded: bool = False) -> Instrument:
+        market = f"{coin}/{pair}"
+        if await exchange.has(market) and not (is_traded and exchange.is_halted(market)):
             return _instrument(exchange, coin, pair)
+        markets = await exchange.markets()
         coins = sorted({str(market["base"]) for market in markets.values() if market["quote"] == pair})
         nearest = get_close_matches(coin, coins, n=_NEAREST, cutoff=0.5)
         raise SymbolNotFound(coin, source=f"{exchange.name} {pair}", known=nearest, is_nearest=True)
@@ -140,7 +151,7 @@ def _market(instrument: Instrument) -> str:
     return f"{instrument.symbol}/{instrument.currency}"
 
 
-def _quote(instrument: Instrument, ticker: Mapping[str, Any], hours: list[list[Any]]) -> Quote:
+def _quote(instrument: Instrument, ticker: Mapping[str, Any], hours: list[list[Any]], *, is_halted: bool) -> Quote:
     exchange = str(instrument.exchange)
     price = _number(ticker.get("last"))
     if price is None:
@@ -157,7 +168,7 @@ def _quote(instrument: Instrument, ticker: Mapping[str, Any], hours: list[list[A
         "open": None,
         "high": _number(ticker.get("high")) or max(_column(day, 2), default=None),
         "low": _number(ticker.get("low")) or min(_column(day, 3), default=None),
-        "volume": _number(ticker.get("baseVolume")) or sum(_column(day, 5)) or None,
+        "volume": _traded(ticker.get("baseVolume"), day),
     }
     return Quote(
         symbol=instrument.symbol,
@@ -172,7 +183,7 @@ def _quote(instrument: Instrument, ticker: Mapping[str, Any], hours: list[list[A
         adjustment=Adjustment.NONE,
         change_window="24 hours",
         volume_unit="coins",
-        note=_NOTE,
+        note=f"{exchange} has halted this market: the price may be old; {_NOTE}" if is_halted else _NOTE,
         missing={name: _why_missing(name, exchange) for name, figure in figures.items() if figure is None},
         **figures,
     )
@@ -183,10 +194,20 @@ def _column(candles: list[list[Any]], place: int) -> list[float]:
     return [number for number in numbers if number is not None]
 
 
-def _bar(candle: list[Any]) -> Bar:
+def _traded(told: object, day: list[list[Any]]) -> float | None:
+    """The volume of 24 hours, as the ticker tells it or as its candles add up; `None` if neither has one."""
+    number = 0.0 if told == 0 else _number(told)
+    return number if number is not None or not day else sum(_column(day, 5))
+
+
+def _bar(candle: list[Any]) -> Bar | None:
+    """A day; `None` if it has no price."""
     opened, high, low, close, volume = candle[1:6]
+    price = _number(close)
+    if price is None:
+        return None
     traded = _number(volume) if volume else volume
-    return Bar(moment_of(candle[0]).date(), _number(opened), _number(high), _number(low), float(close), traded)
+    return Bar(moment_of(candle[0]).date(), _number(opened), _number(high), _number(low), price, traded)
 
 
 def _number(value: object) -> float | None:

@@ -21,6 +21,8 @@ LONGEST_WAIT = timedelta(days=1)
 
 T = TypeVar("T")
 
+# An attempt that has this share of its call's whole time has enough of it.
+_MOST = 0.9
 _ANSWERS = (InvalidInput, NotSupported)  # the provider has answered, with a refusal
 _NO_FAILURES = (RateLimited, BadData)  # the provider is up, but busy, or has a bad answer for perhaps just one symbol
 
@@ -29,10 +31,11 @@ class Guard:
     """Calls one provider, within limits that protect both sides.
 
     A call takes at most `timeout_s` in all, each attempt at most `attempt_timeout_s`. If the provider is away, the
-    attempt is repeated after a jittered wait, up to `attempts` in all. At most `rate[0]` attempts start within
-    `rate[1]` seconds; waiting for that is part of the call. After `failures` failed calls in a row, calls are refused
-    at once for `open_s` seconds; then one is let through as a trial. After a rate limit, calls are refused until the
-    named moment. One guard serves one event loop.
+    attempt is repeated after a jittered wait, up to `attempts` in all. At most `at_once` attempts run at a time, and at
+    most `rate[0]` start within `rate[1]` seconds; waiting for that is part of the call, but not of the attempt. After
+    `failures` failed calls in a row, calls are refused at once for `open_s` seconds; then one is let through as a
+    trial. A call that waited for its turn until too little time was left for an attempt is no failure of the provider.
+    After a rate limit, calls are refused until the named moment. One guard serves one event loop.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Guard:
         timeout_s: float = 12,
         attempts: int = 3,
         rate: tuple[float, float] = (5, 1),
+        at_once: int = 64,
         failures: int = 5,
         open_s: float = 30,
     ) -> None:
@@ -50,14 +54,17 @@ class Guard:
         self.attempt_timeout_s = attempt_timeout_s
         self.timeout_s = timeout_s
         self._limiter = AsyncLimiter(*rate)
+        self._places = asyncio.Semaphore(at_once)
         self._caller = AsyncRetryingCaller(
             attempts=attempts, timeout=timeout_s, wait_initial=0.2, wait_max=1.0, wait_jitter=0.5
         )
         self._breaker = Breaker(name, failures=failures, open_s=open_s)
         self._limited_until: datetime | None = None
 
-    async def call(self, function: Callable[[], Awaitable[T]]) -> T:
+    async def call(self, function: Callable[[], Awaitable[T]], *, within_s: float | None = None) -> T:
         """What `function` returns; it may be called more than once, so it must not change anything.
+
+        `within_s` is another limit for the whole call than `timeout_s`.
 
         Raises:
             RateLimited: the provider asked to wait; it isn't asked again before then.
@@ -65,15 +72,16 @@ class Guard:
             BadData: as `function` raises it.
         """
         self._check_rate_limit()
-        turn = _Turn()
+        limit_s = within_s or self.timeout_s
+        queue = _Queue()
         with self._breaker.entered():
             try:
-                async with asyncio.timeout(self.timeout_s):
-                    return await self._caller(_is_worth_another_attempt, self._attempt, function, turn)
+                async with asyncio.timeout(limit_s):
+                    return await self._caller(_is_worth_another_attempt, self._attempt, function, queue)
             except TimeoutError as exc:  # of the whole call; `_attempt` translates that of an attempt
-                if not turn.has_come:
+                if queue.waited_s > limit_s - min(self.attempt_timeout_s, limit_s * _MOST):
                     raise _Crowded(self.name, "too many calls at once") from exc
-                raise Unavailable(self.name, f"no answer within {self.timeout_s:g} s") from exc
+                raise Unavailable(self.name, f"no answer within {limit_s:g} s") from exc
             except RateLimited as exc:
                 self._limited_until = exc.retry_at
                 raise
@@ -82,21 +90,36 @@ class Guard:
         if self._limited_until is not None and clock.now() < self._limited_until:
             raise RateLimited(self.name, self._limited_until)
 
-    async def _attempt(self, function: Callable[[], Awaitable[T]], turn: "_Turn") -> T:
-        await self._limiter.acquire()
-        turn.has_come = True
-        async with answer_within(self.attempt_timeout_s, self.name):
-            return await function()
+    async def _attempt(self, function: Callable[[], Awaitable[T]], queue: "_Queue") -> T:
+        with queue.waiting():
+            await self._places.acquire()
+        try:
+            with queue.waiting():
+                await self._limiter.acquire()
+            async with answer_within(self.attempt_timeout_s, self.name):
+                return await function()
+        finally:
+            self._places.release()
 
 
-class _Turn:
-    """Whether a call got as far as asking the provider."""
+class _Queue:
+    """How long a call's attempts waited for their turn."""
 
-    has_come = False
+    def __init__(self) -> None:
+        self.waited_s = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A context for one wait."""
+        elapsed_ms = clock.stopwatch()
+        try:
+            yield
+        finally:
+            self.waited_s += elapsed_ms() / 1000
 
 
 class _Crowded(Unavailable):
-    """The rate limit left no room for a call in time, which is not the provider's fault."""
+    """The limits of the guard left no room for a call in time, which is not the provider's fault."""
 
 
 class Breaker:

@@ -16,8 +16,9 @@ _PACKAGES = {"yahoo": ("yfinance", "stamina", "aiolimiter"), "ccxt": ("ccxt", "s
 _ATTEMPT_TIMEOUT_S = 3
 _TIMEOUT_S = 5
 _QUESTIONS_PER_S = 20
-# Two exchanges must fit into one fetch.
+# Two exchanges must fit into one fetch of an instrument. Figures come from one, but may have to wait for their turn.
 _EXCHANGE_TIMEOUT_S = 3
+_FIGURES_TIMEOUT_S = 6.5
 
 
 class LiveProvider:
@@ -88,16 +89,18 @@ def open_live() -> LiveProvider:
 def _open_yahoo() -> MarketProvider:
     from fiml.market.providers.guard import Guard  # noqa: PLC0415 - needs the extra
     from fiml.market.providers.yahoo import YahooProvider  # noqa: PLC0415 - as above
+    from fiml.market.providers.yahoo_client import THREADS  # noqa: PLC0415 - as above
 
     rate = (_QUESTIONS_PER_S, 1)
-    guard = Guard("Yahoo", attempt_timeout_s=_ATTEMPT_TIMEOUT_S, timeout_s=_TIMEOUT_S, rate=rate)
+    guard = Guard("Yahoo", attempt_timeout_s=_ATTEMPT_TIMEOUT_S, timeout_s=_TIMEOUT_S, rate=rate, at_once=THREADS)
     return YahooProvider(guard=guard)
 
 
 def _open_coins() -> MarketProvider:
-    from fiml.market.providers.coins import CoinProvider  # noqa: PLC0415 - needs the extra
-    from fiml.market.providers.guard import Guard  # noqa: PLC0415 - as above
+    from fiml.market.providers.coin_exchange import exchange_guard  # noqa: PLC0415 - needs the extra
+    from fiml.market.providers.coins import CoinProvider  # noqa: PLC0415 - as above
 
     return CoinProvider(
-        guard=partial(Guard, attempt_timeout_s=_EXCHANGE_TIMEOUT_S, timeout_s=_EXCHANGE_TIMEOUT_S, attempts=2)
+        guard=partial(exchange_guard, attempt_timeout_s=_EXCHANGE_TIMEOUT_S, timeout_s=_FIGURES_TIMEOUT_S, attempts=2),
+        markets_within_s=_EXCHANGE_TIMEOUT_S,
     )

@@ -28,7 +28,7 @@ _ABOUT_A_SYMBOL = (_CHART, "/v10/finance/quoteSummary/")
 _QUESTIONS = (*_ABOUT_A_SYMBOL, "/v7/finance/quote", "/v1/finance/search")
 # These statuses are about the cookie, not about the symbol.
 _REFUSALS = frozenset({401, 403})
-_THREADS = 4
+THREADS = 8
 _UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError)
 
 
@@ -90,7 +90,7 @@ class YahooClient:
 
     def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fiml-yahoo")
+            self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fiml-yahoo")
         return self._threads
 
     def _answer(self, symbol: str, question: Callable[[], T]) -> T:
