@@ -28,7 +28,7 @@ FimlError
 """
 
 from datetime import datetime
-from typing import ClassVar
+from typing import Any, ClassVar
 from uuid import UUID
 
 _ECHO_CHARACTERS = 80
@@ -51,6 +51,16 @@ class FimlError(Exception):
     """The root. `code` is for machines; the message says what, which and the next step."""
 
     code: ClassVar[str] = "error"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies, and for other processes: `__init__` takes other arguments than the message."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[FimlError], args: tuple[Any, ...], attributes: dict[str, Any]) -> FimlError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class InvalidInput(FimlError):
