@@ -31,6 +31,19 @@ async def test_each_test_has_an_empty_store(store: SessionStore) -> None:
     assert await store.list_user_sessions(None, include_archived=True) == []
 
 
+async def test_a_temporary_store_never_opens_the_servers_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIML_REDIS_URL", "redis://localhost:1")
+    monkeypatch.setenv("FIML_DATABASE_URL", "postgresql://localhost:1/production")
+    monkeypatch.setenv("FIML_ENCRYPTION_KEYS", str(tmp_path / "keys"))
+
+    async with open_temporary_store(tmp_path / "data", session_max_queries_per_session=1) as store:
+        assert store.settings.is_embedded
+        assert (store.settings.encryption_keys, store.settings.session_max_queries_per_session) == (None, 1)
+        assert (await store.create_session(["AAPL"], SessionType.EQUITY)).version == 1
+
+
 async def test_a_folder_keeps_its_store(tmp_path: Path) -> None:
     async with open_temporary_store(tmp_path) as first:
         session = await first.create_session(["AAPL"], SessionType.EQUITY)

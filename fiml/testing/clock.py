@@ -10,7 +10,7 @@ class FrozenClock:
     """Always tells the moment it was set to. `fiml.core.clock.using(FrozenClock())` makes it the process's clock."""
 
     def __init__(self, moment: datetime = START) -> None:
-        self._moment = moment
+        self.set(moment)
 
     def now(self) -> datetime:
         """The moment, which is the same at each call."""

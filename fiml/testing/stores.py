@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
 from fiml.core.config import Settings, Synchronous
 from fiml.sessions.backends.base import Backend
 from fiml.sessions.store import SessionStore
@@ -13,13 +15,29 @@ from fiml.sessions.store import SessionStore
 _empty_file: bytes | None = None
 
 
+class _GivenSettings(Settings):
+    """Settings that leave the environment alone."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
 @asynccontextmanager
 async def open_temporary_store(folder: Path, **settings: Any) -> AsyncIterator[SessionStore]:
     """An embedded store in `folder` that doesn't wait for the disk: fast, but a power cut may destroy it.
 
-    If the folder has no file yet, it gets a copy of an empty one, which takes less time than the migrations.
+    Its settings are the given ones only: the environment's may name the servers of a real installation. If the folder
+    has no file yet, it gets a copy of an empty one, which takes less time than the migrations.
     """
-    chosen = Settings(data_dir=folder, **({"sqlite_synchronous": Synchronous.OFF} | settings))
+    chosen = _GivenSettings(data_dir=folder, **({"sqlite_synchronous": Synchronous.OFF} | settings))
     await copy_empty_file(chosen.embedded_file)
     async with SessionStore(chosen) as store:
         yield store
@@ -51,9 +69,7 @@ def _write_new(file: Path, content: bytes) -> None:
 
 async def _make_empty_file() -> bytes:
     with tempfile.TemporaryDirectory(prefix="fiml-") as folder:
-        settings = Settings(
-            redis_url=None, database_url=None, data_dir=Path(folder), sqlite_synchronous=Synchronous.OFF
-        )
+        settings = _GivenSettings(data_dir=Path(folder), sqlite_synchronous=Synchronous.OFF)
         async with SessionStore(settings):
             pass
         return settings.embedded_file.read_bytes()
