@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from fiml.core.config import Maintenance, Settings
+from fiml.core.errors import Unavailable
 from fiml.market.service import MarketService, open_market
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import PrincipalStore, SessionStore
@@ -28,6 +29,7 @@ class Runtime:
         self.settings = settings
         self._store = SessionStore(settings)
         self._market = market
+        self._is_closed = False
 
     @property
     def market(self) -> MarketService:
@@ -45,8 +47,10 @@ class Runtime:
 
         Raises:
             Misconfigured: the store can't be opened as configured.
-            Unavailable: an engine is away; the next call tries again.
+            Unavailable: an engine is away, and the next call tries again; or the runtime is closed.
         """
+        if self._is_closed:
+            raise Unavailable("the runtime", "it is closed: open another one")
         await self._store.initialize()
         return self._store
 
@@ -78,6 +82,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Close the market and the store."""
+        self._is_closed = True
         try:
             if self._market is not None:
                 await self._market.aclose()

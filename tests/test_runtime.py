@@ -1,6 +1,8 @@
 """What the command line and the MCP server are wired from."""
 
 import asyncio
+import gc
+import threading
 
 import pytest
 
@@ -11,7 +13,7 @@ from fiml.market.service import MarketService
 from fiml.mcp.server import build_server
 from fiml.runtime import Runtime, maintaining, open_runtime
 from fiml.sessions.models import SessionType
-from fiml.sessions.store import get_session_store
+from fiml.sessions.store import SessionStore, get_session_store
 from fiml.testing import FrozenClock
 
 
@@ -58,6 +60,48 @@ async def test_statistics_of_a_user_without_a_name_are_nobodys() -> None:
     async with open_runtime() as runtime:
         with pytest.raises(InvalidInput, match="user_id"):
             await runtime.stats("", None, 30)
+
+
+async def test_a_runtime_that_is_closed_opens_no_store_again() -> None:
+    async with open_runtime() as runtime:
+        await runtime.store()
+
+    with pytest.raises(Unavailable, match="the runtime is unavailable"):
+        await runtime.store()
+
+
+def test_each_run_of_a_program_closes_its_store() -> None:
+    """As many programs do: one `asyncio.run` for each thing."""
+
+    async def use() -> SessionStore:
+        store = await get_session_store()
+        await store.create_session(["AAPL"], "equity")
+        return store
+
+    for _ in range(3):
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            store = runner.run(use())
+        assert store._opened is None
+
+
+@pytest.mark.filterwarnings("default::ResourceWarning")
+def test_a_store_that_nobody_closed_is_closed_once_nobody_has_it() -> None:
+    async def forget() -> None:
+        store = SessionStore()
+        await store.initialize()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            runner.run(forget())
+        gc.collect()
+
+    before = threading.active_count()
+    with pytest.warns(ResourceWarning, match="not closed"):
+        run()
+    for thread in threading.enumerate():
+        if thread.name.startswith("fiml-sqlite"):
+            thread.join(timeout=10)
+    assert threading.active_count() == before
 
 
 async def test_the_store_of_a_process_is_one() -> None:

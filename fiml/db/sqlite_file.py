@@ -4,8 +4,10 @@ import asyncio
 import atexit
 import os
 import sqlite3
+import sys
+import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
+from weakref import WeakSet
 
-import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from fiml.core.config import Synchronous
 from fiml.core.errors import CorruptRecord, Misconfigured, RecordRefused, Unavailable
+from fiml.core.log import get_logger
 from fiml.core.observe import Timed, observed_call
 from fiml.db import kept_copies, schema
 from fiml.db.engines import SQLITE_BEGIN, begin_to_read, begin_to_write, driver, execute_when_free, sqlite_engine
@@ -33,7 +36,7 @@ _REFUSAL = ("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")
 _NOTES_WITHIN_S = 0.1
 _LAST_NOTES_WAIT_S = 2
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +77,15 @@ class SqliteFile:
         except BaseException:
             await self.close()
             raise
-        atexit.register(self._write_last_notes)  # in case the file is never closed
+        _open_files.add(self)
 
     async def close(self) -> None:
         """Close the file after the calls under way, even if the caller is cancelled. Closing twice is harmless."""
         self._noting_on = None
-        atexit.unregister(self._write_last_notes)
+        _open_files.discard(self)
         thread, self._thread = self._thread, None
         if thread is not None:
-            closing = thread.submit(self._close)
-            thread.shutdown(wait=False)  # the thread ends when the file is closed
-            await asyncio.shield(asyncio.wrap_future(closing))
+            await asyncio.shield(asyncio.wrap_future(self._close_in(thread)))
             thread.shutdown()
 
     async def write(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
@@ -192,7 +193,7 @@ class SqliteFile:
 
     def _close(self) -> None:
         if self._connection is not None:
-            self._write_last_notes()
+            self.write_last_notes()
             self._connection.close()
             self._connection = None
         self._engine.dispose()
@@ -223,7 +224,22 @@ class SqliteFile:
         if self._notes and not written.cancelled():
             self._note_soon(loop)
 
-    def _write_last_notes(self) -> None:
+    def __del__(self) -> None:
+        """Close a file that nobody uses any more, and warn that nobody closed it, as Python's own files do."""
+        if self._thread is not None and self._pid == os.getpid():
+            warnings.warn(f"{self.path} was not closed", ResourceWarning, source=self, stacklevel=1)
+            try:
+                self._close_in(self._thread)
+            except RuntimeError:  # the interpreter is shutting down, and has ended the thread
+                if not sys.is_finalizing():
+                    self._close()
+
+    def _close_in(self, thread: ThreadPoolExecutor) -> Future[None]:
+        closing = thread.submit(self._close)
+        thread.shutdown(wait=False)  # the thread ends when the file is closed
+        return closing
+
+    def write_last_notes(self) -> None:
         """Write the notes before the file is closed. What can't be written is lost."""
         if self._pid != os.getpid():
             return  # a forked process ends: the notes are its parent's, and so is the connection
@@ -270,6 +286,16 @@ class SqliteFile:
         if self._connection is None:
             raise Unavailable(f"the file {self.path}", "it is closed: initialize the store first")
         return self._connection
+
+
+_open_files: WeakSet[SqliteFile] = WeakSet()
+
+
+@atexit.register
+def _write_last_notes() -> None:
+    """In case a file is still open when the process ends."""
+    for file in list(_open_files):
+        file.write_last_notes()
 
 
 @contextmanager

@@ -2,11 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Self
-from weakref import WeakKeyDictionary
 
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError, Unavailable
@@ -169,14 +168,30 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
 
 
 # Connections belong to the event loop that made them; a process has one loop at a time, tests have many.
-_stores: WeakKeyDictionary[asyncio.AbstractEventLoop, SessionStore] = WeakKeyDictionary()
+_stores: dict[asyncio.AbstractEventLoop, tuple[SessionStore, AsyncGenerator[None]]] = {}
 
 
 async def get_session_store() -> SessionStore:
-    """The store of this process, opened from the environment's settings at the first call."""
+    """The store of this event loop, opened from the environment's settings at the first call.
+
+    It is closed when `asyncio.run` ends (or whoever runs the loop shuts its asynchronous generators down).
+    """
     loop = asyncio.get_running_loop()
-    store = _stores.get(loop)
-    if store is None:
-        store = _stores[loop] = SessionStore()
+    for ended in [each for each in _stores if each.is_closed()]:
+        del _stores[ended]
+    if loop not in _stores:
+        store = SessionStore()
+        closing = _closed_with_the_loop(store)
+        _stores[loop] = store, closing
+        await anext(closing)
+    store, _ = _stores[loop]
     await store.initialize()
     return store
+
+
+async def _closed_with_the_loop(store: SessionStore) -> AsyncGenerator[None]:
+    """A generator that has begun, and that the event loop ends before it is closed."""
+    try:
+        yield
+    finally:
+        await store.shutdown()
