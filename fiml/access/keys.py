@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx2
 import jwt
-import structlog
 from jwt.exceptions import PyJWTError
 
 from fiml.core import clock
 from fiml.core.config import without_secrets
 from fiml.core.errors import Misconfigured, Unavailable
+from fiml.core.log import get_logger
 
 FETCH_TIMEOUT_S = 3.0
 MAX_KEYS_BYTES = 256 * 1024
@@ -22,7 +22,7 @@ MAX_KEYS_BYTES = 256 * 1024
 KEPT_FOR = timedelta(minutes=5)
 AGAIN_AFTER = timedelta(seconds=30)
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class IssuerKeys:

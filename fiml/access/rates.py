@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-import structlog
-
 from fiml.core import clock
 from fiml.core.clock import to_micros
 from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, MissingExtra, Unavailable
+from fiml.core.log import get_logger
 
 TAKE_TIMEOUT_S = 1.0
 # After Redis failed to answer, it isn't asked for this long, so that not every call waits for it.
@@ -24,7 +23,7 @@ ALONE_FOR = timedelta(seconds=5)
 MAX_KEPT = 10_000
 _MINUTE_MICROS = 60_000_000
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import structlog
-
 from fiml.cache.entries import AnswerCache, CacheEntry, Layer
 from fiml.core.errors import FimlError, RecordRefused
+from fiml.core.log import get_logger
 
 PATIENCE_S = 1.0
 REST_S = 10.0
 
-_log = structlog.get_logger()
+_log = get_logger()
 Result = TypeVar("Result")
 
 

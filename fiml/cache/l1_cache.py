@@ -4,10 +4,9 @@ from collections import OrderedDict
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import structlog
-
 from fiml.cache.entries import CacheEntry, Layer
 from fiml.core import clock
+from fiml.core.log import get_logger
 
 if TYPE_CHECKING:  # redis-py is an extra
     from fiml.db.redis_client import RedisClient
@@ -16,7 +15,7 @@ KEY_PREFIX = "cache:"
 MAX_ENTRIES = 1000
 
 _MILLISECOND = timedelta(milliseconds=1)
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class RedisL1Cache:

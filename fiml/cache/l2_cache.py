@@ -3,12 +3,12 @@
 from datetime import datetime
 from typing import Any
 
-import structlog
 from sqlalchemy import ColumnElement, Connection, delete, select
 
 from fiml.cache.entries import CacheEntry, Layer
 from fiml.core import clock
 from fiml.core.errors import CorruptRecord
+from fiml.core.log import get_logger
 from fiml.db.dialects import upsert
 from fiml.db.lazy import Database, LazyDatabase
 from fiml.db.tables import market_cache
@@ -16,7 +16,7 @@ from fiml.db.tables import market_cache
 PURGE_EVERY_PUTS = 100
 PURGE_ROWS = 1000
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class L2Cache:

@@ -23,6 +23,23 @@ _FIRST = ["timestamp", "level", "event", _REQUEST]
 Event = MutableMapping[str, Any]
 
 
+class _Output:
+    """Where structlog writes as it is configured, or standard error: its own default is standard output."""
+
+    def __getattr__(self, name: str) -> Any:
+        factory = structlog.get_config()["logger_factory"] if structlog.is_configured() else _to_stderr
+        return getattr(factory("fiml"), name)
+
+
+def _to_stderr(*_: object) -> structlog.PrintLogger:
+    return structlog.PrintLogger(sys.stderr)
+
+
+def get_logger() -> Any:
+    """The log of fiml. A program that uses fiml as a library may configure structlog; it need not."""
+    return structlog.wrap_logger(_Output())
+
+
 def configure_logging(level: LogLevel = LogLevel.INFO, form: LogFormat = LogFormat.TEXT) -> None:
     """Send every log of the process to standard error; libraries log warnings and above."""
     shared: list[Any] = [

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import structlog
+from fiml.core.log import get_logger
 
 if TYPE_CHECKING:  # an extra
     from opentelemetry.sdk.trace import TracerProvider
@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # an extra
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _FLUSH_MS = 5000
-_log = structlog.get_logger()
+
+_log = get_logger()
 _provider: "TracerProvider | None" = None
 
 

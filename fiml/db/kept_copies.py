@@ -10,9 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from uuid import UUID
 
-import structlog
-
 from fiml.core.errors import Misconfigured
+from fiml.core.log import get_logger
 
 _BEFORE = ".before-"
 _UNFINISHED = ".unfinished"
@@ -24,7 +23,7 @@ _ALL_OF_USER = {
     "access_tokens": "DELETE FROM access_tokens WHERE user_id = ?",
 }
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def keep(file: Path, *, found: str, needed: str) -> Path:

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar, cast
 
-import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from fiml.cache.entries import AnswerCache, CacheEntry, cache_key
@@ -15,6 +14,7 @@ from fiml.cache.forgiving import ForgivingCache
 from fiml.core import clock
 from fiml.core.deadlines import answer_within
 from fiml.core.errors import BadData, SymbolNotFound, Unavailable
+from fiml.core.log import get_logger
 from fiml.core.observe import Counted, Timed, count, observed
 from fiml.market.cached_values import NotFound, decode, encode
 from fiml.market.freshness import NOT_FOUND_LIFE, Part, fresh_until
@@ -27,7 +27,7 @@ FETCH_TIMEOUT_S = 8.0
 
 Value = TypeVar("Value")
 _Layer = Literal["provider", "l1", "l2"]
-_log = structlog.get_logger()
+_log = get_logger()
 
 _INSTRUMENT = TypeAdapter(Instrument)
 _QUOTE = TypeAdapter(Quote)

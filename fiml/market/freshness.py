@@ -13,9 +13,8 @@ from enum import StrEnum
 from threading import Lock
 from typing import Any
 
-import structlog
-
 from fiml.core.clock import from_micros
+from fiml.core.log import get_logger
 from fiml.market.models import AssetKind, Instrument
 
 QUOTE_LIFE = timedelta(seconds=15)
@@ -207,7 +206,7 @@ class _Unknown:
     """The calendar isn't loaded yet."""
 
 
-_log = structlog.get_logger()
+_log = get_logger()
 _UNKNOWN = _Unknown()
 _loaded: dict[tuple[str, int], Trading | None] = {}
 _loading = Lock()

@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 
-import structlog
 import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
@@ -24,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fiml.access.rates import Allowances, open_allowances
 from fiml.core.config import Settings, split_address
 from fiml.core.errors import FimlError, InvalidInput, Misconfigured, Unavailable, echo
+from fiml.core.log import get_logger
 from fiml.core.shared_look import SharedLook
 from fiml.mcp.auth import BearerVerifier
 from fiml.mcp.limits import BodyInTime, HeadersInTime, OneMeaning, RateLimit
@@ -40,7 +40,7 @@ _KEEP_ALIVE_S = 30
 _RETRY_AFTER_S = 5
 READY_WITHIN_S = 3.0  # a look at the engines takes two seconds at most
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def parse_address(text: str, *, is_authenticated: bool = False) -> tuple[str, int]:

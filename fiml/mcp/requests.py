@@ -4,7 +4,6 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-import structlog
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult
@@ -13,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fiml.core import observe
 from fiml.core.clock import stopwatch
-from fiml.core.log import in_request, is_in_request
+from fiml.core.log import get_logger, in_request, is_in_request
 
 REQUEST_ID = "x-request-id"
 UNKNOWN = "unknown"
@@ -25,7 +24,7 @@ _METHODS = {
     *("resources/list", "resources/read", "resources/templates/list"),
 }
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class NamedRequests:

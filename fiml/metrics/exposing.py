@@ -15,10 +15,9 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import structlog
-
 from fiml.core.config import Settings, split_address
 from fiml.core.errors import Misconfigured, MissingExtra
+from fiml.core.log import get_logger
 from fiml.core.observe import measure_with
 from fiml.runtime import Runtime
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _PATIENCE_S = 10
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @asynccontextmanager

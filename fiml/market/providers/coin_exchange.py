@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-import structlog
-
 from fiml.core import clock
 from fiml.core.errors import (
     BadData,
@@ -18,6 +16,7 @@ from fiml.core.errors import (
     SymbolNotFound,
     Unavailable,
 )
+from fiml.core.log import get_logger
 from fiml.core.shared_look import SharedLook
 from fiml.market.providers.guard import Guard, retry_moment
 from fiml.market.providers.texts import clean
@@ -37,7 +36,7 @@ _MARKETS_RENEWED = timedelta(minutes=1)
 _RENEWED_AFTER_FAILURE = timedelta(minutes=5)
 _DAY_MS = 86_400_000
 _HOUR_MS = 3_600_000
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def exchange_guard(name: str, **limits: Any) -> Guard:
