@@ -5,10 +5,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4, uuid5
 
-import structlog
 from pydantic import Field
 
 from fiml.core import clock
@@ -24,6 +23,7 @@ from fiml.core.errors import (
     Unconfirmed,
     echo,
 )
+from fiml.core.log import get_logger
 from fiml.core.model import Model
 from fiml.looks import Held, SinceLastLook, as_deep_as, held_in, holding, result_key, since
 from fiml.market.models import AssetKind, Comparison, Depth, Instrument, MarketAnswer
@@ -34,7 +34,7 @@ from fiml.sessions.queries import SESSION_LAYER
 from fiml.sessions.values import parse_session_id
 from fiml.sessions.verbs import SessionVerbs, refuse_unless_live
 
-_log = structlog.get_logger()
+_log = get_logger()
 Choice = TypeVar("Choice", bound=StrEnum)
 
 MAX_COMPARED = 10
@@ -63,14 +63,31 @@ class Question:
     exchange: str | None = None
     pair: str = "USD"
 
+    if TYPE_CHECKING:  # the fields have the types that they have afterwards
+
+        def __init__(
+            self,
+            *,
+            symbol: str,
+            kind: AssetKind | str = AssetKind.EQUITY,
+            depth: Depth | str = Depth.STANDARD,
+            market: str = "US",
+            exchange: str | None = None,
+            pair: str = "USD",
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         """Accept kind and depth also as text.
 
         Raises:
-            InvalidInput: there is no such kind or depth.
+            InvalidInput: there is no such kind or depth, or another part is no text.
         """
         object.__setattr__(self, "kind", _choice("kind", self.kind, AssetKind))
         object.__setattr__(self, "depth", _choice("depth", self.depth, Depth))
+        texts = {"symbol": self.symbol, "market": self.market, "pair": self.pair, "exchange": self.exchange or ""}
+        for name, value in texts.items():
+            if not isinstance(value, str):
+                raise InvalidInput(name, f"is a {type(value).__name__}", "give a string")
 
     def parameters(self, instrument: Instrument | None) -> dict[str, Any]:
         """The parameters for the query's record, normalized. If the symbol wasn't resolved, as they were asked."""
@@ -118,7 +135,7 @@ async def ask(
     market: MarketService,
     sessions: SessionVerbs | None = None,
     session_id: UUID | str | None = None,
-    record_id: UUID | None = None,
+    record_id: UUID | str | None = None,
     timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> Answer:
     """Answer a question. Within a session, use what the session already knows if that suffices, and record the query.
@@ -127,25 +144,27 @@ async def ask(
     recorded too, as failed. A question that is repeated with the same `record_id` is recorded once.
 
     Raises:
-        InvalidInput: the symbol or another argument is not valid, or `record_id` belongs to another question; nothing
-            is recorded.
+        InvalidInput: the symbol or another argument is not valid, `record_id` belongs to another question, or a
+            session is named without the store that has it; nothing is recorded.
         SessionNotFound, SessionExpired, SessionArchived: the session takes no queries.
         Unavailable: the market is away, or took longer than `timeout_s` seconds. (If the store is away, the question is
             answered but not recorded, and `reason` says so.)
         NotSupported: the market has no such figures.
     """
-    if sessions is None or session_id is None:
+    if session_id is None:
         return await _ask_alone(question, market, timeout_s, reason="no session was named")
-    parsed = parse_session_id(session_id)
+    if sessions is None:
+        raise InvalidInput("sessions", "is missing", "give the store that has the session, or name no session")
+    parsed, asked_as = parse_session_id(session_id), _record_id(record_id)
     asked_at, elapsed_ms = clock.now(), clock.stopwatch()
     try:
         async with answer_within(STORE_TIMEOUT_S, _STORE):
-            recent = 0 if record_id is None else RECENT_QUERIES
+            recent = 0 if asked_as is None else RECENT_QUERIES
             session = refuse_unless_live(parsed, await sessions.get_session(parsed, recent_queries=recent))
     except (Unavailable, CorruptRecord) as exc:
         answer = await _ask_alone(question, market, timeout_s - elapsed_ms() / 1000, reason=str(exc))
         return answer.model_copy(update={"session_id": parsed})
-    asked = _Asked(question, market, sessions, session, record_id or uuid4(), timeout_s, asked_at, elapsed_ms)
+    asked = _Asked(question, market, sessions, session, asked_as or uuid4(), timeout_s, asked_at, elapsed_ms)
     try:
         async with answer_within(asked.left_s(), _name_of(market)):
             looked = await _look(question, market, session)
@@ -153,6 +172,15 @@ async def ask(
         await _record_failure(asked, exc)
         raise
     return await _record(asked, looked)
+
+
+def _record_id(value: object) -> UUID | None:
+    if value is None or isinstance(value, UUID):
+        return value
+    try:
+        return UUID(str(value))
+    except ValueError:
+        raise InvalidInput("record id", f"{echo(value)} is no UUID", "give a UUID, or leave it out") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -378,7 +378,7 @@ async def test_a_hanging_store_costs_a_bounded_time_and_leaves_the_answer_untrac
 
 
 async def test_kind_and_depth_are_taken_by_name() -> None:
-    answer = await ask(Question(symbol="BTC", kind="coin", depth="deep"), market=MarketService(SampleProvider()))  # type: ignore[arg-type]  # as users write it
+    answer = await ask(Question(symbol="BTC", kind="coin", depth="deep"), market=MarketService(SampleProvider()))
 
     assert (answer.market.quote.kind, answer.depth) == (AssetKind.COIN, Depth.DEEP)
 

@@ -5,8 +5,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import structlog
-
 from fiml.core import clock
 from fiml.core.errors import (
     CorruptRecord,
@@ -19,6 +17,7 @@ from fiml.core.errors import (
     Unavailable,
     echo,
 )
+from fiml.core.log import get_logger
 from fiml.sessions import values
 from fiml.sessions.rights import Right, ShareRules, take_back
 from fiml.sessions.verb_base import Verbs, found_of
@@ -29,7 +28,7 @@ if TYPE_CHECKING:  # SQLAlchemy, which few calls need
 MAX_REASON_CHARACTERS = 500
 _ROUNDS = 10
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

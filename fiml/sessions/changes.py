@@ -1,17 +1,20 @@
 """What changed on a session since it was read, in a form in which changes of several writers commute."""
 
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fiml.core import clock
 from fiml.core.errors import InvalidInput
 from fiml.sessions import values
 from fiml.sessions.audit import Act
-from fiml.sessions.models import AnalysisHistory, QueryRecord, Session, SessionState, SessionType
-from fiml.sessions.query_json import EncodedQuery, encode_query, history_json, longer_history
-from fiml.sessions.records import MAPS, Entries, Written, written_of
+from fiml.sessions.models import MAPS, AnalysisHistory, QueryRecord, Session, SessionState, SessionType
+from fiml.sessions.query_json import EncodedQuery, encode_again, encode_query, history_json, longer_history
+from fiml.sessions.records import Entries, Written, written_of
 from fiml.sessions.rights import Caller
+
+# PostgreSQL's driver takes the very first moment for minus infinity.
+_FIRST = datetime.min.replace(tzinfo=UTC) + timedelta(microseconds=1)
 
 
 @dataclass(slots=True)
@@ -43,9 +46,8 @@ class Change:
 
     @property
     def has_only_queries(self) -> bool:
-        """Whether the change only appends queries."""
-        others = self.scalars or self.entries_set or self.entries_removed or self.assets or self.tags
-        return bool(self.queries) and not others
+        """Whether the change does nothing but append queries, perhaps none."""
+        return not (self.scalars or self.entries_set or self.entries_removed or self.assets or self.tags)
 
     def act(self, caller: Caller, now: datetime) -> Act:
         """The change as an entry of the audit trail: queries were recorded, or parts updated."""
@@ -149,13 +151,14 @@ def _check_fixed_fields(session: Session, before: Written) -> None:
 def _appended(queries: list[QueryRecord], known: list[QueryRecord]) -> list[QueryRecord]:
     if queries[: len(known)] == known:
         return queries[len(known) :]
-    by_id = {encode_query(query).id: query for query in queries}
+    # Compared as they are stored: a time in the hour when the clocks change equals none in another zone.
+    by_id = {encoded.id: encoded.text for encoded in map(encode_query, queries)}
     for query in known:
         if query.id not in by_id:
             raise InvalidInput(
                 "history.queries", f"lacks the query {query.id} that was read", "queries can only be added"
             )
-        if by_id[query.id] != query:
+        if by_id[query.id] != encode_again(query).text:
             raise InvalidInput(
                 "history.queries", f"has a changed query {query.id}", "a recorded query can't be changed"
             )
@@ -204,7 +207,7 @@ def _scalar_changes(session: Session, seen: list[Written], max_ttl_hours: int) -
     now = {
         "type": SessionType.parse(session.type).value,
         "title": values.check_title(session.title),
-        "expires_at": values.check_moment(session.expires_at, "expires_at"),
+        "expires_at": max(_FIRST, values.check_moment(session.expires_at, "expires_at")),
     }
     changed = {name: value for name, value in now.items() if any(value != getattr(each, name) for each in seen)}
     latest = clock.now() + timedelta(hours=max_ttl_hours)

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, time, timedelta
 from uuid import uuid4
 
-import structlog
-
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError
+from fiml.core.log import get_logger
 from fiml.core.observe import Counted, Timed, count, observed
 from fiml.sessions.store import SessionStore
 
@@ -23,7 +22,7 @@ _RENEW_S = 60
 Result = dict[str, int | float]
 """Counts, and `duration_seconds`."""
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from fiml.sessions.backends.base import Found, PageQuery, WriteResult
 from fiml.sessions.changes import Change
 from fiml.sessions.context_pack import ContextPack, pack_context
 from fiml.sessions.listing import Cursor, SearchPage, decode_cursor, next_cursor
-from fiml.sessions.models import Session, SessionType
+from fiml.sessions.models import MAPS, Session, SessionType
 from fiml.sessions.notes import Note, NoteKind, make_note, notes_in
-from fiml.sessions.records import MAPS, to_summary
+from fiml.sessions.records import to_summary
 from fiml.sessions.searching import parse_search
 from fiml.sessions.verb_base import Verbs, found_of
 
@@ -76,7 +76,7 @@ class MemoryVerbs(Verbs):
             raise InvalidInput("cites", "is given alone", "give a note or a conclusion that rests on these records")
         given = {"context": context, "preferences": preferences, "intermediate_results": intermediate_results}
         change = Change(
-            entries_set={name: values.check_entries(name, entries) for name, entries in given.items() if entries},
+            entries_set=values.check_maps(given),
             entries_removed=_checked_removals(remove or {}),
         )
         _refuse_answers(change.entries_set.get("intermediate_results", {}))
@@ -178,4 +178,4 @@ def _checked_removals(remove: Mapping[str, Sequence[str]]) -> dict[str, list[str
             raise InvalidInput(f"remove.{name}", "is not a list of keys", "give a list of strings")
         for key in keys:
             values.to_json(key, f"remove.{name}")
-    return {name: list(keys) for name, keys in remove.items() if keys}
+    return {name: [str.__str__(key) for key in keys] for name, keys in remove.items() if keys}

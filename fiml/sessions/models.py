@@ -14,7 +14,7 @@ from fiml.core.config import MAX_TTL_HOURS, Settings
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions import values
 from fiml.sessions.point_in_time import KnownContext, known_by
-from fiml.sessions.queries import QueryRecord, QueryTotals
+from fiml.sessions.queries import QueryRecord, QueryTotals, copied
 
 __all__ = [
     "AnalysisHistory",
@@ -26,6 +26,10 @@ __all__ = [
     "SessionSummary",
     "SessionType",
 ]
+
+
+MAPS = ("context", "preferences", "intermediate_results", "metadata")
+"""The names of a session's maps."""
 
 
 class SessionType(StrEnum):
@@ -224,7 +228,9 @@ class Session:
         Raises:
             InvalidInput: `hours` is not a whole number, or more than ten years.
         """
-        self.expires_at += timedelta(hours=values.check_hours(hours, "hours", max_hours=MAX_TTL_HOURS))
+        later = timedelta(hours=values.check_hours(hours, "hours", max_hours=MAX_TTL_HOURS))
+        # In UTC, since hours added to a local time don't count those by which the clocks change.
+        self.expires_at = values.check_moment(self.expires_at, "expires_at") + later
 
     def touch(self) -> None:
         """Record an access now."""
@@ -243,7 +249,7 @@ class Session:
         return known_by(at, self.state.history.queries, self.state.context)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `Session.from_dict` is the inverse."""
+        """As JSON values, of which the session keeps none; `Session.from_dict` is the inverse."""
         history = self.state.history
         return {
             "id": str(self.id),
@@ -258,10 +264,7 @@ class Session:
             "is_archived": self.is_archived,
             "version": self.version,
             "state": {
-                "context": self.state.context,
-                "preferences": self.state.preferences,
-                "intermediate_results": self.state.intermediate_results,
-                "metadata": self.state.metadata,
+                **{name: copied(getattr(self.state, name)) for name in MAPS},
                 "history": {
                     "total_queries": history.total_queries,
                     "first_query_at": history.first_query_at and clock.to_iso(history.first_query_at),
@@ -283,7 +286,7 @@ class Session:
         """
         try:
             session = cls._from_document(msgspec.convert(document, _Document))
-        except (msgspec.ValidationError, ValueError) as exc:
+        except (msgspec.ValidationError, ValueError, OverflowError, RecursionError) as exc:
             problem = f"can't be read ({exc})"
             raise InvalidInput("session document", problem, "give what Session.to_dict() wrote") from exc
         session._written = deepcopy(document)  # noqa: SLF001 - its own
@@ -294,7 +297,7 @@ class Session:
         fields = msgspec.structs.asdict(document)
         state = fields.pop("state")
         queries = [QueryRecord.from_dict(query) for query in state.history.queries]
-        maps = {name: getattr(state, name) for name in ("context", "preferences", "intermediate_results", "metadata")}
+        maps = {name: copied(getattr(state, name)) for name in MAPS}
         return cls(**fields, state=SessionState(**maps, history=AnalysisHistory(queries)))
 
 

@@ -70,7 +70,7 @@ class QueryRecord(msgspec.Struct, frozen=True, gc=False):
         return {
             "id": str(self.id),
             "query_type": self.query_type,
-            "parameters": self.parameters,
+            "parameters": copied(self.parameters),
             "result_summary": self.result_summary,
             "execution_time_ms": self.execution_time_ms,
             "cache_hit": self.cache_hit,
@@ -88,7 +88,7 @@ class QueryRecord(msgspec.Struct, frozen=True, gc=False):
             "adjustment": self.adjustment,
             "layer": self.layer,
             "error": self.error,
-            "figures": self.figures or None,
+            "figures": dict(self.figures) or None,
         }
         return {name: value for name, value in known.items() if value is not None}
 
@@ -100,7 +100,7 @@ class QueryRecord(msgspec.Struct, frozen=True, gc=False):
             ValueError: the dict is not a query; the message says what is missing or has the wrong type.
         """
         try:
-            return _restored(msgspec.convert(record, StoredQuery))
+            return _restored(msgspec.convert(copied(record), StoredQuery))
         except msgspec.ValidationError as exc:
             raise ValueError(str(exc)) from exc
 
@@ -173,6 +173,13 @@ class DecodedHistory:
         if not text.startswith(begin) or not further.startswith((",{", "]")):
             return decode_queries(text)
         return self.queries + decode_queries("[" + further.removeprefix(","))
+
+
+def copied(value: Any) -> Any:
+    """A JSON value, of which no part is shared."""
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value
 
 
 def _restored(stored: StoredQuery) -> QueryRecord:

@@ -36,7 +36,7 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
     Raises:
         InvalidInput: a part can't be stored; the message names it.
     """
-    if not isinstance(query, QueryRecord):
+    if type(query) is not QueryRecord:  # further fields of a subclass would be lost
         raise InvalidInput("query", f"is a {type(query).__name__}", "give a QueryRecord")
     if not isinstance(query.id, UUID):
         raise InvalidInput("query.id", f"is a {type(query.id).__name__}", "leave it out, or give a UUID")

@@ -8,13 +8,14 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-import structlog
 
 from fiml.core import clock
 from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, SchemaTooNew, echo
+from fiml.core.log import get_logger
 from fiml.sessions import sealed
 from fiml.sessions.damage import DAMAGE, corrupt
 from fiml.sessions.models import (
+    MAPS,
     AnalysisHistory,
     QueryRecord,
     QueryTotals,
@@ -32,11 +33,10 @@ from fiml.sessions.rights import Grants
 # queries, format 4 shares and the audit trail.
 FORMAT = 4
 FORMAT_OF_ALL_TOTALS = 2
-MAPS = ("context", "preferences", "intermediate_results", "metadata")
 
 Entries = dict[str, dict[str, str]]
 _TYPES = frozenset(SessionType)
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass(slots=True)

@@ -10,8 +10,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
-import structlog
-
 from fiml.core import clock
 from fiml.core.config import Settings
 from fiml.core.errors import (
@@ -23,6 +21,7 @@ from fiml.core.errors import (
     SessionExpired,
     Unconfirmed,
 )
+from fiml.core.log import get_logger
 from fiml.sessions.backends.base import Backend, WriteResult, WriteRules
 from fiml.sessions.changes import Change
 from fiml.sessions.damage import DAMAGE
@@ -31,7 +30,7 @@ from fiml.sessions.values import check_entries
 
 METADATA_KEY = "fiml.smart_ttl"
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def later_expiry(expires_at: datetime, now: datetime, *, default_ttl_hours: int) -> datetime | None:

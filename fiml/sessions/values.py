@@ -1,6 +1,7 @@
 """What a session may contain: the limits, and JSON that reads back equal from every tier."""
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -99,7 +100,7 @@ class _Encoder:
         else:
             raise InvalidInput(
                 shown_path(path),
-                f"is a {type(value).__name__}",
+                f"is a {_type_name(value)}",
                 "stored values are JSON: None, bool, int, float, str, list, dict with string keys",
             )
 
@@ -139,6 +140,12 @@ class _Encoder:
         self._characters += len(part)
         if self._characters > self._most_bytes:
             _refuse_size(self._path, self._most_bytes)
+
+
+def _type_name(value: object) -> str:
+    """The name of a value's type; with its module, since numpy has a bool as well."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def _encode_plain(value: object, path: str) -> str | None:
@@ -195,7 +202,14 @@ def check_entries(where: str, entries: object) -> dict[str, str]:
     """Check the entries of one of a session's maps; returns the JSON of each value."""
     if not isinstance(entries, dict):
         raise InvalidInput(where, f"is a {type(entries).__name__}", "give a dict")
-    return {key: check_entry(where, key, value) for key, value in entries.items()}
+    checked = ((key, check_entry(where, key, value)) for key, value in entries.items())
+    return {str.__str__(key): text for key, text in checked}  # as in `check_text`
+
+
+def check_maps(given: Mapping[str, object]) -> dict[str, dict[str, str]]:
+    """As `check_entries`, of several maps by their names; those that are `None` or empty are left out."""
+    checked = {name: check_entries(name, entries) for name, entries in given.items() if entries is not None}
+    return {name: texts for name, texts in checked.items() if texts}
 
 
 def check_entry(where: str, key: object, value: object) -> str:
@@ -272,7 +286,7 @@ def check_text(value: object, field: str, *, max_characters: int) -> str:
     if len(value) > max_characters:
         raise InvalidInput(field, f"has {len(value)} characters", f"at most {max_characters} are allowed")
     check_characters(value, field)
-    return value
+    return str.__str__(value)  # of a subclass, such as an enum, whose own text may be another one
 
 
 def check_user_id(value: object) -> str | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import datetime, timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 from uuid import UUID
 
 from fiml.core import clock
@@ -139,8 +139,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         session_id: SessionId,
         query: QueryRecord,
         *,
-        context: dict[str, object] | None = None,
-        intermediate_results: dict[str, object] | None = None,
+        context: dict[str, Any] | None = None,
+        intermediate_results: dict[str, Any] | None = None,
     ) -> QueryTotals:
         """Append a query, and set entries that belong to it, without reading the session. Returns the new totals.
 
@@ -150,11 +150,8 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
             SessionNotFound, SessionExpired, SessionArchived, SessionFull: as `update_session`.
             InvalidInput: a value can't be stored; nothing was written.
         """
-        maps = {"context": context, "intermediate_results": intermediate_results}
-        change = Change(
-            queries=[encode_query(query)],
-            entries_set={name: values.check_entries(name, entries) for name, entries in maps.items() if entries},
-        )
+        given = {"context": context, "intermediate_results": intermediate_results}
+        change = Change(queries=[encode_query(query)], entries_set=values.check_maps(given))
         parsed = values.parse_session_id(session_id)
         return (await self._write(parsed, change)).totals
 

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any, Self
 
 from fiml.core.errors import MissingExtra
-from fiml.sessions.analytics.export import flat
+from fiml.sessions.analytics.export import COLUMNS, flat
 from fiml.sessions.histogram import QUERY_TIME_ERROR, percentile_ms
 
 TOP = 10
@@ -95,7 +95,7 @@ class MetricsTable(list[dict[str, Any]]):
         Raises:
             MissingExtra: pandas is not installed.
         """
-        return _pandas().DataFrame(list(self))
+        return _pandas().DataFrame(list(self), columns=None if self else COLUMNS)
 
     def to_polars(self) -> Any:
         """As a polars DataFrame, in which lists and counts by name are JSON texts.
@@ -103,7 +103,8 @@ class MetricsTable(list[dict[str, Any]]):
         Raises:
             MissingExtra: polars is not installed.
         """
-        return _polars().DataFrame([flat(row) for row in self], infer_schema_length=None)
+        rows = [flat(row) for row in self]
+        return _polars().DataFrame(rows, schema=None if rows else list(COLUMNS), infer_schema_length=None)
 
 
 def _ratio(part: float, whole: float) -> float:

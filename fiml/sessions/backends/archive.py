@@ -8,18 +8,18 @@ from json.encoder import encode_basestring
 from typing import Any
 from uuid import UUID
 
-import structlog
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, case, delete, or_, select, text, update
 
 from fiml.core.errors import CorruptRecord, SchemaTooNew
+from fiml.core.log import get_logger
 from fiml.db.dialects import insert_into, is_postgresql, json_elements, upsert
 from fiml.db.tables import search_pending, session_quarantine, sessions, tombstones
 from fiml.sessions import values
 from fiml.sessions.backends import archived_grants, metrics, words
 from fiml.sessions.backends.base import Ended, PageQuery
 from fiml.sessions.backends.pages import newest_first, readable
-from fiml.sessions.models import QueryTotals
-from fiml.sessions.records import MAPS, Header, SessionRecord, check_format, decoding
+from fiml.sessions.models import MAPS, QueryTotals
+from fiml.sessions.records import Header, SessionRecord, check_format, decoding
 from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, right_in
 
 # A process that hangs within a transaction loses its locks after a minute; others wait for a lock five seconds at most.
@@ -33,7 +33,7 @@ _TRY_LOCK = text(
     f"SELECT {_BOUNDS}, id, pg_try_advisory_xact_lock(hashtextextended(id, 0))"  # noqa: S608 - a constant
     " FROM unnest(CAST(:ids AS text[])) AS id"
 )
-_log = structlog.get_logger()
+_log = get_logger()
 _SUMMARY = (
     sessions.c.id,
     sessions.c.user_id,

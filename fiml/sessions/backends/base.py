@@ -170,7 +170,8 @@ class RedisState:
 class WriteResult:
     """The state of a session after a write.
 
-    `is_new_version` is `False` if all queries were there already, which makes no new version.
+    `is_new_version` is `False` if there was nothing to change, or all queries were there already: this is an access,
+    and makes no new version.
     """
 
     version: int

@@ -19,9 +19,10 @@ from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.changes import Change
 from fiml.sessions.damage import DAMAGE, corrupt
 from fiml.sessions.histogram import time_bucket
+from fiml.sessions.models import MAPS
 from fiml.sessions.queries import QueryRecord
 from fiml.sessions.query_json import EncodedQuery
-from fiml.sessions.records import FORMAT, MAPS, Entries, Header, SessionRecord, unreadable
+from fiml.sessions.records import FORMAT, Entries, Header, SessionRecord, unreadable
 from fiml.sessions.rights import GRANT_LETTERS
 
 POSITION_CHARACTERS = 48

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-import structlog
-
 from fiml.core.errors import CorruptRecord, SchemaTooNew
+from fiml.core.log import get_logger
 from fiml.db.redis_client import RedisClient
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
@@ -16,7 +15,7 @@ from fiml.sessions.records import Header
 _FILTERED_CHUNK = 500
 _OTHER_LIVES = 2  # entries of lives that have ended, which a crash leaves for a sweep, are few
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class RedisListing:

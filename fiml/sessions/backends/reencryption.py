@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-import structlog
-
 from fiml.core.errors import CorruptRecord, MissingKey, SchemaTooNew, Unavailable
+from fiml.core.log import get_logger
 from fiml.sessions import sealed
 from fiml.sessions.backends.encrypted import EncryptedBackend
 from fiml.sessions.backends.rewriting import Texts
@@ -23,7 +22,7 @@ from fiml.sessions.records import SessionRecord, check_format
 _ROUNDS = 8
 _LAST_ROUNDS = 2
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass(slots=True)

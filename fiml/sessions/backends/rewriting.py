@@ -12,8 +12,9 @@ from fiml.db.engines import driver
 from fiml.db.tables import sessions
 from fiml.sessions.backends import archive, sqlite_rows, sqlite_words, words
 from fiml.sessions.backends.keeping import Transact
+from fiml.sessions.models import MAPS
 from fiml.sessions.query_json import history_json
-from fiml.sessions.records import MAPS, Entries, SessionRecord, format_when_written
+from fiml.sessions.records import Entries, SessionRecord, format_when_written
 
 AT_ONCE = 500
 

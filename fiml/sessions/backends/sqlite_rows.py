@@ -6,10 +6,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import structlog
-
 from fiml.core.clock import to_micros
 from fiml.core.errors import CorruptRecord, SchemaTooNew, SessionFull
+from fiml.core.log import get_logger
 from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_entries, trail_json
 from fiml.sessions.backends import sqlite_headers as headers
@@ -21,7 +20,7 @@ from fiml.sessions.query_json import EncodedQuery, history_json
 from fiml.sessions.records import Entries, Header, SessionRecord, decoding, entry_size, format_when_written
 from fiml.sessions.rights import ANYBODY, Caller, Right, demand, right_in, right_of
 
-_log = structlog.get_logger()
+_log = get_logger()
 _OF_PAGE = ("user_id", "type", "tag", "asset", "limit")
 # S608: built from constants, not from input.
 _SELECT = f"SELECT {', '.join(headers.COLUMNS)} FROM active_sessions"  # noqa: S608

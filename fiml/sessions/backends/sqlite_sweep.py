@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import structlog
 from sqlalchemy import Connection
 
 from fiml.core.clock import to_micros
 from fiml.core.errors import CorruptRecord, RecordRefused
+from fiml.core.log import get_logger
 from fiml.db.engines import driver
 from fiml.db.sqlite_file import SqliteFile, translated
 from fiml.sessions.backends import archive, quarantine
@@ -35,7 +35,7 @@ _SINCE = (
     "ALTER TABLE active_sessions ADD COLUMN grants TEXT NOT NULL DEFAULT '{}'",
 )
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def sweep_batch(file: SqliteFile, connection: Connection, ended: Ended) -> SweepReport:

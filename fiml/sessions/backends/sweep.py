@@ -6,9 +6,8 @@ from datetime import datetime
 from secrets import SystemRandom
 from uuid import UUID
 
-import structlog
-
 from fiml.core.errors import CorruptRecord, RecordRefused, SchemaTooNew
+from fiml.core.log import get_logger
 from fiml.db.postgres import PostgresDatabase
 from fiml.sessions.backends import archive, quarantine, words
 from fiml.sessions.backends import redis_keys as keys
@@ -27,7 +26,7 @@ _ENTRIES_A_PART = 64
 _BATCH_BYTES = 8 * 1024 * 1024
 _RECORD_BYTES = 1024
 
-_log = structlog.get_logger()
+_log = get_logger()
 _random = SystemRandom()
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
-import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core.errors import SessionConflict, Unavailable
+from fiml.core.log import get_logger
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import RedisClient
 from fiml.sessions.backends import (
@@ -50,7 +50,7 @@ SCRIPTS = (*redis.SCRIPTS, *redis_dump.SCRIPTS, *redis_sharing.SCRIPTS, *redis_s
 _TRIES = 10
 EVERYBODYS = PageQuery(limit=rewriting.AT_ONCE)
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class TieredBackend:

@@ -72,7 +72,7 @@ if #fresh > 0 then
   if history_bytes > max_history_bytes then return {'history'} end
   redis.call('LRANGE', queries, 1, 0)  -- reads nothing, but fails if the key has another type
 end
-local is_known = #asked > 0 and #fresh == 0 and not others
+local is_known = #fresh == 0 and not others
 if not is_known and tonumber(before[2]) >= max_changes then return {'changes'} end
 if #fresh > 0 or fields_of_before then
   totals, types, times, days = cmsgpack.pack(sums), packed(by_type), packed(by_time), packed(by_day)
