@@ -2,6 +2,7 @@
 
 import logging
 import ssl
+import tempfile
 from datetime import time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from celery.schedules import crontab
 from celery.signals import setup_logging
 
 from fiml.core.config import Settings
-from fiml.core.errors import Misconfigured
+from fiml.core.errors import Misconfigured, Unavailable
 from fiml.core.tracing import tracing
 from fiml.metrics.exposing import exposing_worker
 
@@ -46,6 +47,7 @@ def make_app(settings: Settings) -> Celery:
         task_time_limit=settings.task_time_limit_minutes * minutes,
         task_soft_time_limit=settings.task_time_limit_minutes * minutes - minutes // 2,
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
         beat_schedule=beat_schedule(settings),
     )
     return app
@@ -77,7 +79,8 @@ def run_worker(settings: Settings, *, concurrency: int, has_beat: bool) -> None:
     """Run a worker, with beat beside it, until it is told to stop.
 
     Raises:
-        Misconfigured: there is no broker.
+        Misconfigured: there is no broker, or beat can't keep its state.
+        Unavailable: the worker failed. Celery may fail to go on after the broker was restarted during a task.
     """
     if _broker(settings) is None:
         if settings.redis_url is not None:
@@ -95,7 +98,9 @@ def run_worker(settings: Settings, *, concurrency: int, has_beat: bool) -> None:
     setup_logging.connect(_log_as_fiml_does)
     logging.getLogger("celery").setLevel(settings.log_level.upper())
     with tracing(), exposing_worker(settings):
-        make_app(settings).worker_main(arguments)
+        exit_code = make_app(settings).start(arguments)
+    if exit_code:
+        raise Unavailable("the worker", "it failed, as the log says: start it again")
 
 
 def _log_as_fiml_does(**_signal: Any) -> None:
@@ -106,8 +111,12 @@ def _beat_file(settings: Settings) -> Path:
     folder = settings.embedded_file.parent
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as exc:
-        raise Misconfigured(f"the folder {folder} can't be created ({exc}); set FIML_DATA_DIR") from exc
+        raise Misconfigured(
+            f"beat can't keep its state in the folder {folder} ({exc}); set FIML_DATA_DIR, or run with --no-beat"
+        ) from exc
     return folder / "beat-schedule"
 
 

@@ -17,12 +17,15 @@ import psutil
 import pytest
 import redis
 from celery.schedules import crontab
+from structlog.testing import capture_logs
 
+from fiml.core import clock
 from fiml.core.clock import using
 from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, MissingExtra
 from fiml.sessions import tasks
 from fiml.sessions.keyring import KeyFile
+from fiml.sessions.maintenance import Job
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
@@ -199,6 +202,51 @@ def test_a_worker_that_is_killed_in_the_middle_is_finished_by_the_next(deploymen
     assert asyncio.run(archived(settings)) == ids
     assert result["archived"] >= len(ids) - len(between)
     assert result["quarantined"] == 0
+
+
+def test_a_restart_of_the_broker_during_a_task_ends_the_worker_with_a_failure_at_worst(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """Celery may fail to go on; then whoever watches over the worker must see that it has failed."""
+    with valkey_server(append_only=True) as valkey:
+        settings = Settings(redis_url=valkey.url, database_url=deployment.database_url)
+        ids = asyncio.run(backlog(settings, BACKLOG))
+        app = make_app(settings)
+        with worker(settings, tmp_path, "--no-beat", "--concurrency", "1") as first:
+            app.send_task("fiml.sessions.cleanup_expired_sessions")
+            wait_until(lambda: bool(asyncio.run(archived(settings))), tmp_path / "worker.log")
+            valkey.stop()
+            time.sleep(0.5)
+            valkey.start()
+            wait_until(
+                lambda: first.poll() is not None or asyncio.run(archived(settings)) == ids, tmp_path / "worker.log"
+            )
+            assert first.poll() in (None, 1)
+
+        with worker(settings, tmp_path, "--no-beat", "--concurrency", "1"):
+            app.send_task("fiml.sessions.cleanup_expired_sessions").get(timeout=PATIENCE_S)
+
+        assert asyncio.run(archived(settings)) == ids
+
+
+def test_beat_needs_a_folder_that_it_can_write(tmp_path: Path) -> None:
+    settings = Settings(redis_url="redis://localhost:1", database_url="postgresql://x", data_dir=Path("/proc/self"))
+
+    with pytest.raises(Misconfigured, match="beat can't keep its state in the folder"):
+        run_worker(settings, concurrency=1, has_beat=True)
+
+
+def test_what_an_unexpected_error_says_reaches_neither_celery_nor_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_store: SessionStore) -> Any:
+        raise ValueError("what a user wrote")
+
+    monkeypatch.setattr(tasks, "_METRICS", Job("generate_session_metrics", fail, lambda _settings: clock.now()))
+
+    with capture_logs() as logs, pytest.raises(tasks.TaskFailed, match="ValueError") as failed:
+        tasks.generate_session_metrics()
+
+    assert failed.value.__suppress_context__
+    assert [line["event"] for line in logs] == ["task_failed"]
 
 
 def test_the_tasks_run_in_the_process_too() -> None:

@@ -63,7 +63,8 @@ def exposing_worker(settings: Settings) -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory(prefix="fiml-metrics-") as folder:
         # prometheus-client reads this when it is imported. Forked processes then write their counts where we read them.
-        os.environ.setdefault(MULTIPROCESS_FOLDER, folder)
+        # What the variable names already may be gone: a worker that gets SIGHUP begins anew with its old environment.
+        os.environ[MULTIPROCESS_FOLDER] = folder
         _registry_of_process()
         from prometheus_client import CollectorRegistry  # noqa: PLC0415 - an extra, installed as above
         from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from fiml.core import clock, observe, tracing
 from fiml.core.config import Settings
-from fiml.core.errors import MissingExtra, Unavailable
-from fiml.core.log import in_request
+from fiml.core.errors import FimlError, MissingExtra, Unavailable
+from fiml.core.log import get_logger, in_request
 from fiml.runtime import Runtime
 from fiml.sessions import maintenance
 from fiml.sessions.maintenance import Job, Result
@@ -23,7 +23,9 @@ try:
 except ModuleNotFoundError as exc:
     raise MissingExtra("fiml.sessions.tasks (Celery)", "server") from exc
 
-_AGAIN: dict[str, Any] = {"autoretry_for": (Unavailable,), "retry_backoff": True, "max_retries": 5}
+# The waits double up to ten minutes: a task survives an engine that is away for half an hour.
+_AGAIN: dict[str, Any] = {"autoretry_for": (Unavailable,), "retry_backoff": True, "max_retries": 12}
+_log = get_logger()
 _CLEANUP, _RETENTION, _METRICS = maintenance.JOBS
 _Value = TypeVar("_Value")
 
@@ -60,6 +62,10 @@ async def _reencrypt(store: SessionStore) -> Result:
 _KEY_CHANGE = Job("reencrypt_sessions", _reencrypt, lambda _settings: clock.now())
 
 
+class TaskFailed(Exception):
+    """A task failed unexpectedly; the log has the stack."""
+
+
 class _Process:
     """An event loop in a thread of its own, for the tasks of this process, and the engines that were opened in it."""
 
@@ -72,9 +78,21 @@ class _Process:
         self._thread.start()
 
     def do(self, job: Job) -> Result:
+        """What the job counted.
+
+        Raises:
+            FimlError: as the job raises it.
+            TaskFailed: the job raised anything else; Celery would log its message, and keep it in the broker.
+        """
         request = current_task.request
         with in_request(request.id), observe.going_on(request.headers or {}):
-            return self._wait_for(self._do(job))
+            try:
+                return self._wait_for(self._do(job))
+            except (FimlError, SoftTimeLimitExceeded):
+                raise
+            except Exception as exc:  # noqa: BLE001 - its message may hold what a user wrote
+                _log.exception("task_failed", task=job.name)
+                raise TaskFailed(type(exc).__name__) from None
 
     def close(self) -> None:
         self._wait_for(self._runtime.close())
