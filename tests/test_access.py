@@ -197,6 +197,25 @@ def test_a_file_without_public_keys_is_refused_at_start(tmp_path: Path, content:
         IssuerKeys(str(file))
 
 
+async def test_a_file_of_keys_is_read_again_when_a_token_names_an_unknown_one(
+    tmp_path: Path, issuer: Issuer, clock: FrozenClock
+) -> None:
+    file = tmp_path / "keys.json"
+    issuer.write_keys(file)
+    keys = IssuerKeys(str(file))
+    document = json.loads(file.read_text())
+    document["keys"] = [key | {"kid": "next"} if key["kid"] == "r" else key for key in document["keys"]]
+    file.write_text(json.dumps(document))
+
+    assert await keys.key_of("next") is not None
+    with pytest.raises(LookupError):
+        await keys.key_of("r")
+    file.write_text("{half")
+    clock.advance(minutes=6)
+    assert await keys.key_of("next") is not None  # a known key keeps working while the file can't be read
+    await keys.aclose()
+
+
 @pytest.mark.parametrize(
     "other",
     [

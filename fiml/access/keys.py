@@ -26,16 +26,17 @@ _log = get_logger()
 
 
 class IssuerKeys:
-    """Keys by id, from a file that is read once, or from an address.
+    """Keys by id, from a file or an address.
 
-    A known key is returned at once, even while the address doesn't answer. No token can make us ask the address more
-    often than every thirty seconds.
+    A known key is returned at once, even while the address doesn't answer. No token can make us ask the address, or
+    read the file, more often than every thirty seconds.
     """
 
     def __init__(self, location: str) -> None:
-        self._address = location if "://" in location else None
-        self._keys: dict[str | None, Any] = {} if self._address else _read_file(location)
-        self._fetched_at: datetime | None = None
+        self._location = location
+        self._is_file = "://" not in location
+        self._keys = _of_file(location) if self._is_file else {}
+        self._fetched_at = clock.now() if self._is_file else None
         self._tried_at: datetime | None = None
         self._failed: str | None = None
         self._fetching: asyncio.Task[None] | None = None
@@ -45,10 +46,8 @@ class IssuerKeys:
 
         Raises:
             LookupError: there is no such key.
-            Unavailable: the key isn't known, and the address doesn't answer.
+            Unavailable: the key isn't known, and the address doesn't answer, or the file can't be read.
         """
-        if self._address is None:
-            return self._known(key_id)
         is_known = self._find(key_id) is not None
         if not is_known or not clock.is_within(KEPT_FOR, since=self._fetched_at):
             self._begin()
@@ -83,14 +82,20 @@ class IssuerKeys:
 
     async def _fetch(self) -> None:
         try:
-            async with asyncio.timeout(FETCH_TIMEOUT_S), httpx2.AsyncClient() as client:
-                self._keys = _read(json.loads(await _fetched(client, str(self._address))))
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
+                self._keys = await self._look()
             self._fetched_at, self._failed = clock.now(), None
         except (httpx2.HTTPError, TimeoutError, OSError, ValueError, TypeError, RecursionError, PyJWTError) as exc:
             self._failed = type(exc).__name__
-            _log.warning("keys_not_fetched", address=without_secrets(str(self._address)), problem=self._failed)
+            _log.warning("keys_not_fetched", address=without_secrets(self._location), problem=self._failed)
         finally:
             self._fetching = None
+
+    async def _look(self) -> dict[str | None, Any]:
+        if self._is_file:
+            return await asyncio.to_thread(_read_file, self._location)
+        async with httpx2.AsyncClient() as client:
+            return _read(json.loads(await _fetched(client, self._location)))
 
 
 async def _fetched(client: httpx2.AsyncClient, address: str) -> bytes:
@@ -105,8 +110,12 @@ async def _fetched(client: httpx2.AsyncClient, address: str) -> bytes:
 
 
 def _read_file(location: str) -> dict[str | None, Any]:
+    return _read(json.loads(Path(location).read_text(encoding="utf-8")))
+
+
+def _of_file(location: str) -> dict[str | None, Any]:
     try:
-        return _read(json.loads(Path(location).read_text(encoding="utf-8")))
+        return _read_file(location)
     except (OSError, ValueError, TypeError, PyJWTError) as exc:
         raise Misconfigured(f"FIML_AUTH_JWKS {location} is not a file of keys ({type(exc).__name__})") from exc
 

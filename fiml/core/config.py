@@ -214,6 +214,13 @@ class Settings(BaseSettings):
             raise ValueError("must have 1 to 64 characters: letters, digits, _ . -")
         return value
 
+    @field_validator("http_hosts")
+    @classmethod
+    def _host_names(cls, value: str | None) -> str | None:
+        if any(not re.fullmatch(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]", name) for name in _listed(value or "")):
+            raise ValueError("must be host names separated by commas, without scheme, port or path")
+        return value
+
     @field_validator("daily_tasks_at")
     @classmethod
     def _time_of_day(cls, value: str) -> str:
