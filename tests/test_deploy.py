@@ -52,7 +52,7 @@ def exported() -> dict[str, set[str]]:
     recorder = Recorder(registry)
     for kind in Timed:
         recorder.timed(kind, "name", "ok", 0.1)
-    labels = {Counted.JOB_SESSIONS: 2, Counted.MARKET_ANSWERS: 2, Counted.PROVIDER_ERRORS: 2}
+    labels = {Counted.JOB_SESSIONS: 2, Counted.MARKET_ANSWERS: 2, Counted.PROVIDER_ERRORS: 2, Counted.HTTP_REFUSED: 1}
     for what in Counted:
         recorder.counted(what, *["label"] * labels[what])
     state = RedisState(evicted_keys=0, may_evict=False, is_append_only=True, used_bytes=1, max_bytes=1)
@@ -69,7 +69,7 @@ def exported() -> dict[str, set[str]]:
         replica_lag_s={"redis": 1},
         redis=state,
     )
-    standing = families(Settings.model_validate(SERVER), figures)
+    standing = families(Settings.model_validate(SERVER), figures, moment)
     return {
         sample.name: set(sample.labels)
         for family in (*registry.collect(), *standing)

@@ -15,13 +15,14 @@ import redis
 from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, Unavailable
 from fiml.core.shared_look import SharedLook
+from fiml.db.schema import REVISIONS
 from fiml.metrics.exposing import exposing
 from fiml.runtime import open_runtime
 from fiml.sessions.backends.base import COUNTED_EXACTLY, StoreFigures
 from fiml.sessions.maintenance import JOBS, do
 from fiml.sessions.models import QueryRecord
 from fiml.testing import FrozenClock
-from tests.support.deployment import Deployment
+from tests.support.deployment import Deployment, execute
 from tests.support.http_server import free_port, http_server
 from tests.support.scraping import fetch, parse, scrape
 from tests.support.servers import postgres_server, valkey_server
@@ -77,6 +78,37 @@ async def test_redis_eviction_and_the_engines_replicas_are_reported(deployment: 
     assert samples["fiml_redis_used_bytes"] > 0
     assert samples['fiml_engine_replicas{engine="redis"}'] == 0
     assert samples['fiml_engine_replicas{engine="postgresql"}'] == 0
+
+
+async def set_revision(deployment: Deployment, revision: str) -> None:
+    await execute(deployment.database_url, f"UPDATE fiml_schema_version SET version_num = '{revision}'")  # noqa: S608
+
+
+async def test_an_outdated_schema_says_nothing_about_the_engines(deployment: Deployment) -> None:
+    where = address()
+    settings = Settings(**(deployment.settings().model_dump(exclude_unset=True) | {"metrics_address": where}))
+    await set_revision(deployment, REVISIONS[-2])
+    try:
+        async with open_runtime(settings) as runtime, exposing(runtime):
+            samples = await scrape(where)
+    finally:
+        await set_revision(deployment, REVISIONS[-1])
+
+    assert samples["fiml_store_up"] == 0
+    assert [name for name in samples if name.startswith("fiml_engine_up")] == []
+
+
+async def test_a_job_that_was_never_done_counts_from_the_start_of_the_server(
+    deployment: Deployment, clock: FrozenClock
+) -> None:
+    where = address()
+    settings = Settings(**(deployment.settings().model_dump(exclude_unset=True) | {"metrics_address": where}))
+    started = clock.now()
+    async with open_runtime(settings) as runtime, exposing(runtime):
+        clock.advance(hours=27)
+        samples = await scrape(where)
+
+    assert samples['fiml_task_done_timestamp_seconds{task="delete_old_archived_sessions"}'] == started.timestamp()
 
 
 async def test_an_engine_that_hangs_or_is_away_leaves_out_its_figures_only() -> None:
@@ -180,6 +212,7 @@ async def test_a_server_answers_at_an_address_of_its_own_and_names_nobody(tmp_pa
             await caller.answer("search-by-symbol", symbol="AAPL", sessionId=session_id)
             await caller.refusal("get-session-info", sessionId="hunter2")
             await caller.refusal("hunter2")
+        refused = await server.post(b"hunter2")
         beside = await server.get("/metrics")
         text = (await asyncio.to_thread(fetch, where))[1]
         elsewhere = await asyncio.to_thread(fetch, where, "/")
@@ -188,8 +221,10 @@ async def test_a_server_answers_at_an_address_of_its_own_and_names_nobody(tmp_pa
 
     assert beside.status_code == 404
     assert elsewhere[0] == 404
+    assert refused.status_code == 400
     assert ended == 0
     samples = parse(text)
+    assert samples['fiml_http_refused_total{status="400"}'] == 1
     assert samples['fiml_call_seconds_count{call="search-by-symbol",code="ok"}'] == 1
     assert samples['fiml_call_seconds_count{call="get-session-info",code="invalid_session_id"}'] == 1
     assert samples['fiml_call_seconds_count{call="unknown",code="unknown_tool"}'] == 1

@@ -53,6 +53,8 @@ class Counted(StrEnum):
     """Sessions that a job dealt with: job, outcome."""
     MARKET_ANSWERS = "market_answers"
     """Parts of answers: the layer that gave the part, whether it was stale."""
+    HTTP_REFUSED = "http_refused"
+    """Requests on HTTP that were refused before they reached a tool: status."""
     PROVIDER_ERRORS = "provider_errors"
     """Questions to a provider that failed: provider, code."""
 

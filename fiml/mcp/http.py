@@ -18,12 +18,13 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fiml.access.rates import Allowances, open_allowances
 from fiml.core.config import Settings, split_address
 from fiml.core.errors import FimlError, InvalidInput, Misconfigured, Unavailable, echo
 from fiml.core.log import get_logger
+from fiml.core.observe import Counted, count
 from fiml.core.shared_look import SharedLook
 from fiml.mcp.auth import BearerVerifier
 from fiml.mcp.limits import BodyInTime, HeadersInTime, OneMeaning, RateLimit
@@ -38,6 +39,7 @@ SHUTDOWN_S = 25
 MAX_CONNECTIONS = 1000
 _KEEP_ALIVE_S = 30
 _RETRY_AFTER_S = 5
+_LEAST_REFUSAL = 400
 READY_WITHIN_S = 3.0  # a look at the engines takes two seconds at most
 
 _log = get_logger()
@@ -135,19 +137,27 @@ class _Probe:
         return "unavailable" if "live" in away else "degraded" if away else "ok"
 
 
-class LoggedInALine:
-    """Wraps the application: when callers can't be authenticated, logs one line instead of a traceback.
+class RefusalsNoted:
+    """Wraps the application: counts requests that are refused before they reach a tool, and logs each in a line.
 
-    That happens when the issuer's keys or the database of tokens are away. Starlette answers by `_not_known`, and then
-    raises the error again.
+    When callers can't be authenticated, since the issuer's keys or the database of tokens are away, Starlette answers
+    by `_not_known`, and then raises the error again: that would be a traceback.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_call = scope["type"] == "http" and scope["path"] == PATH
+
+        async def watched(message: Message) -> None:
+            if is_call and message["type"] == "http.response.start" and message["status"] >= _LEAST_REFUSAL:
+                count(Counted.HTTP_REFUSED, str(message["status"]))
+                _log.info("request_refused", status=message["status"])
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, watched)
         except (Unavailable, Misconfigured) as exc:
             _log.warning("callers_not_known", problem=str(exc))
 
@@ -168,7 +178,7 @@ async def serve_http(settings: Settings, address: str) -> None:
     allowances = open_allowances(settings)
     async with open_runtime(settings) as runtime, exposing(runtime):
         config = uvicorn.Config(
-            NamedRequests(LoggedInALine(build_app(runtime, host, verifier, allowances))),
+            NamedRequests(RefusalsNoted(build_app(runtime, host, verifier, allowances))),
             http=HeadersInTime,
             ws="none",
             log_config=None,

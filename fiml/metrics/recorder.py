@@ -33,6 +33,9 @@ class Recorder:
             Counted.MARKET_ANSWERS: Counter(
                 "fiml_market_answers", "Parts of answers by who gave them", ["layer", "stale"], registry=registry
             ),
+            Counted.HTTP_REFUSED: Counter(
+                "fiml_http_refused", "Requests on HTTP that were refused before a tool", ["status"], registry=registry
+            ),
             Counted.PROVIDER_ERRORS: Counter(
                 "fiml_provider_errors", "Questions to a provider that failed", ["provider", "code"], registry=registry
             ),

@@ -10,9 +10,10 @@ from prometheus_client.registry import Collector
 
 from fiml.core import clock
 from fiml.core.config import Settings
-from fiml.core.errors import FimlError
+from fiml.core.errors import FimlError, Unavailable
 from fiml.core.shared_look import SharedLook
 from fiml.runtime import Runtime
+from fiml.sessions.maintenance import JOBS
 
 if TYPE_CHECKING:
     from fiml.sessions.backends.base import RedisState, StoreFigures
@@ -30,6 +31,7 @@ class Standing(Collector):
         self._settings = runtime.settings
         self._look = SharedLook(lambda: _figures(runtime))
         self._loop = loop
+        self._since = clock.now()
 
     def collect(self) -> Iterator[Metric]:
         waiting = asyncio.run_coroutine_threadsafe(self._look.result(), self._loop)
@@ -37,38 +39,47 @@ class Standing(Collector):
             figures = waiting.result(ANSWER_WITHIN_S)
         except TimeoutError:
             waiting.cancel()
-            figures = None
-        yield from families(self._settings, figures)
+            figures = Unavailable("the store", "no answer in time")
+        yield from families(self._settings, figures, self._since)
 
     def describe(self) -> list[Metric]:
         """Describe nothing, so that registering doesn't ask the engines."""
         return []
 
 
-async def _figures(runtime: Runtime) -> "StoreFigures | None":
+async def _figures(runtime: Runtime) -> "StoreFigures | FimlError":
     try:
         return await (await runtime.store()).figures()
-    except FimlError:  # the store can't be opened, since an engine is away
-        return None
+    except FimlError as exc:
+        return exc
 
 
-def families(settings: Settings, figures: "StoreFigures | None") -> Iterator[Metric]:
-    """The figures as Prometheus metrics; `figures` is `None` if the store couldn't be asked."""
-    yield _gauge("fiml_store_up", "Whether the store could be asked", 0 if figures is None else 1)
+def families(settings: Settings, figures: "StoreFigures | FimlError", since: datetime) -> Iterator[Metric]:
+    """The figures as Prometheus metrics, or what can be said if the store couldn't be asked.
+
+    A job that was never done counts as done at `since`, so that somebody notices if it is never done at all.
+    """
+    yield _gauge("fiml_store_up", "Whether the store could be asked", float(not isinstance(figures, FimlError)))
     interval_s = settings.session_cleanup_interval_minutes * 60
     yield _gauge("fiml_cleanup_interval_seconds", "How often expired sessions are archived", interval_s)
     engines = ["sqlite"] if settings.is_embedded else ["redis", "postgresql"]
-    up = {engine: float(figures is not None and figures.engines.get(engine, False)) for engine in engines}
-    yield _labelled("fiml_engine_up", "Whether an engine answered within two seconds", "engine", up)
-    if figures is None:
+    if isinstance(figures, FimlError):
+        if isinstance(figures, Unavailable):  # other errors, such as an outdated schema, tell nothing about the engines
+            yield _engines(dict.fromkeys(engines, 0.0))
         return
+    yield _engines({engine: float(figures.engines.get(engine, False)) for engine in engines})
     yield from _sessions(figures)
-    done = {job: moment.timestamp() for job, moment in figures.jobs_done.items()}
+    done = {job.name: since.timestamp() for job in JOBS}
+    done |= {job: moment.timestamp() for job, moment in figures.jobs_done.items()}
     yield _labelled("fiml_task_done_timestamp_seconds", "When a task was last done", "task", done)
     yield _labelled("fiml_engine_replicas", "Replicas that an engine has", "engine", figures.replicas)
     yield _labelled("fiml_engine_replica_lag_seconds", "Lag of the slowest replica", "engine", figures.replica_lag_s)
     if figures.redis is not None:
         yield from _redis(figures.redis)
+
+
+def _engines(up: dict[str, float]) -> Metric:
+    return _labelled("fiml_engine_up", "Whether an engine answered within two seconds", "engine", up)
 
 
 def _sessions(figures: "StoreFigures") -> Iterator[Metric]:
