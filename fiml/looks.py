@@ -67,9 +67,7 @@ class Held(Model):
         """Whether all parts of an answer of this depth are still current. The sample's always are."""
         parts = as_deep_as(self.answer, depth).delivery.values()
         now = clock.now()
-        return self.is_sample or (
-            bool(parts) and all(part.fresh_until is not None and now < part.fresh_until for part in parts)
-        )
+        return self.is_sample or (bool(parts) and all(part.is_current(now) for part in parts))
 
     def is_of(self, instrument: Instrument) -> bool:
         """Whether it is about this instrument. Exchange and currency must be the same too, since a coin has several."""

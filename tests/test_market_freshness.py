@@ -45,6 +45,7 @@ async def life(part: Part, instrument: Instrument, now: datetime) -> timedelta:
         ("7203.T", "2026-11-25T02:40", CLOSED),  # the lunch break
         ("7203.T", "2026-11-25T04:00", OPEN),
         ("VOD.L", "2026-11-25T08:00", OPEN),
+        ("BMW.F", "2026-11-25T18:00", OPEN),  # Frankfurt trades until late, but its calendar ends at 17:30
         ("VOD.L", "2026-11-25T07:50", timedelta(minutes=10)),
     ],
 )
@@ -63,13 +64,15 @@ async def test_a_coin_is_always_traded(now: str) -> None:
     ("now", "expected"),
     [
         ("2026-11-25T15:00", "2026-11-25T21:00"),
-        ("2026-11-25T21:45", "2026-11-27T18:00"),  # Thanksgiving, then the short day
-        ("2026-11-28T12:00", "2026-11-30T21:00"),
-        ("2026-12-24T19:00", "2026-12-28T21:00"),
-        ("2026-12-31T22:00", "2027-01-04T21:00"),
+        ("2026-11-25T21:45", "2026-11-27T14:30"),  # Thanksgiving, then the short day
+        ("2026-11-27T14:30", "2026-11-27T14:35"),  # the source may apply a split only now
+        ("2026-11-27T14:35", "2026-11-27T18:00"),
+        ("2026-11-28T12:00", "2026-11-30T14:30"),
+        ("2026-12-24T19:00", "2026-12-28T14:30"),
+        ("2026-12-31T22:00", "2027-01-04T14:30"),
     ],
 )
-async def test_bars_are_current_until_the_next_close(now: str, expected: str) -> None:
+async def test_bars_are_current_until_the_next_open_or_close(now: str, expected: str) -> None:
     assert await fresh_until(Part.BARS, make_instrument(), at(now)) == at(expected)
 
 
@@ -79,7 +82,8 @@ async def test_bars_from_just_after_a_close_are_asked_for_again_when_the_day_has
 
 async def test_bars_of_a_coin_are_current_until_midnight() -> None:
     assert await fresh_until(Part.BARS, BITCOIN, at("2026-12-31T23:59:59")) == at("2027-01-01T00:00")
-    assert await fresh_until(Part.BARS, BITCOIN, at("2027-01-01T00:00")) == at("2027-01-02T00:00")
+    assert await fresh_until(Part.BARS, BITCOIN, at("2027-01-01T00:00")) == at("2027-01-01T00:05")
+    assert await fresh_until(Part.BARS, BITCOIN, at("2027-01-01T00:05")) == at("2027-01-02T00:00")
 
 
 async def test_fundamentals_and_what_a_symbol_means_are_current_for_a_day() -> None:

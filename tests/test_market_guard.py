@@ -127,6 +127,14 @@ async def test_calls_that_queue_for_a_slow_provider_are_no_failures_of_it() -> N
     assert await guard.call(Provider()) == "an answer"
 
 
+async def test_a_clock_that_is_set_back_does_not_keep_a_provider_away(clock: FrozenClock) -> None:
+    guard = Guard("provider", attempts=1, failures=1, open_s=30)
+    await fail_times(guard, 1)
+    clock.advance(hours=-1)
+
+    assert await guard.call(Provider()) == "an answer"
+
+
 async def test_one_call_may_have_another_limit() -> None:
     with pytest.raises(Unavailable, match=r"no answer within 0\.05 s"):
         await Guard("provider").call(Provider(hang), within_s=0.05)

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from fiml.cache.l2_cache import L2Cache
-from fiml.core.errors import InvalidInput, SymbolNotFound, Unavailable
+from fiml.core.errors import BadData, InvalidInput, SymbolNotFound, Unavailable
 from fiml.market.fetching import Fetching
 from fiml.market.models import AssetKind
 from fiml.testing import FrozenClock
@@ -32,6 +32,55 @@ async def test_the_last_answer_stands_in_for_a_provider_that_fails_and_says_its_
             "is_stale": True,
             "age_seconds": 600,
         }
+
+
+async def test_a_symbol_that_had_figures_a_while_ago_exists(
+    fetching: Fetching, exchange: Exchange, clock: FrozenClock
+) -> None:
+    await fetching.quote(AAPL)
+    clock.advance(minutes=1)
+    exchange.failure = SymbolNotFound("AAPL", source="exchange", known=[])
+
+    for _ in range(2):
+        found = await fetching.quote(AAPL)
+
+    assert (found.value.price, found.delivery.is_stale) == (1.0, True)
+
+
+async def test_what_a_providers_code_raises_unexpectedly_is_a_bad_answer(
+    fetching: Fetching, exchange: Exchange, clock: FrozenClock
+) -> None:
+    for failure in (ValueError("year 56945 is out of range"), OverflowError(), RecursionError(), NotImplementedError()):
+        exchange.failure = failure
+        with pytest.raises(BadData, match=type(failure).__name__):
+            await fetching.quote(AAPL)
+    exchange.failure = None
+    await fetching.quote(AAPL)
+    clock.advance(minutes=1)
+    exchange.failure = KeyError("price")
+
+    assert (await fetching.quote(AAPL)).delivery.is_stale
+
+
+async def test_a_company_without_figures_is_asked_about_again_after_a_quarter_of_an_hour(
+    fetching: Fetching, clock: FrozenClock
+) -> None:
+    """The sample has none of any company; a source may have none by mistake."""
+    first = await fetching.fundamentals(AAPL)
+
+    assert first.delivery.fresh_until == clock.now() + timedelta(minutes=15)
+
+
+async def test_an_answer_of_a_machine_whose_clock_is_ahead_is_not_current(
+    fetching: Fetching, exchange: Exchange, clock: FrozenClock
+) -> None:
+    clock.advance(minutes=10)
+    await fetching.quote(AAPL)
+    clock.advance(minutes=-10)
+
+    assert (await fetching.quote(AAPL)).delivery.layer == "provider"
+    clock.advance(seconds=-4)  # as much as clocks differ
+    assert (await fetching.quote(AAPL)).delivery.layer == "l1"
 
 
 async def test_of_two_last_answers_the_one_that_was_learnt_later_stands_in(

@@ -1,14 +1,16 @@
 """Live data of both kinds: stocks from one source, coins from another."""
 
+import asyncio
 import sys
 
 import pytest
 
 from fiml.core.errors import NotSupported, Unavailable
-from fiml.market.models import AssetKind
+from fiml.market.models import AssetKind, Bars, Depth, Instrument, Quote
 from fiml.market.providers.coins import CoinProvider
 from fiml.market.providers.live import LiveProvider, live_extras, open_live
 from fiml.market.providers.sample import SampleProvider
+from fiml.market.service import MarketService
 from tests.support import exchange_wire as wire
 from tests.support.market_server import MarketServer, refusal
 
@@ -61,3 +63,31 @@ async def test_live_is_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(NotSupported, match="ccxt"):
         await live.instrument("BTC", AssetKind.COIN)
     await live.aclose()
+
+
+class Diary(SampleProvider):
+    """Writes down what it is asked for, in order."""
+
+    source = "diary"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def quote(self, instrument: Instrument) -> Quote:
+        await asyncio.sleep(0.01)
+        self.asked.append(f"quote of {instrument.symbol}")
+        return await super().quote(instrument)
+
+    async def bars(self, instrument: Instrument) -> Bars:
+        self.asked.append(f"bars of {instrument.symbol}")
+        return await super().bars(instrument)
+
+
+async def test_the_others_of_a_deep_question_wait_until_the_symbols_own_figures_are_there() -> None:
+    diary = Diary()
+    market = MarketService(diary)
+
+    await market.answer(await market.equity("AAPL"), Depth.DEEP, ["MSFT", "NVDA"])
+
+    assert set(diary.asked[:2]) == {"quote of AAPL", "bars of AAPL"}
+    assert set(diary.asked[2:]) == {"bars of MSFT", "bars of NVDA"}

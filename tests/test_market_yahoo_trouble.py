@@ -303,7 +303,17 @@ class TestFundamentals:
         assert set(found.missing.values()) == {"Yahoo has no company figures for this symbol"}
         assert len(found.missing) == 7
 
-    @pytest.mark.parametrize("sent", [truncated(wire.summary()), {"quoteSummary": {"result": ["text"]}}, [], 7])
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            truncated(wire.summary()),
+            {"quoteSummary": {"result": ["text"]}},
+            {"quoteSummary": {"result": None, "error": {"code": "Internal Server Error"}}},
+            {"quoteSummary": []},
+            [],
+            7,
+        ],
+    )
     async def test_a_summary_that_cannot_be_used_is_bad_data(
         self, yahoo_server: MarketServer, yahoo: YahooProvider, sent: object
     ) -> None:

@@ -7,6 +7,8 @@ from hashlib import sha256
 from typing import Literal, Protocol
 from urllib.parse import quote
 
+from fiml.core.clock import CLOCKS_DIFFER
+
 MAX_KEY_CHARACTERS = 200
 
 Layer = Literal["l1", "l2"]
@@ -20,6 +22,10 @@ class CacheEntry:
     known_at: datetime
     fresh_until: datetime
     keep_until: datetime
+
+    def is_current(self, now: datetime) -> bool:
+        """Whether it is current; not if the clock that wrote it was ahead of this one by more than a few seconds."""
+        return self.known_at - CLOCKS_DIFFER <= now < self.fresh_until
 
     def to_json(self) -> str:
         """The entry as one text."""

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# By how much the clocks of machines that work together may differ.
+CLOCKS_DIFFER = timedelta(seconds=5)
 _MICROSECOND = timedelta(microseconds=1)
 
 

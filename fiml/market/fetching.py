@@ -17,7 +17,7 @@ from fiml.core.errors import BadData, SymbolNotFound, Unavailable
 from fiml.core.log import get_logger
 from fiml.core.observe import Counted, Timed, count, observed
 from fiml.market.cached_values import NotFound, decode, encode
-from fiml.market.freshness import NOT_FOUND_LIFE, Part, fresh_until
+from fiml.market.freshness import NO_FUNDAMENTALS_LIFE, NOT_FOUND_LIFE, Part, fresh_until
 from fiml.market.models import AssetKind, Bars, Delivery, Fundamentals, Instrument, Quote, age_s
 from fiml.market.providers.base import SAMPLE, MarketProvider, to_symbol
 
@@ -27,6 +27,7 @@ FETCH_TIMEOUT_S = 8.0
 
 Value = TypeVar("Value")
 _Layer = Literal["provider", "l1", "l2"]
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError)
 _log = get_logger()
 
 _INSTRUMENT = TypeAdapter(Instrument)
@@ -69,8 +70,8 @@ class Fetching:
 
     Callers that ask for the same thing at the same time share one fetch, which continues even if they are cancelled. If
     a provider fails or doesn't answer in time, its last answer is returned, marked `is_stale`, until `max_stale` after
-    it was current. That a symbol doesn't exist is remembered for a minute, in the first cache. The sample is never
-    cached.
+    it was current; so if it no longer knows a symbol that it had figures of. That a symbol doesn't exist is remembered
+    for a minute, in the first cache. The sample is never cached.
 
     Raises, besides what `MarketProvider` raises:
         Unavailable: the provider didn't answer in time, and there is no usable answer in a cache.
@@ -176,15 +177,20 @@ class Fetching:
 
     async def _find(self, wanted: _Wanted[Value]) -> Fetched[Value]:
         kept = await self._look(wanted)
-        if kept is not None and clock.now() < kept.entry.fresh_until:
+        if kept is not None and kept.entry.is_current(clock.now()):
             return _delivered(kept, is_stale=False)
+        last = kept if kept is not None and self._is_usable(kept) else None
         try:
             return await self._ask(wanted)
-        except Unavailable as exc:
-            if kept is None or isinstance(kept.value, NotFound) or not self._is_usable(kept.entry):
+        except (Unavailable, SymbolNotFound) as exc:
+            # A symbol that had figures a while ago exists: it is the provider that is wrong.
+            if isinstance(exc, SymbolNotFound) and (last is None or wanted.instrument is None):
+                await self._put_absence(exc, wanted)
                 raise
-            _log.warning("stale_answer_given", key=wanted.key, known_at=clock.to_iso(kept.entry.known_at), why=str(exc))
-            return _delivered(kept, is_stale=True)
+            if last is None:
+                raise
+            _log.warning("stale_answer_given", key=wanted.key, known_at=clock.to_iso(last.entry.known_at), why=str(exc))
+            return _delivered(last, is_stale=True)
 
     async def _look(self, wanted: _Wanted[Value]) -> _Found[Value] | None:
         """The current answer of the first cache that has one, else the one that was learnt last."""
@@ -194,7 +200,7 @@ class Fetching:
             found = None if entry is None else _read(wanted, entry, one.layer)
             if found is None:
                 continue
-            if clock.now() < found.entry.fresh_until:
+            if found.entry.is_current(clock.now()):
                 await _put(self._caches[:position], wanted.key, found.entry)
                 return found
             if last is None or found.entry.known_at > last.entry.known_at:
@@ -202,21 +208,22 @@ class Fetching:
         return last
 
     async def _ask(self, wanted: _Wanted[Value]) -> Fetched[Value]:
-        try:
-            value = await self._answer(wanted)
-        except SymbolNotFound as exc:
-            now = clock.now()
-            # Only in the first cache: the answer is useless after a minute, and not worth a write to the database.
-            entry = self._entry(NotFound.of(exc), wanted, known_at=now, until=now + NOT_FOUND_LIFE)
-            await _put(self._caches[:1], wanted.key, entry)
-            raise
+        value = await self._answer(wanted)
         now = clock.now()
         if not self._caches:
             until = None if self._provider.source == SAMPLE else now
             return Fetched(value, _delivery("provider", now, until, is_stale=False))
         until = await fresh_until(wanted.part, wanted.instrument, now)
+        if isinstance(value, Fundamentals) and value.is_empty:
+            until = min(until, now + NO_FUNDAMENTALS_LIFE)  # perhaps the provider just had none at that moment
         await _put(self._caches, wanted.key, self._entry(value, wanted, known_at=now, until=until))
         return Fetched(value, _delivery("provider", now, until, is_stale=False))
+
+    async def _put_absence(self, error: SymbolNotFound, wanted: _Wanted[Value]) -> None:
+        now = clock.now()
+        # Only in the first cache: the answer is useless after a minute, and not worth a write to the database.
+        entry = self._entry(NotFound.of(error), wanted, known_at=now, until=now + NOT_FOUND_LIFE)
+        await _put(self._caches[:1], wanted.key, entry)
 
     async def _answer(self, wanted: _Wanted[Value]) -> Value:
         try:
@@ -232,6 +239,9 @@ class Fetching:
                 return await wanted.ask()
         except ValidationError as exc:  # figures that fit no answer, such as an infinite change
             raise BadData(self._provider.source, f"{exc.error_count()} figures are invalid") from exc
+        except _UNREADABLE as exc:  # what the provider's code raises if an answer isn't what it expects
+            _log.exception("answer_unreadable", key=wanted.key)
+            raise BadData(self._provider.source, f"the answer can't be read ({type(exc).__name__})") from exc
 
     def _entry(
         self, value: Value | NotFound, wanted: _Wanted[Value], *, known_at: datetime, until: datetime
@@ -239,9 +249,12 @@ class Fetching:
         keep_until = until if isinstance(value, NotFound) else until + self._max_stale
         return CacheEntry(encode(value, wanted.adapter), known_at, fresh_until=until, keep_until=keep_until)
 
-    def _is_usable(self, entry: CacheEntry) -> bool:
-        """Whether a stale entry may be used; the process that wrote it may have had another `max_stale`."""
-        return clock.now() < min(entry.keep_until, entry.fresh_until + self._max_stale)
+    def _is_usable(self, found: _Found[Value]) -> bool:
+        """Whether a stale answer may be used; the process that wrote it may have had another `max_stale`."""
+        entry = found.entry
+        return not isinstance(found.value, NotFound) and clock.now() < min(
+            entry.keep_until, entry.fresh_until + self._max_stale
+        )
 
 
 def _forgiving(given: AnswerCache) -> AnswerCache:

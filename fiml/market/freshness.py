@@ -21,11 +21,14 @@ QUOTE_LIFE = timedelta(seconds=15)
 CLOSED_QUOTE_LIFE = timedelta(minutes=15)
 BARS_LIFE = timedelta(minutes=15)
 FUNDAMENTALS_LIFE = timedelta(days=1)
+NO_FUNDAMENTALS_LIFE = timedelta(minutes=15)
 INSTRUMENT_LIFE = timedelta(days=1)
 NOT_FOUND_LIFE = timedelta(seconds=60)
 
 # A source has a day's last price and bar only some minutes after the close: an answer from in between may lack them.
 SETTLING = timedelta(minutes=30)
+# A source may apply a split only some minutes after the open.
+OPENING = timedelta(minutes=5)
 _MARGIN = timedelta(days=15)  # longer than any market stays closed around a New Year
 
 DEFAULT_CALENDAR = "XNYS"
@@ -36,7 +39,6 @@ _CALENDARS_BY_SUFFIX = {
     "BR": "XBRU",
     "CO": "XCSE",
     "DE": "XETR",
-    "F": "XFRA",
     "HE": "XHEL",
     "HK": "XHKG",
     "IR": "XDUB",
@@ -72,8 +74,6 @@ _CALENDARS_BY_EXCHANGE = {
     "BSE": "XBOM",
     "EBS": "XSWX",
     "FGI": "XLON",
-    "FRA": "XFRA",
-    "FRANKFURT": "XFRA",
     "FTSE INDEX": "XLON",
     "GER": "XETR",
     "HKG": "XHKG",
@@ -163,13 +163,17 @@ async def _quote_until(instrument: Instrument | None, now: datetime) -> datetime
 
 async def _bars_until(instrument: Instrument | None, now: datetime) -> datetime:
     if instrument is not None and instrument.kind is AssetKind.COIN:
-        return now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        # An exchange's clock may be behind ours: then its last day isn't complete yet.
+        return midnight + (OPENING if now < midnight + OPENING else timedelta(days=1))
     trading = await trading_of(instrument, now)
     if trading is None:
         return now + BARS_LIFE
-    ends = [_next(trading.day_ends, now), _next(trading.day_ends, now - SETTLING)]
-    moments = [end + late for end, late in zip(ends, (timedelta(0), SETTLING), strict=True) if end is not None]
-    return min(moments, default=now + BARS_LIFE)
+    # At the close a day is complete. A split takes effect at the open, and changes all earlier days.
+    turns = [(trading.day_ends, late) for late in (timedelta(0), SETTLING)]
+    turns += [(trading.opens, late) for late in (timedelta(0), OPENING)]
+    found = ((_next(moments, now - late), late) for moments, late in turns)
+    return min((moment + late for moment, late in found if moment is not None), default=now + BARS_LIFE)
 
 
 async def trading_of(instrument: Instrument | None, now: datetime) -> Trading | None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
+from fiml.core.clock import CLOCKS_DIFFER
 from fiml.core.model import Model
 
 # Code for hundredths of a currency -> the currency itself, and the name of the hundredths.
@@ -162,6 +163,12 @@ class Fundamentals(_Model):
     note: str | None = Field(None, description="what to know about these figures")
     missing: Missing
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no figure at all."""
+        figures = (self.market_cap, self.pe_ratio, self.eps, self.dividend_yield, self.revenue)
+        return all(figure is None for figure in figures)
+
 
 class Technicals(_Model):
     """Figures computed from an instrument's bars. A year is 252 bars, of a coin 365."""
@@ -225,6 +232,10 @@ class Delivery(_Model):
     fresh_until: Moment | None = Field(description="until when it is current; null: always, as history is")
     is_stale: bool = Field(description="the provider failed, and this is its last answer")
     age_seconds: int = Field(description="since known_at")
+
+    def is_current(self, now: datetime) -> bool:
+        """Whether it is current; not if the clock that saw it is ahead of ours by more than a few seconds."""
+        return self.fresh_until is not None and self.known_at - CLOCKS_DIFFER <= now < self.fresh_until
 
     def aged(self, now: datetime) -> "Delivery":
         """The same with its age at a later moment."""

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from fiml.cache.entries import AnswerCache
 from fiml.cache.opening import open_caches
+from fiml.core import clock
 from fiml.core.config import MarketData, Settings
 from fiml.core.deadlines import answer_within
 from fiml.core.errors import BadData, InvalidInput, MissingExtra, NotSupported, SymbolNotFound, Unavailable
@@ -104,12 +105,15 @@ class MarketService:
         async with answer_within(self._answer_timeout_s, self.source):
             if depth is Depth.QUICK:
                 return _answer(await self._fetching.quote(instrument))
-            quote, bars, fundamentals, compared = await asyncio.gather(
+            started_ms = clock.stopwatch()
+            quote, bars, fundamentals = await asyncio.gather(
                 self._fetching.quote(instrument),
                 self._fetching.bars(instrument),
                 self._fetching.fundamentals(instrument),
-                self._others(instrument, others if depth is Depth.DEEP else ()),
             )
+            # Only now, since a source that keeps to a slow pace may not have the time for all.
+            left_s = self._answer_timeout_s * _OTHER_SHARE - started_ms() / 1000
+            compared = await self._others(instrument, others if depth is Depth.DEEP else (), left_s)
         with _translated(self.source):
             found = {
                 _symbol(other): its if isinstance(its, str) else _compare(bars.value, its.value, other)
@@ -136,17 +140,19 @@ class MarketService:
         return None
 
     async def _others(
-        self, instrument: Instrument, others: Sequence[Instrument | str]
+        self, instrument: Instrument, others: Sequence[Instrument | str], within_s: float
     ) -> list[tuple[Instrument | str, Fetched[Bars] | str]]:
         """The others, each with its bars or why it has none."""
         wanted = [other for other in dict.fromkeys(others) if _symbol(other) != instrument.symbol]
-        found = await asyncio.gather(*(self._other(other, instrument) for other in wanted))
+        found = await asyncio.gather(*(self._other(other, instrument, within_s) for other in wanted))
         return [(other, bars) for other, bars in dict(found).items() if _symbol(other) != instrument.symbol]
 
-    async def _other(self, other: Instrument | str, like: Instrument) -> tuple[Instrument | str, Fetched[Bars] | str]:
+    async def _other(
+        self, other: Instrument | str, like: Instrument, within_s: float
+    ) -> tuple[Instrument | str, Fetched[Bars] | str]:
         try:
             # Less than the whole time, so that one slow comparison doesn't make the whole answer late.
-            async with asyncio.timeout(self._answer_timeout_s * _OTHER_SHARE):
+            async with asyncio.timeout(within_s):
                 instrument = await self._find(other, like) if isinstance(other, str) else other
                 if instrument is None:
                     return other, f"not in the {self.source} data"

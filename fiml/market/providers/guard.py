@@ -130,7 +130,7 @@ class Breaker:
         self._failures = failures
         self._open_for = timedelta(seconds=open_s)
         self._failed = 0
-        self._open_until: datetime | None = None
+        self._opened_at: datetime | None = None
         self._is_on_trial = False
 
     @contextmanager
@@ -140,9 +140,10 @@ class Breaker:
         Raises:
             Unavailable: no call is let through now; the message says when one will be.
         """
-        is_trial = self._open_until is not None
-        if self._open_until is not None and (self._is_on_trial or clock.now() < self._open_until):
-            moment = clock.to_iso(self._open_until.replace(microsecond=0))
+        opened_at = self._opened_at
+        is_trial = opened_at is not None
+        if opened_at is not None and (self._is_on_trial or clock.is_within(self._open_for, since=opened_at)):
+            moment = clock.to_iso((opened_at + self._open_for).replace(microsecond=0))
             raise Unavailable(
                 self._name, f"it failed {self._failed} times in a row, and will be tried again at {moment}"
             )
@@ -159,11 +160,11 @@ class Breaker:
         if is_trial:
             self._is_on_trial = False
         if exc is None or isinstance(exc, _ANSWERS):
-            self._failed, self._open_until = 0, None
+            self._failed, self._opened_at = 0, None
         elif isinstance(exc, Exception) and not isinstance(exc, (*_NO_FAILURES, _Crowded)):
             self._failed += 1
             if self._failed >= self._failures:
-                self._open_until = clock.now() + self._open_for
+                self._opened_at = clock.now()
 
 
 def retry_moment(retry_after: str | None) -> datetime:

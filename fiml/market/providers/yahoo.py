@@ -89,12 +89,12 @@ class YahooProvider:
     async def _chart(self, symbol: str) -> Chart:
         """The chart, from which instrument, quote and bars are read; fetched once for callers that ask together."""
         kept = self._charts.get(symbol)
-        if kept is not None and clock.now() < kept[0] + _CHART_LIFE:
+        if kept is not None and clock.is_within(_CHART_LIFE, since=kept[0]):
             return kept[1]
         lock = self._asking.setdefault(symbol, asyncio.Lock())
         async with lock:
             kept = self._charts.get(symbol)
-            if kept is None or clock.now() >= kept[0] + _CHART_LIFE:
+            if kept is None or not clock.is_within(_CHART_LIFE, since=kept[0]):
                 kept = (clock.now(), await self._fetch_chart(symbol))
                 self._keep(symbol, kept)
         return kept[1]

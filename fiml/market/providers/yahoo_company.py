@@ -59,9 +59,11 @@ def fundamentals_of(instrument: Instrument, answer: Any) -> Fundamentals:
 
 def _modules(answer: Any) -> Mapping[str, Any]:
     try:
-        results = answer["quoteSummary"]["result"] or [{}]
-        modules = results[0]
-    except (KeyError, IndexError, TypeError) as exc:
+        summary = answer["quoteSummary"]
+        if summary["result"] is None and summary.get("error"):
+            raise BadData(NAME, "an error in place of a summary")
+        modules = (summary["result"] or [{}])[0]
+    except (KeyError, IndexError, TypeError, AttributeError) as exc:
         raise BadData(NAME, f"no summary: {type(exc).__name__}") from exc
     if not isinstance(modules, dict):
         raise BadData(NAME, "the summary is not an object")

@@ -54,9 +54,9 @@ _SECOND_SUFFIXES = {
 _MARKET_OF_SUFFIX = {suffix: market for market, suffix in reversed(MARKETS.items()) if suffix} | _SECOND_SUFFIXES
 SUFFIXES = sorted(_MARKET_OF_SUFFIX)
 
-# Each dot, hyphen and equals sign is between letters or digits: otherwise "..", for example, would change Yahoo's path.
-_FORM = re.compile(r"\^?[A-Z0-9]+(?:[.=-][A-Z0-9]+)*", re.ASCII)
-_SHARE_CLASS = re.compile(r"([A-Z0-9]+)\.([A-Z])", re.ASCII)
+# Each dot, hyphen and other sign is between letters or digits: otherwise "..", for example, would change Yahoo's path.
+_FORM = re.compile(r"\^?[A-Z0-9]+(?:[.=&-][A-Z0-9]+)*", re.ASCII)
+_SHARE_CLASS = re.compile(r"([A-Z0-9]+)\.([A-Z]|UN)", re.ASCII)  # UN: a unit of a trust
 _HONG_KONG_DIGITS = 4
 # Stocks and funds of the two exchanges in mainland China. In Shanghai, such a code would be that of an index or bond.
 _SHENZHEN_CODE = re.compile(r"[0-3][0-9]{5}", re.ASCII)
@@ -94,7 +94,8 @@ def is_symbol(text: str) -> bool:
 def _split(symbol: str) -> tuple[str, str]:
     base, dot, end = symbol.rpartition(".")
     if not dot or dot + end in _MARKET_OF_SUFFIX:
-        return (base, dot + end) if dot else (symbol, "")
+        # TECK.B.TO is Yahoo's TECK-B.TO.
+        return (base.replace(".", "-"), dot + end) if dot else (symbol, "")
     share_class = _SHARE_CLASS.fullmatch(symbol)
     if share_class:
         return "-".join(share_class.groups()), ""
