@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from fiml import __version__
-from fiml.cli.doctor import EXTRAS, Check, Mark
+from fiml.cli.checks import Check, Mark
+from fiml.cli.doctor import EXTRAS
 from fiml.core.config import Settings
 from fiml.db import schema
 from tests.support.doctor import (
@@ -26,6 +27,7 @@ from tests.support.doctor import (
     line_about,
     run,
 )
+from tests.support.issuer import Issuer
 
 ROOT = Path(__file__).parent.parent
 
@@ -274,3 +276,19 @@ class TestEmbedded:
 
         assert line.startswith("PROBLEM")
         assert "is not a fiml database" in line
+
+
+def test_settings_with_which_http_would_not_start_are_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded_in(tmp_path, monkeypatch)
+    tokens = {"FIML_AUTH_ISSUER": "https://id.example", "FIML_AUTH_AUDIENCE": "fiml"}
+
+    without_keys = run(**tokens, FIML_AUTH_JWKS=str(tmp_path / "none"), FIML_PUBLIC_URL="https://fiml.example/mcp")
+    Issuer().write_keys(tmp_path / "keys")
+    without_address = run(**tokens, FIML_AUTH_JWKS=str(tmp_path / "keys"))
+    right = run(**tokens, FIML_AUTH_JWKS=str(tmp_path / "keys"), FIML_PUBLIC_URL="https://fiml.example/mcp")
+
+    assert "is not a file of keys" in line_about("authentication", without_keys)
+    assert "FIML_PUBLIC_URL is not set" in line_about("authentication", without_address)
+    assert line_about("authentication", right) == "ok      authentication: tokens of https://id.example"

@@ -150,6 +150,16 @@ class TestServer:
         assert "allkeys-lru may drop sessions" in line
         assert line.endswith("set maxmemory-policy to noeviction")
 
+    def test_a_server_whose_memory_is_full_is_a_problem(self, empty_database: str) -> None:
+        with valkey_server() as server, redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory", client.info("memory")["used_memory"] // 2)
+
+            result = run(FIML_REDIS_URL=server.url, FIML_DATABASE_URL=empty_database)
+
+        line = line_about("Valkey memory", result)
+        assert line.startswith("PROBLEM")
+        assert "of maxmemory is used, so writes are refused; raise maxmemory" in line
+
     def test_a_server_without_an_append_only_file_is_noted(self, empty_redis: str, empty_database: str) -> None:
         with valkey_server(append_only=True) as durable:
             on = run(FIML_REDIS_URL=durable.url, FIML_DATABASE_URL=empty_database)

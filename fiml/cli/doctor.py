@@ -7,10 +7,8 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from difflib import get_close_matches
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fiml import __version__
+from fiml.cli.checks import MARK_CHARACTERS, Check, Mark, authentication
 from fiml.core import clock
 from fiml.core.config import (
     DATABASE_SCHEMES,
@@ -46,30 +45,8 @@ EXTRAS = {
     "testing": ("hypothesis", "pytest", "pytest_asyncio"),
 }
 CLOCKS_APART_S = 2.0
-_MARK_CHARACTERS = 8
-
-
-class Mark(StrEnum):
-    """How a check came out; only a problem fails the command."""
-
-    OK = "ok"
-    NOTE = "note"
-    PROBLEM = "PROBLEM"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was checked, what was found, and what to do about it, if anything."""
-
-    mark: Mark
-    subject: str
-    finding: str
-    remedy: str | None = None
-
-    def __str__(self) -> str:
-        remedy = f"; {self.remedy}" if self.remedy else ""
-        # Messages from servers may have several lines.
-        return f"{self.mark:<{_MARK_CHARACTERS}}" + " ".join(f"{self.subject}: {self.finding}{remedy}".split())
+MOST_MEMORY = 0.85
+LEAST_SPACE_BYTES = 64 * 1024**2
 
 
 def doctor() -> None:
@@ -98,6 +75,7 @@ async def examine() -> list[Check]:
         configured,
         *await _databases(settings),
         *_encryption(settings),
+        *authentication(settings),
         *_extras(settings),
         *_market(settings),
     ]
@@ -110,7 +88,7 @@ def _fitted(line: str) -> str:
     return textwrap.fill(
         line,
         shutil.get_terminal_size().columns,
-        subsequent_indent=" " * _MARK_CHARACTERS,
+        subsequent_indent=" " * MARK_CHARACTERS,
         break_long_words=False,  # paths stay whole, so that they can be copied
         break_on_hyphens=False,
     )
@@ -198,6 +176,7 @@ async def _redis(settings: Settings, url: str) -> list[Check]:
     return [
         Check(Mark.OK, "Redis", f"{without_secrets(url)} is reachable, {server}, {facts.latency_ms:.1f} ms"),
         _eviction(facts),
+        *_memory(facts),
         _durability(facts),
         *_clock_and_replicas(facts, *_expected_in_redis(settings)),
         _backlog(facts.most_waiting, facts.oldest_waiting, settings.session_cleanup_interval_minutes, is_exact=False),
@@ -217,6 +196,16 @@ def _eviction(facts: "RedisFacts") -> Check:
         return Check(Mark.OK, subject, "noeviction")
     finding = f"{facts.eviction_policy} may drop sessions when memory is short"
     return Check(Mark.NOTE, subject, finding, "set maxmemory-policy to noeviction")
+
+
+def _memory(facts: "RedisFacts") -> list[Check]:
+    share = facts.memory_share
+    if share is None or share < MOST_MEMORY:
+        return []
+    subject, remedy = f"{facts.name} memory", "raise maxmemory, shorten the TTL, or run `fiml sessions sweep`"
+    if share < 1:
+        return [Check(Mark.NOTE, subject, f"{share:.0%} of maxmemory is used", remedy)]
+    return [Check(Mark.PROBLEM, subject, f"{share:.0%} of maxmemory is used, so writes are refused", remedy)]
 
 
 def _durability(facts: "RedisFacts") -> Check:
@@ -282,8 +271,9 @@ async def _file(path: Path, interval_minutes: int) -> list[Check]:
             f"{path.parent}, or the file in it, is not writable",
             "change its permissions, or set FIML_DATA_DIR to a writable folder",
         )
+    rest = [writable, *_space(path)]
     if facts is None:
-        return [Check(Mark.OK, "file", f"{path} doesn't exist yet, it is created at first use"), writable]
+        return [Check(Mark.OK, "file", f"{path} doesn't exist yet, it is created at first use"), *rest]
     size_mib = facts.size_bytes / 1024**2
     return [
         Check(
@@ -291,10 +281,19 @@ async def _file(path: Path, interval_minutes: int) -> list[Check]:
             "file",
             f"{path}, {size_mib:.1f} MiB, {facts.name} {facts.version}, read in {facts.latency_ms:.1f} ms",
         ),
-        writable,
+        *rest,
         _schema(facts.schema, outdated=Mark.NOTE, upgrade="it is upgraded at next use"),
         _backlog(facts.waiting, facts.oldest_waiting, interval_minutes, is_exact=True),
     ]
+
+
+def _space(path: Path) -> list[Check]:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free >= LEAST_SPACE_BYTES:
+        return []
+    finding = f"{free / 1024**2:.0f} MiB are left on the disk of {folder}"
+    return [Check(Mark.PROBLEM, "disk", finding, "make room, or set FIML_DATA_DIR to a folder on another disk")]
 
 
 def _schema(facts: "SchemaFacts", *, outdated: Mark, upgrade: str) -> Check:

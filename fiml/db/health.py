@@ -53,6 +53,8 @@ class RedisFacts:
     """How many masters its Cluster has; otherwise 1."""
     latency_ms: float
     eviction_policy: str | None
+    memory_share: float | None
+    """How much of the memory that it may use is used, as a fraction; `None` also if there is no limit."""
     is_append_only: bool | None
     most_waiting: int | None
     """At most this many sessions wait to be archived: an extended session counts until the sweeper looks at it."""
@@ -112,7 +114,8 @@ async def redis_facts(settings: Settings, *, expiry_keys: Sequence[str]) -> Redi
         told_times = await _told(client.ask_all([("TIME",)]))
         after = now()
         ahead_s = [_ahead_s(moment_of(told), before, after) for [told] in told_times or []]
-        about = await _told(client.ask_all([("INFO", "server"), ("INFO", "replication")])) or [[{}, {}]]
+        about = await _told(client.ask_all([("INFO", "server"), ("INFO", "replication"), ("INFO", "memory")]))
+        about = about or [[{}, {}, {}]]
         configured = await _told(client.ask_all([("CONFIG GET", "maxmemory-policy"), ("CONFIG GET", "appendonly")]))
         due = await _told(client.run([("ZCOUNT", key, "-inf", to_micros(now())) for key in expiry_keys]))
         first = await _told(client.run([("ZRANGE", key, 0, 0, "WITHSCORES") for key in expiry_keys]))
@@ -121,13 +124,15 @@ async def redis_facts(settings: Settings, *, expiry_keys: Sequence[str]) -> Redi
     server = about[0][0]
     policies = [policy for found, _ in configured or [] for policy in found.values()]
     append_only = [value == "yes" for _, found in configured or [] for value in found.values()]
-    replicas = [replication["connected_slaves"] for _, replication in about if "connected_slaves" in replication]
+    replicas = [replication["connected_slaves"] for _, replication, _ in about if "connected_slaves" in replication]
+    shares = [memory["used_memory"] / memory["maxmemory"] for *_, memory in about if memory.get("maxmemory")]
     return RedisFacts(
         name="Valkey" if server.get("server_name") == "valkey" else "Redis",
         version=server.get("valkey_version") or server.get("redis_version"),
         masters=masters,
         latency_ms=latency_ms,
         eviction_policy=next((policy for policy in policies if policy != "noeviction"), next(iter(policies), None)),
+        memory_share=max(shares, default=None),
         is_append_only=all(append_only) if append_only else None,
         most_waiting=None if due is None else sum(due),
         oldest_waiting=_if_past(lowest_moment(first or [])),
