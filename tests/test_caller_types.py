@@ -121,6 +121,15 @@ async def test_what_is_no_dict_is_refused_even_if_it_is_empty(store: SessionStor
         await store.remember(session.id, context=empty, notes=["n"])  # type: ignore[arg-type]
 
 
+async def test_a_flag_is_true_or_false(store: SessionStore) -> None:
+    wanted = "include_archived is 'false'; give True or False"
+
+    with pytest.raises(InvalidInput, match=wanted):
+        await store.list_user_sessions(None, include_archived="false")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=wanted):
+        await store.search_sessions(None, "word", include_archived="false")  # type: ignore[arg-type]
+
+
 async def test_a_type_of_another_module_is_named_with_it(store: SessionStore) -> None:
     session = await store.create_session(["AAPL"], SessionType.EQUITY)
 

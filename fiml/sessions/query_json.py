@@ -47,8 +47,7 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
         values.refuse_sealed(f"query.parameters.{sealed.MEMBER}")
     if query.result_summary is not None and not isinstance(query.result_summary, str):
         raise InvalidInput("query.result_summary", f"is a {type(query.result_summary).__name__}", "give text or None")
-    if not isinstance(query.cache_hit, bool):
-        raise InvalidInput("query.cache_hit", f"is {echo(query.cache_hit)}", "give True or False")
+    values.check_flag(query.cache_hit, "query.cache_hit")
     _check_duration(query.execution_time_ms)
     values.check_moment(query.timestamp, "query.timestamp")
     _check_origin(query)

@@ -334,6 +334,13 @@ def check_maps_size(size: int) -> None:
         )
 
 
+def check_flag(value: object, field: str) -> bool:
+    """True or False, and nothing else: a text such as "false" would count as true."""
+    if not isinstance(value, bool):
+        raise InvalidInput(field, f"is {echo(value)}", "give True or False")
+    return value
+
+
 def check_hours(value: object, field: str, *, max_hours: int) -> int:
     """A whole number of hours from 1 to the maximum TTL."""
     return check_whole(value, field, at_most=max_hours)

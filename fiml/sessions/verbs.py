@@ -222,7 +222,7 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         start = None if cursor is None else decode_cursor(cursor)
         query = PageQuery(
             limit=size + 1,
-            include_archived=include_archived,
+            include_archived=values.check_flag(include_archived, "include_archived"),
             user_id=self.acting_as(values.check_user_id(user_id)),
             type=None if type is None else SessionType.parse(type).value,
             tag=None if tag is None else values.check_name(tag, "tag"),
