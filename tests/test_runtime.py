@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -82,6 +83,23 @@ def test_each_run_of_a_program_closes_its_store() -> None:
         with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
             store = runner.run(use())
         assert store._opened is None
+
+
+def test_threads_that_run_loops_of_their_own_have_stores_of_their_own() -> None:
+    async def use() -> int:
+        return id(await get_session_store())
+
+    def run_often() -> list[int]:
+        found = []
+        for _ in range(5):
+            with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+                found.append(runner.run(use()))
+        return found
+
+    with ThreadPoolExecutor(8) as threads:
+        runs = [thread.result() for thread in [threads.submit(run_often) for _ in range(8)]]
+
+    assert [len(found) for found in runs] == [5] * 8
 
 
 @pytest.mark.filterwarnings("default::ResourceWarning")

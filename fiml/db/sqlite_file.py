@@ -4,10 +4,9 @@ import asyncio
 import atexit
 import os
 import sqlite3
-import sys
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
-from weakref import WeakSet
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -77,15 +75,15 @@ class SqliteFile:
         except BaseException:
             await self.close()
             raise
-        _open_files.add(self)
 
     async def close(self) -> None:
         """Close the file after the calls under way, even if the caller is cancelled. Closing twice is harmless."""
         self._noting_on = None
-        _open_files.discard(self)
         thread, self._thread = self._thread, None
         if thread is not None:
-            await asyncio.shield(asyncio.wrap_future(self._close_in(thread)))
+            closing = thread.submit(self._close)
+            thread.shutdown(wait=False)  # the thread ends when the file is closed
+            await asyncio.shield(asyncio.wrap_future(closing))
             thread.shutdown()
 
     async def write(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
@@ -106,6 +104,7 @@ class SqliteFile:
         before = self._notes.get(about)
         if before is None or before.at <= note.at:
             self._notes[about] = note
+            _unwritten.add(self)
 
     async def read_single(self, function: Callable[[sqlite3.Connection], Result]) -> Result:
         """As `read`, but leave the notes for later."""
@@ -225,19 +224,9 @@ class SqliteFile:
             self._note_soon(loop)
 
     def __del__(self) -> None:
-        """Close a file that nobody uses any more, and warn that nobody closed it, as Python's own files do."""
+        """Warn of a file that nobody closed, as Python's own files do. Its thread and connection end with it."""
         if self._thread is not None and self._pid == os.getpid():
             warnings.warn(f"{self.path} was not closed", ResourceWarning, source=self, stacklevel=1)
-            try:
-                self._close_in(self._thread)
-            except RuntimeError:  # the interpreter is shutting down, and has ended the thread
-                if not sys.is_finalizing():
-                    self._close()
-
-    def _close_in(self, thread: ThreadPoolExecutor) -> Future[None]:
-        closing = thread.submit(self._close)
-        thread.shutdown(wait=False)  # the thread ends when the file is closed
-        return closing
 
     def write_last_notes(self) -> None:
         """Write the notes before the file is closed. What can't be written is lost."""
@@ -246,7 +235,7 @@ class SqliteFile:
         self._write_notes(wait_s=_LAST_NOTES_WAIT_S)
         if self._notes:
             _log.warning("notes_lost", file=str(self.path), count=len(self._notes))
-            self._notes.clear()
+            self._forget_notes()
 
     def _write_notes(self, *, wait_s: int = 0) -> None:
         """Write the notes, waiting for a lock at most `wait_s`. If they can't be written now, they are kept."""
@@ -263,7 +252,11 @@ class SqliteFile:
             _log.exception("notes_lost", file=str(self.path), count=len(self._notes))
         finally:
             connection.execute(f"PRAGMA synchronous={self._synchronous}")
+        self._forget_notes()
+
+    def _forget_notes(self) -> None:
         self._notes.clear()
+        _unwritten.discard(self)
 
     def _write_all_notes(self, connection: Connection) -> None:
         for note in self._notes.values():
@@ -288,13 +281,13 @@ class SqliteFile:
         return self._connection
 
 
-_open_files: WeakSet[SqliteFile] = WeakSet()
+# The files that have notes, so that these are written even if nobody uses or closes the file any more.
+_unwritten: set[SqliteFile] = set()
 
 
 @atexit.register
 def _write_last_notes() -> None:
-    """In case a file is still open when the process ends."""
-    for file in list(_open_files):
+    for file in list(_unwritten):
         file.write_last_notes()
 
 

@@ -177,8 +177,9 @@ async def get_session_store() -> SessionStore:
     It is closed when `asyncio.run` ends (or whoever runs the loop shuts its asynchronous generators down).
     """
     loop = asyncio.get_running_loop()
-    for ended in [each for each in _stores if each.is_closed()]:
-        del _stores[ended]
+    for other in list(_stores):
+        if other.is_closed():
+            _stores.pop(other, None)
     if loop not in _stores:
         store = SessionStore()
         closing = _closed_with_the_loop(store)
