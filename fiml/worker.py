@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from celery import Celery
+from celery.bin.celery import celery
 from celery.schedules import crontab
 from celery.signals import setup_logging
 
@@ -98,7 +99,9 @@ def run_worker(settings: Settings, *, concurrency: int, has_beat: bool) -> None:
     setup_logging.connect(_log_as_fiml_does)
     logging.getLogger("celery").setLevel(settings.log_level.upper())
     with tracing(), exposing_worker(settings):
-        exit_code = make_app(settings).start(arguments)
+        # As `Celery.start` does, which drops the exit code.
+        celery.params[0].default = make_app(settings)
+        exit_code = celery.main(args=arguments, standalone_mode=False)
     if exit_code:
         raise Unavailable("the worker", "it failed, as the log says: start it again")
 

@@ -229,6 +229,35 @@ def test_a_restart_of_the_broker_during_a_task_ends_the_worker_with_a_failure_at
         assert asyncio.run(archived(settings)) == ids
 
 
+def test_a_worker_that_fails_ends_with_a_failure(deployment: Deployment, tmp_path: Path) -> None:
+    code = """
+import sys
+from celery.worker.consumer.consumer import Consumer
+
+def fail(self):
+    raise AttributeError("on purpose")
+
+Consumer.start = fail
+sys.argv = ["fiml", "worker", "--no-beat"]
+from fiml.cli import main
+main()
+"""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "FIML_REDIS_URL": str(deployment.redis_url),
+        "FIML_DATABASE_URL": deployment.database_url,
+        "FIML_DATA_DIR": str(tmp_path),
+    }
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "the worker is unavailable (it failed, as the log says: start it again)" in done.stderr
+
+
 def test_beat_needs_a_folder_that_it_can_write(tmp_path: Path) -> None:
     settings = Settings(redis_url="redis://localhost:1", database_url="postgresql://x", data_dir=Path("/proc/self"))
 

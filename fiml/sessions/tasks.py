@@ -23,8 +23,15 @@ try:
 except ModuleNotFoundError as exc:
     raise MissingExtra("fiml.sessions.tasks (Celery)", "server") from exc
 
-# The waits double up to ten minutes: a task survives an engine that is away for half an hour.
-_AGAIN: dict[str, Any] = {"autoretry_for": (Unavailable,), "retry_backoff": True, "max_retries": 12}
+# The waits double up to a minute, which is less than any visibility timeout. A task survives half an hour without an
+# engine.
+_AGAIN: dict[str, Any] = {
+    "autoretry_for": (Unavailable,),
+    "retry_backoff": True,
+    "retry_backoff_max": 60,
+    "retry_jitter": False,
+    "max_retries": 36,
+}
 _log = get_logger()
 _CLEANUP, _RETENTION, _METRICS = maintenance.JOBS
 _Value = TypeVar("_Value")
