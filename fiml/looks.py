@@ -57,6 +57,7 @@ class Held(Model):
     looked_at: Moment
     compared_with: list[str]
     answer: MarketAnswer
+    earlier: dict[str, Moment] = Field({}, description="when parts were looked at, if that was before looked_at")
 
     @property
     def is_sample(self) -> bool:
@@ -114,14 +115,18 @@ def holding(
     """What a session should store after a look: what it had `before` (if that was the answer, as of now), or found."""
     now = clock.now()
     if before is not None and is_hit:
-        return before.model_copy(update={"looked_at": now})
+        return before.model_copy(update={"looked_at": now, "earlier": {}})
     held = Held(kind=instrument.kind, depth=depth, looked_at=now, compared_with=compared, answer=found)
     # An answer that was stored before 0.3 lacks the delivery of its parts: nobody could tell whether they are current.
     if before is None or not before.answer.delivery:
         return held
+    if depth is Depth.DEEP:
+        return held
     older = {name: getattr(before.answer, name) for name in _BEYOND[depth]}
     answer = found.model_copy(update={**older, "delivery": before.answer.delivery | found.delivery})
-    return (before if depth is Depth.QUICK else held).model_copy(update={"looked_at": now, "answer": answer})
+    earlier = {name: before.earlier.get(name, before.looked_at) for name in _BEYOND[depth]}
+    update = {"looked_at": now, "answer": answer, "earlier": earlier}
+    return (before if depth is Depth.QUICK else held).model_copy(update=update)
 
 
 def as_deep_as(answer: MarketAnswer, depth: Depth) -> MarketAnswer:
@@ -145,16 +150,19 @@ def since(held: Held, now: MarketAnswer) -> SinceLastLook:
         as_of_then=held.answer.quote.as_of.isoformat(),
         changed=changed,
         new_sections=new,
-        summary=_summary(len(changed), new, now),
+        summary=_summary(held, changed, new, now),
     )
 
 
-def _summary(changed: int, new: list[str], now: MarketAnswer) -> str:
-    told = f"{changed} figure{'s' if changed > 1 else ''} changed" if changed else "no figure changed"
+def _summary(held: Held, changed: list[FigureChange], new: list[str], now: MarketAnswer) -> str:
+    told = f"{len(changed)} figure{'s' if len(changed) > 1 else ''} changed" if changed else "no figure changed"
     if now.stale_since is not None:
         told += f" as far as is known: the provider fails, and its last figures are of {clock.to_iso(now.stale_since)}"
     elif not changed:
         told += f"; the market date is still {now.quote.as_of.isoformat()}"
+    sections = dict.fromkeys(change.figure.partition(".")[0] for change in changed)
+    earlier = [f"{name} since {clock.to_iso(held.earlier[name])}" for name in sections if name in held.earlier]
+    told += f" ({', '.join(earlier)})" if earlier else ""
     return told + (f"; new: {', '.join(new)}" if new else "")
 
 

@@ -104,6 +104,7 @@ async def test_a_quick_look_in_between_does_not_hide_what_has_changed(analyst: A
     assert again.market.technicals is not None
     assert (rsi.before, rsi.now) == (first.market.technicals.rsi_14, again.market.technicals.rsi_14)
     assert "quote.price" not in changed(again)  # the quick look has seen this one
+    assert again.since_last_look.summary.endswith(" figures changed (technicals since 2024-12-23T15:30:00Z)")
 
 
 async def test_a_standard_look_in_between_keeps_the_comparisons(analyst: Analyst, clock: FrozenClock) -> None:
@@ -133,6 +134,22 @@ async def test_comparisons_answer_only_beside_the_technicals_that_they_were_made
 
     assert held.answers(Depth.DEEP, ["NVDA"]) is may_answer
     assert held.answer.comparisons == deep.comparisons
+
+
+async def test_what_is_no_longer_compared_does_not_make_an_answer_old(
+    store: SessionStore, session: Session, analyst: Analyst, clock: FrozenClock
+) -> None:
+    await analyst.look(Depth.DEEP)
+    looked = await existing(store, session.id)
+    looked.assets = ["AAPL", "MSFT"]
+    await store.update_session(session.id, looked)
+    clock.advance(days=1)
+
+    await analyst.look(Depth.DEEP)
+
+    held = (await existing(store, session.id)).state.intermediate_results["answer:AAPL"]
+    assert set(held["answer"]["delivery"]) == {"quote", "bars", "fundamentals", "bars:MSFT"}
+    assert (await analyst.look(Depth.DEEP)).layer == "session"
 
 
 async def test_a_quick_look_leaves_parts_that_are_still_current_to_answer_the_next_question(

@@ -276,3 +276,11 @@ async def test_the_default_life_reaches_the_store(tmp_path: Path) -> None:
         session = await store.create_session(["AAPL"], "equity")
 
     assert session.expires_at - session.created_at == timedelta(hours=3)
+
+
+@pytest.mark.parametrize("name", ["https://fiml.example", "fiml.example/mcp", "two words"])
+def test_a_host_that_no_request_could_name_is_refused(name: str) -> None:
+    assert Settings(http_hosts="fiml.example, fiml.example:8443,[::1]").hosts[1] == "fiml.example:8443"
+
+    with pytest.raises(Misconfigured, match="FIML_HTTP_HOSTS: must be host names"):
+        Settings(http_hosts=name)

@@ -33,6 +33,7 @@ MAX_COUNT = (1 << 53) - 1  # Redis counts in double precision, SQL in 64 bits
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+_HOST = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
 
 
 class MarketData(StrEnum):
@@ -217,8 +218,8 @@ class Settings(BaseSettings):
     @field_validator("http_hosts")
     @classmethod
     def _host_names(cls, value: str | None) -> str | None:
-        if any(not re.fullmatch(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]", name) for name in _listed(value or "")):
-            raise ValueError("must be host names separated by commas, without scheme, port or path")
+        if not all(_HOST.fullmatch(name) for name in _listed(value or "")):
+            raise ValueError("must be host names separated by commas, without scheme or path")
         return value
 
     @field_validator("daily_tasks_at")

@@ -27,12 +27,12 @@ class _Output:
     """Where structlog writes as it is configured, or standard error: its own default is standard output."""
 
     def __getattr__(self, name: str) -> Any:
-        factory = structlog.get_config()["logger_factory"] if structlog.is_configured() else _to_stderr
-        return getattr(factory("fiml"), name)
-
-
-def _to_stderr(*_: object) -> structlog.PrintLogger:
-    return structlog.PrintLogger(sys.stderr)
+        if not structlog.is_configured():
+            return getattr(structlog.PrintLogger(sys.stderr), name)
+        factory = structlog.get_config()["logger_factory"]
+        # Without a name, the standard library's would be that of this module.
+        arguments = ("fiml",) if isinstance(factory, structlog.stdlib.LoggerFactory) else ()
+        return getattr(factory(*arguments), name)
 
 
 def get_logger() -> Any:

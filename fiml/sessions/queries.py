@@ -88,7 +88,7 @@ class QueryRecord(msgspec.Struct, frozen=True, gc=False):
             "adjustment": self.adjustment,
             "layer": self.layer,
             "error": self.error,
-            "figures": dict(self.figures) or None,
+            "figures": dict(self.figures or {}) or None,
         }
         return {name: value for name, value in known.items() if value is not None}
 

@@ -197,7 +197,8 @@ def _column(candles: list[list[Any]], place: int) -> list[float]:
 def _traded(told: object, day: list[list[Any]]) -> float | None:
     """The volume of 24 hours, as the ticker tells it or as its candles add up; `None` if neither has one."""
     number = 0.0 if told == 0 else _number(told)
-    return number if number is not None or not day else sum(_column(day, 5))
+    has_volumes = any(candle[5] is not None for candle in day)
+    return sum(_column(day, 5)) if number is None and has_volumes else number
 
 
 def _bar(candle: list[Any]) -> Bar | None:

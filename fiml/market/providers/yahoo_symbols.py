@@ -58,8 +58,8 @@ SUFFIXES = sorted(_MARKET_OF_SUFFIX)
 _FORM = re.compile(r"\^?[A-Z0-9]+(?:[.=&-][A-Z0-9]+)*", re.ASCII)
 _SHARE_CLASS = re.compile(r"([A-Z0-9]+)\.([A-Z]|UN)", re.ASCII)  # UN: a unit of a trust
 _HONG_KONG_DIGITS = 4
-# Stocks and funds of the two exchanges in mainland China. In Shanghai, such a code would be that of an index or bond.
-_SHENZHEN_CODE = re.compile(r"[0-3][0-9]{5}", re.ASCII)
+# Stocks and funds in Shenzhen. In Shanghai, such a code would be that of an index, which needs its suffix.
+_SHENZHEN_CODE = re.compile(r"[023][0-9]{5}|1[2568][0-9]{4}", re.ASCII)
 
 
 def to_yahoo(text: object, market: str = "US") -> str:
