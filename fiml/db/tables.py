@@ -61,9 +61,8 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC).replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None or dialect.name != "sqlite":
-            return value
-        return value.replace(tzinfo=UTC)
+        # Without its zone also if asyncpg reads minus infinity, as which it writes the first of all moments.
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
         read = super().result_processor(dialect, coltype)

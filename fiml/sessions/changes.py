@@ -1,7 +1,7 @@
 """What changed on a session since it was read, in a form in which changes of several writers commute."""
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from fiml.core import clock
@@ -12,9 +12,6 @@ from fiml.sessions.models import MAPS, AnalysisHistory, QueryRecord, Session, Se
 from fiml.sessions.query_json import EncodedQuery, encode_again, encode_query, history_json, longer_history
 from fiml.sessions.records import Entries, Written, written_of
 from fiml.sessions.rights import Caller
-
-# PostgreSQL's driver takes the very first moment for minus infinity.
-_FIRST = datetime.min.replace(tzinfo=UTC) + timedelta(microseconds=1)
 
 
 @dataclass(slots=True)
@@ -207,7 +204,7 @@ def _scalar_changes(session: Session, seen: list[Written], max_ttl_hours: int) -
     now = {
         "type": SessionType.parse(session.type).value,
         "title": values.check_title(session.title),
-        "expires_at": max(_FIRST, values.check_moment(session.expires_at, "expires_at")),
+        "expires_at": values.check_moment(session.expires_at, "expires_at"),
     }
     changed = {name: value for name, value in now.items() if any(value != getattr(each, name) for each in seen)}
     latest = clock.now() + timedelta(hours=max_ttl_hours)
