@@ -67,8 +67,7 @@ class Held(Model):
     def is_current(self, depth: Depth) -> bool:
         """Whether all parts of an answer of this depth are still current. The sample's always are."""
         parts = as_deep_as(self.answer, depth).delivery.values()
-        now = clock.now()
-        return self.is_sample or (bool(parts) and all(part.is_current(now) for part in parts))
+        return self.is_sample or (bool(parts) and all(part.is_current for part in parts))
 
     def is_of(self, instrument: Instrument) -> bool:
         """Whether it is about this instrument. Exchange and currency must be the same too, since a coin has several."""

@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Literal, Protocol
 from urllib.parse import quote
 
-from fiml.core.clock import CLOCKS_DIFFER
+from fiml.core import clock
 
 MAX_KEY_CHARACTERS = 200
 
@@ -23,9 +23,10 @@ class CacheEntry:
     fresh_until: datetime
     keep_until: datetime
 
-    def is_current(self, now: datetime) -> bool:
-        """Whether it is current; not if the clock that wrote it was ahead of this one by more than a few seconds."""
-        return self.known_at - CLOCKS_DIFFER <= now < self.fresh_until
+    @property
+    def is_current(self) -> bool:
+        """Whether it is current."""
+        return clock.is_current(known_at=self.known_at, until=self.fresh_until)
 
     def to_json(self) -> str:
         """The entry as one text."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # By how much the clocks of machines that work together may differ.
-CLOCKS_DIFFER = timedelta(seconds=5)
+_CLOCKS_DIFFER = timedelta(seconds=5)
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -53,6 +53,14 @@ def stopwatch() -> Callable[[], float]:
 def is_within(span: timedelta, *, since: datetime | None) -> bool:
     """Whether less than `span` has passed since a moment; `False` if it is in the future (the clock was set back)."""
     return since is not None and since <= now() < since + span
+
+
+def is_current(*, known_at: datetime, until: datetime) -> bool:
+    """Whether what was learnt at a moment is current, as it is until another.
+
+    It isn't if the clock that saw it is ahead of ours, by more than clocks usually differ.
+    """
+    return known_at - _CLOCKS_DIFFER <= now() < until
 
 
 def to_micros(moment: datetime) -> int:

@@ -177,7 +177,7 @@ class Fetching:
 
     async def _find(self, wanted: _Wanted[Value]) -> Fetched[Value]:
         kept = await self._look(wanted)
-        if kept is not None and kept.entry.is_current(clock.now()):
+        if kept is not None and kept.entry.is_current:
             return _delivered(kept, is_stale=False)
         last = kept if kept is not None and self._is_usable(kept) else None
         try:
@@ -200,7 +200,7 @@ class Fetching:
             found = None if entry is None else _read(wanted, entry, one.layer)
             if found is None:
                 continue
-            if found.entry.is_current(clock.now()):
+            if found.entry.is_current:
                 await _put(self._caches[:position], wanted.key, found.entry)
                 return found
             if last is None or found.entry.known_at > last.entry.known_at:
@@ -252,9 +252,8 @@ class Fetching:
     def _is_usable(self, found: _Found[Value]) -> bool:
         """Whether a stale answer may be used; the process that wrote it may have had another `max_stale`."""
         entry = found.entry
-        return not isinstance(found.value, NotFound) and clock.now() < min(
-            entry.keep_until, entry.fresh_until + self._max_stale
-        )
+        until = min(entry.keep_until, entry.fresh_until + self._max_stale)
+        return not isinstance(found.value, NotFound) and clock.now() < until
 
 
 def _forgiving(given: AnswerCache) -> AnswerCache:
@@ -282,7 +281,6 @@ def _delivered(found: _Found[Value], *, is_stale: bool) -> Fetched[Value]:
 
 
 def _delivery(layer: _Layer, known_at: datetime, until: datetime | None, *, is_stale: bool) -> Delivery:
-    # Another machine's clock may be ahead of ours.
     age = age_s(known_at, clock.now())
     return Delivery(layer=layer, known_at=known_at, fresh_until=until, is_stale=is_stale, age_seconds=age)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
-from fiml.core.clock import CLOCKS_DIFFER
+from fiml.core import clock
 from fiml.core.model import Model
 
 # Code for hundredths of a currency -> the currency itself, and the name of the hundredths.
@@ -233,9 +233,10 @@ class Delivery(_Model):
     is_stale: bool = Field(description="the provider failed, and this is its last answer")
     age_seconds: int = Field(description="since known_at")
 
-    def is_current(self, now: datetime) -> bool:
-        """Whether it is current; not if the clock that saw it is ahead of ours by more than a few seconds."""
-        return self.fresh_until is not None and self.known_at - CLOCKS_DIFFER <= now < self.fresh_until
+    @property
+    def is_current(self) -> bool:
+        """Whether it is current; the sample's parts don't say."""
+        return self.fresh_until is not None and clock.is_current(known_at=self.known_at, until=self.fresh_until)
 
     def aged(self, now: datetime) -> "Delivery":
         """The same with its age at a later moment."""
