@@ -113,17 +113,17 @@ def holding(
 ) -> Held:
     """What a session should store after a look: what it had `before` (if that was the answer, as of now), or found."""
     now = clock.now()
-    if before is not None and is_hit:
-        return before.model_copy(update={"looked_at": now, "earlier": {}})
     held = Held(kind=instrument.kind, depth=depth, looked_at=now, compared_with=compared, answer=found)
     # An answer that was stored before 0.3 lacks the delivery of its parts: nobody could tell whether they are current.
-    if before is None or not before.answer.delivery:
+    if before is None or not (is_hit or before.answer.delivery):
         return held
+    older = {name: part for name in _BEYOND[depth] if (part := getattr(before.answer, name))}
+    earlier = {name: before.earlier.get(name, before.looked_at) for name in older}
+    if is_hit:
+        return before.model_copy(update={"looked_at": now, "earlier": earlier})
     if depth is Depth.DEEP:
         return held
-    older = {name: getattr(before.answer, name) for name in _BEYOND[depth]}
     answer = found.model_copy(update={**older, "delivery": before.answer.delivery | found.delivery})
-    earlier = {name: before.earlier.get(name, before.looked_at) for name in _BEYOND[depth]}
     update = {"looked_at": now, "answer": answer, "earlier": earlier}
     return (before if depth is Depth.QUICK else held).model_copy(update=update)
 

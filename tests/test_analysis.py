@@ -1,7 +1,7 @@
 """A question asked within a session: one answer, one record, and what changed since the last look."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
@@ -26,8 +26,11 @@ from fiml.sessions.store import SessionStore
 from fiml.sessions.values import ANSWER_PREFIX
 from fiml.testing import FrozenClock, open_temporary_store
 from fiml.testing.conformance.suite import OpenStore
+from fiml.testing.fixtures import store
 from tests.support.deployment import Deployment
 from tests.support.servers import ValkeyProcess, valkey_server
+
+__all__ = ["store"]  # the shipped one: embedded, and fast
 
 AAPL = Question(symbol="AAPL", depth=Depth.QUICK)
 AAPL_DEEP = Question(symbol="AAPL", depth=Depth.DEEP)
@@ -53,13 +56,6 @@ class Ticker(SampleProvider):
 @pytest.fixture
 def market() -> MarketService:
     return MarketService(SampleProvider())
-
-
-@pytest.fixture
-async def store(sqlite_settings: Settings) -> AsyncIterator[SessionStore]:
-    assert sqlite_settings.data_dir is not None
-    async with open_temporary_store(sqlite_settings.data_dir) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import date
@@ -12,15 +11,17 @@ import pytest
 
 from fiml.analysis import Question, ask, summarize
 from fiml.cache.l1_cache import MemoryL1Cache
-from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, SymbolNotFound, Unavailable
 from fiml.market.models import AssetKind, Bars, Depth, Fundamentals, Instrument, Quote
 from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService
 from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.store import SessionStore
-from fiml.testing import FrozenClock, open_temporary_store
+from fiml.testing import FrozenClock
 from fiml.testing.conformance.suite import existing
+from fiml.testing.fixtures import store
+
+__all__ = ["store"]  # the shipped one: embedded, and fast
 
 AAPL = Question(symbol="AAPL", depth=Depth.QUICK)
 
@@ -37,13 +38,6 @@ class Live(SampleProvider):
         if self.hangs:
             await asyncio.sleep(60)
         return (await super().quote(instrument)).model_copy(update={"source": "live"})
-
-
-@pytest.fixture
-async def store(sqlite_settings: Settings) -> AsyncIterator[SessionStore]:
-    assert sqlite_settings.data_dir is not None
-    async with open_temporary_store(sqlite_settings.data_dir) as opened:
-        yield opened
 
 
 async def begin(store: SessionStore) -> Session:
@@ -359,11 +353,11 @@ async def test_a_coin_is_compared_with_coins_in_its_own_currency_if_they_have_it
 
 
 async def test_a_hanging_store_costs_a_bounded_time_and_leaves_the_answer_untracked(
-    store: SessionStore, sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await begin(store)
     monkeypatch.setattr("fiml.analysis.STORE_TIMEOUT_S", 0.2)
-    with closing(sqlite3.connect(sqlite_settings.embedded_file, isolation_level=None)) as other:
+    with closing(sqlite3.connect(store.settings.embedded_file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         try:
             answer = await ask(

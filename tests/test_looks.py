@@ -9,7 +9,6 @@ import pytest
 
 from fiml.analysis import Answer, Question, ask
 from fiml.cache.l1_cache import MemoryL1Cache
-from fiml.core.config import Settings
 from fiml.core.errors import Unavailable
 from fiml.looks import holding
 from fiml.market.models import Bars, Depth, Instrument, Quote
@@ -17,9 +16,12 @@ from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService
 from fiml.sessions.models import Session
 from fiml.sessions.store import SessionStore
-from fiml.testing import FrozenClock, open_temporary_store
+from fiml.testing import FrozenClock
 from fiml.testing.clock import START
 from fiml.testing.conformance.suite import existing
+from fiml.testing.fixtures import store
+
+__all__ = ["store"]  # the shipped one: embedded, and fast
 
 
 class Rising(SampleProvider):
@@ -48,13 +50,6 @@ class Rising(SampleProvider):
             raise Unavailable("the market", "it is away")
         self._clock.advance(seconds=self.takes.total_seconds())
         return float(1.1 ** (self._clock.now() - START).days)
-
-
-@pytest.fixture
-async def store(sqlite_settings: Settings) -> AsyncIterator[SessionStore]:
-    assert sqlite_settings.data_dir is not None
-    async with open_temporary_store(sqlite_settings.data_dir) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -105,6 +100,21 @@ async def test_a_quick_look_in_between_does_not_hide_what_has_changed(analyst: A
     assert (rsi.before, rsi.now) == (first.market.technicals.rsi_14, again.market.technicals.rsi_14)
     assert "quote.price" not in changed(again)  # the quick look has seen this one
     assert again.since_last_look.summary.endswith(" figures changed (technicals since 2024-12-23T15:30:00Z)")
+
+
+async def test_a_quick_answer_from_the_session_is_no_look_at_the_technicals(
+    analyst: Analyst, clock: FrozenClock
+) -> None:
+    await analyst.look(Depth.STANDARD)
+    clock.advance(seconds=5)
+    assert (await analyst.look(Depth.QUICK)).layer == "session"
+    clock.advance(days=1)
+
+    again = await analyst.look(Depth.STANDARD)
+
+    assert again.since_last_look is not None
+    assert "technicals since 2024-12-23T15:30:00Z" in again.since_last_look.summary
+    assert "quote since" not in again.since_last_look.summary
 
 
 async def test_a_standard_look_in_between_keeps_the_comparisons(analyst: Analyst, clock: FrozenClock) -> None:
