@@ -54,10 +54,10 @@ class SqliteFile:
 
     def __init__(self, path: Path, synchronous: Synchronous) -> None:
         self.path = path
-        self._synchronous = synchronous
-        self._engine = sqlite_engine(path, synchronous)
         self._pid = 0  # of the process that opened it
         self._thread: ThreadPoolExecutor | None = None
+        self._synchronous = synchronous
+        self._engine = sqlite_engine(path, synchronous)
         self._connection: Connection | None = None
         self._notes: dict[Hashable, Note] = {}  # changed in the thread only
         self._noting_on: asyncio.AbstractEventLoop | None = None  # the loop that has a timer for writing the notes
