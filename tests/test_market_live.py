@@ -74,7 +74,8 @@ class Diary(SampleProvider):
         self.asked: list[str] = []
 
     async def quote(self, instrument: Instrument) -> Quote:
-        await asyncio.sleep(0.01)
+        for _ in range(100):  # the others would be asked for meanwhile
+            await asyncio.sleep(0)
         self.asked.append(f"quote of {instrument.symbol}")
         return await super().quote(instrument)
 

@@ -3,7 +3,9 @@
 import asyncio
 import gc
 import threading
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pytest
 
@@ -16,6 +18,8 @@ from fiml.runtime import Runtime, maintaining, open_runtime
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore, get_session_store
 from fiml.testing import FrozenClock
+
+Result = TypeVar("Result")
 
 
 async def test_a_running_server_archives_what_has_expired(clock: FrozenClock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,20 +90,21 @@ def test_each_run_of_a_program_closes_its_store() -> None:
 
 
 def test_threads_that_run_loops_of_their_own_have_stores_of_their_own() -> None:
-    async def use() -> int:
-        return id(await get_session_store())
+    async def use() -> None:
+        await (await get_session_store()).create_session(["AAPL"], "equity")
 
-    def run_often() -> list[int]:
-        found = []
-        for _ in range(5):
-            with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-                found.append(runner.run(use()))
-        return found
+    async def count() -> int:
+        return len(await (await get_session_store()).list_user_sessions(None, limit=200))
+
+    def run(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            return runner.run(work())
 
     with ThreadPoolExecutor(8) as threads:
-        runs = [thread.result() for thread in [threads.submit(run_often) for _ in range(8)]]
+        for thread in [threads.submit(run, use) for _ in range(40)]:
+            thread.result()
 
-    assert [len(found) for found in runs] == [5] * 8
+    assert run(count) == 40
 
 
 @pytest.mark.filterwarnings("default::ResourceWarning")

@@ -216,7 +216,6 @@ def test_a_restart_of_the_broker_during_a_task_ends_the_worker_with_a_failure_at
             app.send_task("fiml.sessions.cleanup_expired_sessions")
             wait_until(lambda: bool(asyncio.run(archived(settings))), tmp_path / "worker.log")
             valkey.stop()
-            time.sleep(0.5)
             valkey.start()
             wait_until(
                 lambda: first.poll() is not None or asyncio.run(archived(settings)) == ids, tmp_path / "worker.log"
