@@ -236,6 +236,10 @@ class PostgresProcess(ServerProcess):
     def url(self) -> str:
         return f"postgresql://postgres@/postgres?host={self._folder}&port=5432"
 
+    def program(self, name: str) -> Path:
+        """A client of the same version, such as `pg_dump`; the server must have been started."""
+        return self._programs / name
+
     @property
     def socket(self) -> Path:
         return self._folder / ".s.PGSQL.5432"
