@@ -7,7 +7,8 @@ import socket
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
 from benchmarks import bare_server
+from benchmarks.bare_file import hop
 from benchmarks.engines import Engines
 from benchmarks.timing import OURS, Batch, Comparison, calls_of, in_turn
 from fiml.core import clock
@@ -28,6 +30,7 @@ from tests.support.http_server import http_server
 
 BARE = "bare tool"
 BARE_READ = "bare tool around the same read"
+BARE_TRIP = "bare tool around one trip"
 BARE_START = "bare server"
 FILE = "the embedded file"
 SERVERS = "Valkey and PostgreSQL"
@@ -53,15 +56,19 @@ async def doors(engines: Engines) -> AsyncIterator[Comparison]:
     """Calls in memory, on stdio and HTTP, and starts."""
     with tempfile.TemporaryDirectory(prefix="fiml-bench-") as name:
         folder = Path(name)
-        yield await in_memory(engines, engines.settings, over=SERVERS)
-        yield await in_memory(engines, Settings(data_dir=folder), over=FILE)
+        with ThreadPoolExecutor(1) as thread:
+            yield await in_memory(engines, engines.settings, engines.redis.ping, over=SERVERS)
+            yield await in_memory(engines, Settings(data_dir=folder), lambda: hop(thread, int), over=FILE)
         yield await on_stdio(engines, folder)
         yield await on_http(engines, folder, {}, over=FILE)
         yield await on_http(engines, folder, engines.urls, over=SERVERS)
         yield await starts(engines, folder)
 
 
-async def in_memory(engines: Engines, settings: Settings, *, over: str) -> Comparison:
+async def in_memory(
+    engines: Engines, settings: Settings, trip: Callable[[], Awaitable[object]], *, over: str
+) -> Comparison:
+    """Beside bare tools that wait for nothing, for one trip to the engine that does nothing there, and for the read."""
     async with AsyncExitStack() as stack:
         runtime = await stack.enter_async_context(open_runtime(settings))
         ours = await stack.enter_async_context(Client(build_server(runtime)))
@@ -69,7 +76,9 @@ async def in_memory(engines: Engines, settings: Settings, *, over: str) -> Compa
         store = await runtime.store()
         read = partial(store.get_session, recent_queries=RECENT_QUERIES)
         reading = await stack.enter_async_context(Client(bare_server.build(read)))
-        return await compared(engines, f"MCP call in memory, over {over}", ours, {BARE: bare, BARE_READ: reading})
+        travelling = await stack.enter_async_context(Client(bare_server.build(lambda _session_id: trip())))
+        others = {BARE: bare, BARE_TRIP: travelling, BARE_READ: reading}
+        return await compared(engines, f"MCP call in memory, over {over}", ours, others)
 
 
 async def on_stdio(engines: Engines, folder: Path) -> Comparison:
@@ -97,8 +106,8 @@ async def compared(engines: Engines, operation: str, ours: Client, others: dict[
     session_id = str(made.structured_content["session_id"])
     ways = {name: _calls(client, session_id) for name, client in {OURS: ours, **others}.items()}
     measured = await in_turn(ways, rounds=engines.plan.rounds, calls=engines.plan.calls)
-    note = "the read alone is what any tool over the store takes" if BARE_READ in others else ""
-    return Comparison(operation, measured, BARE, 1.5, note)
+    note = "one trip is a PING, or a hop to a thread and back; the read is what any tool over the store takes"
+    return Comparison(operation, measured, BARE, 1.5, note if BARE_READ in others else "")
 
 
 def _calls(client: Client, session_id: str) -> Batch:
