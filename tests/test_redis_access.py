@@ -288,6 +288,10 @@ class TestUrl:
             ("rediss+cluster://h?ssl_cert_reqs=x", "has a parameter whose value can't be used"),
             ("rediss+sentinel://h/main?ssl_cert_reqs=x", "has a parameter whose value can't be used"),
             ("redis://h?protocol=9", "has a parameter whose value can't be used"),
+            ("rediss://h?ssl_ca_certs=/no/file.pem", "has ssl_ca_certs='/no/file.pem', which can't be used"),
+            (f"rediss+cluster://h?ssl_ca_certs={__file__}", "has ssl_ca_certs=.* which can't be used"),
+            (f"rediss://h?ssl_certfile={__file__}", "has ssl_certfile=.* which can't be used"),
+            ("rediss://h?ssl_keyfile=/key.pem", "has ssl_keyfile, which belongs to a certificate; add ssl_certfile"),
         ],
     )
     def test_what_a_url_cannot_express_is_misconfigured(self, url: str, problem: str) -> None:

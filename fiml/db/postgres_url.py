@@ -10,7 +10,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from fiml.core.errors import Misconfigured, echo
-from fiml.db.url_parameters import refuse_unknown
+from fiml.db.url_parameters import load_tls_files, refuse_unknown
 
 CONNECT_TIMEOUT_S = 2
 _ADDRESS = ("host", "port")
@@ -110,30 +110,19 @@ def _tls(given: Mapping[str, str]) -> dict[str, Any]:
     if files.get("sslrootcert") == _SYSTEM:
         # A certificate from such an authority is easily had: without the name it says nothing.
         _check_choice("sslmode", given.get("sslmode", "verify-full"), ("verify-full",))
-        return {"ssl": _context(files, ssl.create_default_context())}
+        return {"ssl": _load(files, ssl.create_default_context())}
     arguments: dict[str, Any] = {}
     if "sslmode" in given:
         arguments["ssl"] = _check_choice("sslmode", given["sslmode"], _TLS_MODES)
     if files:
-        _context(files, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        _load(files, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
         arguments["dsn"] = f"postgresql://?{urlencode(files)}"  # asyncpg takes them only this way
     return arguments
 
 
-def _context(files: Mapping[str, str], context: ssl.SSLContext) -> ssl.SSLContext:
-    """The context with the files in it, all of which can be used."""
-    name = "sslrootcert"
-    try:
-        if name in files and files[name] != _SYSTEM:
-            context.load_verify_locations(files[name])
-        name = "sslcert"
-        if name in files:
-            # Without a password, OpenSSL would ask for that of an encrypted key at the terminal.
-            context.load_cert_chain(files[name], files.get("sslkey"), password="")
-    except OSError as exc:
-        raise Misconfigured(
-            f"FIML_DATABASE_URL has {name}={echo(files[name])}, which can't be used ({exc}); name a file in PEM"
-        ) from exc
+def _load(files: Mapping[str, str], context: ssl.SSLContext) -> ssl.SSLContext:
+    named = {name: file for name, file in files.items() if file != _SYSTEM}
+    load_tls_files("FIML_DATABASE_URL", context, named, authorities="sslrootcert", certificate="sslcert", key="sslkey")
     return context
 
 

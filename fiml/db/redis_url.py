@@ -1,5 +1,7 @@
 """What `FIML_REDIS_URL` names: one server, the master that Sentinels name, or a Cluster."""
 
+import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -9,7 +11,7 @@ from redis.asyncio.connection import parse_url
 
 from fiml.core.config import REDIS_SCHEMES, split_address, without_secrets
 from fiml.core.errors import Misconfigured
-from fiml.db.url_parameters import refuse_unknown
+from fiml.db.url_parameters import load_tls_files, refuse_unknown
 
 _SERVER_PORT = 6379
 _SENTINEL_PORT = 26379
@@ -88,6 +90,7 @@ def parse_redis_url(url: str) -> RedisAddress:
         raise Misconfigured(f"FIML_REDIS_URL names database {given['db']}; a Cluster has only database 0")
     if given.get("max_connections", 1) < 1:
         raise Misconfigured(f"FIML_REDIS_URL has max_connections={given['max_connections']}; give 1 or more")
+    _check_tls_files(given)
     of_sentinels = {name: given.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     return RedisAddress(
         kind=kind,
@@ -112,6 +115,15 @@ def _check_parameters(kind: Kind, transport: str, query: str) -> None:
             f"FIML_REDIS_URL has the parameter {for_tls[0]}, which needs TLS; begin the URL with rediss"
         )
     refuse_unknown("FIML_REDIS_URL", query, given, sorted(known))
+
+
+def _check_tls_files(given: Mapping[str, Any]) -> None:
+    if "ssl_keyfile" in given and "ssl_certfile" not in given:
+        raise Misconfigured("FIML_REDIS_URL has ssl_keyfile, which belongs to a certificate; add ssl_certfile")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    load_tls_files(
+        "FIML_REDIS_URL", context, given, authorities="ssl_ca_certs", certificate="ssl_certfile", key="ssl_keyfile"
+    )
 
 
 def _service_and_database(kind: Kind, path: str) -> tuple[str, str]:
