@@ -106,10 +106,8 @@ class Relay:
 async def tcp_wire(host: str, port: int) -> AsyncIterator[tuple[Wire, int]]:
     """A wire to a server, and the port on loopback at which it answers."""
     wire = Wire()
-    async with (
-        _relay(wire, lambda: asyncio.open_connection(host, port)) as relay,
-        await asyncio.start_server(relay.accept, "127.0.0.1", 0) as server,
-    ):
+    relay = Relay(wire, lambda: asyncio.open_connection(host, port))
+    async with _relaying(relay, await asyncio.start_server(relay.accept, "127.0.0.1", 0)) as server:
         yield wire, server.sockets[0].getsockname()[1]
 
 
@@ -117,10 +115,8 @@ async def tcp_wire(host: str, port: int) -> AsyncIterator[tuple[Wire, int]]:
 async def unix_wire(socket: Path, folder: Path) -> AsyncIterator[Wire]:
     """A wire to a server on a Unix socket; it answers in `folder`, under the same name."""
     wire = Wire()
-    async with (
-        _relay(wire, lambda: asyncio.open_unix_connection(socket)) as relay,
-        await asyncio.start_unix_server(relay.accept, folder / socket.name),
-    ):
+    relay = Relay(wire, lambda: asyncio.open_unix_connection(socket))
+    async with _relaying(relay, await asyncio.start_unix_server(relay.accept, folder / socket.name)):
         yield wire
 
 
@@ -135,9 +131,10 @@ def postgres_wire(url: str) -> AbstractAsyncContextManager[tuple[Wire, str]]:
 
 
 @asynccontextmanager
-async def _relay(wire: Wire, connect: Callable[[], Awaitable[Streams]]) -> AsyncIterator[Relay]:
-    relay = Relay(wire, connect)
+async def _relaying(relay: Relay, server: asyncio.Server) -> AsyncIterator[asyncio.Server]:
     try:
-        yield relay
+        yield server
     finally:
-        await relay.close()
+        server.close()
+        await relay.close()  # the server waits for its connections, which the client may leave open
+        await server.wait_closed()
