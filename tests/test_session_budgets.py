@@ -127,8 +127,9 @@ async def test_a_session_is_archived_in_twelve_round_trips(wires: Wires) -> None
 @pytest.mark.parametrize("user_id", [OWNER, None])
 async def test_a_page_costs_the_same_with_10_and_with_2000_sessions(wires: Wires, user_id: str | None) -> None:
     heard = []
-    for count in (10, 1990):
-        await asyncio.gather(*(a_session(wires.store) for _ in range(count)))
+    for tens in (1, 199):
+        for _ in range(tens):
+            await asyncio.gather(*(a_session(wires.store) for _ in range(10)))
         page = await wires.listen(wires.store.list_user_sessions(user_id, limit=9))
         assert isinstance(page, list)
         assert len(page) == 9
