@@ -299,3 +299,27 @@ async def test_a_text_that_happens_to_be_json_is_taken_as_it_is(sqlite_settings:
     assert [each["session_id"] for each in listed["sessions"]] == [session_id]
     assert none["sessions"] == []
     assert stats["total_sessions"] == 1
+
+
+async def test_lists_and_objects_that_come_as_json_in_a_text_are_taken(sqlite_settings: Settings) -> None:
+    """Some clients send each list and object so."""
+    async with door(sqlite_settings) as caller:
+        created = await caller.answer(
+            "create-analysis-session", assets='["AAPL", "MSFT"]', sessionType="equity", tags='["tech"]'
+        )
+        session_id = created["session_id"]
+        noted = await caller.answer(
+            "update-session-context", sessionId=session_id, context='{"focus": "margins"}', note="n"
+        )
+        await caller.answer(
+            "update-session-context",
+            session_id=session_id,
+            intermediate_results='{"peg": 1.9}',
+            note="m",
+            cites=json.dumps(noted["written"]),
+        )
+        session = await caller.session(session_id)
+
+    assert (session.assets, session.tags) == (["AAPL", "MSFT"], ["tech"])
+    assert session.state.get_context("focus") == "margins"
+    assert session.state.get_intermediate_result("peg") == 1.9

@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
@@ -64,12 +64,20 @@ def make_tool(
 
 
 class _TextsAsGiven(FuncMetadata):
-    """Leaves text arguments as they are: the SDK would parse a note that happens to be JSON."""
+    """Leaves text arguments as they are: the SDK would parse a note that happens to be JSON.
+
+    It parses lists and objects, which some clients send as JSON in a text; those given in snake_case too.
+    """
 
     def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
         fields = self.arg_model.model_fields
-        texts = {name for name, field in fields.items() if str in get_args(field.annotation)}
+        data = {self._names.get(name, name): value for name, value in data.items()}
+        texts = {name for name, field in fields.items() if field.annotation == str | None}
         return super().pre_parse_json(data) | {name: data[name] for name in texts & data.keys()}
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return {snake_case(name): name for name in self.arg_model.model_fields}
 
 
 async def sessions_of(runtime: Runtime) -> PrincipalStore:
