@@ -137,6 +137,21 @@ def test_of_more_figures_than_fit_a_line_each_is_whole_or_left_out(clock: Frozen
     assert line.endswith(" | known 2024-12-23T15:30:00Z")
 
 
+def test_a_figure_that_newer_records_lack_is_shown_where_it_was_last_answered(clock: FrozenClock) -> None:
+    """A quick look at the price comes after the technicals."""
+    technicals = {"price": 62.0, "rsi_14": 56.8, "return_1y": 0.1116}
+    first, again = (QueryRecord("technical", {"symbol": "KO"}, "KO", figures=technicals) for _ in range(2))
+    comparison = QueryRecord("comparative", {"symbol": "KO"}, "KO", figures={"price": 62.0, "correlation:PEP": 0.7})
+    quick = looked_up("KO", 63.0)
+
+    pack = pack_context(session_of(first, comparison, again, quick), max_tokens=1000)
+
+    texts = {line.id: line.text for line in pack.lines}
+    assert "return_1y 0.1116" in texts[str(again.id)]
+    assert "correlation:PEP 0.7" in texts[str(comparison.id)]
+    assert [line.text.count("return_1y") for line in pack.lines if line.id != "assets"] == [0, 1, 0]
+
+
 def test_a_record_without_a_summary_is_shown_with_the_origin_of_its_figures(clock: FrozenClock) -> None:
     query = QueryRecord(
         "fundamentals",

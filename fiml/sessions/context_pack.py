@@ -8,7 +8,7 @@ left out. A record that doesn't fit with all its figures is shown with fewer.
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -200,8 +200,8 @@ def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list
             references[place] += 1
         references[place] += cited[query.id]
     ranked = sorted(range(len(kept)), key=lambda age: (age / (1 + references[age]), age))
-    newest = _newest_by_symbol(kept)
-    return [_record_offer(kept[age], is_newest=kept[age].id in newest) for age in ranked]
+    newest = _newest_figures(kept)
+    return [_record_offer(kept[age], newest[age]) for age in ranked]
 
 
 def _sameness(query: QueryRecord, cited: Container[UUID]) -> tuple[Any, ...]:
@@ -212,23 +212,29 @@ def _sameness(query: QueryRecord, cited: Container[UUID]) -> tuple[Any, ...]:
     return (subject, query.provider, query.as_of, frozenset(query.figures.items()))  # PostgreSQL keeps no order of keys
 
 
-def _newest_by_symbol(newest_first: Iterable[QueryRecord]) -> set[Any]:
-    found: dict[str | None, UUID] = {}
+def _newest_figures(newest_first: Iterable[QueryRecord]) -> list[Sequence[str]]:
+    """For each record, the names of its figures that no newer record of the same subject has."""
+    seen: defaultdict[str | None, set[str]] = defaultdict(set)
+    found: list[Sequence[str]] = []
     for query in newest_first:
-        if query.figures:
-            found.setdefault(query.subject, query.id)
-    found.pop(None, None)
-    return set(found.values())
+        names = seen[query.subject]
+        # Most records have the same figures as a newer one.
+        is_new = query.subject is not None and not query.figures.keys() <= names
+        found.append([name for name in query.figures if name not in names] if is_new else ())
+        names.update(found[-1])
+    return found
 
 
-def _record_offer(query: QueryRecord, *, is_newest: bool) -> Offer:
+def _record_offer(query: QueryRecord, newest: Sequence[str]) -> Offer:
     said = 0 if query.result_summary is None else min(len(query.result_summary), _MAX_TEXT_CHARACTERS)
-    return Offer(partial(_record_forms, query, is_newest=is_newest), _SHORTEST_RECORD + said)
+    return Offer(partial(_record_forms, query, newest), _SHORTEST_RECORD + said)
 
 
-def _record_forms(query: QueryRecord, *, is_newest: bool) -> Iterator[ContextLine]:
-    """The record with all figures (if it is the newest about its subject), with the key figures, and with none."""
-    for shown in (query.figures, _KEY_FIGURES, ()) if is_newest else (_KEY_FIGURES, ()):
+def _record_forms(query: QueryRecord, newest: Sequence[str]) -> Iterator[ContextLine]:
+    """The record with the newest figures of its subject and the key figures, with the key figures, and with none."""
+    if newest:
+        yield _record_line(query, {*newest, *_KEY_FIGURES})
+    for shown in (_KEY_FIGURES, ()):
         yield _record_line(query, shown)
 
 
