@@ -202,6 +202,24 @@ def test_large_entries_and_many_notes_leave_room_for_records(clock: FrozenClock)
     assert size_of(pack) <= 2000
 
 
+def test_long_texts_are_whole_where_there_is_room_for_them_beside_everything_else() -> None:
+    note = make_note("y" * 2000, NoteKind.CONCLUSION)
+    table = {f"row {number}": [number, number / 7] for number in range(30)}
+    queries = [looked_up(f"S{number}", number) for number in range(10)]
+    session = session_of(*queries, context={note.key: note.to_dict()}, intermediate_results={"table": table})
+    session.assets = [f"ASSET{number}" for number in range(100)]
+
+    roomy, tight = (pack_context(session, max_tokens=most) for most in (5000, 1000))
+
+    texts = {line.id: line.text for line in roomy.lines}
+    assert texts["assets"] == ", ".join(session.assets)
+    assert note.text in texts[str(note.id)]
+    assert json.loads(texts["intermediate_results:table"]) == table
+    assert ids(tight) == ids(roomy)
+    assert size_of(tight) <= 1000
+    assert f"{note.text[:599]}…" in {line.id: line.text for line in tight.lines}[str(note.id)]
+
+
 LIKE_A_NOTE: list[Any] = [
     "hello",
     {"written_at": "2024-12-24T00:00:00"},

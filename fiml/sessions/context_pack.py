@@ -4,7 +4,8 @@ The order is fixed: assets; conclusions and notes; entries of preferences, conte
 Notes and records are each ranked by age (0 for the newest) divided by one plus the number of references: citations by
 notes, and repetitions of a question with the same figures. Notes get at most two fifths of the budget and entries one
 fifth; the records then fill what is left, and whatever room remains after them goes to the notes and entries that were
-left out. A record that doesn't fit with all its figures is shown with fewer.
+left out. A record that doesn't fit with all its figures is shown with fewer. Long texts are cut; if there still is room
+at the end, they are shown whole.
 """
 
 import json
@@ -12,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -30,6 +31,7 @@ _MAX_TITLE_CHARACTERS = 100
 _MAX_VALUE_CHARACTERS = 200
 _MAX_TEXT_CHARACTERS = 600
 _BRIEF_CHARACTERS = 200
+_CUT = "…"
 _NOTES_SHARE = 0.4
 _ENTRIES_SHARE = 0.2
 _SHORTEST_LINE = len('{"id":"","text":""},')
@@ -79,10 +81,14 @@ class ContextPack:
 
 
 class Offer(NamedTuple):
-    """A line that may be taken: `forms` makes its versions, longest first; none has fewer than `at_least` bytes."""
+    """A line that may be taken: `forms` makes its versions, longest first; none has fewer than `at_least` bytes.
+
+    `whole` makes it without anything cut, for where there is room in the end.
+    """
 
     forms: Callable[[], Iterable[ContextLine]]
     at_least: int = _SHORTEST_LINE
+    whole: Callable[[], ContextLine] | None = None
 
 
 class _Room:
@@ -91,6 +97,7 @@ class _Room:
     def __init__(self, size: int) -> None:
         self.size = size
         self.lines: list[ContextLine] = []
+        self._cut: list[tuple[int, int, Callable[[], ContextLine]]] = []
 
     def take(self, offers: Sequence[Offer], *, share: float = 1.0) -> list[Offer]:
         """Take the lines that fit into this share of the room; returns those that didn't fit."""
@@ -106,10 +113,23 @@ class _Room:
             if line is None:
                 rest.append(offer)
                 continue
+            if offer.whole is not None:
+                self._cut.append((len(self.lines), cost, offer.whole))
             self.lines.append(line)
             self.size -= cost
             left -= cost
         return rest
+
+    def lengthen(self) -> None:
+        """Show lines whole that were cut, as many as there is room for, in the order in which they were taken."""
+        for place, cost, whole in self._cut:
+            if self.size <= 0:
+                return
+            line = whole()
+            longer = _size(line.to_dict()) + 1 - cost
+            if longer <= self.size:
+                self.lines[place] = line
+                self.size -= longer
 
 
 def pack_context(session: Session, *, max_tokens: int, reserved_tokens: int = 0) -> ContextPack:
@@ -129,6 +149,7 @@ def pack_context(session: Session, *, max_tokens: int, reserved_tokens: int = 0)
     late += room.take(_entry_lines(session), share=_ENTRIES_SHARE)
     rest += room.take(_record_lines(session.state.history.queries, notes))
     rest += room.take(late)
+    room.lengthen()
     return _pack(session, max_tokens, room.lines, len(rest))
 
 
@@ -149,7 +170,12 @@ def _pack(session: Session, max_tokens: int, lines: list[ContextLine], left_out:
 def _asset_lines(session: Session) -> list[Offer]:
     listed = ", ".join(session.assets)
     lengths = (_MAX_TEXT_CHARACTERS, _BRIEF_CHARACTERS)
-    return [Offer(lambda: (ContextLine("assets", _cut(listed, most)) for most in lengths))]
+    return [
+        Offer(
+            lambda: (ContextLine("assets", _cut(listed, most)) for most in lengths),
+            whole=lambda: ContextLine("assets", listed),
+        )
+    ]
 
 
 def _note_lines(notes: Sequence[Note], queries: Sequence[QueryRecord]) -> list[Offer]:
@@ -157,14 +183,17 @@ def _note_lines(notes: Sequence[Note], queries: Sequence[QueryRecord]) -> list[O
     known = {query.id for query in queries} | {note.id for note in notes}
     newest_first = list(reversed(notes))
     ranked = sorted(range(len(newest_first)), key=lambda age: (age / (1 + cited[newest_first[age].id]), age))
-    return [Offer(partial(_note_forms, newest_first[age], known)) for age in ranked]
+    return [_note_offer(newest_first[age], known) for age in ranked]
 
 
-def _note_forms(note: Note, known: set[Any]) -> Iterator[ContextLine]:
-    cites = f" [cites {', '.join(str(cited) for cited in note.cites if cited in known)}]" if note.cites else ""
-    yield ContextLine(
-        str(note.id), f"{_second(note.written_at)} {note.kind}: {_cut(note.text, _MAX_TEXT_CHARACTERS)}{cites}"
-    )
+def _note_offer(note: Note, known: set[Any]) -> Offer:
+    def line(text: str) -> ContextLine:
+        cites = f" [cites {', '.join(str(cited) for cited in note.cites if cited in known)}]" if note.cites else ""
+        return ContextLine(str(note.id), f"{_second(note.written_at)} {note.kind}: {text}{cites}")
+
+    if len(note.text) <= _MAX_TEXT_CHARACTERS:
+        return Offer(lambda: [line(note.text)])
+    return Offer(lambda: [line(_cut(note.text, _MAX_TEXT_CHARACTERS))], whole=lambda: line(note.text))
 
 
 def _entry_lines(session: Session) -> list[Offer]:
@@ -177,14 +206,17 @@ def _entry_lines(session: Session) -> list[Offer]:
         },
     }
     return [
-        Offer(partial(_entry_forms, f"{name}:{key}", value))
-        for name, entries in maps.items()
-        for key, value in sorted(entries.items())
+        _entry_offer(f"{name}:{key}", value) for name, entries in maps.items() for key, value in sorted(entries.items())
     ]
 
 
-def _entry_forms(entry_id: str, value: Any) -> Iterator[ContextLine]:
-    yield ContextLine(_cut(entry_id, _MAX_VALUE_CHARACTERS), _cut(_json(value), _MAX_VALUE_CHARACTERS))
+def _entry_offer(entry_id: str, value: Any) -> Offer:
+    text = cache(partial(_json, value))
+
+    def cut() -> Iterator[ContextLine]:
+        yield ContextLine(_cut(entry_id, _MAX_VALUE_CHARACTERS), _cut(text(), _MAX_VALUE_CHARACTERS))
+
+    return Offer(cut, whole=lambda: ContextLine(entry_id, text()))
 
 
 def _record_lines(queries: Sequence[QueryRecord], notes: Sequence[Note]) -> list[Offer]:
@@ -275,7 +307,7 @@ def _second(moment: datetime) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + _CUT
 
 
 def _json(value: Any) -> str:
