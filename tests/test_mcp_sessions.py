@@ -29,6 +29,18 @@ async def test_an_unknown_session_is_refused_with_the_way_out(sqlite_settings: S
     assert "create-analysis-session" in refusal["next_step"]
 
 
+async def test_the_way_out_from_an_unknown_session_finds_one_that_has_ended(sqlite_settings: Settings) -> None:
+    async with door(sqlite_settings) as caller:
+        session_id = await caller.create()
+        await caller.answer("close-session", sessionId=session_id)
+
+        refusal = await caller.refusal("get-session-info", sessionId=str(uuid4()))
+
+        found = await caller.answer("list-sessions", includeArchived=True)
+    assert "list-sessions with includeArchived" in refusal["next_step"]
+    assert [each["session_id"] for each in found["sessions"]] == [session_id]
+
+
 @pytest.mark.parametrize("tool", ["extend-session", *SEARCHES])
 async def test_an_expired_session_is_refused_with_the_way_out(
     sqlite_settings: Settings, clock: FrozenClock, tool: str

@@ -117,7 +117,9 @@ async def test_every_argument_is_described_with_an_example(sqlite_settings: Sett
         ("hours", ["1 to the maximum above", "e.g."]),
         ("codeHours", ["1 to the maximum above", "e.g."]),
         ("limit", ["1 to 200", "e.g."]),
-        ("userId", ["at most 255 characters", "e.g."]),
+        ("userId", ["at most 255 characters", "left out: the user of your token", "e.g."]),
+        ("asset", ["in the spelling it was created with", "e.g."]),
+        ("tag", ["exactly", "e.g."]),
     ],
 )
 async def test_bounds_and_an_example_stand_in_the_description(

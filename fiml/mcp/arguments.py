@@ -56,8 +56,8 @@ UserId = Annotated[
     str | None,
     Field(
         validation_alias=_also("userId"),
-        description=f"user id, at most {values.MAX_USER_ID_CHARACTERS} characters, e.g. analyst_001; left out: no user,"
-        " or all",
+        description=f"user id, at most {values.MAX_USER_ID_CHARACTERS} characters, e.g. analyst_001; left out: the user"
+        " of your token, or without one no user, or all",
     ),
 ]
 OptionalSessionType = Annotated[
@@ -90,8 +90,10 @@ Limit = Annotated[int, Field(description=f"sessions per page, 1 to {values.MAX_P
 Cursor = Annotated[
     str | None, Field(description="next_cursor of the previous page, unchanged, e.g. MTczNTA1NDIw...", max_length=500)
 ]
-Tag = Annotated[str | None, Field(description="only with this tag, e.g. tech")]
-Asset = Annotated[str | None, Field(description="only about this asset, e.g. AAPL")]
+Tag = Annotated[str | None, Field(description="only with exactly this tag, e.g. tech")]
+Asset = Annotated[
+    str | None, Field(description="only about this asset, in the spelling it was created with, e.g. AAPL")
+]
 Hours = Annotated[
     int, Field(description="hours to add, 1 to the maximum above, e.g. 24; the expiry is capped at it from now"), _Whole
 ]
@@ -172,7 +174,10 @@ ResumeHours = Annotated[
 ]
 SearchText = Annotated[
     str | None,
-    Field(description="words (word* for a beginning), conditions, e.g. margin pe_ratio < 30 return_1y < -0.1"),
+    Field(
+        description="words (word* for a beginning), conditions on figures as answers name them, e.g. margin"
+        " pe_ratio < 30 return_1y < -0.1"
+    ),
 ]
 SearchSymbol = Annotated[str | None, Field(description="among the assets or asked about, e.g. AAPL", max_length=1000)]
 CreatedFrom = Annotated[

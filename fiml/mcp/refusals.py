@@ -31,7 +31,8 @@ MAX_VALUES = 1000
 _MAX_NAME_CHARACTERS = 100  # a body has room for two million, which would take seconds to compare
 
 _NEXT_STEPS: dict[type[FimlError], str] = {
-    SessionNotFound: "call list-sessions to find the session, or create-analysis-session to begin one",
+    SessionNotFound: "call list-sessions with includeArchived to find the session, or create-analysis-session to begin"
+    " one",
     SessionExpired: "call resume-session to continue it, or create-analysis-session to begin a new one",
     SessionArchived: "call resume-session to continue it, or create-analysis-session to begin a new one",
     RateLimited: "tell the user when to ask again, and continue with what the session knows",
