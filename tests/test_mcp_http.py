@@ -85,6 +85,14 @@ async def test_a_page_of_another_site_does_not_get_in(tmp_path: Path) -> None:
     assert not [answer.text for answer in (host, origin, nobody) if "create-analysis" in answer.text]
 
 
+async def test_a_page_of_this_machine_gets_in(tmp_path: Path) -> None:
+    origins = ("http://localhost:3000", "https://localhost:3000", "https://127.0.0.1", "http://[::1]:8080")
+    async with http_server(tmp_path / "data") as server:
+        answers = [await server.post(LIST_TOOLS, origin=origin) for origin in origins]
+
+    assert {answer.status_code for answer in answers} == {200}
+
+
 async def test_a_server_is_reached_at_whatever_address_it_serves_on(tmp_path: Path) -> None:
     async with http_server(tmp_path / "data", host="127.0.0.2") as server, server.caller() as caller:
         created = await caller.create("AAPL")

@@ -233,7 +233,7 @@ def _security(bound: str, names: list[str]) -> TransportSecuritySettings:
         # Browsers leave out the default port.
         allowed_hosts=[each for name in (*hosts, itself, *names) for each in (name, f"{name}:*")],
         allowed_origins=[
-            *(f"http://{host}{port}" for host in hosts for port in ("", ":*")),
+            *(f"{scheme}://{host}{port}" for scheme in ("http", "https") for host in hosts for port in ("", ":*")),
             *(f"https://{name}" for name in names),
         ],
     )
