@@ -208,6 +208,7 @@ async def test_the_instructions_tell_the_workflow_across_the_tools(sqlite_settin
 
     assert instructions is not None
     assert all(name in instructions for name in TOOLS if name != "get-session-analytics")
+    assert "includeArchived" in instructions
     assert tokens(instructions) < 400
 
 
