@@ -83,6 +83,21 @@ async def test_a_new_conversation_carries_on_from_the_context(
     assert (resumed["total_queries"], again["cache_hit"]) == (2, True)
 
 
+@pytest.mark.parametrize("entry", ["assets", "context:focus"])
+async def test_an_entry_of_the_context_cannot_be_cited_which_says_what_can(
+    sqlite_settings: Settings, entry: str
+) -> None:
+    async with door(sqlite_settings) as caller:
+        session_id, _ = await analysed(caller)
+        await caller.answer("update-session-context", sessionId=session_id, context={"focus": "margins"})
+        context = await caller.answer("get-session-context", sessionId=session_id)
+
+        refusal = await caller.refusal("update-session-context", sessionId=session_id, conclusion="so", cites=[entry])
+
+    assert entry in {line["id"] for line in context["lines"]}
+    assert "assets and entries of its context can't be cited" in refusal["message"]
+
+
 @pytest.mark.parametrize("max_tokens", [300, 700, 1800])
 async def test_a_context_is_within_its_budget_with_all_that_is_around_it(
     sqlite_settings: Settings, max_tokens: int

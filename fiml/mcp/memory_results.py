@@ -13,7 +13,7 @@ from fiml.mcp.results import Result, SessionLine
 class ContextLine(Model):
     """One thing that a session knows."""
 
-    id: str = Field(description="of the query or note; `<map>:<key>` of an entry")
+    id: str = Field(description="UUID of the query or note, to be cited; `assets`; `<map>:<key>` of an entry")
     text: str
 
 

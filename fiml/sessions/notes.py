@@ -104,5 +104,5 @@ def _parse_cited(value: object) -> UUID:
         raise InvalidInput(
             "cites",
             f"{echo(value)} is not the id of a record",
-            "cite ids as the session's context shows them",
+            "cite the UUIDs of its queries and notes; assets and entries of its context can't be cited",
         ) from None
