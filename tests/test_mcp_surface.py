@@ -201,6 +201,14 @@ async def test_what_one_per_cent_is_stands_with_each_part_of_an_answer(
     assert "is 1%" in described
 
 
+@pytest.mark.parametrize("tool", ["search-by-symbol", "search-by-coin"])
+async def test_a_truncated_comparison_says_how_to_get_the_rest(sqlite_settings: Settings, tool: str) -> None:
+    schema = (await tools(sqlite_settings))[tool].output_schema
+
+    assert schema is not None
+    assert "first 10 other assets were compared; for the rest begin a session" in json.dumps(schema)
+
+
 @pytest.mark.parametrize("era", ERAS)
 async def test_the_instructions_tell_the_workflow_across_the_tools(sqlite_settings: Settings, era: str) -> None:
     async with door(sqlite_settings, era=era if era == HANDSHAKE else "auto") as caller:

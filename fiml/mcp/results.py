@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from fiml.analysis import Answer
+from fiml.analysis import MAX_COMPARED, Answer
 from fiml.core.model import Model
 from fiml.looks import SinceLastLook
 from fiml.sessions.models import QueryRecord, Session, SessionSummary
@@ -210,7 +210,13 @@ class SearchResult(Result):
         list[Figures], Field(description="per other asset: overlap, correlation, returns: 0.01 is 1%")
     ]
     not_compared: Annotated[dict[str, str], Field(description="symbol -> why it could not be compared")]
-    truncated: Annotated[bool, Field(description="the session has more assets than one answer compares")]
+    truncated: Annotated[
+        bool,
+        Field(
+            description=f"only the session's first {MAX_COMPARED} other assets were compared; for the rest begin a"
+            " session of fewer"
+        ),
+    ]
     session_id: UUID | None
     cache_hit: Annotated[bool, Field(description="answered without asking the provider")]
     layer: Annotated[str, Field(description="who answered: session, l1, l2 or provider")]
