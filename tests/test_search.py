@@ -158,6 +158,8 @@ async def test_erasure_leaves_no_word_of_a_user_in_the_file(sqlite_settings: Set
         ({"text": "pe_ratio <"}, "condition"),
         ({"text": "pe_ratio < cheap"}, "not a number"),
         ({"text": "price < 1,000"}, "not a number"),
+        ({"text": "price != 5"}, "with one of < <= = >= >"),
+        ({"text": "correlation:ko > 0.5"}, "correlation:KO > 0.5"),
         ({"text": "price < 1e400"}, "not a number"),
         ({"text": "price < nan"}, "not a number"),
         ({"text": "price < 1_000"}, "not a number"),

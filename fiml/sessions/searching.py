@@ -37,6 +37,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
 }
 _CONDITION = re.compile(r"([^\s<>=]+)\s*(<=|>=|<|>|=)\s*([^\s<>=]+)")
+_CONDITIONS = "write a condition as pe_ratio < 30 or correlation:KO > 0.5, with one of < <= = >= >"
 _FIGURE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}(?::[A-Z0-9.^=/-]{1,32})?")
 _WORD = re.compile(r"[^\W_]+")
 _BLANKED = "".join(letter if letter.isalnum() else " " for letter in map(chr, range(128)))
@@ -114,8 +115,7 @@ def parse_search(
     conditions = tuple(_condition(*found.groups()) for found in _CONDITION.finditer(checked))
     rest = _CONDITION.sub(" ", checked)
     if stray := re.search(r"\S*[<>=]\S*", rest):
-        valid = "write a condition as pe_ratio < 30, with one of < <= = >= >"
-        raise InvalidInput("text", f"has {echo(stray[0])}", valid)
+        raise InvalidInput("text", f"has {echo(stray[0])}", _CONDITIONS)
     words = tuple(dict.fromkeys(_cut(found) for found in _WANTED.findall(_folded(rest))))
     if rest.strip() and not words:
         raise InvalidInput("text", f"{echo(rest.strip())} has no word", "give words of letters or digits")
@@ -129,15 +129,14 @@ def parse_search(
 
 
 def _condition(figure: str, sign: str, number: str) -> Condition:
-    valid = "write a condition as pe_ratio < 30"
     if not _FIGURE.fullmatch(figure):
-        raise InvalidInput("text", f"compares {echo(figure)}, which is not the name of a figure", valid)
+        raise InvalidInput("text", f"compares {echo(figure)}, which is not the name of a figure", _CONDITIONS)
     try:
         value = float(number)
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or "_" in number:
-        raise InvalidInput("text", f"compares {figure} with {echo(number)}, which is not a number", valid)
+        raise InvalidInput("text", f"compares {figure} with {echo(number)}, which is not a number", _CONDITIONS)
     return Condition(figure, sign, value)
 
 
