@@ -75,6 +75,15 @@ async def test_each_tool_answers_or_refuses_with_a_code_and_the_next_step(archiv
     assert "is unavailable" in untracked["reason"]
 
 
+async def test_statistics_that_the_archive_says_nothing_about_are_refused_in_words(archive: Archive) -> None:
+    async with door(archive.settings) as caller:
+        await caller.create("AAPL")
+        async with hanging(archive), asyncio.timeout(CALL_S):
+            refusal = await caller.refusal("get-session-analytics")
+
+    assert "the database of ended sessions is unavailable (no answer in time)" in refusal["message"]
+
+
 async def _expect_prompt_and_resource(caller: Caller, session_id: str) -> None:
     """They show a live session, and say that another one is unavailable."""
     assert (await caller.client.read_resource(f"fiml://session/{session_id}")).contents

@@ -157,7 +157,8 @@ def translated(name: str) -> Iterator[None]:
     except (InterfaceError, PoolTimeoutError, OSError, TimeoutError) as exc:
         if isinstance(refusal := _driver_error(exc), ValueError):
             raise _refused_by_driver(name, refusal) from exc
-        raise Unavailable(name, str(getattr(exc, "orig", None) or exc) or type(exc).__name__) from exc
+        wordless = "no answer in time" if isinstance(exc, TimeoutError) else type(exc).__name__
+        raise Unavailable(name, str(getattr(exc, "orig", None) or exc) or wordless) from exc
     except DBAPIError as exc:
         state = getattr(exc.orig, "sqlstate", None) or ""
         if state.startswith(_CONFIGURATION):
