@@ -120,6 +120,8 @@ async def test_every_argument_is_described_with_an_example(sqlite_settings: Sett
         ("userId", ["at most 255 characters", "left out: the user of your token", "e.g."]),
         ("asset", ["in the spelling it was created with", "e.g."]),
         ("tag", ["exactly", "e.g."]),
+        ("createdFrom", ["in UTC", "e.g."]),
+        ("createdBefore", ["in UTC", "e.g."]),
     ],
 )
 async def test_bounds_and_an_example_stand_in_the_description(

@@ -181,9 +181,16 @@ SearchText = Annotated[
 ]
 SearchSymbol = Annotated[str | None, Field(description="among the assets or asked about, e.g. AAPL", max_length=1000)]
 CreatedFrom = Annotated[
-    str | None, Field(validation_alias=_also("createdFrom"), description="date or time, e.g. 2024-12-24")
+    str | None,
+    Field(
+        validation_alias=_also("createdFrom"),
+        description="date in UTC, or time, e.g. 2024-12-24 or 2024-12-24T15:30:00Z",
+    ),
 ]
 CreatedBefore = Annotated[
     str | None,
-    Field(validation_alias=_also("createdBefore"), description="date or time, itself not included, e.g. 2024-12-25"),
+    Field(
+        validation_alias=_also("createdBefore"),
+        description="date in UTC, or time, itself not included, e.g. 2024-12-25",
+    ),
 ]
