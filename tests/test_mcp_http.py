@@ -93,6 +93,13 @@ async def test_a_page_of_this_machine_gets_in(tmp_path: Path) -> None:
     assert {answer.status_code for answer in answers} == {200}
 
 
+async def test_a_server_is_reached_under_a_name_that_the_settings_write_in_capitals(tmp_path: Path) -> None:
+    async with http_server(tmp_path / "data", FIML_HTTP_HOSTS="Fiml.Example") as server:
+        named = await server.post(LIST_TOOLS, host="fiml.example", origin="https://fiml.example")
+
+    assert named.status_code == 200
+
+
 async def test_a_server_is_reached_at_whatever_address_it_serves_on(tmp_path: Path) -> None:
     async with http_server(tmp_path / "data", host="127.0.0.2") as server, server.caller() as caller:
         created = await caller.create("AAPL")

@@ -307,8 +307,8 @@ class Settings(BaseSettings):
 
     @property
     def hosts(self) -> list[str]:
-        """The names under which HTTP is reached from outside."""
-        return _listed(self.http_hosts or "")
+        """The names under which HTTP is reached from outside, in lower case, as clients send them."""
+        return _listed((self.http_hosts or "").lower())
 
     @property
     def is_embedded(self) -> bool:
