@@ -1,6 +1,8 @@
 """The server as clients start it: a process of its own, spoken to over its standard input and output."""
 
+import asyncio
 import json
+import signal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -66,6 +68,8 @@ fiml.runtime.FIRST_LOOK_S = 0
 sys.argv = ["fiml", "serve"]
 main()
 """
+
+ENDED_S = 30
 
 every_era = pytest.mark.parametrize("era", ERAS)
 
@@ -225,3 +229,21 @@ CREATE = {"assets": ["AAPL"], "sessionType": "equity"}
 
 def search(symbol: str, **arguments: Any) -> dict[str, Any]:
     return {"name": "search-by-symbol", "arguments": {"symbol": symbol, "depth": "quick"} | arguments}
+
+
+async def test_an_interrupt_ends_the_server_while_its_input_is_open_and_loses_nothing(folder: Path) -> None:
+    """As Ctrl-C in a terminal."""
+    async with wire(folder) as server:
+        await server.handshake()
+        create = {"name": "create-analysis-session", "arguments": {"assets": ["AAPL"], "sessionType": "equity"}}
+        await server.ask("tools/call", create)
+        created = await server.next_answer()
+
+        server.process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(ENDED_S):
+            await server.process.wait()
+
+    assert created is not None
+    async with stdio_caller(folder) as caller:
+        listed = await caller.answer("list-sessions")
+    assert [each["session_id"] for each in listed["sessions"]] == [created["result"]["structuredContent"]["session_id"]]

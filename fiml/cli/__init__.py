@@ -1,5 +1,6 @@
 """The command line: each command parses, calls one verb and shows what came back."""
 
+import signal
 import sys
 from io import TextIOWrapper
 from typing import Annotated
@@ -93,6 +94,8 @@ def serve(
         if http is None:
             from fiml.mcp.server import serve_stdio  # noqa: PLC0415 - the MCP library takes a second
 
+            # End at once, as at SIGTERM. To end in order, Python would wait for the thread that reads standard input.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             asyncio.run(serve_stdio(settings))
         else:
             from fiml.mcp.http import serve_http  # noqa: PLC0415 - as above, and a web server
