@@ -235,8 +235,7 @@ async def test_an_interrupt_ends_the_server_while_its_input_is_open_and_loses_no
     """As Ctrl-C in a terminal."""
     async with wire(folder) as server:
         await server.handshake()
-        create = {"name": "create-analysis-session", "arguments": {"assets": ["AAPL"], "sessionType": "equity"}}
-        await server.ask("tools/call", create)
+        await server.ask("tools/call", {"name": "create-analysis-session", "arguments": CREATE})
         created = await server.next_answer()
 
         server.process.send_signal(signal.SIGINT)
