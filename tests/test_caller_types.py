@@ -100,6 +100,20 @@ async def test_a_query_with_fields_that_would_be_lost_is_refused(store: SessionS
         await store.record_query(session.id, Extended("price", further=1))
 
 
+async def test_a_name_given_twice_brings_nothing_back_that_another_removed(store: SessionStore) -> None:
+    mine = await store.create_session(["AAPL", "MSFT"], SessionType.EQUITY, tags=["tech"])
+    mine.assets, mine.tags = ["AAPL", "AAPL", "MSFT"], ["tech", "tech", "old"]
+    theirs = await store.update_session(mine.id, mine)
+    theirs.assets.remove("MSFT")
+    theirs.tags.remove("old")
+    await store.update_session(mine.id, theirs)
+
+    mine.title = "Mine"
+    merged = await store.update_session(mine.id, mine)
+
+    assert (merged.title, merged.assets, merged.tags) == ("Mine", ["AAPL"], ["tech"])
+
+
 async def test_an_update_without_a_change_is_an_access_and_no_version(store: SessionStore, clock: FrozenClock) -> None:
     session = await store.create_session(["AAPL"], "equity")
     clock.advance(minutes=1)

@@ -239,8 +239,9 @@ def written_of(session: Session, entries: Entries, history: str) -> Written:
         is_archived=session.is_archived,
         type=session.type,
         title=session.title,
-        assets=list(session.assets),
-        tags=list(session.tags),
+        # Each name once, as it is stored: otherwise every later write would set the whole list again.
+        assets=list(dict.fromkeys(session.assets)),
+        tags=list(dict.fromkeys(session.tags)),
         expires_at=session.expires_at,
         last_accessed_at=session.last_accessed_at,
         entries=entries,
