@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import json
+import math
 import resource
 import sqlite3
 from collections import Counter
@@ -27,7 +28,7 @@ from fiml.sessions.analytics.export import COLUMNS, open_target, write
 from fiml.sessions.analytics.figures import Filters, statement
 from fiml.sessions.backends import metrics
 from fiml.sessions.histogram import QUERY_TIME_ERROR, percentile_ms, time_bucket
-from fiml.sessions.models import SessionType
+from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.records import Header
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
@@ -173,6 +174,45 @@ async def test_a_session_that_a_crash_left_twice_counts_once(store: SessionStore
 
     assert (stats["total_sessions"], stats["active_sessions"], stats["archived_sessions"]) == (1, 1, 0)
     assert (stats["total_queries"], stats["popular_tags"], stats["top_assets"]) == (2, [("t", 1)], [("AAPL", 1)])
+
+
+def _an_object(query: QueryRecord | None = None, **fields: Any) -> Session:
+    session = Session(type=SessionType.EQUITY, assets=["AAPL"])
+    if query is not None:
+        session.add_query(query)
+    for name, value in fields.items():
+        setattr(session, name, value)
+    return session
+
+
+UNSTORABLE: list[Any] = [
+    None,
+    _an_object(id="x"),
+    _an_object(user_id=5),
+    _an_object(assets=None),
+    _an_object(assets=["A\0"]),
+    _an_object(tags=[math.nan]),
+    _an_object(version=1 << 70),
+    _an_object(state=None),
+    _an_object(query=QueryRecord("\ud800")),
+    _an_object(query=QueryRecord("price", execution_time_ms=math.nan)),
+]
+
+
+@pytest.mark.parametrize("given", UNSTORABLE, ids=range(len(UNSTORABLE)))
+async def test_metrics_of_what_cant_be_stored_are_refused(
+    store: SessionStore, analytics: SessionAnalytics, given: Any
+) -> None:
+    with pytest.raises(InvalidInput):
+        await analytics.record_session_metrics(given)
+
+    assert (await analytics.get_session_stats())["total_sessions"] == 0
+
+
+async def test_an_asset_that_an_object_names_twice_counts_once(analytics: SessionAnalytics) -> None:
+    await analytics.record_session_metrics(_an_object(assets=["AAPL", "AAPL"]))
+
+    assert (await analytics.get_session_stats())["top_assets"] == [("AAPL", 1)]
 
 
 async def test_metrics_wait_for_a_lock_of_the_embedded_file_by_trying_again_and_again(

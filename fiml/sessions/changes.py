@@ -77,7 +77,7 @@ def change_of(
         InvalidInput: a value can't be stored, or a field that must not change was changed.
     """
     _check_fixed_fields(session, before)
-    _check_state(session)
+    check_state(session)
     entries = _entries(session)
     seen = [before, *before.attempts]
     appended = [encode_query(query) for query in _appended(session.state.history.queries, known)]
@@ -115,7 +115,8 @@ def note_attempt(session: Session, before: Written, after: Written) -> None:
     session._written = baseline  # noqa: SLF001
 
 
-def _check_state(session: Session) -> None:
+def check_state(session: Session) -> None:
+    """Refuse an object whose state, history or tags aren't what they should be, and so can't be looked into."""
     state: object = session.state
     if not isinstance(state, SessionState):
         raise InvalidInput("state", f"is a {type(state).__name__}", "give a SessionState")

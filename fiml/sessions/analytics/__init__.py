@@ -3,9 +3,10 @@
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection, select
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from fiml.core import clock
 from fiml.core.config import Settings
+from fiml.core.errors import InvalidInput
 from fiml.db.engines import ASYNC_SQLITE_WRITES
 from fiml.db.postgres import CALL_S, translated
 from fiml.db.tables import sessions
@@ -21,7 +23,9 @@ from fiml.sessions.analytics import export
 from fiml.sessions.analytics.figures import Filters, Sums, add_ended, add_live
 from fiml.sessions.analytics.results import MetricsTable, SessionStats
 from fiml.sessions.backends import metrics
+from fiml.sessions.changes import check_state
 from fiml.sessions.models import Session, SessionType
+from fiml.sessions.query_json import encode_query
 from fiml.sessions.records import Header, header_of
 
 MAX_DAYS = 3650
@@ -65,9 +69,12 @@ class SessionAnalytics:
         """Write the metrics of a session as it is now. A later version replaces an earlier one.
 
         Nothing is written if analytics is off.
+
+        Raises:
+            InvalidInput: a value can't be stored; nothing was written.
         """
+        header = _checked_header(session)
         if self._settings.session_enable_analytics:
-            header = header_of(session)
             await self._transact(
                 lambda connection: _write_metrics(connection, header, is_archived=session.is_archived),
                 writes=True,
@@ -160,6 +167,26 @@ class SessionAnalytics:
                 async with asyncio.timeout(CALL_S), asyncio.timeout(CALL_S - 0.5):
                     connection = await session.connection(execution_options={ASYNC_SQLITE_WRITES: writes})
                 return await connection.run_sync(function)
+
+
+def _checked_header(session: Session) -> Header:
+    """The header of a session that may never have come from the store, after a check of all that its metrics need."""
+    given: object = session
+    if not isinstance(given, Session):
+        raise InvalidInput("session", f"is a {type(given).__name__}", "give the Session that was read")
+    values.check_whole(session.version, "version", at_most=values.MAX_VERSION)
+    for name in ("created_at", "expires_at", "last_accessed_at"):
+        values.check_moment(getattr(session, name), name)
+    check_state(session)
+    for query in session.state.history.queries:
+        encode_query(query)
+    checked: dict[str, Any] = {
+        "id": values.parse_session_id(session.id),
+        "user_id": values.check_user_id(session.user_id),
+        "assets": values.check_assets(session.assets),
+        "tags": values.check_tags(session.tags),
+    }
+    return replace(header_of(session), **checked)
 
 
 def _write_metrics(connection: Connection, header: Header, *, is_archived: bool) -> None:
