@@ -286,11 +286,12 @@ async def test_a_full_session_still_gives_the_answer(tmp_path: Path) -> None:
 async def test_a_store_that_cannot_be_opened_still_lets_the_market_answer(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     async with door(Settings(data_dir=tmp_path / "file" / "data")) as caller:
-        found = await look(caller, "AAPL", "quick", str(uuid4()))
+        session_id = str(uuid4())
+        found = await look(caller, "AAPL", "quick", session_id)
         refusal = await caller.refusal("list-sessions")
 
     assert found["quote"]["price"] == 173.93
-    assert found["tracked"] is False
+    assert (found["tracked"], found["session_id"]) == (False, session_id)
     assert "set FIML_DATA_DIR" in found["reason"]
     assert (refusal["code"], "set FIML_DATA_DIR" in refusal["message"]) == ("misconfigured", True)
 

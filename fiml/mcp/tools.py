@@ -128,15 +128,15 @@ class SessionTools:
 
     async def _search(self, question: Question, session_id: str | None, request_id: str | None) -> SearchResult:
         record_id = None if request_id is None else _parse_request_id(request_id)
-        if session_id is not None:
-            parse_session_id(session_id)
+        parsed = None if session_id is None else parse_session_id(session_id)
+        if parsed is not None:
             current_principal().check(Scope.SESSIONS_WRITE)
         try:
-            sessions = None if session_id is None else await sessions_of(self._runtime)
+            sessions = None if parsed is None else await sessions_of(self._runtime)
         except (Unavailable, Misconfigured) as exc:
             answer = await ask(question, market=self._market)
-            return SearchResult.of(answer.model_copy(update={"reason": str(exc)}))
-        answer = await ask(question, market=self._market, sessions=sessions, session_id=session_id, record_id=record_id)
+            return SearchResult.of(answer.model_copy(update={"session_id": parsed, "reason": str(exc)}))
+        answer = await ask(question, market=self._market, sessions=sessions, session_id=parsed, record_id=record_id)
         return SearchResult.of(answer)
 
 
