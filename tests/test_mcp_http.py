@@ -190,8 +190,10 @@ def test_loopback_addresses_are_taken(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["0.0.0.0:80", "[::]:80", "192.168.1.5:80", "example.com:80", "127.0.0.1.evil:80"])
 def test_an_address_that_others_reach_is_refused_and_says_why(address: str) -> None:
-    with pytest.raises(Misconfigured, match="without authentication, every caller"):
+    with pytest.raises(Misconfigured, match="without authentication, every caller") as refused:
         parse_address(address)
+
+    assert str(refused.value).startswith(f"--http {address} is not")
 
 
 @pytest.mark.parametrize("address", ["", "8765", ":8765", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536"])

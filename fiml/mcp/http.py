@@ -60,7 +60,7 @@ def parse_address(text: str, *, is_authenticated: bool = False) -> tuple[str, in
         ) from None
     if not is_authenticated and not _is_loopback(host):
         raise Misconfigured(
-            f"--http {host}:{port} is not a loopback address: without authentication, every caller would see every "
+            f"--http {text} is not a loopback address: without authentication, every caller would see every "
             "session; bind to 127.0.0.1 or [::1], or set FIML_AUTH_ISSUER or FIML_AUTH_TOKENS"
         )
     return host, port
@@ -204,8 +204,9 @@ async def _bound_sockets(host: str, port: int) -> list[socket.socket]:
     try:
         server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
     except OSError as exc:
+        shown = f"[{host}]" if ":" in host else host
         raise Misconfigured(
-            f"--http {host}:{port}: can't listen there ({exc.strerror}); give an address of this machine and a free "
+            f"--http {shown}:{port}: can't listen there ({exc.strerror}); give an address of this machine and a free "
             "port"
         ) from exc
     sockets = [each.dup() for each in server.sockets]
