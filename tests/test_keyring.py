@@ -115,6 +115,18 @@ def test_the_first_key_makes_the_file_with_its_folder_for_its_owner_alone(tmp_pa
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
+def test_a_link_to_the_file_stays_a_link(tmp_path: Path, key_file: Path) -> None:
+    """Others may share the file."""
+    link = tmp_path / "elsewhere" / "link"
+    link.parent.mkdir()
+    link.symlink_to(key_file)
+
+    KeyFile(link).add("k2")
+    KeyFile(link).advance()
+
+    assert (link.readlink(), KeyFile(key_file).keyring().current.id) == (key_file, "k2")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files that are root's")
 def test_a_file_of_roots_may_be_readable_by_a_group(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This is how secrets are mounted for a process that isn't root."""

@@ -165,13 +165,14 @@ class KeyFile:
 
         The file is on the disk before this returns, since encrypted values must never outlive their key.
         """
-        unfinished = self.path.with_name(self.path.name + ".new")
-        if not self.path.parent.is_dir():
-            self._make_folder()
+        target = Path(os.path.realpath(self.path))  # a link stays one, and who shares the file sees the change
+        unfinished = target.with_name(target.name + ".new")
+        if not target.parent.is_dir():
+            self._make_folder(target.parent)
         try:
             descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as exc:
-            next_step = f"wait for the other `fiml keys`, or remove {unfinished.name} if none is running"
+            next_step = f"wait for the other `fiml keys`, or remove {unfinished} if none is running"
             self._refuse("is being changed by another process", next_step, exc)
         except OSError as exc:
             self._refuse_to_write(exc)
@@ -181,14 +182,14 @@ class KeyFile:
                 file.flush()
                 self._keep_owner(descriptor)
                 os.fsync(file.fileno())
-            unfinished.replace(self.path)
+            unfinished.replace(target)
         except BaseException as exc:
             unfinished.unlink(missing_ok=True)  # from here on, this name may be another process's
             if isinstance(exc, OSError):
                 self._refuse_to_write(exc)
             raise
         try:
-            _sync_folder(self.path.parent)
+            _sync_folder(target.parent)
         except OSError as exc:
             self._refuse_to_write(exc)
 
@@ -200,9 +201,9 @@ class KeyFile:
             if found.st_uid == 0:
                 os.fchmod(descriptor, found.st_mode & 0o640)
 
-    def _make_folder(self) -> None:
+    def _make_folder(self, folder: Path) -> None:
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True)
+            folder.mkdir(mode=0o700, parents=True)
         except OSError as exc:
             self._refuse_to_write(exc)
 
