@@ -68,6 +68,7 @@ def test_keys_are_added_listed_and_changed_and_never_shown(shell: Shell) -> None
     assert before.stdout == f"{old}  current\nnext  for reading\n"
     assert "then run `fiml keys rotate`" in second.stderr
     assert rotated.stdout == "the current key is next\nsessions re-encrypted: 1 of 1\n"
+    assert f"copy the file to every machine again: the others still write with {old}" in rotated.stderr
     assert after.stdout == f"{old}  for reading  0 sessions\nnext  current  1 session\n"
     assert shell.word_in(session_id) == "physalis"
     printed = "".join(done.stdout + done.stderr for done in (first, second, before, rotated, after))

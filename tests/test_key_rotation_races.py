@@ -68,7 +68,7 @@ async def test_a_change_of_keys_is_not_done_while_somebody_writes_with_the_old_o
     change_keys(keys, "k2")
 
     async with SessionStore(before) as late:
-        with pytest.raises(Unavailable, match="the key rotation"):
+        with pytest.raises(Unavailable, match="a process with an older key file keeps writing"):
             _ = [progress async for progress in _with_late_writes(store, late, session.id, at=range(MOST_CALLS))]
 
 

@@ -62,8 +62,11 @@ def rotate(
     """Make the newest key the current one, and re-encrypt all stored data with it, while servers keep running."""
     if background and encrypt_plaintext:
         raise InvalidInput("--background", "can't be combined with --encrypt-plaintext", "leave one of them out")
-    key = _key_file().advance()
+    file = _key_file()
+    previous, key = file.keyring().current, file.advance()
     typer.echo(f"the current key is {key.id}")
+    if key.id != previous.id:
+        typer.echo(f"copy the file to every machine again: the others still write with {previous.id}", err=True)
     if background:
         typer.echo("the maintenance re-encrypts the stored data; `fiml keys list --usage` shows its progress")
         return

@@ -64,7 +64,7 @@ class Reencryption:
                 break
             total = progress.rewritten
         else:
-            raise Unavailable("the key rotation", "sessions keep being written with an older key")
+            raise Unavailable("the key rotation", "a process with an older key file keeps writing with an older key")
         if self._adopts_plaintext:
             progress.kept_copies = await self._backend.scrub()
         yield progress
