@@ -221,6 +221,20 @@ async def test_a_server_is_ready_while_only_the_archive_is_away(engines: Engines
     assert (degraded.status_code, degraded.json(), ready.json()) == (200, {"status": "degraded"}, {"status": "ok"})
 
 
+async def test_the_first_look_at_a_server_that_starts_while_the_archive_hangs_finds_it_degraded(
+    engines: Engines, tmp_path: Path
+) -> None:
+    variables = {
+        "FIML_REDIS_URL": str(engines.settings.redis_url),
+        "FIML_DATABASE_URL": str(engines.settings.database_url),
+    }
+    with engines.away("hanging"):
+        async with http_server(tmp_path / "data", **variables) as server:
+            first = await server.get("/ready")
+
+    assert (first.status_code, first.json()) == (200, {"status": "degraded"})
+
+
 def test_the_command_line_says_that_a_listing_is_partial(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIML_REDIS_URL", str(engines.settings.redis_url))
     monkeypatch.setenv("FIML_DATABASE_URL", str(engines.settings.database_url))

@@ -40,7 +40,9 @@ MAX_CONNECTIONS = 1000
 _KEEP_ALIVE_S = 30
 _RETRY_AFTER_S = 5
 _LEAST_REFUSAL = 400
-READY_WITHIN_S = 3.0  # a look at the engines takes two seconds at most
+# A look at the engines takes two seconds at most. The first one also loads the drivers and opens the store, which takes
+# two seconds more if PostgreSQL hangs.
+READY_WITHIN_S = 10.0
 
 _log = get_logger()
 

@@ -15,6 +15,7 @@ from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from tests.support.mcp_client import ROOT, STATELESS, Caller, environment, mode_of
+from tests.support.servers import PATIENCE_SECONDS
 
 START_TRIES = 300
 
@@ -28,7 +29,7 @@ class HttpServer:
     log: Path
 
     async def get(self, path: str, **headers: str) -> httpx2.Response:
-        async with httpx2.AsyncClient() as client:
+        async with httpx2.AsyncClient(timeout=PATIENCE_SECONDS) as client:
             return await client.get(self.url + path, headers=headers)
 
     async def post(self, body: bytes, **headers: str) -> httpx2.Response:
