@@ -1,5 +1,6 @@
 """A search beside damaged sessions, and sessions of more words than an index holds."""
 
+import asyncio
 import sqlite3
 from contextlib import closing
 
@@ -11,6 +12,7 @@ from fiml.core.config import Settings
 from fiml.sessions.store import SessionStore
 from fiml.testing.conformance.searching import begin, found, looked_up
 from fiml.testing.conformance.suite import OpenStore
+from tests.support.cli import run_fiml
 from tests.support.deployment import Deployment
 
 DEEP = "[" * 100_000
@@ -29,6 +31,18 @@ async def test_a_damaged_live_session_is_named_and_hides_no_other(deployment: De
 
     assert [summary.id for summary in page] == [ids[3]]
     assert sorted(page.unreadable) == sorted(ids[:3])
+
+
+async def test_the_command_line_names_the_one_session_that_can_not_be_read(deployment: Deployment) -> None:
+    async with SessionStore(deployment.settings()) as store:
+        session = await begin(store, title="number 0")
+    with redis.Redis.from_url(deployment.redis_url) as client:
+        client.hset(f"fiml:{{{session.id.hex}}}:header", "created", "yesterday")
+
+    engines = {"FIML_REDIS_URL": deployment.redis_url, "FIML_DATABASE_URL": deployment.database_url}
+    done = await asyncio.to_thread(run_fiml, "sessions", "search", "number", **engines)
+
+    assert f"1 live session can't be read: {session.id}\n" in done.stdout
 
 
 async def test_a_search_tells_nothing_of_a_damaged_session_that_was_taken_back(deployment: Deployment) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fiml.cli.running import SessionId, plain, shown_json, with_sessions
+from fiml.cli.running import SessionId, counted, plain, shown_json, with_sessions
 from fiml.sessions.listing import SearchPage
 from fiml.sessions.values import parse_moment
 
@@ -71,7 +71,8 @@ def _show_found(page: SearchPage) -> None:
         typer.echo(f"{summary.id}  {summary.created_at:%Y-%m-%d}  {state}  {plain(about)}")
     typer.echo(f"searched: {' and '.join(page.searched)} sessions")
     if page.unreadable:
-        typer.echo(f"{len(page.unreadable)} live sessions can't be read: {', '.join(map(str, page.unreadable))}")
+        number = counted(len(page.unreadable), "live session", "live sessions")
+        typer.echo(f"{number} can't be read: {', '.join(map(str, page.unreadable))}")
     if page.not_indexed:
         typer.echo("more sessions have changed than one search can index: search again")
     if page.partial:
