@@ -63,7 +63,7 @@ def make_directory(path: Path) -> None:
 
 
 BROKEN_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: path.unlink(), "`fiml keys new` creates one"),
+    "missing": (lambda path: path.unlink(), "put it back; `fiml keys new` creates a first one"),
     "a folder": (make_directory, "is not a file"),
     "readable by others": (lambda path: path.chmod(0o644), "chmod 600"),
     "writable by a group": (lambda path: path.chmod(0o620), "mode 0620"),

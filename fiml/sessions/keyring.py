@@ -68,7 +68,7 @@ class KeyFile:
         try:
             found = self.path.stat()
         except OSError as exc:
-            self._refuse(f"can't be read ({exc.strerror})", "give a file of keys; `fiml keys new` creates one", exc)
+            self._refuse(f"can't be read ({exc.strerror})", "put it back; `fiml keys new` creates a first one", exc)
         seen = (found.st_ino, found.st_mtime_ns, found.st_size)
         if self._keyring is None or seen != self._seen:
             self._check_mode(found)
