@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from fiml.core.config import Settings, Synchronous
 from fiml.core.errors import CorruptRecord, NotEncrypted, NotSupported
@@ -177,9 +178,11 @@ async def test_what_can_not_be_decrypted_is_counted_and_left(
     async with SessionStore(changed) as stranger:
         mine = await a_session(stranger)
 
-        progress = await reencrypt(stranger)
+        with capture_logs() as logs:
+            progress = await reencrypt(stranger)
 
         assert (progress.looked_at, progress.unreadable, progress.rewritten) == (2, 1, 0)
+        assert [entry["session_id"] for entry in logs] == [str(theirs.id)]  # once, in however many rounds
         assert content(await existing(stranger, mine.id)) == content(mine)
     assert content(await existing(store, theirs.id)) == content(theirs)
 

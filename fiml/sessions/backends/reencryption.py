@@ -45,6 +45,7 @@ class Reencryption:
     def __init__(self, backend: EncryptedBackend, *, adopts_plaintext: bool) -> None:
         self._backend = backend
         self._adopts_plaintext = adopts_plaintext
+        self._named: set[UUID] = set()  # in the log; each round meets them again
 
     async def run(self) -> AsyncIterator[Progress]:
         """Re-encrypt until two whole rounds find nothing more to do. Yields the progress after each batch.
@@ -84,7 +85,9 @@ class Reencryption:
             progress.rewritten += await self._backend.rewrite(session_id, rewriting)
         except (CorruptRecord, MissingKey, SchemaTooNew) as exc:
             progress.unreadable += 1
-            _log.warning("session_not_reencrypted", session_id=str(session_id), problem=str(exc))
+            if session_id not in self._named:
+                self._named.add(session_id)
+                _log.warning("session_not_reencrypted", session_id=str(session_id), problem=str(exc))
         progress.in_clear += len(found_clear)
 
 
