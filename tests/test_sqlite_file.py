@@ -13,6 +13,8 @@ from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
 from fiml.core.config import Synchronous
+from fiml.core.errors import Unavailable
+from fiml.db import engines
 from fiml.db.engines import BUSY_TIMEOUT_S, driver
 from fiml.db.sqlite_file import Note, SqliteFile
 
@@ -227,6 +229,24 @@ async def test_scrubbing_waits_for_a_lock_as_a_write_does(
             await hear("INSERT INTO session_fts (session_fts) VALUES ('optimize')")
         other.execute("ROLLBACK")
         await scrubbing
+
+
+@pytest.mark.parametrize("scrub", [SqliteFile.scrub, lambda file: file.erase_traces("ann", [])])
+async def test_what_a_reader_keeps_in_the_file_is_not_said_to_be_removed(
+    file: SqliteFile, monkeypatch: pytest.MonkeyPatch, scrub: Callable[[SqliteFile], Awaitable[list[str]]]
+) -> None:
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_S", 0)  # nobody waits for the reader
+    await file.write(enter)
+    with closing(sqlite3.connect(file.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert rows_of_the_trail(reader)
+        await file.write(lambda connection: connection.execute("DELETE FROM active_trail"))
+
+        with pytest.raises(Unavailable, match="keeps removed data in it"):
+            await scrub(file)
+        reader.execute("COMMIT")
+
+    assert await scrub(file) == []
 
 
 async def test_the_last_notes_wait_for_a_lock(file: SqliteFile, hear: Callable[[str], Awaitable[None]]) -> None:

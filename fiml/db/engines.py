@@ -153,6 +153,19 @@ def execute_when_free(
         execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
 
 
+def empty_log(connection: sqlite3.Connection) -> bool:
+    """Write the file's log into the file and empty it; `False` if somebody who began to read earlier kept it from that.
+
+    SQLite waits for readers by itself, but not for another process that does the same at the time.
+    """
+    until = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        [(is_busy, *_)] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if not is_busy or time.monotonic() >= until:
+            return not is_busy
+        time.sleep(_TRIED_AGAIN_AFTER_S)
+
+
 def _try_until_free(
     execute: Callable[[str], object],
     statement: str,

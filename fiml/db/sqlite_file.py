@@ -23,7 +23,15 @@ from fiml.core.errors import CorruptRecord, Misconfigured, RecordRefused, Unavai
 from fiml.core.log import get_logger
 from fiml.core.observe import Timed, observed_call
 from fiml.db import kept_copies, schema
-from fiml.db.engines import SQLITE_BEGIN, begin_to_read, begin_to_write, driver, execute_when_free, sqlite_engine
+from fiml.db.engines import (
+    SQLITE_BEGIN,
+    begin_to_read,
+    begin_to_write,
+    driver,
+    empty_log,
+    execute_when_free,
+    sqlite_engine,
+)
 
 Result = TypeVar("Result")
 _Begin = Callable[[sqlite3.Connection], None]
@@ -188,7 +196,8 @@ class SqliteFile:
         # The full-text index only marks words as removed, until its parts are merged.
         execute_when_free(connection.execute, "INSERT INTO session_fts (session_fts) VALUES ('optimize')")
         execute_when_free(connection.execute, "VACUUM")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if not empty_log(connection):
+            raise Unavailable(f"the file {self.path}", "a process that began to read earlier keeps removed data in it")
 
     def _close(self) -> None:
         if self._connection is not None:
