@@ -26,6 +26,7 @@ from tests.support.issuer import AUDIENCE, ISSUER, Issuer
 from tests.support.market_server import MarketServer, hanging, json_reply, market_server, refusal
 from tests.support.servers import valkey_server
 
+RFC_8037_KEY = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
 LIST_TOOLS = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}'
 
 
@@ -224,6 +225,8 @@ async def test_a_file_of_keys_is_read_again_when_a_token_names_an_unknown_one(
         {"kty": "RSA", "n": "AAAA", "e": "AQAB", "alg": "RSA-OAEP"},
         {"kty": "RSA", "n": 5, "e": "AQAB"},
         {"kty": "AKP", "alg": "ML-DSA-65", "pub": "AAAA"},
+        RFC_8037_KEY | {"d": "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A"},
+        RFC_8037_KEY | {"use": "enc"},
         {"kty": "RSA", "n": "AAAA", "e": "AQAB", "kid": ["z"]},
         "no key",
     ],
