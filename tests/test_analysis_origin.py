@@ -100,6 +100,17 @@ async def test_the_line_of_a_record_has_an_index_in_points() -> None:
     assert "^GSPC: close 3,783.22 points (-1.20%)" in summarize(found)
 
 
+async def test_the_line_of_a_record_names_what_was_compared_and_the_day_to_which_it_could_be() -> None:
+    market = MarketService(SampleProvider())
+    apple, microsoft, nvidia = [await market.equity(symbol) for symbol in ("AAPL", "MSFT", "NVDA")]
+
+    found = await market.answer(apple, Depth.DEEP, [microsoft, nvidia])
+
+    assert summarize(found) == (
+        "AAPL: close 173.93 USD (-0.89%), 2023-09-21, source sample; compared with MSFT (until 2022-12-28), NVDA"
+    )
+
+
 class London(SampleProvider):
     """A market that is open, with prices in pence, company figures in pounds, and technicals of the day before."""
 
