@@ -152,6 +152,15 @@ def test_a_figure_that_newer_records_lack_is_shown_where_it_was_last_answered(cl
     assert [line.text.count("return_1y") for line in pack.lines if line.id != "assets"] == [0, 1, 0]
 
 
+def test_figures_are_shown_with_the_key_figures_first_and_the_others_by_name(clock: FrozenClock) -> None:
+    figures = {"zeta": 1.0, "rsi_14": 2.0, "gamma": 3.0, "beta": 4.0, "price": 5.0, "alpha": 6.0}
+    query = QueryRecord("technical", {"symbol": "AAPL"}, "AAPL", figures=figures)
+
+    line = pack_context(session_of(query), max_tokens=1000).lines[1].text
+
+    assert line.endswith(" | price 5, rsi_14 2, alpha 6, beta 4, gamma 3, zeta 1")
+
+
 def test_a_record_without_a_summary_is_shown_with_the_origin_of_its_figures(clock: FrozenClock) -> None:
     query = QueryRecord(
         "fundamentals",
