@@ -80,6 +80,13 @@ async def test_an_object_that_was_never_read_is_refused(store: SessionStore, ses
         await store.update_session(stranger.id, stranger)
 
 
+async def test_what_is_no_session_is_refused_as_an_update(store: SessionStore, session: Session) -> None:
+    document: Any = session.to_dict()
+
+    with pytest.raises(InvalidInput, match="is a dict; give the Session that was read"):
+        await store.update_session(session.id, document)
+
+
 async def test_a_recorded_query_never_changes(store: SessionStore, session: Session) -> None:
     await store.record_query(session.id, QueryRecord("price", {"symbol": "AAPL"}))
     read = await store.get_session(session.id)
