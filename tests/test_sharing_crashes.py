@@ -114,6 +114,18 @@ async def test_the_opposite_before_any_step_leaves_no_listing_wrong(
     assert step > 2
 
 
+async def test_a_session_that_is_deleted_leaves_its_guests_listings_at_once(
+    store: SessionStore, deployment: Deployment
+) -> None:
+    session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER)
+    await share_with_guest(store, session.id)
+    assert len(given_keys(deployment)) == 1
+
+    await store.delete_session(session.id)
+
+    assert given_keys(deployment) == []
+
+
 @pytest.mark.parametrize("code", ["wrong", "past", "revoked", "used"])
 async def test_a_code_that_is_not_valid_enters_nothing_in_a_listing(
     store: SessionStore, deployment: Deployment, clock: FrozenClock, code: str
