@@ -106,12 +106,25 @@ class ContractSuite(Suite):
         assert second.last_accessed_at == clock.now()
         assert second.version == first.version == created.version
 
+    async def test_extending_and_resuming_are_accesses_too(self, store: SessionStore, clock: FrozenClock) -> None:
+        created = await store.create_session(["AAPL"], SessionType.EQUITY)
+        clock.advance(minutes=7)
+
+        extended = await store.extend_session(created.id, 1)
+
+        assert extended.last_accessed_at == clock.now()
+        clock.advance(minutes=7)
+        assert (await store.resume_session(created.id)).last_accessed_at == clock.now()
+
     async def test_the_last_access_never_moves_back(self, store: SessionStore, clock: FrozenClock) -> None:
         created = await store.create_session(["AAPL"], SessionType.EQUITY)
         clock.set(created.created_at - timedelta(minutes=5))
 
         await store.record_query(created.id, make_query())
+        extended = await store.extend_session(created.id, 1)
+        resumed = await store.resume_session(created.id)
 
+        assert extended.last_accessed_at == resumed.last_accessed_at == created.created_at
         assert (await existing(store, created.id)).last_accessed_at == created.created_at
 
     async def test_a_read_may_take_only_the_last_queries(self, store: SessionStore) -> None:
