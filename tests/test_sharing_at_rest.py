@@ -1,6 +1,7 @@
 """What was taken back stays taken back, whatever copies of a session a crash or a resume in progress left."""
 
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from uuid import UUID, uuid4
 
@@ -115,6 +116,22 @@ async def test_what_is_taken_back_while_a_resume_is_under_way_stays_taken_back(
         if frozen.has_thawed:
             await has_nothing(store.as_principal(GUEST), session_id)
             assert [each.did for each in await store.get_audit_trail(session_id)].count("revoke") == 1
+        await store.delete_session(session_id)
+        if not frozen.has_thawed:
+            break
+    assert step > 3
+
+
+async def test_what_is_taken_back_while_a_resume_dies_stays_taken_back(store: SessionStore, settings: Settings) -> None:
+    for step in count(1):
+        session_id = await begin(store)
+        await store.archive_session(session_id)
+        frozen = Frozen(partial(leave_a_copy, settings, session_id, "resume"), does_die=False)
+        async with open_watched_store(settings, frozen.around) as unsharing:
+            frozen.freeze_at(step)
+            await unsharing.as_principal(OWNER).unshare_session(session_id, GUEST)
+
+        await has_nothing(store.as_principal(GUEST), session_id)
         await store.delete_session(session_id)
         if not frozen.has_thawed:
             break
