@@ -293,6 +293,15 @@ async def test_a_conversation_carries_on_from_the_pack_alone(open_store: OpenSto
     assert by_id["preferences:currency"] == '"USD"'
 
 
+@pytest.mark.parametrize("part", ["id", "kind", "text", "cites", "written_at"])
+def test_an_entry_that_lacks_a_part_of_a_note_is_an_ordinary_entry(clock: FrozenClock, part: str) -> None:
+    note = make_note("Buy", kind=NoteKind.NOTE, cites=[])
+    entry = {name: value for name, value in note.to_dict().items() if name != part}
+
+    assert notes_in({note.key: entry}) == []
+    assert notes_in({note.key: note.to_dict()}) == [note]
+
+
 async def test_all_that_is_remembered_at_once_is_written_in_one_step(open_store: OpenStore) -> None:
     async with open_store() as store:
         session = await store.create_session(["AAPL"], "equity")
