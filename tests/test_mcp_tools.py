@@ -177,7 +177,7 @@ async def test_an_answer_tells_what_changed_since_the_last_look(sqlite_settings:
     assert second["since_last_look"]["looked_at"] == "2024-12-23T15:30:00Z"
     assert second["since_last_look"]["as_of_then"] == "2023-09-21"
     assert second["since_last_look"]["changed"] == []
-    assert "no figure changed" in second["since_last_look"]["summary"]
+    assert second["since_last_look"]["summary"] == "no figure changed; the market date is still 2023-09-21"
     assert third["since_last_look"]["looked_at"] == "2024-12-23T16:30:00Z"
     assert third["since_last_look"]["new_sections"] == ["technicals", "fundamentals"]
 
