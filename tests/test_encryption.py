@@ -211,6 +211,20 @@ async def test_without_keys_ciphertext_is_an_error_that_names_the_key(
         assert {summary.id for summary in await blind.list_user_sessions(None, True)} == {session.id, asked.id}
 
 
+async def test_without_keys_ciphertext_beside_values_in_clear_is_an_error_too(
+    plain_settings: Settings, settings: Settings, clock: FrozenClock
+) -> None:
+    async with SessionStore(settings) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY)
+        await store.record_query(session.id, make_query())
+
+    async with SessionStore(plain_settings) as blind:
+        await blind.record_query(session.id, make_query(), context={"in": "clear"})
+
+        with pytest.raises(MissingKey, match="'k1'"):
+            await blind.get_session(session.id)
+
+
 async def test_a_key_that_is_missing_is_named(store: SessionStore, embedded: Settings, tmp_path: Path) -> None:
     session = await marked_session(store)
     KeyFile(tmp_path / "others").add("k2")
