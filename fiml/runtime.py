@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from fiml.core.config import Maintenance, Settings
 from fiml.core.errors import Unavailable
@@ -22,7 +22,8 @@ LOOK_EVERY_S = 60
 class Runtime:
     """One store and one market, for as long as a command or a server runs. The store opens at its first use.
 
-    A given `market` replaces the one that the settings name; the runtime closes it too.
+    Use it as an async context manager, or call `close`. A given `market` replaces the one that the settings name; the
+    runtime closes it too.
     """
 
     def __init__(self, settings: Settings, market: MarketService | None = None) -> None:
@@ -81,7 +82,7 @@ class Runtime:
         return SessionAnalytics(store.session_maker, store)
 
     async def close(self) -> None:
-        """Close the market and the store."""
+        """Close the market and the store. Calling it again is harmless."""
         self._is_closed = True
         try:
             if self._market is not None:
@@ -89,17 +90,19 @@ class Runtime:
         finally:
             await self._store.shutdown()
 
+    async def __aenter__(self) -> Self:
+        return self
 
-@asynccontextmanager
-async def open_runtime(
-    settings: Settings | None = None, *, market: MarketService | None = None
-) -> AsyncIterator[Runtime]:
-    """A runtime, closed at the end of the block."""
-    runtime = Runtime(settings or Settings(), market)
-    try:
-        yield runtime
-    finally:
-        await runtime.close()
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
+
+def open_runtime(settings: Settings | None = None, *, market: MarketService | None = None) -> Runtime:
+    """A runtime with these settings, by default those of the environment; an `async with` block closes it at its end.
+
+    Where there is no block, as in a notebook, it stays open until `close`.
+    """
+    return Runtime(settings or Settings(), market)
 
 
 @asynccontextmanager

@@ -75,6 +75,20 @@ async def test_a_runtime_that_is_closed_opens_no_store_again() -> None:
         await runtime.store()
 
 
+async def test_a_runtime_without_a_block_stays_open_until_it_is_closed() -> None:
+    """As in a notebook, where each cell ends."""
+    runtime = await open_runtime().__aenter__()
+    store = await runtime.store()
+    gc.collect()
+    await asyncio.sleep(0)
+
+    assert await store.list_user_sessions(None) == []
+    assert await runtime.store() is store
+
+    await runtime.close()
+    await runtime.close()
+
+
 def test_each_run_of_a_program_closes_its_store() -> None:
     """As many programs do: one `asyncio.run` for each thing."""
 
