@@ -1,5 +1,6 @@
 """Queries on their way to an engine: checked, and written as JSON, one by one or as a history."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -11,6 +12,7 @@ import msgspec
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions import sealed, values
 from fiml.sessions.queries import QueryRecord, StoredQuery, market_moment_to_iso
+from fiml.sessions.substitutes import shown
 
 
 @dataclass(slots=True)
@@ -114,19 +116,22 @@ def _check_figures(figures: object) -> None:
     if not isinstance(figures, dict):
         raise InvalidInput("query.figures", f"is a {type(figures).__name__}", "give a dict of numbers")
     for name, value in figures.items():
+        field = f"query.figures[{echo(name)}]"
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidInput(f"query.figures[{echo(name)}]", f"is {echo(value)}", "give a number")
+            raise InvalidInput(field, f"is {shown(value)}", "give an int or a float, or leave the figure out")
         try:
-            float(value)
+            is_finite = math.isfinite(value)
         except OverflowError:
-            raise InvalidInput(f"query.figures[{echo(name)}]", "is too large", "give a number up to 1.7e308") from None
+            raise InvalidInput(field, "is too large", "give a number up to 1.7e308") from None
+        if not is_finite:
+            raise InvalidInput(field, f"is {float(value)}", "JSON has no NaN and no infinities; leave the figure out")
 
 
 def _check_duration(duration_ms: object) -> None:
     if duration_ms is None:
         return
     if isinstance(duration_ms, bool) or not isinstance(duration_ms, int | float):
-        raise InvalidInput("query.execution_time_ms", f"is {echo(duration_ms)}", "give milliseconds or None")
+        raise InvalidInput("query.execution_time_ms", f"is {shown(duration_ms)}", "give an int or a float, or None")
     if not 0 <= duration_ms <= values.MAX_DURATION_MS:
         raise InvalidInput(
             "query.execution_time_ms", f"is {echo(duration_ms)}", f"give a number from 0 to {values.MAX_DURATION_MS}"

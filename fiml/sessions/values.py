@@ -14,6 +14,7 @@ import msgspec
 from fiml.core import clock
 from fiml.core.errors import InvalidInput, InvalidSessionId, echo
 from fiml.sessions import sealed
+from fiml.sessions.substitutes import shown, substitute_for, type_name
 
 MAX_ASSETS = 100
 MAX_TAGS = 50
@@ -98,11 +99,7 @@ class _Encoder:
         elif isinstance(value, dict | list):
             self._encode_nested(value, path, depth_left)
         else:
-            raise InvalidInput(
-                shown_path(path),
-                f"is a {_type_name(value)}",
-                "stored values are JSON: None, bool, int, float, str, list, dict with string keys",
-            )
+            _refuse_type(value, path)
 
     def _encode_nested(self, value: dict[object, object] | list[object], path: str, depth_left: int) -> None:
         if depth_left == 0:
@@ -142,10 +139,11 @@ class _Encoder:
             _refuse_size(self._path, self._most_bytes)
 
 
-def _type_name(value: object) -> str:
-    """The name of a value's type; with its module, since numpy has a bool as well."""
-    kind = type(value)
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+def _refuse_type(value: object, path: str) -> NoReturn:
+    valid = "stored values are JSON: None, bool, int, float, str, list, dict with string keys"
+    if (substitute := substitute_for(value)) is not None:
+        valid += f"; store {substitute} instead"
+    raise InvalidInput(shown_path(path), f"is a {type_name(value)}", valid)
 
 
 def _encode_plain(value: object, path: str) -> str | None:
@@ -337,7 +335,7 @@ def check_maps_size(size: int) -> None:
 def check_flag(value: object, field: str) -> bool:
     """True or False, and nothing else: a text such as "false" would count as true."""
     if not isinstance(value, bool):
-        raise InvalidInput(field, f"is {echo(value)}", "give True or False")
+        raise InvalidInput(field, f"is {shown(value)}", "give True or False")
     return value
 
 
@@ -354,7 +352,7 @@ def check_limit(value: object) -> int:
 def check_whole(value: object, field: str, *, at_least: int = 1, at_most: int) -> int:
     """A whole number within bounds."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidInput(field, f"is {echo(value)}", f"give a whole number from {at_least} to {at_most}")
+        raise InvalidInput(field, f"is {shown(value)}", f"give a whole number from {at_least} to {at_most}")
     if not at_least <= value <= at_most:
         raise InvalidInput(field, f"is {echo(value)}", f"it must lie between {at_least} and {at_most}")
     return value
