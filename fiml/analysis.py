@@ -151,6 +151,8 @@ async def ask(
             answered but not recorded, and `reason` says so.)
         NotSupported: the market has no such figures.
     """
+    if not isinstance(question, Question):
+        raise InvalidInput("question", f"is a {type(question).__name__}", 'give a Question, as Question(symbol="AAPL")')
     if session_id is None:
         return await _ask_alone(question, market, timeout_s, reason="no session was named")
     if sessions is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -82,6 +83,13 @@ async def test_a_question_without_a_session_is_answered_and_recorded_nowhere(
     assert answer.market.quote.price == 173.93
     assert (answer.tracked, answer.session_id, answer.total_queries) == (False, None, None)
     assert answer.reason is not None
+
+
+async def test_a_text_is_no_question(market: MarketService) -> None:
+    text: Any = "AAPL"
+
+    with pytest.raises(InvalidInput, match="give a Question"):
+        await ask(text, market=market)
 
 
 async def test_one_question_is_one_record(open_store: OpenStore, market: MarketService) -> None:

@@ -1,7 +1,9 @@
 """What the command line and the MCP server are wired from."""
 
 import asyncio
+import copy
 import gc
+import pickle
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -139,6 +141,14 @@ def test_a_store_that_nobody_closed_is_closed_once_nobody_has_it() -> None:
         if thread.name.startswith("fiml-sqlite"):
             thread.join(timeout=10)
     assert threading.active_count() == before
+
+
+async def test_a_store_is_not_sent_to_another_process(store: SessionStore) -> None:
+    """As a pool of processes would; the copy of its parts broke in the middle, and its garbage complained."""
+    for view in (store, store.as_principal("ann")):
+        for send in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(TypeError, match="open one in each process"):
+                send(view)
 
 
 async def test_the_store_of_a_process_is_one() -> None:

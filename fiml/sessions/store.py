@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError, Unavailable
@@ -110,6 +110,10 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.shutdown()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse copies, and what sends objects to other processes: the connections can't go along."""
+        raise TypeError("a SessionStore can't be copied or pickled: open one in each process that needs one")
 
     @property
     def session_maker(self) -> "SessionMaker":
