@@ -63,6 +63,13 @@ async def a_month(store: SessionStore, clock: FrozenClock) -> None:
             await store.cleanup_expired_sessions()
 
 
+async def test_analytics_over_the_store_itself_say_what_to_give(store: SessionStore) -> None:
+    itself: Any = store
+
+    with pytest.raises(InvalidInput, match=r"give store\.session_maker"):
+        SessionAnalytics(itself)
+
+
 async def test_the_statistics_are_what_the_sessions_add_up_to(
     store: SessionStore, analytics: SessionAnalytics, clock: FrozenClock
 ) -> None:

@@ -1,5 +1,6 @@
 """What a session is: plain values without I/O; the time comes from `fiml.core.clock`."""
 
+import reprlib
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -130,10 +131,24 @@ class AnalysisHistory:
     __hash__ = None  # type: ignore[assignment]  # mutable, like the lists and dicts it holds
 
     def __repr__(self) -> str:
-        return f"AnalysisHistory({self.total_queries} queries, {len(self.queries)} of them here)"
+        count, here = self.total_queries, len(self.queries)
+        whole = f"{count} query" if count == 1 else f"{count} queries"
+        return (
+            f"AnalysisHistory({whole})" if here == count else f"AnalysisHistory({whole}, the last {here} of them here)"
+        )
 
 
-@dataclass
+def _for_glance() -> reprlib.Repr:
+    shortened = reprlib.Repr()
+    shortened.maxlevel, shortened.maxdict, shortened.maxlist = 2, 8, 4
+    shortened.maxstring = shortened.maxother = 60
+    return shortened
+
+
+_GLANCE = _for_glance()
+
+
+@dataclass(repr=False)
 class SessionState:
     """What a session knows. The four maps are plain dicts of JSON values."""
 
@@ -142,6 +157,11 @@ class SessionState:
     intermediate_results: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     history: AnalysisHistory = field(default_factory=AnalysisHistory)
+
+    def __repr__(self) -> str:
+        """Shortened: a notebook shows, and keeps, the session that a cell ends with, and its maps may hold 4 MiB."""
+        maps = (f"{name}={_GLANCE.repr(getattr(self, name))}" for name in MAPS)
+        return f"SessionState({', '.join(maps)}, history={self.history!r})"
 
     def update_context(self, key: str, value: Any) -> None:
         """Set one entry of the context.

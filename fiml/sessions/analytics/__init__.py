@@ -59,6 +59,15 @@ class SessionAnalytics:
         *,
         settings: Settings | None = None,
     ) -> None:
+        """Take a session maker and, for live sessions, the store.
+
+        Raises:
+            InvalidInput: the first argument is something else, such as the store itself.
+        """
+        if not isinstance(session_maker, async_sessionmaker):
+            raise InvalidInput(
+                "session_maker", f"is a {type(session_maker).__name__}", "give store.session_maker, then the store"
+            )
         self._session_maker = session_maker
         self._store = store
         if settings is None:
