@@ -1,10 +1,10 @@
 """`fiml sessions search`, `context` and `note`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fiml.cli.running import SessionId, counted, plain, shown_json, with_sessions
+from fiml.cli.running import AsJson, SessionId, counted, plain, shown_json, with_sessions
 from fiml.sessions.listing import SearchPage
 from fiml.sessions.values import parse_moment
 
@@ -20,6 +20,7 @@ def search(
     live: Annotated[bool, typer.Option("--live", help="leave out archived sessions")] = False,
     limit: Annotated[int, typer.Option(help="how many, 1 to 200")] = 20,
     cursor: Annotated[str | None, typer.Option(help="where the previous page ended")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Find sessions by what is in them, newest first."""
     page = with_sessions(
@@ -36,7 +37,10 @@ def search(
             cursor=cursor,
         )
     )
-    _show_found(page)
+    if as_json:
+        typer.echo(shown_json(_found(page)))
+    else:
+        _show_found(page)
 
 
 def context(
@@ -62,12 +66,24 @@ def note(
     typer.echo("added; the line above is its id", err=True)
 
 
+def _found(page: SearchPage) -> dict[str, Any]:
+    return {
+        "sessions": [summary.to_dict() for summary in page],
+        "next_cursor": page.next_cursor,
+        "searched": page.searched,
+        "truncated": page.truncated,
+        "partial": page.partial,
+        "not_indexed": page.not_indexed,
+        "unreadable": [str(session_id) for session_id in page.unreadable],
+    }
+
+
 def _show_found(page: SearchPage) -> None:
     if not page:
         typer.echo("no sessions")
     for summary in page:
         about = f"{summary.title}: {', '.join(summary.assets)}" if summary.title else ", ".join(summary.assets)
-        state = "archived" if summary.is_archived else "live"
+        state = "archived" if summary.is_archived else "expired" if summary.is_expired else "live"
         typer.echo(f"{summary.id}  {summary.created_at:%Y-%m-%d}  {state}  {plain(about)}")
     typer.echo(f"searched: {' and '.join(page.searched)} sessions")
     if page.unreadable:

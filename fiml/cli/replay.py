@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fiml.cli.running import SessionId, plain, shown_json
+from fiml.cli.running import AsJson, SessionId, plain, shown_json
 from fiml.core.config import MarketData, Settings
 from fiml.core.errors import SessionNotFound
 from fiml.replay import DEFAULT_TOLERANCE, Drift, Replay, ReplayedQuery
@@ -22,7 +22,7 @@ def replay(
     market_data: Annotated[
         MarketData | None, typer.Option(help="the source to ask, instead of FIML_MARKET_DATA")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask a session's questions again and show which figures changed, and which conclusions rest on them."""
     changed = {} if market_data is None else {"market_data": market_data}

@@ -12,6 +12,7 @@ from fiml.sessions.queries import SESSION_LAYER, QueryRecord
 from fiml.sessions.store import PrincipalStore
 
 Result = TypeVar("Result")
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text")]
 SessionId = Annotated[str, typer.Argument(help="the session's id", metavar="ID")]
 
 

@@ -10,7 +10,7 @@ import typer
 from fiml.cli.memory import context, note, search
 from fiml.cli.quarantine import quarantine
 from fiml.cli.replay import replay
-from fiml.cli.running import SessionId, counted, hit_of, plain, shown_json, with_sessions
+from fiml.cli.running import AsJson, SessionId, counted, hit_of, plain, shown_json, with_sessions
 from fiml.cli.sharing import share, shares, trail, unshare
 from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, SchemaTooNew, SessionNotFound
 from fiml.runtime import open_runtime
@@ -23,10 +23,6 @@ from fiml.sessions.values import parse_session_id
 
 sessions = typer.Typer(help="Find, read, end, resume, delete and export sessions.", no_args_is_help=True)
 sessions.add_typer(quarantine, name="quarantine")
-for _command in (search, context, note, replay, share, unshare, shares, trail):
-    sessions.command()(_command)
-
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text")]
 
 
 @sessions.command("list")
@@ -45,7 +41,7 @@ def list_(
     if as_json:
         summaries = [summary.to_dict() for summary in page]
         listed = {"sessions": summaries, "next_cursor": page.next_cursor, "partial": page.partial}
-        typer.echo(json.dumps(listed, indent=2))
+        typer.echo(shown_json(listed))
     else:
         _show_page(page, limit)
 
@@ -62,6 +58,11 @@ def show(
         typer.echo(shown_json(session.to_dict()))
     else:
         _show_session(session)
+
+
+# After those that are needed first: the help has the order in which commands are added.
+for _command in (search, context, note, replay, share, unshare, shares, trail):
+    sessions.command()(_command)
 
 
 @sessions.command()

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import typer
 
-from fiml.cli.running import SessionId, plain, shown_json, with_sessions
+from fiml.cli.running import AsJson, SessionId, plain, shown_json, with_sessions
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions.audit import AuditEntry
 from fiml.sessions.rights import Share, ShareCode
@@ -77,9 +77,7 @@ def shares(session_id: SessionId) -> None:
         typer.echo("not shared")
 
 
-def trail(
-    session_id: SessionId, as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text")] = False
-) -> None:
+def trail(session_id: SessionId, as_json: AsJson = False) -> None:
     """Show a session's audit trail: who did what, oldest entry first."""
     entries = with_sessions(lambda store: store.get_audit_trail(session_id))
     if as_json:
