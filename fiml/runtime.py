@@ -102,7 +102,7 @@ def open_runtime(settings: Settings | None = None, *, market: MarketService | No
 
     Where there is no block, as in a notebook, it stays open until `close`.
     """
-    return Runtime(settings or Settings(), market)
+    return Runtime(Settings() if settings is None else settings, market)
 
 
 @asynccontextmanager

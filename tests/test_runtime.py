@@ -143,6 +143,14 @@ def test_a_store_that_nobody_closed_is_closed_once_nobody_has_it() -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("given", ["sessions.db", {"data_dir": "folder"}, ""])
+def test_a_store_or_runtime_takes_no_path_as_its_settings(given: Any) -> None:
+    """Opening it failed, with an error about an attribute."""
+    for open_one in (SessionStore, open_runtime):
+        with pytest.raises(InvalidInput, match=r"give Settings\(data_dir=\.\.\.\)"):
+            open_one(given)
+
+
 async def test_a_store_is_not_sent_to_another_process(store: SessionStore) -> None:
     """As a pool of processes would; the copy of its parts broke in the middle, and its garbage complained."""
     for view in (store, store.as_principal("ann")):

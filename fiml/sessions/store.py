@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, NoReturn, Self
 
 from fiml.core.config import Settings
-from fiml.core.errors import FimlError, Unavailable
+from fiml.core.errors import FimlError, InvalidInput, Unavailable
 from fiml.core.observe import observed_verbs
 from fiml.sessions import values
 from fiml.sessions.backends import open_backend
@@ -44,6 +44,13 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
+        """Take the settings, by default the environment's.
+
+        Raises:
+            InvalidInput: they are something else, such as a path.
+        """
+        if settings is not None and not isinstance(settings, Settings):
+            raise InvalidInput("settings", f"is a {type(settings).__name__}", "give Settings(data_dir=...), or nothing")
         super().__init__(settings or Settings(), ANYBODY)
         self._opened: Backend | None = None
         self._pid = 0  # of the process that opened it
