@@ -1,5 +1,6 @@
 """How sessions look where they are shown, such as at the end of a notebook's cell."""
 
+import pandas
 import pytest
 
 from fiml.sessions.models import AnalysisHistory, SessionState
@@ -42,3 +43,23 @@ async def test_a_history_says_how_much_of_it_is_here(store: SessionStore, recent
     assert read is not None
     assert repr(read.state.history) == shown
     assert repr(AnalysisHistory([make_query()])) == "AnalysisHistory(1 query)"
+
+
+async def test_a_page_and_the_queries_of_a_session_are_tables_in_pandas(store: SessionStore) -> None:
+    """As the pages on finding sessions and on usage say."""
+    session = await store.create_session(["AAPL", "KO"], "comparative", title="Phones or drinks")
+    await store.record_query(session.id, make_query("price", figures={"price": 230.5}))
+
+    page = await store.list_user_sessions(None)
+    read = await store.get_session(session.id)
+
+    assert read is not None
+    [row] = pandas.DataFrame(page).to_dict("records")
+    assert (row["id"], row["title"], row["assets"], row["total_queries"]) == (
+        session.id,
+        session.title,
+        session.assets,
+        1,
+    )
+    [query] = pandas.DataFrame(query.to_dict() for query in read.state.history.queries).to_dict("records")
+    assert (query["query_type"], query["figures"]) == ("price", {"price": 230.5})
