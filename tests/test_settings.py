@@ -203,6 +203,29 @@ def test_a_file_in_a_folder_that_is_called_tilde_is_not_passed_over(
     assert Settings(data_dir="~/fiml").embedded_file == tmp_path / "home" / "fiml" / "fiml.db"
 
 
+def test_a_relative_path_stays_the_same_if_the_program_changes_its_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A store that was opened again, or keys that were read again, were others, or none."""
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(data_dir="fiml", encryption_keys="keys")
+
+    monkeypatch.chdir("/")
+
+    assert settings.embedded_file == tmp_path / "fiml" / "fiml.db"
+    assert settings.encryption_keys == tmp_path / "keys"
+
+
+def test_a_relative_path_in_a_folder_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+    with pytest.raises(Misconfigured, match="FIML_DATA_DIR: is relative to the current folder, which is gone"):
+        Settings(data_dir="fiml")
+    assert Settings(data_dir=tmp_path).data_dir == tmp_path
+
+
 def test_a_home_folder_that_is_not_there_is_named() -> None:
     with pytest.raises(Misconfigured, match="FIML_DATA_DIR: begins with ~"):
         Settings(data_dir="~nobody-of-this-name/fiml")

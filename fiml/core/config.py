@@ -192,11 +192,12 @@ class Settings(BaseSettings):
         if value is None:
             return None
         folder = _expanded(value)
-        left_behind = value.absolute() / EMBEDDED_FILE
+        left_behind = value / EMBEDDED_FILE
         # fiml 0.3 took ~ for the name of a folder: the sessions in it must not seem lost.
-        if folder != value and _is_there(left_behind) and not _is_there(folder / EMBEDDED_FILE):
+        if str(value).startswith("~") and _is_there(left_behind) and not _is_there(folder / EMBEDDED_FILE):
             raise ValueError(
-                f"{left_behind} holds the sessions of an older fiml, which took ~ literally; move it to {folder}"
+                f"{left_behind.absolute()} holds the sessions of an older fiml, which took ~ literally; "
+                f"move it to {folder}"
             )
         return folder
 
@@ -330,11 +331,14 @@ class Settings(BaseSettings):
 
 
 def _expanded(path: Path) -> Path:
-    # Started by a client, an .env file or systemd, there is no shell that would expand the path.
+    # Started by a client, an .env file or systemd, there is no shell that would expand the path. Absolute, it stays the
+    # same if the program changes its folder, as notebooks do.
     try:
-        return path.expanduser()
+        return path.expanduser().absolute()
     except RuntimeError:
         raise ValueError("begins with ~, but there is no such home folder; give the full path") from None
+    except FileNotFoundError:
+        raise ValueError("is relative to the current folder, which is gone; give the full path") from None
 
 
 def _is_there(path: Path) -> bool:
