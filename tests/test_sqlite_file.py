@@ -1,6 +1,7 @@
 """What waits for the disk in the embedded file, and what doesn't; what becomes of a call that is given up."""
 
 import asyncio
+import shutil
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,11 +13,13 @@ import pytest
 from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
-from fiml.core.config import Synchronous
+from fiml.core.config import Settings, Synchronous
 from fiml.core.errors import Unavailable
 from fiml.db import engines
 from fiml.db.engines import BUSY_TIMEOUT_S, driver
 from fiml.db.sqlite_file import Note, SqliteFile
+from fiml.sessions.store import SessionStore
+from fiml.testing import make_query
 
 LEVELS = {Synchronous.OFF: 0, Synchronous.NORMAL: 1, Synchronous.FULL: 2}
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -258,3 +261,48 @@ async def test_the_last_notes_wait_for_a_lock(file: SqliteFile, hear: Callable[[
         other.execute("ROLLBACK")
         await closed
         assert rows_of_the_trail(other)
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def replace(path: Path) -> None:
+    copy = path.with_suffix(".copy")
+    shutil.copyfile(path, copy)
+    copy.replace(path)
+
+
+@pytest.mark.parametrize("change", [remove, replace])
+async def test_nothing_is_written_to_a_file_that_has_no_name_any_more(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """SQLite goes on writing to it, and what is written is gone when the file is closed."""
+    file = SqliteFile(tmp_path / "data" / "fiml.db", Synchronous.FULL)
+    await file.open()
+    await file.write(enter)
+
+    change(file.path)
+
+    for call in (file.write(enter), file.read(rows_of_the_trail), file.transact(enter_later)):
+        with pytest.raises(Unavailable, match="removed or replaced while it was open"):
+            await call
+    await file.close()
+    await file.open()
+    await file.write(enter)
+    await file.close()
+
+
+async def test_a_store_whose_file_was_removed_begins_a_new_one_when_it_is_opened_again(tmp_path: Path) -> None:
+    store = SessionStore(Settings(data_dir=tmp_path / "data"))
+    await store.initialize()
+    session = await store.create_session(["AAPL"], "equity")
+
+    remove(tmp_path / "data" / "fiml.db")
+
+    with pytest.raises(Unavailable, match="removed or replaced"):
+        await store.record_query(session.id, make_query())
+    await store.shutdown()
+    await store.initialize()
+    assert await store.list_user_sessions(None) == []
+    await store.shutdown()

@@ -67,6 +67,7 @@ class SqliteFile:
         self._synchronous = synchronous
         self._engine = sqlite_engine(path, synchronous)
         self._connection: Connection | None = None
+        self._inode: int | None = None  # of the file that is open
         self._notes: dict[Hashable, Note] = {}  # changed in the thread only
         self._noting_on: asyncio.AbstractEventLoop | None = None  # the loop that has a timer for writing the notes
 
@@ -180,10 +181,10 @@ class SqliteFile:
         with translated(self.path):
             self._connection = self._engine.connect()
             # Usually the schema is current: then there is no need to wait for the write lock.
-            if self._in_sqlalchemy(schema.revision, begin_to_read) == schema.REVISIONS[-1]:
-                return
-            # This transaction holds the write lock, so that nobody writes between the copy and the upgrade.
-            self._in_sqlalchemy(self._upgrade)
+            if self._in_sqlalchemy(schema.revision, begin_to_read) != schema.REVISIONS[-1]:
+                # This transaction holds the write lock, so that nobody writes between the copy and the upgrade.
+                self._in_sqlalchemy(self._upgrade)
+            self._inode = self.path.stat().st_ino
 
     def _upgrade(self, connection: Connection) -> None:
         found = schema.revision(connection)
@@ -204,6 +205,7 @@ class SqliteFile:
             self.write_last_notes()
             self._connection.close()
             self._connection = None
+            self._inode = None
         self._engine.dispose()
 
     def _in_transaction(self, function: Callable[[sqlite3.Connection], Result], begin: _Begin) -> Result:
@@ -287,7 +289,17 @@ class SqliteFile:
     def _opened(self) -> Connection:
         if self._connection is None:
             raise Unavailable(f"the file {self.path}", "it is closed: initialize the store first")
+        if self._is_gone():
+            problem = "it was removed or replaced while it was open: restart, or shut the store down and initialize it"
+            raise Unavailable(f"the file {self.path}", problem)
         return self._connection
+
+    def _is_gone(self) -> bool:
+        """Whether what is written would be lost: SQLite goes on writing to a file that no longer has a name."""
+        try:
+            return self._inode is not None and self.path.stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
 
 
 # The files that have notes, so that these are written even if nobody uses or closes the file any more.
