@@ -12,7 +12,7 @@ import pytest
 
 from fiml.core.config import Settings, Synchronous
 from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, NotEncrypted
-from fiml.sessions import sealed, values
+from fiml.sessions import sealed, stored_json
 from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.keyring import KeyFile
 from fiml.sessions.models import QueryRecord, Session, SessionType
@@ -309,7 +309,7 @@ async def test_a_value_that_looks_encrypted_is_refused_at_the_door(
 async def test_the_largest_values_can_be_archived_and_resumed(settings: Settings, clock: FrozenClock) -> None:
     """Ciphertext is a third longer; the limits count what is encrypted."""
     noise = random.Random(7)  # noqa: S311 - any letters that don't repeat
-    letters = "".join(noise.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=values.MAX_VALUE_BYTES - 2))
+    letters = "".join(noise.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=stored_json.MAX_VALUE_BYTES - 2))
     parameters = {"a": letters[:-6]}
     figures = {f"f{n}": noise.random() for n in range(7000)}
     query = QueryRecord("price", parameters, letters, figures=figures)

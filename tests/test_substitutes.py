@@ -14,7 +14,7 @@ import polars
 import pytest
 
 from fiml.core.errors import InvalidInput
-from fiml.sessions import values
+from fiml.sessions import stored_json, values
 from fiml.sessions.models import QueryRecord
 from fiml.sessions.query_json import encode_query
 from fiml.testing import make_query, make_session
@@ -52,13 +52,13 @@ DAY = pandas.Timestamp("2024-12-24", tz="UTC")
     ids=lambda value: type(value).__name__,
 )
 def test_what_the_message_names_can_be_stored(value: Any) -> None:
-    refusal = refused(lambda: values.to_json(value, "context.found"))
+    refusal = refused(lambda: stored_json.to_json(value, "context.found"))
 
     named = re.fullmatch(r"context\.found is an? .*; store (.+) instead", refusal)
 
     assert named is not None
     for code in named[1].split(" or "):
-        values.to_json(eval(code, {"value": value, "json": json}), "context.found")  # noqa: S307 - the message's code
+        stored_json.to_json(eval(code, {"value": value, "json": json}), "context.found")  # noqa: S307 - the message's code
 
 
 def test_a_value_that_answers_to_any_name_gets_no_advice() -> None:
@@ -66,7 +66,7 @@ def test_a_value_that_answers_to_any_name_gets_no_advice() -> None:
         def __getattr__(self, name: str) -> Any:
             raise AssertionError(name)
 
-    assert refused(lambda: values.to_json(Proxy(), "context.found")).endswith("dict with string keys")
+    assert refused(lambda: stored_json.to_json(Proxy(), "context.found")).endswith("dict with string keys")
 
 
 @pytest.mark.parametrize("value", [float("nan"), numpy.float64("inf"), numpy.int64(3), None])

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fiml.core.errors import InvalidInput, InvalidSessionId
-from fiml.sessions import values
+from fiml.sessions import stored_json, values
 
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -31,7 +31,7 @@ ANYTHING = st.recursive(
 @given(value=JSON_VALUES)
 @example(value=[1e23, 5e-324, -0.0, 1.7976931348623157e308, 2**64, [], {}, "", {"": {}}])
 def test_json_decodes_to_the_equal_value(value: Any) -> None:
-    again = json.loads(values.to_json(value, "value"))
+    again = json.loads(stored_json.to_json(value, "value"))
 
     assert again == value
     assert json.dumps(again) == json.dumps(value)
@@ -42,9 +42,9 @@ def test_json_decodes_to_the_equal_value(value: Any) -> None:
 @example(value={"n": 2**63, "m": -(2**63) - 1, "o": 10**16, "p": 1 - 10**16, "q": True})
 @example(value={'"\\/\b\f\n\r\t\x01\x1f\x7f\u2028\U0001f4c8': "\x1b"})
 def test_a_dict_of_plain_values_is_written_as_its_parts_are(value: dict[str, Any]) -> None:
-    parts = (f"{values.to_json(key, 'key')}:{values.to_json(item, 'item')}" for key, item in value.items())
+    parts = (f"{stored_json.to_json(key, 'key')}:{stored_json.to_json(item, 'item')}" for key, item in value.items())
 
-    assert values.to_json(value, "value") == "{" + ",".join(parts) + "}"
+    assert stored_json.to_json(value, "value") == "{" + ",".join(parts) + "}"
 
 
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
@@ -52,15 +52,15 @@ def test_a_dict_of_plain_values_is_written_as_its_parts_are(value: dict[str, Any
 @example(value=5e-324)
 def test_a_float_has_a_point_and_no_exponent(value: float) -> None:
     """JSONB would turn 1e23 into another number, and 1e2 into an integer."""
-    assert re.fullmatch(r"-?\d+\.\d+", values.to_json(value, "value"))
+    assert re.fullmatch(r"-?\d+\.\d+", stored_json.to_json(value, "value"))
 
 
 @given(value=ANYTHING)
 def test_anything_is_either_kept_or_refused_by_path(value: Any) -> None:
-    refusal = refused(lambda: values.to_json(value, "context.key"))
+    refusal = refused(lambda: stored_json.to_json(value, "context.key"))
 
     if refusal is None:
-        assert json.loads(values.to_json(value, "context.key")) == value
+        assert json.loads(stored_json.to_json(value, "context.key")) == value
     else:
         assert str(refusal).startswith("context.key")
 
@@ -119,7 +119,7 @@ def refused(call: Callable[[], object]) -> InvalidInput | None:
 
 def test_a_path_in_a_message_is_cut() -> None:
     with pytest.raises(InvalidInput) as raised:
-        values.to_json({"k" * 5000: float("nan")}, "context")
+        stored_json.to_json({"k" * 5000: float("nan")}, "context")
 
     assert len(str(raised.value)) < 300
 
@@ -133,19 +133,19 @@ def test_names_come_in_the_order_given_each_once() -> None:
 def test_an_integer_has_a_thousand_digits(sign: int) -> None:
     largest = sign * (10**1000 - 1)
 
-    assert json.loads(values.to_json(largest, "n")) == largest
+    assert json.loads(stored_json.to_json(largest, "n")) == largest
     with pytest.raises(InvalidInput, match="1000 digits"):
-        values.to_json(largest + sign, "n")
+        stored_json.to_json(largest + sign, "n")
 
 
 @pytest.mark.parametrize(
     "value",
-    [{"key": "\0"}, {"a\0": 1}, {"key": "\ud800"}, {"a\ud800": 1}, {"key": 10**values.MAX_INTEGER_DIGITS}],
+    [{"key": "\0"}, {"a\0": 1}, {"key": "\ud800"}, {"a\ud800": 1}, {"key": 10**stored_json.MAX_INTEGER_DIGITS}],
     ids=ascii,
 )
 def test_a_flat_dict_is_refused_what_each_part_alone_is(value: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=r"NUL|surrogate|integer"):
-        values.to_json(value, "context.key")
+        stored_json.to_json(value, "context.key")
 
 
 @pytest.mark.parametrize(

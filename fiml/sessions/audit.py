@@ -9,7 +9,7 @@ from uuid import UUID
 
 from fiml.core import clock
 from fiml.core.errors import CorruptRecord, SessionFull
-from fiml.sessions import values
+from fiml.sessions import stored_json
 from fiml.sessions.damage import DAMAGE
 
 
@@ -46,7 +46,7 @@ class Act:
     def opened(self) -> str:
         """Its JSON without the version and the end, for the engine to add: only the engine knows the version."""
         entry = [clock.to_micros(self.at), self.by, self.did, self.detail]
-        return values.ENCODER.encode(entry).decode()[:-1] + ","
+        return stored_json.ENCODER.encode(entry).decode()[:-1] + ","
 
     def at_version(self, version: int) -> str:
         """Its whole JSON."""

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from fiml.core.errors import InvalidInput, echo
-from fiml.sessions import values
+from fiml.sessions import stored_json, values
 from fiml.sessions.backends.base import Found, PageQuery, WriteResult
 from fiml.sessions.changes import Change
 from fiml.sessions.context_pack import ContextPack, pack_context
@@ -177,5 +177,5 @@ def _checked_removals(remove: Mapping[str, Sequence[str]]) -> dict[str, list[str
         if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
             raise InvalidInput(f"remove.{name}", "is not a list of keys", "give a list of strings")
         for key in keys:
-            values.to_json(key, f"remove.{name}")
+            stored_json.to_json(key, f"remove.{name}")
     return {name: [str.__str__(key) for key in keys] for name, keys in remove.items() if keys}

@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 
 from fiml.core.errors import InvalidInput, echo
-from fiml.sessions import sealed, values
+from fiml.sessions import sealed, stored_json, values
 from fiml.sessions.queries import QueryRecord, StoredQuery, market_moment_to_iso
 from fiml.sessions.substitutes import shown
 
@@ -55,9 +55,9 @@ def encode_query(query: QueryRecord) -> EncodedQuery:
     _check_origin(query)
     text = query_text(
         query,
-        parameters=values.to_json(query.parameters, "query.parameters"),
-        result_summary=values.to_json(query.result_summary, "query.result_summary"),
-        figures=values.to_json(query.figures, "query.figures") if query.figures else None,
+        parameters=stored_json.to_json(query.parameters, "query.parameters"),
+        result_summary=stored_json.to_json(query.result_summary, "query.result_summary"),
+        figures=stored_json.to_json(query.figures, "query.figures") if query.figures else None,
     )
     return EncodedQuery(query, text)
 
@@ -69,7 +69,7 @@ def query_text(query: QueryRecord, *, parameters: str, result_summary: str, figu
         query.query_type,
         raw(parameters),
         raw(result_summary),
-        raw(values.to_json(query.execution_time_ms, "query.execution_time_ms")),
+        raw(stored_json.to_json(query.execution_time_ms, "query.execution_time_ms")),
         query.cache_hit,
         query.timestamp.astimezone(UTC),
         query.id,
@@ -82,7 +82,7 @@ def query_text(query: QueryRecord, *, parameters: str, result_summary: str, figu
         query.error,
         {} if figures is None else raw(figures),
     )
-    return values.ENCODER.encode(stored).decode()
+    return stored_json.ENCODER.encode(stored).decode()
 
 
 def encode_again(query: QueryRecord) -> EncodedQuery:

@@ -14,7 +14,7 @@ from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.core.log import get_logger
 from fiml.db.dialects import insert_into, is_postgresql, json_elements, upsert
 from fiml.db.tables import search_pending, session_quarantine, sessions, tombstones
-from fiml.sessions import values
+from fiml.sessions import stored_json, values
 from fiml.sessions.backends import archived_grants, metrics, words
 from fiml.sessions.backends.base import Ended, PageQuery
 from fiml.sessions.backends.pages import newest_first, readable
@@ -252,13 +252,13 @@ def _session_row(record: SessionRecord, ended: Ended) -> dict[str, Any]:
         "user_id": header.user_id,
         "type": header.type,
         "title": header.title,
-        "assets": values.json_of(header.assets),
+        "assets": stored_json.json_of(header.assets),
         "created_at": header.created_at,
         "expires_at": header.expires_at,
         "last_accessed_at": header.last_accessed_at,
         "archived_at": ended.at,
         "is_archived": True,
-        "tags": values.json_of(header.tags),
+        "tags": stored_json.json_of(header.tags),
         **{name: json_object(record.entries.get(name, {})) for name in MAPS},
         "history_queries": record.history,
         "total_queries": header.totals.total_queries,
@@ -267,7 +267,7 @@ def _session_row(record: SessionRecord, ended: Ended) -> dict[str, Any]:
         "cache_hit_rate": header.totals.cache_hit_rate,
         "version": header.version,
         "format": header.format,
-        "grants": values.json_of(header.grants),
+        "grants": stored_json.json_of(header.grants),
         "trail": record.trail,
     }
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from fiml.core.errors import SessionConflict
 from fiml.db.dialects import is_postgresql, json_members
 from fiml.db.tables import sessions
-from fiml.sessions import values
+from fiml.sessions import stored_json
 from fiml.sessions.audit import longer_trail
 from fiml.sessions.records import decoding, format_when_written
 from fiml.sessions.rights import Caller, GrantChange, Grants, ShareRules, act_of, changed, decode_grants
@@ -81,7 +81,7 @@ def share(connection: Connection, ended: EndedSession, change: GrantChange, rule
         return after
     entry = act_of(change, rules.caller, rules.now).at_version(ended.version + 1)
     new = {
-        "grants": values.json_of(after),
+        "grants": stored_json.json_of(after),
         "trail": longer_trail(ended.trail, entry),
         "version": ended.version + 1,
         "format": format_when_written(ended.format),

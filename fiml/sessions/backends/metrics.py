@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, 
 
 from fiml.db.dialects import upsert
 from fiml.db.tables import rollup_marks, session_holds, session_metrics, session_rollups
-from fiml.sessions import values
+from fiml.sessions import stored_json
 from fiml.sessions.records import FORMAT, Header
 
 
@@ -26,15 +26,15 @@ def row_of(header: Header, ended_at: datetime | None) -> dict[str, Any]:
         "cache_hit_rate": totals.cache_hit_rate,
         "ended_at": ended_at,
         "avg_query_time_ms": totals.total_time_ms / totals.timed_queries if totals.timed_queries else None,
-        "assets_analyzed": values.json_of(header.assets),
-        "query_type_summary": values.json_of(totals.query_types),
+        "assets_analyzed": stored_json.json_of(header.assets),
+        "query_type_summary": stored_json.json_of(totals.query_types),
         "completed_normally": ended_at is not None and ended_at < header.expires_at,
         "abandoned": ended_at is not None and is_abandoned(header, ended_at),
         "version": header.version,
-        "tags": values.json_of(header.tags),
+        "tags": stored_json.json_of(header.tags),
         "cache_hits": totals.cache_hits,
-        "time_histogram": values.json_of(totals.time_histogram),
-        "queries_by_day": values.json_of(totals.queries_by_day),
+        "time_histogram": stored_json.json_of(totals.time_histogram),
+        "queries_by_day": stored_json.json_of(totals.queries_by_day),
         "format": FORMAT,
     }
 

@@ -11,7 +11,7 @@ import msgspec
 
 from fiml.core.clock import from_micros, to_micros
 from fiml.db.redis_commands import Argument
-from fiml.sessions import values
+from fiml.sessions import stored_json, values
 from fiml.sessions.audit import trail_entries
 from fiml.sessions.backends.base import WriteResult, WriteRules
 from fiml.sessions.backends.redis_totals import decode_totals, encode_totals, totals_in
@@ -29,7 +29,7 @@ POSITION_CHARACTERS = 48
 _LATEST_MICROS = (1 << 63) - 1
 _MAP_LETTERS = {name: name[0] for name in MAPS}
 _MAPS_BY_LETTER = {letter: name for name, letter in _MAP_LETTERS.items()}
-_ENCODER = msgspec.msgpack.Encoder(enc_hook=values.plain)
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=stored_json.plain)
 _GRANTED = frozenset(f"{letter}:".encode() for letter in GRANT_LETTERS)
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import CorruptRecord
-from fiml.sessions import values
+from fiml.sessions import stored_json
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import Header, unreadable
@@ -45,10 +45,10 @@ def encode(header: Header) -> dict[str, Any]:
         "created_at": to_micros(header.created_at),
         "type": header.type,
         "title": header.title,
-        "assets": values.json_of(header.assets),
-        "tags": values.json_of(header.tags),
+        "assets": stored_json.json_of(header.assets),
+        "tags": stored_json.json_of(header.tags),
         "expires_at": to_micros(header.expires_at),
-        "grants": values.json_of(header.grants),
+        "grants": stored_json.json_of(header.grants),
         **encode_counted(header),
     }
 
@@ -63,13 +63,13 @@ def encode_counted(header: Header) -> dict[str, Any]:
         "cache_hits": totals.cache_hits,
         "first_query_at": totals.first_query_at and to_micros(totals.first_query_at),
         "last_query_at": totals.last_query_at and to_micros(totals.last_query_at),
-        "query_types": values.json_of(totals.query_types),
+        "query_types": stored_json.json_of(totals.query_types),
         "timed_queries": totals.timed_queries,
         "total_time_ms": totals.total_time_ms,
         "maps_bytes": header.maps_bytes,
         "history_bytes": header.history_bytes,
-        "time_histogram": values.json_of(totals.time_histogram),
-        "queries_by_day": values.json_of(totals.queries_by_day),
+        "time_histogram": stored_json.json_of(totals.time_histogram),
+        "queries_by_day": stored_json.json_of(totals.queries_by_day),
         "format": header.format,
     }
 
