@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 pytest.register_assert_rewrite("fiml.testing")
@@ -28,12 +29,20 @@ from tests.support.deployment import Deployment, server_deployment  # noqa: E402
 
 BACKENDS = ("sqlite", pytest.param("sqlite-without-waiting", marks=pytest.mark.soak), "valkey-postgresql")
 
-hypothesis_settings.register_profile("thorough", max_examples=2000)
+# No test fails for its time: the machine may be busy.
+_untimed = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.register_profile("untimed", _untimed)
+hypothesis_settings.register_profile("thorough", _untimed, max_examples=2000)
+hypothesis_settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The calendars of the markets were written for pandas before 3.1; these are its warnings, not ours."""
-    for message in ("Series.values returning an ndarray", "DatetimeIndex.weekday is deprecated"):
+    """Pass over what libraries cause: the market calendars are for pandas before 3.1, ccxt is for older Pythons too."""
+    of_libraries = (
+        *("Series.values returning an ndarray", "DatetimeIndex.weekday is deprecated"),
+        "enable_cleanup_closed ignored",
+    )
+    for message in of_libraries:
         config.addinivalue_line("filterwarnings", f"ignore:{message}:DeprecationWarning")
 
 

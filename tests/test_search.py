@@ -194,9 +194,7 @@ def test_dates_in_the_wrong_order_are_refused(clock: FrozenClock) -> None:
 WORDS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs", "S")), max_size=12)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(titles=st.lists(WORDS, min_size=1, max_size=4), wanted=WORDS)
 async def test_every_engine_finds_what_the_model_finds(
     deployment: Deployment, sqlite_settings: Settings, titles: list[str], wanted: str
