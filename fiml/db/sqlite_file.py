@@ -298,7 +298,7 @@ class SqliteFile:
         """Whether what is written would be lost: SQLite goes on writing to a file that no longer has a name."""
         try:
             return self._inode is not None and self.path.stat().st_ino != self._inode
-        except FileNotFoundError:
+        except OSError:
             return True
 
 
