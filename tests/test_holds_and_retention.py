@@ -14,8 +14,8 @@ import pytest
 
 from fiml.access.tokens import open_tokens
 from fiml.core.config import Settings
-from fiml.core.errors import InvalidInput, NotPermitted, SessionNotFound, SessionOnHold
-from fiml.db import kept_copies
+from fiml.core.errors import InvalidInput, NotPermitted, SessionNotFound, SessionOnHold, Unavailable
+from fiml.db import engines, kept_copies
 from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.backends import metrics
 from fiml.sessions.models import Session, SessionType
@@ -284,6 +284,24 @@ async def test_an_erasure_that_was_killed_in_a_copy_is_finished_by_the_next(cloc
     assert ended == -signal.SIGKILL
     assert (len(receipt.erased), receipt.kept_copies) == (1, [copy.name])
     assert sorted(path.name for path in copy.parent.iterdir()) == ["fiml.db", copy.name]
+    assert THOUGHT.encode() not in copy.read_bytes()
+
+
+async def test_a_reader_of_the_file_keeps_no_user_in_its_copies(
+    clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT_S", 0)  # nobody waits for the reader
+    settings = Settings()
+    async with SessionStore(settings) as store:
+        await a_session(store)
+        copy = kept_copies.keep(settings.embedded_file, found="0003", needed="0004_0.4.0")
+        with closing(sqlite3.connect(settings.embedded_file, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            assert reader.execute("SELECT count(*) FROM active_sessions").fetchone() == (1,)
+
+            with pytest.raises(Unavailable, match="keeps removed data in it"):
+                await store.erase_user(OWNER)
+
     assert THOUGHT.encode() not in copy.read_bytes()
 
 

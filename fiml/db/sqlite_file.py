@@ -67,7 +67,7 @@ class SqliteFile:
         self._synchronous = synchronous
         self._engine = sqlite_engine(path, synchronous)
         self._connection: Connection | None = None
-        self._inode: int | None = None  # of the file that is open
+        self._identity: tuple[int, int] | None = None  # of the file that is open
         self._notes: dict[Hashable, Note] = {}  # changed in the thread only
         self._noting_on: asyncio.AbstractEventLoop | None = None  # the loop that has a timer for writing the notes
 
@@ -148,8 +148,9 @@ class SqliteFile:
 
         def erase() -> list[str]:
             with translated(self.path):
+                cleaned = kept_copies.erase_user(self.path, user_id, held)
                 self._scrub()
-                return kept_copies.erase_user(self.path, user_id, held)
+                return cleaned
 
         return await self._hop(erase)
 
@@ -184,7 +185,7 @@ class SqliteFile:
             if self._in_sqlalchemy(schema.revision, begin_to_read) != schema.REVISIONS[-1]:
                 # This transaction holds the write lock, so that nobody writes between the copy and the upgrade.
                 self._in_sqlalchemy(self._upgrade)
-            self._inode = self.path.stat().st_ino
+            self._identity = _identity_of(self.path)
 
     def _upgrade(self, connection: Connection) -> None:
         found = schema.revision(connection)
@@ -205,7 +206,7 @@ class SqliteFile:
             self.write_last_notes()
             self._connection.close()
             self._connection = None
-            self._inode = None
+            self._identity = None
         self._engine.dispose()
 
     def _in_transaction(self, function: Callable[[sqlite3.Connection], Result], begin: _Begin) -> Result:
@@ -297,9 +298,14 @@ class SqliteFile:
     def _is_gone(self) -> bool:
         """Whether what is written would be lost: SQLite goes on writing to a file that no longer has a name."""
         try:
-            return self._inode is not None and self.path.stat().st_ino != self._inode
+            return self._identity is not None and _identity_of(self.path) != self._identity
         except OSError:
             return True
+
+
+def _identity_of(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 # The files that have notes, so that these are written even if nobody uses or closes the file any more.
