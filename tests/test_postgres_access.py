@@ -73,6 +73,8 @@ async def test_a_server_whose_certificate_nobody_can_check_is_misconfigured_in_o
         ("h/name?sslrootcert=/no/file.pem", "has sslrootcert='/no/file.pem', which can't be used"),
         (f"h/name?sslrootcert={__file__}", "has sslrootcert=.* which can't be used"),
         (f"h/name?sslcert={__file__}", "has sslcert=.* which can't be used"),
+        (f"h/name?sslcert={__file__}&sslkey=/no/key.pem", "has sslkey='/no/key.pem', which can't be used"),
+        ("h/name?sslrootcert=system&sslmode=verify-full&sslcert=system", "has sslcert='system', which can't be used"),
         ("/name?host=/socket&port=abc", "has a host or port that can't be used; write postgresql://"),
         ("/name?host=one,two", "has a host or port that can't be used"),
         ("/name?host=one,two&port=5432,99999", "has a host or port that can't be used"),

@@ -291,6 +291,10 @@ class TestUrl:
             ("rediss://h?ssl_ca_certs=/no/file.pem", "has ssl_ca_certs='/no/file.pem', which can't be used"),
             (f"rediss+cluster://h?ssl_ca_certs={__file__}", "has ssl_ca_certs=.* which can't be used"),
             (f"rediss://h?ssl_certfile={__file__}", "has ssl_certfile=.* which can't be used"),
+            (
+                f"rediss://h?ssl_certfile={__file__}&ssl_keyfile=/no/key.pem",
+                "has ssl_keyfile='/no/key.pem', which can't",
+            ),
             ("rediss://h?ssl_keyfile=/key.pem", "has ssl_keyfile, which belongs to a certificate; add ssl_certfile"),
         ],
     )

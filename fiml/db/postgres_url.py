@@ -121,7 +121,7 @@ def _tls(given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _load(files: Mapping[str, str], context: ssl.SSLContext) -> ssl.SSLContext:
-    named = {name: file for name, file in files.items() if file != _SYSTEM}
+    named = {name: file for name, file in files.items() if (name, file) != ("sslrootcert", _SYSTEM)}
     load_tls_files("FIML_DATABASE_URL", context, named, authorities="sslrootcert", certificate="sslcert", key="sslkey")
     return context
 

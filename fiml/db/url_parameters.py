@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from fiml.core.errors import Misconfigured, echo
 
@@ -33,6 +34,9 @@ def load_tls_files(
     try:
         if name in files:
             context.load_verify_locations(files[name])
+        name = key
+        if name in files:
+            Path(files[name]).read_bytes()  # else a key that is missing would be told of the certificate
         name = certificate
         if name in files:
             # Without a password, OpenSSL would ask for that of an encrypted key at the terminal.
