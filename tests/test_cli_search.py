@@ -17,10 +17,10 @@ def search(*arguments: str) -> str:
     return result.stdout
 
 
-def make_session(**values: object) -> Session:
+def make_session(*, title: str | None = None, ttl_hours: int = 24) -> Session:
     async def make() -> Session:
         async with SessionStore() as store:
-            session = await store.create_session(["KO"], "equity", **values)  # type: ignore[arg-type]
+            session = await store.create_session(["KO"], "equity", title=title, ttl_hours=ttl_hours)
             await store.record_query(session.id, make_query(figures={"pe_ratio": 24.5}))
             return session
 

@@ -82,7 +82,7 @@ async def test_a_runtime_without_a_block_stays_open_until_it_is_closed() -> None
     runtime = await open_runtime().__aenter__()
     store = await runtime.store()
     gc.collect()
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the loop closes now what became garbage
 
     assert await store.list_user_sessions(None) == []
     assert await runtime.store() is store

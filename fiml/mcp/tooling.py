@@ -75,7 +75,7 @@ class _TextsAsGiven(FuncMetadata):
         texts = {name for name, field in fields.items() if field.annotation == str | None}
         return super().pre_parse_json(data) | {name: data[name] for name in texts & data.keys()}
 
-    @property
+    @functools.cached_property
     def _names(self) -> dict[str, str]:
         return {snake_case(name): name for name in self.arg_model.model_fields}
 

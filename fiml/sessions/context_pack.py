@@ -31,7 +31,6 @@ _MAX_TITLE_CHARACTERS = 100
 _MAX_VALUE_CHARACTERS = 200
 _MAX_TEXT_CHARACTERS = 600
 _BRIEF_CHARACTERS = 200
-_CUT = "…"
 _NOTES_SHARE = 0.4
 _ENTRIES_SHARE = 0.2
 _SHORTEST_LINE = len('{"id":"","text":""},')
@@ -307,7 +306,7 @@ def _second(moment: datetime) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + _CUT
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _json(value: Any) -> str:
