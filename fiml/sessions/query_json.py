@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import msgspec
@@ -116,15 +116,18 @@ def _check_figures(figures: object) -> None:
     if not isinstance(figures, dict):
         raise InvalidInput("query.figures", f"is a {type(figures).__name__}", "give a dict of numbers")
     for name, value in figures.items():
-        field = f"query.figures[{echo(name)}]"
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidInput(field, f"is {shown(value)}", "give an int or a float, or leave the figure out")
+            _refuse_figure(name, f"is {shown(value)}", "give an int or a float, or leave the figure out")
         try:
             is_finite = math.isfinite(value)
         except OverflowError:
-            raise InvalidInput(field, "is too large", "give a number up to 1.7e308") from None
+            _refuse_figure(name, "is too large", "give a number up to 1.7e308")
         if not is_finite:
-            raise InvalidInput(field, f"is {float(value)}", "JSON has no NaN and no infinities; leave the figure out")
+            _refuse_figure(name, f"is {float(value)}", "JSON has no NaN and no infinities; leave the figure out")
+
+
+def _refuse_figure(name: object, problem: str, valid: str) -> NoReturn:
+    raise InvalidInput(f"query.figures[{echo(name)}]", problem, valid) from None
 
 
 def _check_duration(duration_ms: object) -> None:
