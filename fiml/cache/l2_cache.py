@@ -83,5 +83,6 @@ def _purge(connection: Connection, before: datetime) -> int:
         # Without it, two purges at once could lock each other's rows and deadlock.
         .with_for_update(skip_locked=True)
     )
-    removed = connection.execute(delete(market_cache).where(market_cache.c.key.in_(past.scalar_subquery())))
-    return removed.rowcount
+    # In one statement with the removal, PostgreSQL may run the selection once for each row, and find others each time.
+    keys = connection.scalars(past).all()
+    return connection.execute(delete(market_cache).where(market_cache.c.key.in_(keys))).rowcount if keys else 0
