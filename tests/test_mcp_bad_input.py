@@ -152,26 +152,23 @@ TYPES = [
     *(creating("'equity', 'crypto'", sessionType=value) for value in each("stocks", "EQUITY", "", HUGE, NUL, None, 5)),
     *(listing("'equity', 'crypto'", sessionType=value) for value in each("stocks", HUGE, 5, ["equity"])),
     Bad("get-session-analytics", {"sessionType": "stocks"}, says=["'equity', 'crypto'"]),
-    *(
-        searching("'quick', 'standard' or 'deep'", depth=value)
-        for value in each("shallow", "QUICK", "", HUGE, None, 5, [])
-    ),
+    *(searching("'quick', 'standard' or 'deep'", depth=value) for value in each("shallow", "QUICK", "", HUGE, 5, [])),
 ]
 HOURS = [
     *(creating("between 1 and 168", ttlHours=value) for value in each(0, -1, 169, 10**9, -(10**9), GOOGOLS, -GOOGOLS)),
     *(extending("between 1 and 168", value) for value in each(0, -1, 169, 10**9, GOOGOLS)),
     *(creating("ttlHours", ttlHours=value) for value in each(1.5, True, "soon", HUGE, [24], {})),
-    *(extending("hours", value) for value in each(1.5, True, "soon", None, [24], {})),
+    *(extending("hours", value) for value in each(1.5, True, "soon", [24], {})),
 ]
 NUMBERS = [
     *(listing("between 1 and 200", limit=value) for value in each(0, 201, -1, GOOGOLS)),
-    *(listing("limit", limit=value) for value in each("ten", None, 1.5, True, [], {})),
+    *(listing("limit", limit=value) for value in each("ten", 1.5, True, [], {})),
     *(
         Bad("get-session-analytics", {"days": value}, says=["days", "between 1 and 3650"])
         for value in each(0, -1, 3651, 10**9, GOOGOLS)
     ),
-    *(Bad("get-session-analytics", {"days": value}, says=["days"]) for value in each("many", None, 1.5, True, [])),
-    *(listing("includeArchived", includeArchived=value) for value in each("perhaps", None, 5, [])),
+    *(Bad("get-session-analytics", {"days": value}, says=["days"]) for value in each("many", 1.5, True, [])),
+    *(listing("includeArchived", includeArchived=value) for value in each("perhaps", 5, [])),
 ]
 CURSORS = [
     *(
@@ -227,11 +224,11 @@ SYMBOLS = [
     ),
     *(coin("symbol", symbol=value) for value in each(HUGE, HALF, None, 5, [], {})),
     *(searching("valid: US", market=value) for value in each("", "DE", HUGE, NUL, ROCKET)),
-    *(searching("market", market=value) for value in each(HALF, None, 5, [])),
+    *(searching("market", market=value) for value in each(HALF, 5, [])),
     *(coin("valid: Bitstamp", exchange=value) for value in each("", "Kraken", HUGE, NUL)),
     *(coin("exchange", exchange=value) for value in each(HALF, 5, [], {})),
     *(coin("valid: USD", pair=value) for value in each("", "EUR", HUGE)),
-    *(coin("pair", pair=value) for value in each(HALF, None, 5, [])),
+    *(coin("pair", pair=value) for value in each(HALF, 5, [])),
     Bad("search-by-symbol", {}, says=["symbol"]),
 ]
 MISSPELT = [

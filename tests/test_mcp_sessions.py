@@ -145,3 +145,19 @@ async def test_snake_case_arguments_are_taken_too(sqlite_settings: Settings) -> 
 
     assert (created["type"], created["user_id"], created["ttl_hours"]) == ("equity", "analyst_001", 2)
     assert (found["tracked"], found["total_queries"]) == (True, 1)
+
+
+async def test_a_null_leaves_an_argument_out(sqlite_settings: Settings) -> None:
+    async with door(sqlite_settings) as caller:
+        created = await caller.answer(
+            "create-analysis-session", assets=["AAPL"], sessionType="equity", ttlHours=None, tags=None, title=None
+        )
+
+        found = await caller.answer("search-by-symbol", symbol="AAPL", market=None, depth=None, requestId=None)
+        coin = await caller.answer("search-by-coin", symbol="BTC", exchange=None, pair=None)
+        extended = await caller.answer("extend-session", sessionId=created["session_id"], hours=None)
+        page = await caller.answer("list-sessions", limit=None, includeArchived=None, cursor=None)
+
+    assert (created["ttl_hours"], created["tags"]) == (24, [])
+    assert (found["depth"], coin["quote"]["currency"], extended["status"]) == ("standard", "USD", "success")
+    assert [session["session_id"] for session in page["sessions"]] == [created["session_id"]]

@@ -66,18 +66,26 @@ def make_tool(
 class _TextsAsGiven(FuncMetadata):
     """Leaves text arguments as they are: the SDK would parse a note that happens to be JSON.
 
-    It parses lists and objects, which some clients send as JSON in a text; those given in snake_case too.
+    It parses lists and objects, which some clients send as JSON in a text; those given in snake_case too. An argument
+    that may be left out is left out where it is null, as other clients send those they don't use.
     """
 
     def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
-        fields = self.arg_model.model_fields
         data = {self._names.get(name, name): value for name, value in data.items()}
-        texts = {name for name, field in fields.items() if field.annotation == str | None}
-        return super().pre_parse_json(data) | {name: data[name] for name in texts & data.keys()}
+        data = {name: value for name, value in data.items() if value is not None or name not in self._optional}
+        return super().pre_parse_json(data) | {name: data[name] for name in self._texts & data.keys()}
 
     @functools.cached_property
     def _names(self) -> dict[str, str]:
         return {snake_case(name): name for name in self.arg_model.model_fields}
+
+    @functools.cached_property
+    def _optional(self) -> set[str]:
+        return {name for name, field in self.arg_model.model_fields.items() if not field.is_required()}
+
+    @functools.cached_property
+    def _texts(self) -> set[str]:
+        return {name for name, field in self.arg_model.model_fields.items() if field.annotation == str | None}
 
 
 async def sessions_of(runtime: Runtime) -> PrincipalStore:
