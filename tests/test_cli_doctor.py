@@ -26,6 +26,7 @@ from tests.support.doctor import (
     leave_expired_sessions,
     line_about,
     run,
+    sweep,
 )
 from tests.support.issuer import Issuer
 
@@ -229,6 +230,19 @@ class TestEmbedded:
         assert line.startswith("note    backlog: 3 expired sessions")
         assert "`fiml serve` sweeps every 50 minutes" in line
         assert "`fiml sessions sweep`" in line
+
+    def test_sessions_in_quarantine_are_counted(self) -> None:
+        asyncio.run(leave_expired_sessions(Settings(), 2))
+        assert "quarantine:" not in run().output
+        with closing(sqlite3.connect(Settings().embedded_file)) as connection, connection:
+            connection.execute("UPDATE active_sessions SET type = 'poetry'")
+        asyncio.run(sweep(Settings()))
+
+        result = run()
+
+        line = line_about("quarantine", result)
+        assert line.startswith("note    quarantine: 2 sessions can't be archived; `fiml sessions qu")
+        assert result.exit_code == 0
 
     def test_a_backlog_that_no_sweep_has_looked_at_grows(self) -> None:
         asyncio.run(leave_expired_sessions(Settings(), 3))

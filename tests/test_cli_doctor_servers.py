@@ -304,6 +304,16 @@ class TestHealth:
         assert facts.schema.state is SchemaState.NEWER
         assert facts.schema.revision == "9999"
 
+    async def test_sessions_in_quarantine_are_counted(self, empty_database: str) -> None:
+        await create_schema(empty_database)
+        await execute(
+            empty_database,
+            "insert into session_quarantine (id, reason, quarantined_at, record)"
+            " values (gen_random_uuid(), 'damaged', now(), '')",
+        )
+
+        assert (await postgres_facts(empty_database)).quarantined == 1
+
     async def test_a_database_that_is_not_there_is_misconfigured(self, postgres: str) -> None:
         with pytest.raises(Misconfigured, match='database "nowhere" does not exist'):
             await postgres_facts(postgres.replace("/postgres?", "/nowhere?"))

@@ -1,4 +1,4 @@
-"""What `fiml doctor` found, and its check of how callers on HTTP are authenticated."""
+"""What `fiml doctor` found, and two of its checks: authentication on HTTP, and the quarantine."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -45,3 +45,12 @@ def authentication(settings: Settings) -> list[Check]:
     except FimlError as exc:
         return [Check(Mark.PROBLEM, "authentication", str(exc))]
     return [Check(Mark.OK, "authentication", f"tokens of {settings.auth_issuer}")]
+
+
+def quarantine(count: int) -> list[Check]:
+    """Whether sessions can't be archived."""
+    if count == 0:
+        return []
+    finding = f"{count} session{'s' if count > 1 else ''} can't be archived"
+    remedy = "`fiml sessions quarantine list` says why, `fiml sessions quarantine retry` tries again"
+    return [Check(Mark.NOTE, "quarantine", finding, remedy)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fiml import __version__
-from fiml.cli.checks import MARK_CHARACTERS, Check, Mark, authentication
+from fiml.cli.checks import MARK_CHARACTERS, Check, Mark, authentication, quarantine
 from fiml.core import clock
 from fiml.core.config import (
     DATABASE_SCHEMES,
@@ -229,6 +229,7 @@ async def _postgres(url: str, expected_replicas: int) -> list[Check]:
         Check(Mark.OK, "PostgreSQL", f"{without_secrets(url)} is reachable, {server}, {facts.latency_ms:.1f} ms"),
         *_clock_and_replicas(facts, expected_replicas, "FIML_EXPECTED_REPLICAS"),
         _schema(facts.schema, outdated=Mark.PROBLEM, upgrade="run `fiml db upgrade`"),
+        *quarantine(facts.quarantined),
     ]
 
 
@@ -284,6 +285,7 @@ async def _file(path: Path, interval_minutes: int) -> list[Check]:
         *rest,
         _schema(facts.schema, outdated=Mark.NOTE, upgrade="it is upgraded at next use"),
         _backlog(facts.waiting, facts.oldest_waiting, interval_minutes, is_exact=True),
+        *quarantine(facts.quarantined),
     ]
 
 

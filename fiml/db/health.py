@@ -20,7 +20,7 @@ from fiml.db import schema
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_replies import lowest_moment, moment_of
 from fiml.db.sqlite_file import translated as sqlite_translated
-from fiml.db.tables import active_sessions
+from fiml.db.tables import active_sessions, session_quarantine
 
 if TYPE_CHECKING:  # redis-py is an extra
     from fiml.db.redis_client import RedisClient
@@ -76,13 +76,16 @@ class PostgresFacts:
     ahead_s: float
     """By how much its clock is ahead of ours; negative if it is behind."""
     replicas: int
+    quarantined: int
+    """How many sessions can't be archived."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqliteFacts:
     """Facts about a file that exists.
 
-    `size_bytes` includes its log. `waiting` counts the live sessions that have expired, the first at `oldest_waiting`.
+    `size_bytes` includes its log. `waiting` counts the live sessions that have expired, the first at `oldest_waiting`;
+    `quarantined` those that can't be archived.
     """
 
     name: str
@@ -92,6 +95,7 @@ class SqliteFacts:
     size_bytes: int
     waiting: int
     oldest_waiting: datetime | None
+    quarantined: int
 
 
 async def redis_facts(settings: Settings, *, expiry_keys: Sequence[str]) -> RedisFacts:
@@ -209,6 +213,7 @@ def _postgres_facts(connection: Connection) -> PostgresFacts:
         schema=_schema_facts(schema.revision(connection)),
         ahead_s=ahead_s,
         replicas=connection.scalar(text("SELECT count(*) FROM pg_stat_replication")) or 0,
+        quarantined=_quarantined(connection),
     )
 
 
@@ -227,6 +232,7 @@ def _sqlite_facts(file: Path) -> SqliteFacts | None:
         elapsed_ms = stopwatch()
         waiting, oldest_waiting = _waiting(connection)
         latency_ms = elapsed_ms()
+        quarantined = _quarantined(connection)
     return SqliteFacts(
         name="SQLite",
         version=sqlite3.sqlite_version,
@@ -235,7 +241,14 @@ def _sqlite_facts(file: Path) -> SqliteFacts | None:
         size_bytes=size_bytes,
         waiting=waiting,
         oldest_waiting=oldest_waiting,
+        quarantined=quarantined,
     )
+
+
+def _quarantined(connection: Connection) -> int:
+    if not connection.dialect.has_table(connection, session_quarantine.name):
+        return 0
+    return connection.scalar(select(func.count()).select_from(session_quarantine)) or 0
 
 
 def _waiting(connection: Connection) -> tuple[int, datetime | None]:

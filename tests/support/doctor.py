@@ -62,6 +62,11 @@ async def leave_expired_sessions(settings: Settings, count: int) -> None:
         await store.create_session(["MSFT"], SessionType.EQUITY, ttl_hours=1)
 
 
+async def sweep(settings: Settings) -> None:
+    async with SessionStore(settings) as store:
+        await store.cleanup_expired_sessions()
+
+
 def run(**variables: str) -> Result:
     app = typer.Typer()
     app.command()(doctor)
