@@ -29,8 +29,8 @@ from fiml.db.redis_url import parse_redis_url
 from fiml.sessions.backends import archive as archive_rows
 from fiml.sessions.backends import metrics, words
 from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends.base import Ended
 from fiml.sessions.backends.redis_index import leave, place_of
+from fiml.sessions.backends.shapes import Ended
 from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.records import SessionRecord
 from fiml.sessions.store import SessionStore

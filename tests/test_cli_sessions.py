@@ -18,7 +18,7 @@ from fiml.core.clock import using
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError, InvalidInput, InvalidSessionId, SessionNotFound
 from fiml.db.schema import REVISIONS
-from fiml.sessions.backends.base import MAX_SEARCHED
+from fiml.sessions.backends.shapes import MAX_SEARCHED
 from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock

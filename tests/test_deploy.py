@@ -24,7 +24,7 @@ from fiml.core.errors import BadData, CorruptRecord, FimlError, Misconfigured, R
 from fiml.core.observe import Counted, Timed
 from fiml.metrics.recorder import Recorder
 from fiml.metrics.standing import families
-from fiml.sessions.backends.base import RedisState, StoreFigures
+from fiml.sessions.backends.shapes import RedisState, StoreFigures
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

@@ -17,7 +17,7 @@ from fiml.mcp.http import MAX_BODY_BYTES
 from fiml.mcp.refusals import MAX_VALUES
 from fiml.replay import MAX_TOLERANCE
 from fiml.sessions import analytics, notes, rights, searching, stored_json, values
-from fiml.sessions.backends.base import MAX_SEARCHED
+from fiml.sessions.backends.shapes import MAX_SEARCHED
 from fiml.sessions.care import MAX_REASON_CHARACTERS
 from fiml.sessions.context_pack import MAX_TOKENS, MIN_TOKENS
 from tests.support.pages import REFERENCE, section

@@ -18,7 +18,7 @@ from fiml.core.shared_look import SharedLook
 from fiml.db.schema import REVISIONS
 from fiml.metrics.exposing import exposing
 from fiml.runtime import open_runtime
-from fiml.sessions.backends.base import COUNTED_EXACTLY, StoreFigures
+from fiml.sessions.backends.shapes import COUNTED_EXACTLY, StoreFigures
 from fiml.sessions.maintenance import JOBS, do
 from fiml.sessions.models import QueryRecord
 from fiml.testing import FrozenClock

@@ -11,9 +11,9 @@ import redis
 
 from fiml.core.config import Settings
 from fiml.sessions.analytics import SessionAnalytics
-from fiml.sessions.backends.base import MAX_SEARCHED
 from fiml.sessions.backends.redis_fields import listed_member
 from fiml.sessions.backends.redis_keys import user_key
+from fiml.sessions.backends.shapes import MAX_SEARCHED
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.sessions.verbs import SessionVerbs

@@ -20,7 +20,7 @@ from fiml.core.errors import (
 from fiml.market.models import Depth, Instrument, Quote
 from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService
-from fiml.sessions.backends.base import WriteResult
+from fiml.sessions.backends.shapes import WriteResult
 from fiml.sessions.models import QueryTotals, SessionType
 from fiml.sessions.rights import Caller
 from fiml.sessions.smart_ttl import METADATA_KEY, live_on

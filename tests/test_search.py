@@ -14,7 +14,7 @@ from sqlalchemy import text
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput
 from fiml.sessions import searching
-from fiml.sessions.backends import base
+from fiml.sessions.backends import shapes
 from fiml.sessions.models import QueryRecord, SessionType
 from fiml.sessions.searching import parse_search
 from fiml.sessions.store import PrincipalStore, SessionStore
@@ -33,7 +33,7 @@ async def test_a_look_through_many_live_sessions_stops_short_says_so_and_goes_on
     async with SessionStore(deployment.settings()) as store:
         old = await begin(store, title="old needle")
         await store.archive_session((await begin(store, title="older needle")).id)
-        for number in range(base.MAX_SEARCHED + 100):
+        for number in range(shapes.MAX_SEARCHED + 100):
             clock.advance(seconds=1)
             await begin(store, title="archived needle" if number == 500 else f"hay {number}")
         [middle] = await store.search_sessions(None, "archived needle")

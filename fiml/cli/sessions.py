@@ -14,7 +14,7 @@ from fiml.cli.running import AsJson, SessionId, counted, hit_of, plain, shown_js
 from fiml.cli.sharing import share, shares, trail, unshare
 from fiml.core.errors import CorruptRecord, InvalidInput, MissingKey, SchemaTooNew, SessionNotFound
 from fiml.runtime import open_runtime
-from fiml.sessions.backends.base import SweepReport
+from fiml.sessions.backends.shapes import SweepReport
 from fiml.sessions.listing import SummaryPage
 from fiml.sessions.models import Session, SessionSummary
 from fiml.sessions.notes import is_note, notes_in

@@ -16,7 +16,7 @@ from fiml.runtime import Runtime
 from fiml.sessions.maintenance import JOBS
 
 if TYPE_CHECKING:
-    from fiml.sessions.backends.base import RedisState, StoreFigures
+    from fiml.sessions.backends.shapes import RedisState, StoreFigures
 
 ANSWER_WITHIN_S = 3.0
 

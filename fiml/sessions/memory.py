@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fiml.core.errors import InvalidInput, echo
 from fiml.sessions import stored_json, values
-from fiml.sessions.backends.base import Found, PageQuery, WriteResult
+from fiml.sessions.backends.shapes import Found, PageQuery, WriteResult
 from fiml.sessions.changes import Change
 from fiml.sessions.context_pack import ContextPack, pack_context
 from fiml.sessions.listing import Cursor, SearchPage, decode_cursor, next_cursor

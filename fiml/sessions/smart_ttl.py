@@ -22,7 +22,8 @@ from fiml.core.errors import (
     Unconfirmed,
 )
 from fiml.core.log import get_logger
-from fiml.sessions.backends.base import Backend, WriteResult, WriteRules
+from fiml.sessions.backends.base import Backend
+from fiml.sessions.backends.shapes import WriteResult, WriteRules
 from fiml.sessions.changes import Change
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.rights import Caller

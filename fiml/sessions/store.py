@@ -12,7 +12,8 @@ from fiml.core.errors import FimlError, InvalidInput, Unavailable
 from fiml.core.observe import observed_verbs
 from fiml.sessions import values
 from fiml.sessions.backends import open_backend
-from fiml.sessions.backends.base import Backend, PageQuery, Part
+from fiml.sessions.backends.base import Backend
+from fiml.sessions.backends.shapes import PageQuery, Part
 from fiml.sessions.records import Header
 from fiml.sessions.rights import ANYBODY, Caller
 from fiml.sessions.upkeep import UpkeepVerbs

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fiml.core import clock
 from fiml.core.errors import NotSupported
-from fiml.sessions.backends.base import StoreFigures, SweepReport
+from fiml.sessions.backends.shapes import StoreFigures, SweepReport
 from fiml.sessions.verb_base import Verbs
 
 if TYPE_CHECKING:  # SQLAlchemy, which few calls need

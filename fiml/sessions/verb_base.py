@@ -6,7 +6,8 @@ from uuid import UUID
 
 from fiml.core.config import Settings
 from fiml.core.errors import NotPermitted, SessionNotFound, echo
-from fiml.sessions.backends.base import Backend, Ended
+from fiml.sessions.backends.base import Backend
+from fiml.sessions.backends.shapes import Ended
 from fiml.sessions.rights import Caller
 
 Found = TypeVar("Found")

@@ -16,7 +16,7 @@ from fiml.core.errors import (
 )
 from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_json
-from fiml.sessions.backends.base import PageQuery, WriteResult, WriteRules
+from fiml.sessions.backends.shapes import PageQuery, WriteResult, WriteRules
 from fiml.sessions.care import CareVerbs
 from fiml.sessions.changes import Change, baseline_of, change_of, note_attempt, settle
 from fiml.sessions.listing import SummaryPage, decode_cursor, next_cursor

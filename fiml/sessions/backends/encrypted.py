@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from fiml.core.errors import NotSupported
-from fiml.sessions.backends.base import (
-    Backend,
+from fiml.sessions.backends.base import Backend
+from fiml.sessions.backends.shapes import (
     Ended,
     Found,
     Page,

@@ -24,10 +24,10 @@ from fiml.sessions import values
 from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends.base import Updated, WriteResult, WriteRules
 from fiml.sessions.backends.redis_dump import decode_dump, is_empty, read_dump, record_in
 from fiml.sessions.backends.redis_index import Place, enter, expire_by, leave, place_of
 from fiml.sessions.backends.rewriting import Texts
+from fiml.sessions.backends.shapes import Updated, WriteResult, WriteRules
 from fiml.sessions.changes import Change
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.query_json import EncodedQuery

@@ -9,7 +9,7 @@ from fiml.core.log import get_logger
 from fiml.db.redis_client import RedisClient
 from fiml.sessions.backends import redis_fields as fields
 from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends.base import MAX_SEARCHED, Page, PageQuery
+from fiml.sessions.backends.shapes import MAX_SEARCHED, Page, PageQuery
 from fiml.sessions.records import Header
 
 _FILTERED_CHUNK = 500

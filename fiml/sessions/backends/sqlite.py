@@ -33,7 +33,9 @@ from fiml.sessions.backends import (
     sqlite_sweep,
 )
 from fiml.sessions.backends import sqlite_rows as rows
-from fiml.sessions.backends.base import (
+from fiml.sessions.backends.keeping import Keeping
+from fiml.sessions.backends.pages import merge_pages
+from fiml.sessions.backends.shapes import (
     Ended,
     Found,
     Page,
@@ -45,8 +47,6 @@ from fiml.sessions.backends.base import (
     WriteResult,
     WriteRules,
 )
-from fiml.sessions.backends.keeping import Keeping
-from fiml.sessions.backends.pages import merge_pages
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, check_format
 from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, act_of, changed

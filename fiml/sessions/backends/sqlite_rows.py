@@ -13,8 +13,8 @@ from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_entries, trail_json
 from fiml.sessions.backends import sqlite_headers as headers
 from fiml.sessions.backends import sqlite_words
-from fiml.sessions.backends.base import PageQuery
 from fiml.sessions.backends.pages import newest_first, readable
+from fiml.sessions.backends.shapes import PageQuery
 from fiml.sessions.changes import Change
 from fiml.sessions.query_json import EncodedQuery, history_json
 from fiml.sessions.records import Entries, Header, SessionRecord, decoding, entry_size, format_when_written

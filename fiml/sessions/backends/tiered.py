@@ -23,7 +23,11 @@ from fiml.sessions.backends import (
     retention,
     rewriting,
 )
-from fiml.sessions.backends.base import (
+from fiml.sessions.backends.keeping import Keeping
+from fiml.sessions.backends.redis import Location
+from fiml.sessions.backends.redis_listing import RedisListing
+from fiml.sessions.backends.redis_sharing import RedisSharing
+from fiml.sessions.backends.shapes import (
     Ended,
     Found,
     Page,
@@ -35,10 +39,6 @@ from fiml.sessions.backends.base import (
     WriteResult,
     WriteRules,
 )
-from fiml.sessions.backends.keeping import Keeping
-from fiml.sessions.backends.redis import Location
-from fiml.sessions.backends.redis_listing import RedisListing
-from fiml.sessions.backends.redis_sharing import RedisSharing
 from fiml.sessions.backends.sweep import Sweep
 from fiml.sessions.backends.tiered_looks import TieredLooks
 from fiml.sessions.backends.tiered_moves import TieredMoves
