@@ -153,3 +153,16 @@ async def test_the_authorities_that_the_machine_trusts_are_named_system(
             await reach(url)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificates.file))
         await reach(url)
+
+
+async def test_a_transaction_sees_what_was_committed_while_it_waited_whatever_the_databases_default_is(
+    postgres: PostgresProcess,
+) -> None:
+    database = PostgresDatabase(f"{postgres.url}&options=-c%20default_transaction_isolation%3Dserializable")
+    level = text("show transaction_isolation")
+
+    await database.view(lambda connection: connection.scalar(level))
+    found = await database.transact(lambda connection: connection.scalar(level))
+    await database.close()
+
+    assert found == "read committed"

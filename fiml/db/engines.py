@@ -55,6 +55,9 @@ def postgres_engine(database_url: str) -> AsyncEngine:
             pool_timeout=POOL_TIMEOUT_S,
             # Costs a round trip each time, so that no call fails because a restart of the server cut the connection.
             pool_pre_ping=True,
+            # What a transaction reads after it has waited for a lock must be newer than the lock: a database may have
+            # another default, with which a deleted session could be archived.
+            isolation_level="READ COMMITTED",
             connect_args=connect_args,
         )
         _check_ports(engine)
