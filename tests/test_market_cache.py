@@ -269,6 +269,26 @@ class TestSecond:
 
         assert sum(removed) == 20
 
+    async def test_processes_that_renew_each_others_old_entries_do_not_wait_for_each_other(
+        self, deployment: Deployment, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each purges with its first entry, and what one purges is what the other puts."""
+        monkeypatch.setattr("fiml.cache.l2_cache.PURGE_ROWS", 1)
+        monkeypatch.setattr("fiml.cache.l2_cache.PURGE_EVERY_PUTS", 1)
+        caches = [L2Cache(PostgresDatabase(deployment.database_url)) for _ in range(2)]
+        for n in range(5):
+            await caches[0].put("a", make_entry(clock.now(), keep_s=10))
+            await caches[1].put("b", make_entry(clock.now(), keep_s=20))
+            clock.advance(seconds=30)
+            renewed = make_entry(clock.now(), str(n))
+
+            await asyncio.gather(caches[0].put("b", renewed), caches[1].put("a", renewed))
+
+            assert [await caches[0].get(key) for key in "ab"] == [renewed, renewed]
+            clock.advance(hours=2)
+        for cache in caches:
+            await cache.aclose()
+
     async def test_a_file_that_can_not_be_opened_is_an_error_each_time(self, tmp_path: Path) -> None:
         (tmp_path / "fiml.db").write_text("no database, and long enough to be taken for none" * 100)
         cache = L2Cache(SqliteFile(tmp_path / "fiml.db", Synchronous.OFF))

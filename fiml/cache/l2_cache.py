@@ -53,9 +53,11 @@ class L2Cache:
         row = {"key": key, **{name: getattr(entry, name) for name in _COLUMNS}}
 
         def write(connection: Connection) -> None:
+            upsert(connection, market_cache, [row], key="key", where=_is_newer)
+            # After it: a purge waits for nobody, but this entry might be one that another process is purging, and the
+            # other one's entry one of ours.
             if is_purge_due:
                 _purge(connection, now)
-            upsert(connection, market_cache, [row], key="key", where=_is_newer)
 
         await self._database.transact(write)
 
