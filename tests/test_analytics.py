@@ -19,6 +19,7 @@ import pytest
 from pyarrow import parquet
 from sqlalchemy import Connection, event, insert, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.util import await_only
 
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput
@@ -181,6 +182,22 @@ async def test_a_session_that_a_crash_left_twice_counts_once(store: SessionStore
 
     assert (stats["total_sessions"], stats["active_sessions"], stats["archived_sessions"]) == (1, 1, 0)
     assert (stats["total_queries"], stats["popular_tags"], stats["top_assets"]) == (2, [("t", 1)], [("AAPL", 1)])
+
+
+async def test_a_session_that_is_archived_while_the_statistics_are_computed_counts_once(
+    store: SessionStore, analytics: SessionAnalytics
+) -> None:
+    session = await store.create_session(["AAPL"], SessionType.EQUITY)
+
+    @event.listens_for(store.session_maker.kw["bind"].sync_engine, "before_cursor_execute")
+    def archive_before_live_sessions_are_subtracted(*args: Any) -> None:
+        if "session_metrics.session_id IN" in args[2]:
+            await_only(store.archive_session(session.id))
+
+    stats = await analytics.get_session_stats()
+
+    assert stats["total_sessions"] == 1
+    assert await store.archive_session(session.id) is False
 
 
 def _an_object(query: QueryRecord | None = None, **fields: Any) -> Session:

@@ -8,8 +8,9 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, or_, select, union_all
+from sqlalchemy import ColumnElement, Connection, RowMapping, or_, select, text, union_all
 
+from fiml.db.dialects import is_postgresql
 from fiml.db.tables import session_metrics, session_rollups
 from fiml.sessions.backends import metrics, rollups
 from fiml.sessions.records import Header
@@ -49,7 +50,10 @@ class Filters:
 
 
 def add_ended(sums: Sums, connection: Connection, filters: Filters, *, live_ids: Sequence[UUID]) -> None:
-    """Add the sessions that have metrics to the totals, without those that are live."""
+    """Add the sessions that have metrics to the totals, without those that are live. The transaction's first reads."""
+    if is_postgresql(connection):
+        # One snapshot: the metrics of a session that ends in between would not be added, but subtracted below.
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
     for kind, name, number in connection.execute(statement(connection, filters)):
         sums[kind][name] += int(number or 0)
     # After a crash, a session may be both live and archived: then the live one counts.
