@@ -1,6 +1,7 @@
 """Round trips are a budget: counted on the wire to Valkey and PostgreSQL, and in statements of SQLite."""
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.dialects import postgresql
 
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError
 from fiml.db.engines import driver
+from fiml.sessions.backends import archive
+from fiml.sessions.backends.base import PageQuery
 from fiml.sessions.backends.sqlite import SqliteBackend
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
@@ -137,6 +142,27 @@ async def test_a_page_costs_the_same_with_10_and_with_2000_sessions(wires: Wires
 
     assert heard[0] == heard[1]
     assert heard[0][0] == 2
+
+
+@pytest.mark.parametrize("user_id", [OWNER, None])
+async def test_postgresql_reads_a_later_page_from_where_it_begins(
+    deployment: Deployment, clock: FrozenClock, user_id: str | None
+) -> None:
+    """By its place in the index: the pages before it cost nothing. SQLite does so by itself."""
+    later = PageQuery(limit=1, include_archived=True, user_id=user_id, after=(clock.now(), UUID(int=1)))
+
+    def explain(connection: Connection) -> str:
+        # What PostgreSQL plans for an empty table is not what it plans for many sessions.
+        for node in ("seqscan", "bitmapscan", "sort"):
+            connection.execute(text(f"SET LOCAL enable_{node} = off"))
+        statement = archive._page_statement(connection, later)
+        compiled = statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})  # type: ignore[no-untyped-call]
+        return "\n".join(line for (line,) in connection.execute(text(f"EXPLAIN {compiled}")))
+
+    async with SessionStore(deployment.settings()) as store:
+        plan = await store.keeping._transact(explain)
+
+    assert re.search(r"Index Cond: .*created_at <=", plan), plan
 
 
 @pytest.mark.parametrize("state", ["active", "expired", "archived"])

@@ -219,8 +219,9 @@ def _page_statement(connection: Connection, query: PageQuery) -> Select[Any]:
         statement = statement.where(_has(connection, sessions.c.assets, query.asset))
     if query.after is not None:
         created_at, session_id = query.after
-        same_moment = and_(sessions.c.created_at == created_at, sessions.c.id > session_id)
-        statement = statement.where(or_(sessions.c.created_at < created_at, same_moment))
+        # The first condition alone is one for the index: without it, a page would read all pages before it.
+        at_most = sessions.c.created_at <= created_at
+        statement = statement.where(at_most, or_(sessions.c.created_at < created_at, sessions.c.id > session_id))
     if query.wanted is not None:
         statement = statement.where(*words.conditions(connection, query.wanted))
     return statement
