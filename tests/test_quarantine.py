@@ -275,6 +275,31 @@ async def test_a_session_that_is_being_deleted_is_not_set_aside_behind_it(
         assert await store.get_session(session.id) is None
 
 
+async def test_a_session_that_is_being_deleted_from_the_quarantine_is_not_said_to_be_archived(
+    deployment: Deployment, clock: FrozenClock
+) -> None:
+    settings = deployment.settings()
+    async with SessionStore(settings) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, title="refused", ttl_hours=1)
+        clock.advance(hours=2)
+        async with refusing(settings, "refused"):
+            assert (await store.sweep()).quarantined == 1
+        deleting = await asyncpg.connect(deployment.database_url)
+        async with deleting.transaction():
+            await deleting.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", str(session.id))
+            bury = "INSERT INTO session_tombstones (id, version, deleted_at) VALUES ($1, 1, now())"
+            await deleting.execute(bury, session.id)
+            await deleting.execute("DELETE FROM session_quarantine")
+            retrying = asyncio.create_task(store.retry_quarantined(session.id))
+            waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            while not retrying.done() and not await deleting.fetchval(waiting):
+                pass
+        await deleting.close()
+
+        with pytest.raises(SessionNotFound):
+            await retrying
+
+
 async def test_a_copy_from_before_it_went_on_living_hides_no_session_that_is_set_aside(
     deployment: Deployment, clock: FrozenClock
 ) -> None:

@@ -109,6 +109,8 @@ def archive_again(
     Raises:
         SessionQuarantined: it still can't be read.
     """
+    # First, so that nobody deletes the session meanwhile, or sets aside a later state, which would be removed below.
+    archive.lock(connection, [session_id])
     found = quarantine.fetch_dumped(connection, session_id, caller.user)
     if found is None:
         return False
