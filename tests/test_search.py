@@ -9,7 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.util import await_only
 
 from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput
@@ -101,6 +102,24 @@ async def forget_words(store: SessionStore, session_id: UUID) -> None:
         await connection.execute(
             text("INSERT INTO search_pending (session_id) VALUES (:id) ON CONFLICT DO NOTHING"), {"id": stored}
         )
+
+
+async def test_a_session_that_is_shared_while_it_is_indexed_is_found(deployment: Deployment) -> None:
+    async with SessionStore(deployment.settings()) as store:
+        session = await begin(store, title="veteran", user_id="ann")
+        await store.archive_session(session.id)
+        await forget_words(store, session.id)
+
+        @event.listens_for(store.session_maker.kw["bind"].sync_engine, "before_cursor_execute")
+        def share_before_its_words_are_stored(*args: Any) -> None:
+            if "INSERT INTO session_search" in args[2] and not shared:
+                shared.append(await_only(store.share_session(session.id, "bob")))
+
+        shared: list[object] = []
+        await found(store, "veteran")
+
+        assert shared
+        assert await found(store, "veteran") == ["veteran"]
 
 
 async def test_a_search_finds_sessions_that_are_archived_and_resumed_meanwhile(deployment: Deployment) -> None:

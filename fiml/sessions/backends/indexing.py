@@ -26,9 +26,10 @@ def index_archived(connection: Connection) -> bool:
     """
 
     def index(session_id: UUID) -> None:
-        record = archive.fetch(connection, session_id)
-        if record is not None:
-            words.put(connection, [record])
+        is_indexed = False
+        while not is_indexed:  # somebody may share it meanwhile, which makes another version
+            record = archive.fetch(connection, session_id)
+            is_indexed = record is None or words.put(connection, [record])
 
     return _index_pending(connection, index, words.put_none)
 

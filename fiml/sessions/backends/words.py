@@ -60,10 +60,11 @@ def _stored(record: SessionRecord) -> str:
     return " ".join(sorted(read(record)))
 
 
-def put(connection: Connection, records: Sequence[SessionRecord], texts: Mapping[UUID, str] | None = None) -> None:
+def put(connection: Connection, records: Sequence[SessionRecord], texts: Mapping[UUID, str] | None = None) -> bool:
     """Index sessions that were just archived. On SQLite, the next search does that.
 
-    `texts` are words that were computed before.
+    `texts` are words that were computed before. Returns `False` if a session is archived in another version, or gone:
+    it is left out.
 
     Raises:
         CorruptRecord: a session isn't valid JSON.
@@ -73,7 +74,8 @@ def put(connection: Connection, records: Sequence[SessionRecord], texts: Mapping
         known = texts or {}
         found = [known[record.header.id] if record.header.id in known else _stored(record) for record in records]
         ids, versions = [header.id for header in headers], [header.version for header in headers]
-        connection.execute(_PUT, {"ids": ids, "versions": versions, "words": found})
+        return connection.execute(_PUT, {"ids": ids, "versions": versions, "words": found}).rowcount == len(records)
+    return True
 
 
 def put_none(connection: Connection, session_id: UUID) -> None:
