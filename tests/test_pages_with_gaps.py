@@ -8,6 +8,8 @@ from typing import Any
 import asyncpg
 import pytest
 import redis
+from sqlalchemy import event
+from sqlalchemy.util import await_only
 
 from fiml.core.config import Settings
 from fiml.sessions.analytics import SessionAnalytics
@@ -19,7 +21,7 @@ from fiml.sessions.store import SessionStore
 from fiml.sessions.verbs import SessionVerbs
 from fiml.testing import FrozenClock
 from fiml.testing.conformance.suite import listing
-from tests.support.deployment import Deployment
+from tests.support.deployment import Deployment, execute
 
 OWNER, FRIEND = "ann", "bob"
 SIZES = [1, 2, 50]
@@ -115,6 +117,27 @@ async def test_a_page_goes_on_behind_a_copy_of_what_is_live_and_no_longer_shared
 
         assert await listed(friend, size=size) == ["word 3", "word 2", "word 1", "word 0"]
         assert await searched(friend, size=size) == ["word 3", "word 2", "word 1", "word 0"]
+
+
+async def test_a_page_goes_on_behind_a_session_of_a_later_version_while_another_is_resumed(
+    deployment: Deployment, clock: FrozenClock
+) -> None:
+    async with SessionStore(deployment.settings()) as store:
+        sessions = await some_sessions(store, clock)
+        for session in sessions:
+            await store.archive_session(session.id)
+        later = f"UPDATE sessions SET format = 99, grants = '[]' WHERE id = '{sessions[3].id}'"  # noqa: S608
+        await execute(deployment.database_url, later)
+        pages: list[str] = []
+
+        @event.listens_for(store.session_maker.kw["bind"].sync_engine, "before_cursor_execute")
+        def resume_before_the_second_look(*args: Any) -> None:
+            if "ORDER BY sessions.created_at" in args[2]:
+                pages.append(args[2])
+                if len(pages) == 2:
+                    await_only(store.resume_session(sessions[4].id))
+
+        assert await listed(store, size=3) == ["word 4", "word 2", "word 1", "word 0"]
 
 
 RARE = {"type": "macro", "tag": "rare", "asset": "TSLA"}

@@ -198,8 +198,17 @@ def page(connection: Connection, query: PageQuery) -> list[Header]:
     return newest_first([*own, *found])[: query.limit]
 
 
-def _rows(connection: Connection, statement: Select[Any], seen: int) -> Sequence[RowMapping]:
-    return connection.execute(statement.offset(seen) if seen else statement).mappings().all()
+def _rows(connection: Connection, statement: Select[Any], seen: Sequence[RowMapping]) -> Sequence[RowMapping]:
+    # By position: by number, one would be passed over for each that is resumed between the two looks.
+    rest = _after(seen[-1]["created_at"], seen[-1]["id"]) if seen else ()
+    return connection.execute(statement.where(*rest)).mappings().all()
+
+
+def _after(created_at: datetime, session_id: UUID) -> tuple[ColumnElement[bool], ...]:
+    """The conditions that a session comes after a position in a listing."""
+    # The first condition alone is one for the index: without it, a page would read all pages before it.
+    at_most = sessions.c.created_at <= created_at
+    return at_most, or_(sessions.c.created_at < created_at, sessions.c.id > session_id)
 
 
 def _has(connection: Connection, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
@@ -218,10 +227,7 @@ def _page_statement(connection: Connection, query: PageQuery) -> Select[Any]:
     if query.asset is not None:
         statement = statement.where(_has(connection, sessions.c.assets, query.asset))
     if query.after is not None:
-        created_at, session_id = query.after
-        # The first condition alone is one for the index: without it, a page would read all pages before it.
-        at_most = sessions.c.created_at <= created_at
-        statement = statement.where(at_most, or_(sessions.c.created_at < created_at, sessions.c.id > session_id))
+        statement = statement.where(*_after(*query.after))
     if query.wanted is not None:
         statement = statement.where(*words.conditions(connection, query.wanted))
     return statement

@@ -11,15 +11,15 @@ Row = TypeVar("Row")
 
 
 def readable(
-    select: Callable[[int], Sequence[Row]], decode: Callable[[Row], Header | None], limit: int
+    select: Callable[[Sequence[Row]], Sequence[Row]], decode: Callable[[Row], Header | None], limit: int
 ) -> list[Header]:
-    """The first `limit` headers that can be read; `select(n)` returns up to `limit` rows after the first n."""
+    """The first `limit` headers that can be read; `select(seen)` returns up to `limit` rows after those seen so far."""
     found: list[Header] = []
-    seen = 0
+    seen: list[Row] = []
     while True:
         rows = select(seen)
         found += [header for header in map(decode, rows) if header is not None]
-        seen += len(rows)
+        seen += rows
         if len(rows) < limit or len(found) >= limit:
             return found[:limit]
 

@@ -121,11 +121,11 @@ def select_page(connection: sqlite3.Connection, query: PageQuery, left_out: list
     """Live sessions by `created_at` descending, then id; `left_out` gets those that only a later fiml can read."""
     ids = [] if left_out is None else left_out
     whose = "TRUE" if query.user_id is None else _OWN
-    own = readable(lambda seen: _rows(connection, query, whose, seen), lambda row: _decode(row, ids), query.limit)
+    own = readable(lambda seen: _rows(connection, query, whose, len(seen)), lambda row: _decode(row, ids), query.limit)
     if query.given_to is None:
         return own
     # A query of their own: the user's own sessions come from an index, in order.
-    given = readable(lambda seen: _rows(connection, query, _GIVEN, seen), _decode_anothers, query.limit)
+    given = readable(lambda seen: _rows(connection, query, _GIVEN, len(seen)), _decode_anothers, query.limit)
     return newest_first([*own, *given])[: query.limit]
 
 
