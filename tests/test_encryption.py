@@ -234,6 +234,16 @@ async def test_a_key_that_is_missing_is_named(store: SessionStore, embedded: Set
             await other.get_session(session.id)
 
 
+async def test_a_key_that_was_replaced_under_its_id_is_used_no_more(store: SessionStore, keys: KeyFile) -> None:
+    """With the old key, the store would go on writing what nobody can read after its end."""
+    session = await marked_session(store)
+    keys.path.unlink()
+    keys.add("k1")
+
+    with pytest.raises(CorruptRecord):
+        await store.get_session(session.id)
+
+
 async def test_a_query_is_recorded_even_if_the_session_cannot_be_extended(
     embedded: Settings, key_file: Path, tmp_path: Path, clock: FrozenClock
 ) -> None:
