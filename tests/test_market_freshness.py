@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from fiml.market import freshness
 from fiml.market.freshness import Part, Trading, calendar_of, fresh_until
 from fiml.market.models import AssetKind, Instrument
 
@@ -125,6 +126,13 @@ async def test_without_the_calendars_a_market_is_always_open(monkeypatch: pytest
 
     assert await life(Part.QUOTE, make_instrument(), at("2026-11-28T16:00")) == OPEN
     assert await life(Part.BARS, make_instrument(), at("2026-11-28T16:00")) == timedelta(minutes=15)
+
+
+async def test_a_market_whose_calendar_is_missing_is_always_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a release of the calendars that is older or newer."""
+    monkeypatch.setitem(freshness._CALENDARS_BY_SUFFIX, "L", "NONE")
+
+    assert await life(Part.QUOTE, make_instrument("VOD.L"), at("2026-11-28T16:00")) == OPEN
 
 
 @pytest.mark.parametrize(
