@@ -55,7 +55,7 @@ async def test_a_caller_that_does_not_finish_its_request_is_disconnected(tmp_pat
 async def test_an_answer_may_take_longer_than_its_question(tmp_path: Path) -> None:
     """The limit is on the request; a call in progress is not cut off."""
     slow = HASTY + "\nimport asyncio, fiml.mcp.http as http\nasync def ready(self):\n    await asyncio.sleep(1)\n"
-    slow += "    return True\nhttp._Probe._engines_answer = ready"
+    slow += "    return {'status': 'ok'}\nhttp._Probe._engines_answer = ready"
     async with http_server(tmp_path / "data", before=slow) as server:
         ready = await server.get("/ready")
 

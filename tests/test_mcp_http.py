@@ -9,14 +9,19 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mcp_types import INVALID_PARAMS
 
+from fiml.core.clock import now
+from fiml.core.config import Settings, variable
 from fiml.core.errors import InvalidInput, Misconfigured
 from fiml.mcp.http import MAX_BODY_BYTES, parse_address
+from fiml.sessions.models import SessionType
+from fiml.sessions.store import SessionStore
 from tests.support.deployment import Deployment
 from tests.support.http_server import http_server
 from tests.support.mcp_client import ERAS, TOOLS
@@ -56,6 +61,24 @@ async def test_health_and_ready_tell_the_state_and_no_data(deployment: Deploymen
 
     assert [each.status_code for each in (healthy, ready, still_healthy, not_ready, back)] == [200, 200, 200, 503, 200]
     assert (ready.json(), not_ready.json()) == ({"status": "ok"}, {"status": "unavailable"})
+
+
+async def test_ready_tells_of_a_backlog_that_nobody_sweeps(backend_settings: Settings, tmp_path: Path) -> None:
+    async with SessionStore(backend_settings) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY)
+        session.expires_at = now() - timedelta(hours=3)
+        await store.update_session(session.id, session)
+        variables = {
+            variable(name): str(value) for name, value in backend_settings.model_dump(exclude_unset=True).items()
+        }
+        async with http_server(tmp_path / "data", **variables, FIML_MAINTENANCE="worker") as server:
+            waiting = await server.get("/ready")
+        await store.sweep()
+        async with http_server(tmp_path / "data", **variables, FIML_MAINTENANCE="worker") as server:
+            swept = await server.get("/ready")
+
+    assert (waiting.status_code, waiting.json()) == (200, {"status": "ok", "backlog": True})
+    assert swept.json() == {"status": "ok"}
 
 
 async def test_ready_answers_in_time_where_an_engine_hangs(tmp_path: Path) -> None:

@@ -314,6 +314,8 @@ def _schema(facts: "SchemaFacts", *, outdated: Mark, upgrade: str) -> Check:
 
 
 def _backlog(waiting: int | None, oldest: datetime | None, interval_minutes: int, *, is_exact: bool) -> Check:
+    from fiml.sessions.maintenance import is_sweep_late  # noqa: PLC0415 - only this command needs it
+
     if waiting is None:
         return Check(Mark.NOTE, "backlog", "unknown, as the server doesn't report it")
     if waiting == 0:
@@ -321,10 +323,9 @@ def _backlog(waiting: int | None, oldest: datetime | None, interval_minutes: int
     finding = (
         f"{'' if is_exact else 'at most '}{waiting} expired session{'s' if waiting > 1 else ''} waiting to be archived"
     )
-    waits = timedelta(0) if oldest is None else clock.now() - oldest
-    # A session that expires right after a sweep waits for a whole interval; allow one more for the sweep itself.
-    if waits > 2 * timedelta(minutes=interval_minutes):
-        finding += f", the oldest for {_rough(waits)}: no sweep has run for that long, and the backlog grows"
+    if oldest is not None and is_sweep_late(oldest, interval_minutes):
+        waits = _rough(clock.now() - oldest)
+        finding += f", the oldest for {waits}: no sweep has run for that long, and the backlog grows"
         return Check(
             Mark.NOTE, "backlog", finding, "check that `fiml serve` or a worker runs; `fiml sessions sweep` sweeps now"
         )

@@ -10,6 +10,8 @@ import ipaddress
 import signal
 import socket
 import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
@@ -21,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fiml.access.rates import Allowances, open_allowances
+from fiml.core import clock
 from fiml.core.config import Settings, split_address
 from fiml.core.errors import FimlError, InvalidInput, Misconfigured, Unavailable, echo
 from fiml.core.log import get_logger
@@ -32,6 +35,8 @@ from fiml.mcp.requests import NamedRequests
 from fiml.mcp.server import build_server
 from fiml.metrics.exposing import exposing
 from fiml.runtime import Runtime, open_runtime
+from fiml.sessions.maintenance import is_sweep_late
+from fiml.sessions.store import SessionStore
 
 PATH = "/mcp"
 MAX_BODY_BYTES = 2 * 1024 * 1024
@@ -43,6 +48,7 @@ _LEAST_REFUSAL = 400
 # A look at the engines takes two seconds at most. The first one also loads the drivers and opens the store, which takes
 # two seconds more if PostgreSQL hangs.
 READY_WITHIN_S = 10.0
+_LOOK_FOR_BACKLOG_EVERY = timedelta(minutes=1)
 
 _log = get_logger()
 
@@ -82,8 +88,8 @@ def build_app(
     probe = _Probe(runtime)
 
     async def ready(_request: Request) -> Response:
-        status = await probe.status()
-        return JSONResponse({"status": status}, status_code=503 if status == "unavailable" else 200)
+        answer = await probe.answer()
+        return JSONResponse(answer, status_code=503 if answer["status"] == "unavailable" else 200)
 
     app = build_server(runtime, verifier).streamable_http_app(
         streamable_http_path=PATH,
@@ -112,31 +118,45 @@ def build_app(
 class _Probe:
     """Whether the engines answer in time. Requests at the same time share one look, so that looks don't pile up.
 
-    While only the archive is away, the server is still useful: live sessions work.
+    While only the archive is away, the server is still useful: live sessions work. So it is while nobody sweeps.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._look = SharedLook(self._engines_answer)
+        self._looked_for_backlog_at = datetime.min.replace(tzinfo=UTC)
+        self._has_backlog = False
 
-    async def status(self) -> str:
-        """`ok`, `degraded` while only the archive is away, or `unavailable`."""
+    async def answer(self) -> dict[str, Any]:
+        """`status`: `ok`, `degraded` while only the archive is away, or `unavailable`; `backlog`, if there is one."""
         try:
             async with asyncio.timeout(READY_WITHIN_S):
                 return await self._look.result()
         except TimeoutError:
             _log.warning("not_ready", code="no_answer_in_time")
-            return "unavailable"
+            return {"status": "unavailable"}
 
-    async def _engines_answer(self) -> str:
+    async def _engines_answer(self) -> dict[str, Any]:
         try:
-            away = await (await self._runtime.store()).away()
+            store = await self._runtime.store()
+            away = await store.away()
+            if not away:
+                await self._look_for_backlog(store)
         except FimlError as exc:
             _log.warning("not_ready", code=exc.code)
-            return "unavailable"
+            return {"status": "unavailable"}
         if away:
             _log.warning("not_ready", away=away)
-        return "unavailable" if "live" in away else "degraded" if away else "ok"
+            return {"status": "unavailable" if "live" in away else "degraded"}
+        return {"status": "ok", "backlog": True} if self._has_backlog else {"status": "ok"}
+
+    async def _look_for_backlog(self, store: SessionStore) -> None:
+        # Probes may come every second, and the figures count many sessions.
+        if clock.now() - self._looked_for_backlog_at < _LOOK_FOR_BACKLOG_EVERY:
+            return
+        oldest = (await store.figures()).oldest_waiting
+        self._has_backlog = is_sweep_late(oldest, self._runtime.settings.session_cleanup_interval_minutes)
+        self._looked_for_backlog_at = clock.now()
 
 
 class RefusalsNoted:

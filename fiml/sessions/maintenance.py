@@ -77,6 +77,12 @@ async def reencrypt_if_due(store: SessionStore, holder: str) -> Result:
     return done[0] if done else {"rewritten": 0, "unreadable": 0, "in_clear": 0, "duration_seconds": 0.0}
 
 
+def is_sweep_late(oldest_waiting: datetime | None, interval_minutes: int) -> bool:
+    """Whether no sweep has looked at an expired session for two intervals."""
+    # A session that expires right after a sweep waits for a whole interval; allow one more for the sweep itself.
+    return oldest_waiting is not None and clock.now() - oldest_waiting > 2 * timedelta(minutes=interval_minutes)
+
+
 def _an_interval_ago(settings: Settings) -> datetime:
     return clock.now() - timedelta(minutes=settings.session_cleanup_interval_minutes)
 
