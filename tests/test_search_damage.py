@@ -3,12 +3,14 @@
 import asyncio
 import sqlite3
 from contextlib import closing
+from typing import Any
 
 import pytest
 import redis
 from sqlalchemy import text
 
 from fiml.core.config import Settings
+from fiml.core.errors import CorruptRecord
 from fiml.sessions.store import SessionStore
 from fiml.testing.conformance.searching import begin, found, looked_up
 from fiml.testing.conformance.suite import OpenStore
@@ -79,6 +81,51 @@ async def test_a_damaged_session_in_the_file_hides_no_other(sqlite_settings: Set
         await begin(store, title="good one", user_id="bob", queries=[looked_up("AAPL", x=1.0)])
 
         assert await found(store, "good", user_id="bob") == ["good one"]
+
+
+@pytest.mark.parametrize("asked", [{"asset": "AAPL"}, {"tag": "tech"}])
+@pytest.mark.parametrize("is_archived", [False, True])
+async def test_a_filter_names_the_owner_a_damaged_session_and_hides_no_other_from_a_friend(
+    sqlite_settings: Settings, is_archived: bool, asked: dict[str, Any]
+) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        damaged, good = [await begin(store, title=title, user_id="ann", tags=["tech"]) for title in ("bad", "good")]
+        for session in (damaged, good):
+            await store.share_session(session.id, "bob")
+            if is_archived:
+                await store.archive_session(session.id)
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as connection, connection:
+            for update in ("UPDATE active_sessions SET", "UPDATE sessions SET"):
+                connection.execute(f"{update} assets = '[', tags = '[' WHERE id = ?", (damaged.id.hex,))
+        searched: dict[str, Any] = {"symbol": asked["asset"]} if "asset" in asked else asked
+        friend = store.as_principal("bob")
+
+        with pytest.raises(CorruptRecord, match=f"{damaged.id}"):
+            await store.list_user_sessions("ann", True, **asked)
+        assert [each.title for each in await friend.list_user_sessions(None, True, **asked)] == ["good"]
+        assert [each.title for each in await friend.search_sessions(None, **searched)] == ["good"]
+
+
+async def test_a_damaged_history_in_the_archive_matches_no_figure_and_hides_no_other(sqlite_settings: Settings) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        for title in ("broken", "good"):
+            session = await begin(store, title=title, queries=[looked_up("AAPL", x=1.0)])
+            await store.archive_session(session.id)
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as connection, connection:
+            connection.execute("UPDATE sessions SET history_queries = '[' WHERE title = 'broken'")
+
+        assert await found(store, "x = 1") == ["good"]
+
+
+async def test_damaged_metrics_in_the_file_are_damage(sqlite_settings: Settings) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        session = await begin(store, title="good")
+        await store.archive_session(session.id)
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as connection, connection:
+            connection.execute("UPDATE session_metrics SET assets_analyzed = '['")
+
+        with pytest.raises(CorruptRecord, match="malformed JSON"):
+            await store.roll_up()
 
 
 async def test_a_damaged_query_in_the_file_matches_no_figure_and_hides_no_other(sqlite_settings: Settings) -> None:

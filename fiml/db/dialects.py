@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, Connection, Table, Text, bindparam, cast, func, select
+from sqlalchemy import JSON, ColumnElement, Connection, Table, Text, bindparam, case, cast, false, func, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.selectable import TableValuedAlias
 
@@ -72,6 +72,16 @@ def json_elements(connection: Connection, column: ColumnElement[Any]) -> TableVa
     """The strings of a JSON array, as rows with one column, `value`."""
     each = func.jsonb_array_elements_text if is_postgresql(connection) else func.json_each
     return each(column).table_valued("value", joins_implicitly=True)
+
+
+def if_json(
+    connection: Connection, column: ColumnElement[Any], condition: ColumnElement[bool], *, otherwise: bool
+) -> ColumnElement[bool]:
+    """A condition on a column's JSON; `otherwise` where a damaged SQLite file has something else there."""
+    if is_postgresql(connection):
+        return condition
+    # CASE guarantees that the JSON is only read after it was found valid; AND would not.
+    return case((func.json_valid(column) == 1, condition), else_=true() if otherwise else false())
 
 
 def json_members(connection: Connection, column: ColumnElement[Any]) -> TableValuedAlias:

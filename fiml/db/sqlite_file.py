@@ -37,6 +37,7 @@ Result = TypeVar("Result")
 _Begin = Callable[[sqlite3.Connection], None]
 
 # The record itself is at fault, and sending it again won't help.
+_DAMAGE = ("Could not decode to UTF-8", "malformed JSON")  # these errors have no codes of their own
 _REFUSAL = ("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")
 
 _NOTES_WITHIN_S = 0.1
@@ -330,7 +331,7 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def _translate(path: Path, exc: BaseException) -> Exception:
-    if "Could not decode to UTF-8" in str(exc):  # this error has no code
+    if any(damage in str(exc) for damage in _DAMAGE):
         return CorruptRecord("a record", str(exc))
     match getattr(exc, "sqlite_errorname", ""):
         case "SQLITE_NOTADB":

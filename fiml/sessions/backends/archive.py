@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, case
 
 from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.core.log import get_logger
-from fiml.db.dialects import insert_into, is_postgresql, json_elements, upsert
+from fiml.db.dialects import if_json, insert_into, is_postgresql, json_elements, upsert
 from fiml.db.tables import search_pending, session_quarantine, sessions, tombstones
 from fiml.sessions import stored_json, values
 from fiml.sessions.backends import archived_grants, metrics, words
@@ -213,7 +213,8 @@ def _after(created_at: datetime, session_id: UUID) -> tuple[ColumnElement[bool],
 
 def _has(connection: Connection, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
     elements = json_elements(connection, column)
-    return select(elements.c.value).where(elements.c.value == name).exists()
+    has_it = select(elements.c.value).where(elements.c.value == name).exists()
+    return if_json(connection, column, has_it, otherwise=True)  # reading the row says which session is damaged
 
 
 def _page_statement(connection: Connection, query: PageQuery) -> Select[Any]:

@@ -134,9 +134,9 @@ def _rows(connection: sqlite3.Connection, query: PageQuery, whose: str, seen: in
     if query.type is not None:
         conditions.append("type = :type")
     if query.tag is not None:
-        conditions.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)")
+        conditions.append(sqlite_words.has_one("tags", ":tag"))
     if query.asset is not None:
-        conditions.append("EXISTS (SELECT 1 FROM json_each(assets) WHERE value = :asset)")
+        conditions.append(sqlite_words.has_one("assets", ":asset"))
     parameters: dict[str, Any] = {name: getattr(query, name) for name in _OF_PAGE} | {"user": query.given_to}
     if query.after is not None:
         conditions.append("(created_at < :after OR created_at = :after AND id > :after_id)")

@@ -38,7 +38,7 @@ def live_clauses(wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
         parameters["words"] = match(wanted.words)
     if wanted.symbols:
         about, found = query_clause((), wanted.symbols, "q.body")
-        is_asset = f"EXISTS (SELECT 1 FROM json_each(assets) WHERE value IN ({_marks(wanted.symbols)}))"  # noqa: S608
+        is_asset = has_one("assets", _marks(wanted.symbols))
         clauses.append(f"({is_asset} OR {_some_query(about)})")
         parameters |= found
     if wanted.conditions:
@@ -46,6 +46,13 @@ def live_clauses(wanted: Wanted) -> tuple[list[str], dict[str, Any]]:
         clauses.append(_some_query(holds))
         parameters |= found
     return clauses, parameters
+
+
+def has_one(column: str, names: str) -> str:
+    """The condition that a JSON array has one of some names; also met where a damaged column isn't JSON."""
+    # Reading the row then says which session is damaged.
+    some = f"EXISTS (SELECT 1 FROM json_each({column}) WHERE value IN ({names}))"  # noqa: S608 - no values
+    return f"CASE WHEN json_valid({column}) THEN {some} ELSE TRUE END"
 
 
 def match(words: Sequence[str]) -> str:

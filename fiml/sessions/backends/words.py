@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import Boolean, ColumnElement, Connection, or_, select, text, type_coerce
 
 from fiml.core.errors import CorruptRecord
-from fiml.db.dialects import is_postgresql, json_elements
+from fiml.db.dialects import if_json, is_postgresql, json_elements
 from fiml.db.tables import sessions
 from fiml.sessions.backends.sqlite_words import HAVE, match, query_clause
 from fiml.sessions.damage import DAMAGE
@@ -106,7 +106,8 @@ def conditions(connection: Connection, wanted: Wanted) -> list[ColumnElement[boo
         found.append(_have(connection, wanted.words))
     if wanted.symbols:
         elements = json_elements(connection, sessions.c.assets)
-        is_asset = select(elements.c.value).where(elements.c.value.in_(wanted.symbols)).exists()
+        has_one = select(elements.c.value).where(elements.c.value.in_(wanted.symbols)).exists()
+        is_asset = if_json(connection, sessions.c.assets, has_one, otherwise=True)
         found.append(or_(is_asset, _some_query(connection, (), wanted.symbols)))
     if wanted.conditions:
         found.append(_some_query(connection, wanted.conditions, wanted.symbols))
@@ -135,10 +136,8 @@ def _some_query(connection: Connection, figures: Sequence[Condition], symbols: S
         )
     clause, parameters = query_clause(figures, symbols, "q.value")
     # S608: the clause is made of our own names and of placeholders.
-    return _boolean(
-        f"EXISTS (SELECT 1 FROM json_each(sessions.history_queries) q WHERE {clause})",  # noqa: S608
-        parameters,
-    )
+    some = f"EXISTS (SELECT 1 FROM json_each(sessions.history_queries) q WHERE {clause})"  # noqa: S608
+    return if_json(connection, sessions.c.history_queries, _boolean(some, parameters), otherwise=False)
 
 
 def _json_path(figures: Sequence[Condition], symbols: Sequence[str]) -> tuple[str, dict[str, Any]]:
