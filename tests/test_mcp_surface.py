@@ -12,6 +12,7 @@ from mcp_types import Tool
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError, NotPermitted, Unavailable, Unconfirmed
 from fiml.mcp.refusals import next_step_of
+from fiml.testing import make_query
 from tests.support.mcp_client import ERAS, HANDSHAKE, TOOLS, Door, door, structured, tokens
 
 SEVEN_TOKENS = 6000
@@ -268,6 +269,22 @@ async def test_every_result_fits_its_output_schema_and_two_thousand_tokens(sqlit
             Draft202012Validator(tool.output_schema).validate(result)
             assert result["status"] == "success"
             assert tokens(result) < RESULT_TOKENS, tool.name
+
+
+async def test_of_many_types_of_queries_the_most_frequent_are_shown(sqlite_settings: Settings) -> None:
+    """A program that writes to the same store has types of its own."""
+    types = [f"{number:03}-{'t' * 60}" for number in range(100)]
+    async with door(sqlite_settings) as caller:
+        session_id = await caller.create("AAPL")
+        store = await caller.runtime.store()
+        for each in [*types, *types[-20:]]:
+            await store.record_query(session_id, make_query(each))
+        info = await caller.answer("get-session-info", sessionId=session_id)
+        statistics = await caller.answer("get-session-analytics")
+
+    assert info["query_types"] == statistics["query_type_distribution"] == dict.fromkeys(types[-20:], 2)
+    assert info["total_queries"] == statistics["total_queries"] == 120
+    assert max(tokens(info), tokens(statistics)) < RESULT_TOKENS
 
 
 @pytest.mark.parametrize(("tool", "asked"), [("list-sessions", {}), ("search-sessions", {"tag": "wide"})])

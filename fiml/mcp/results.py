@@ -12,6 +12,7 @@ from fiml.looks import SinceLastLook
 from fiml.sessions.models import QueryRecord, Session, SessionSummary
 
 MAX_DAYS_SHOWN = 31
+MAX_TYPES_SHOWN = 20
 RECENT_QUERIES = 5
 _MAX_SUMMARY_CHARACTERS = 200
 _MAX_PARAMETERS_CHARACTERS = 400
@@ -39,6 +40,10 @@ class _Standing(_About):
     total_queries: int
     is_expired: bool
     is_archived: bool
+
+
+# The tools record four types; a program that writes to the same store may record any number.
+_Types = Annotated[dict[str, int], Field(description=f"the {MAX_TYPES_SHOWN} most frequent")]
 
 
 class CreatedSession(_About, Result):
@@ -80,7 +85,7 @@ class SessionInfo(_Standing, Result):
 
     time_remaining_hours: float = Field(description="negative after the expiry")
     cache_hit_rate: float
-    query_types: dict[str, int]
+    query_types: _Types
     recent_queries: list[QueryLine] = Field(description=f"the last {RECENT_QUERIES}, oldest first")
 
     @classmethod
@@ -102,7 +107,7 @@ class SessionInfo(_Standing, Result):
             time_remaining_hours=remaining_hours(session),
             total_queries=history.total_queries,
             cache_hit_rate=history.cache_hit_rate,
-            query_types=history.get_query_types_summary(),
+            query_types=_most_frequent(history.get_query_types_summary()),
             recent_queries=[QueryLine.of(query) for query in history.get_recent_queries(RECENT_QUERIES)],
         )
 
@@ -172,7 +177,7 @@ class Statistics(Result):
     type_breakdown: dict[str, int]
     top_assets: list[AssetCount]
     popular_tags: list[TagCount]
-    query_type_distribution: dict[str, int]
+    query_type_distribution: _Types
     queries_over_time: list[DayCount] = Field(description=f"days in UTC, the last {MAX_DAYS_SHOWN} that had any")
     median_query_time_ms: float | None
     p95_query_time_ms: float | None
@@ -185,7 +190,9 @@ class Statistics(Result):
         top = [AssetCount(symbol=symbol, count=count) for symbol, count in stats["top_assets"]]
         tags = [TagCount(tag=tag, count=count) for tag, count in stats["popular_tags"]]
         days = [DayCount(day=day, count=count) for day, count in stats["queries_over_time"][-MAX_DAYS_SHOWN:]]
-        return cls(**{**stats, "top_assets": top, "popular_tags": tags, "queries_over_time": days})
+        types = _most_frequent(stats["query_type_distribution"])
+        shown = {"top_assets": top, "popular_tags": tags, "queries_over_time": days, "query_type_distribution": types}
+        return cls(**{**stats, **shown})
 
 
 Figures = dict[str, Any]
@@ -260,6 +267,10 @@ class SearchResult(Result):
             total_queries=answer.total_queries,
             since_last_look=_since(answer.since_last_look),
         )
+
+
+def _most_frequent(types: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(types.items(), key=lambda each: (-each[1], each[0]))[:MAX_TYPES_SHOWN])
 
 
 def remaining_hours(session: Session) -> float:
