@@ -218,7 +218,8 @@ async def test_a_server_is_ready_while_only_the_archive_is_away(engines: Engines
     assert closed_now["was_live"]
     assert (unknown["code"], closed["code"]) == ("unavailable", "unavailable")
     assert listed["partial"]
-    assert (degraded.status_code, degraded.json(), ready.json()) == (200, {"status": "degraded"}, {"status": "ok"})
+    # Sessions of the other tests may be waiting for a sweep.
+    assert (degraded.status_code, degraded.json(), ready.json()["status"]) == (200, {"status": "degraded"}, "ok")
 
 
 async def test_the_first_look_at_a_server_that_starts_while_the_archive_hangs_finds_it_degraded(
