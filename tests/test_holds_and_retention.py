@@ -56,6 +56,17 @@ async def users_with_tokens(settings: Settings) -> list[str]:
         return [token.user_id for token in await tokens.list_tokens()]
 
 
+async def test_the_metrics_of_a_session_that_is_deleted_meanwhile_are_not_recorded(store: SessionStore) -> None:
+    """By whoever read it before: they would name a user who was erased."""
+    session = await a_session(store)
+    read = await existing(store, session.id)
+    await store.erase_user(OWNER)
+
+    await SessionAnalytics(store.session_maker).record_session_metrics(read)
+
+    assert (await SessionAnalytics(store.session_maker).get_session_stats())["total_sessions"] == 0
+
+
 @pytest.mark.parametrize("state", ["live", "expired", "archived", "resumed"])
 async def test_a_held_session_can_not_be_deleted_whatever_becomes_of_it(
     store: SessionStore, clock: FrozenClock, state: str

@@ -22,7 +22,7 @@ from fiml.sessions import values
 from fiml.sessions.analytics import export
 from fiml.sessions.analytics.figures import Filters, Sums, add_ended, add_live
 from fiml.sessions.analytics.results import MetricsTable, SessionStats
-from fiml.sessions.backends import metrics
+from fiml.sessions.backends import archive, metrics
 from fiml.sessions.changes import check_state
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.query_json import encode_query
@@ -77,7 +77,7 @@ class SessionAnalytics:
     async def record_session_metrics(self, session: Session) -> None:
         """Write the metrics of a session as it is now. A later version replaces an earlier one.
 
-        Nothing is written if analytics is off.
+        Nothing is written if analytics is off, or if the session was deleted.
 
         Raises:
             InvalidInput: a value can't be stored; nothing was written.
@@ -199,6 +199,9 @@ def _checked_header(session: Session) -> Header:
 
 
 def _write_metrics(connection: Connection, header: Header, *, is_archived: bool) -> None:
+    archive.lock(connection, [header.id])
+    if archive.is_buried(connection, header.id):
+        return
     ended_at = None
     if is_archived:
         ended_at = connection.scalar(select(sessions.c.archived_at).where(sessions.c.id == header.id))
