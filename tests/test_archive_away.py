@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import psutil
 import pytest
 from sqlalchemy import text
@@ -18,6 +20,7 @@ from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import existing, listing
+from tests.support.deployment import Deployment
 from tests.support.http_server import http_server
 from tests.support.servers import PostgresProcess, postgres_server, valkey_server
 
@@ -254,3 +257,22 @@ async def refusal(call: Awaitable[object]) -> type[Exception] | None:
     except Unavailable as exc:
         return type(exc)
     return None
+
+
+@pytest.mark.parametrize("asked", [{"type": "equity"}, {"tag": "tech"}, {"asset": "AAPL"}])
+async def test_a_listing_with_a_filter_has_as_long_as_a_search(
+    deployment: Deployment, clock: FrozenClock, asked: dict[str, Any]
+) -> None:
+    """PostgreSQL looks through everything for it; here, it waits for somebody who locks the sessions."""
+    async with SessionStore(deployment.settings()) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, tags=["tech"])
+        await store.archive_session(session.id)
+        locking = await asyncpg.connect(deployment.database_url)
+        async with locking.transaction():
+            await locking.execute("LOCK TABLE sessions")
+            filtered = asyncio.create_task(store.list_user_sessions(None, include_archived=True, **asked))
+            whole = await store.list_user_sessions(None, include_archived=True)
+        await locking.close()
+
+        assert whole.partial
+        assert [summary.id for summary in await filtered] == [session.id]

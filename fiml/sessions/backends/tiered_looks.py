@@ -102,7 +102,7 @@ class TieredLooks:
         if not query.include_archived:
             return live
         try:
-            ended = await self._ended(query, lambda some: self._database.view(partial(archive.page, query=some)))
+            ended = await self._ended(query, self._page_ended)
         except Unavailable:
             live.is_partial = True
             return live
@@ -112,6 +112,13 @@ class TieredLooks:
         rows = merge_pages(list(found.values()), ended, query.limit)
         searched_to = first_position(live.searched_to, again.searched_to)
         return Page(rows if searched_to is None else rows_down_to(rows, searched_to), searched_to=searched_to)
+
+    async def _page_ended(self, query: PageQuery) -> list[Header]:
+        if query.type is None and query.tag is None and query.asset is None:
+            return await self._database.view(partial(archive.page, query=query))
+        # The filters have no index: to find few among many sessions takes longer than a call may.
+        await self.look_at_archive()
+        return await self._database.maintain(partial(archive.page, query=query))
 
     async def search(self, query: PageQuery) -> Found:
         """As `Backend.search`."""
