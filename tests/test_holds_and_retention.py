@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-import asyncpg
 import pytest
 
 from fiml.access.tokens import open_tokens
@@ -24,7 +23,6 @@ from fiml.sessions.records import header_of
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import existing, listing
-from tests.support.deployment import Deployment
 
 OWNER = "ann"
 THOUGHT = "a very private thought"
@@ -122,25 +120,6 @@ async def test_of_a_hold_and_a_deletion_at_once_one_comes_first(store: SessionSt
         is_held = await store.get_hold(session.id) is not None
         assert (await store.get_session(session.id) is not None) == is_held
         assert isinstance(outcomes[0], SessionOnHold) if is_held else isinstance(outcomes[1], SessionNotFound)
-
-
-async def test_a_hold_waits_for_a_deletion_that_has_begun(deployment: Deployment) -> None:
-    """The deletion has its lock, and its tombstone isn't visible yet."""
-    async with SessionStore(deployment.settings()) as store:
-        session = await a_session(store)
-        deleting = await asyncpg.connect(deployment.database_url)
-        async with deleting.transaction():
-            await deleting.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", str(session.id))
-            holding = asyncio.create_task(store.hold(session.id, "why"))
-            while not holding.done() and not await deleting.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-                pass
-            bury = "INSERT INTO session_tombstones (id, version, deleted_at) VALUES ($1, 1, now())"
-            await deleting.execute(bury, session.id)
-        await deleting.close()
-
-        with pytest.raises(SessionNotFound):
-            await holding
-        assert await store.get_hold(session.id) is None
 
 
 async def test_retention_deletes_what_is_old_keeps_what_is_held_and_keeps_the_metrics(
