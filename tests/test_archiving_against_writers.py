@@ -1,5 +1,6 @@
 """Archiving a session that others write to: it keeps them from writing for a while, and may die of anything then."""
 
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -40,9 +41,13 @@ class Foiled(Faults):
 
 
 class FailsOnce(Foiled):
-    """An engine is away for a single call of a process whose first try is foiled."""
+    """A single call fails of a process whose first try is foiled."""
 
     _fails_at = 0
+
+    def __init__(self, meanwhile: Callable[[], Awaitable[object]], failure: BaseException) -> None:
+        super().__init__(meanwhile)
+        self._failure = failure
 
     def fail_at(self, call: int) -> None:
         self.crash_at(call + 1_000, is_reply_lost=False)
@@ -51,7 +56,7 @@ class FailsOnce(Foiled):
     async def around(self, call: Callable[[], Awaitable[Result]]) -> Result:
         if self._crash_at is not None and self.calls + 1 == self._fails_at:
             self.calls += 1
-            raise Unavailable("the engine", "it is away in this test")
+            raise self._failure
         return await super().around(call)
 
 
@@ -121,15 +126,18 @@ async def test_a_process_that_dies_while_it_keeps_others_from_writing_leaves_the
     assert step > SECOND_TRY + 2
 
 
-async def test_an_archiving_that_fails_lets_the_others_write_at_once(
-    store: SessionStore, settings: Settings, clock: FrozenClock
+@pytest.mark.parametrize(
+    "failure", [Unavailable("the engine", "it is away in this test"), CancelledError()], ids=["fails", "cancelled"]
+)
+async def test_an_archiving_that_fails_or_is_cancelled_lets_the_others_write_at_once(
+    store: SessionStore, settings: Settings, clock: FrozenClock, failure: BaseException
 ) -> None:
     for step in count(SECOND_TRY):
         session = await a_session(store)
-        foiled = FailsOnce(partial(store.record_query, session.id, make_query("between")))
+        foiled = FailsOnce(partial(store.record_query, session.id, make_query("between")), failure)
         async with open_watched_store(settings, foiled.around) as archiving:
             foiled.fail_at(step)
-            with suppress(Unavailable):
+            with suppress(type(failure)):
                 await archiving.archive_session(session.id)
             foiled.disarm()
 
