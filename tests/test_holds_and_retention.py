@@ -142,6 +142,9 @@ async def test_retention_deletes_what_is_old_keeps_what_is_held_and_keeps_the_me
     assert {summary.id for summary in await listing(store)} == {held.id, resumed.id}
     stats = await SessionAnalytics(store.session_maker, store).get_session_stats(days=60)
     assert (stats["total_sessions"], stats["total_queries"]) == (3, 3)
+    await store.archive_session(resumed.id)
+    await store.hold(resumed.id, "why")
+    assert await store.count_held_past_retention() == 1
 
 
 async def test_retention_goes_through_any_number_in_batches(
