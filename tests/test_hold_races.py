@@ -1,0 +1,111 @@
+"""Holds, deletions and the retention at once, in PostgreSQL, where one can look between the other's steps."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from sqlalchemy import event
+from sqlalchemy.util import await_only
+
+from fiml.core.config import Settings
+from fiml.core.errors import SessionNotFound
+from fiml.sessions.models import Session, SessionType
+from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock
+from fiml.testing.conformance.suite import existing
+from tests.support.deployment import Deployment
+
+LOCK = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
+HOLD = "INSERT INTO session_holds (id, reason, held_at) VALUES ($1, 'why', now())"
+BURY = "INSERT INTO session_tombstones (id, version, deleted_at) VALUES ($1, 1, now())"
+
+
+@pytest.fixture
+def settings(deployment: Deployment) -> Settings:
+    return deployment.settings()
+
+
+@pytest.fixture
+async def other(deployment: Deployment) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    """A transaction of another process."""
+    connection = await asyncpg.connect(deployment.database_url)
+    yield connection
+    await connection.close()
+
+
+async def old_session(store: SessionStore, clock: FrozenClock) -> Session:
+    """One that retention may delete."""
+    session = await store.create_session(["AAPL"], SessionType.EQUITY)
+    await store.archive_session(session.id)
+    clock.advance(days=store.settings.session_retention_days, seconds=1)
+    return session
+
+
+async def test_a_hold_waits_for_a_deletion_that_has_begun(
+    store: SessionStore, other: "asyncpg.Connection[Any]"
+) -> None:
+    """The deletion has its lock, and its tombstone isn't visible yet."""
+    session = await store.create_session(["AAPL"], SessionType.EQUITY)
+    async with other.transaction():
+        await other.execute(LOCK, str(session.id))
+        holding = asyncio.create_task(store.hold(session.id, "why"))
+        while not holding.done() and not await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            pass
+        await other.execute(BURY, session.id)
+
+    with pytest.raises(SessionNotFound):
+        await holding
+    assert await store.get_hold(session.id) is None
+
+
+async def test_retention_passes_over_a_session_that_is_being_held(
+    store: SessionStore, clock: FrozenClock, other: "asyncpg.Connection[Any]"
+) -> None:
+    """The hold has its lock, and isn't visible yet."""
+    session = await old_session(store, clock)
+    async with other.transaction():
+        await other.execute(LOCK, str(session.id))
+        await other.execute(HOLD, session.id)
+        deleted = await store.delete_old_archived_sessions()
+
+    assert deleted == 0
+    assert (await existing(store, session.id)).is_archived
+
+
+async def hold(store: SessionStore, session_id: UUID) -> None:
+    await store.hold(session_id, "why")
+
+
+async def archive_anew(store: SessionStore, session_id: UUID) -> None:
+    await store.resume_session(session_id)
+    await store.archive_session(session_id)
+
+
+@pytest.mark.parametrize("meanwhile", [hold, archive_anew])
+async def test_retention_looks_again_at_what_it_has_locked(
+    store: SessionStore, clock: FrozenClock, meanwhile: Callable[[SessionStore, UUID], Awaitable[None]]
+) -> None:
+    session = await old_session(store, clock)
+
+    def before_the_lock(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if "pg_try_advisory_xact_lock" in statement:
+            await_only(meanwhile(store, session.id))
+
+    with listening(store.session_maker.kw["bind"].sync_engine, before_the_lock):
+        deleted = await store.delete_old_archived_sessions()
+
+    assert deleted == 0
+    assert (await existing(store, session.id)).is_archived
+
+
+@contextmanager
+def listening(engine: Any, listener: Callable[..., None]) -> Iterator[None]:
+    event.listen(engine, "before_cursor_execute", listener)
+    try:
+        yield
+    finally:
+        event.remove(engine, "before_cursor_execute", listener)
