@@ -1,6 +1,7 @@
 """What was taken back stays taken back, whatever copies of a session a crash or a resume in progress left."""
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from uuid import UUID, uuid4
@@ -10,7 +11,8 @@ import pytest
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError, SessionNotFound, Unavailable
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends.redis import SCRIPTS, RedisTier
+from fiml.sessions.backends import redis_keys as keys
+from fiml.sessions.backends.redis import FLOOR_S, SCRIPTS, TOMBSTONE_S, RedisTier
 from fiml.sessions.models import SessionType
 from fiml.sessions.rights import Role
 from fiml.sessions.store import SessionStore
@@ -160,3 +162,24 @@ async def test_a_fence_that_comes_late_lowers_none(store: SessionStore, settings
 
     with pytest.raises(Unavailable, match="a later version"):
         await store.resume_session(session_id)
+
+
+async def test_a_fence_is_forgotten_after_an_hour_and_a_deletion_after_a_day(
+    store: SessionStore, settings: Settings
+) -> None:
+    session_id, client = await begin(store), RedisClient.of(settings, SCRIPTS)
+    tier = RedisTier(client)
+    record = await tier.read(session_id, now=None)
+    assert record is not None
+    await store.archive_session(session_id)
+    await tier.fence(session_id, record.header.version + 1)
+    [fence_s] = await client.run([("TTL", keys.floor_key(session_id))])
+
+    await store.delete_session(session_id)
+    await tier.fence(session_id, record.header.version + 2)
+    [deletion_s] = await client.run([("TTL", keys.floor_key(session_id))])
+    revived = await tier.put(replace(record, header=replace(record.header, version=record.header.version + 3)))
+    await client.close()
+
+    assert 0 < fence_s <= FLOOR_S < deletion_s <= TOMBSTONE_S
+    assert revived == "deleted"
