@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -16,8 +18,11 @@ from fiml.core.errors import SessionNotFound
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
+from fiml.testing.conformance import Crash, Faults
 from fiml.testing.conformance.suite import existing
+from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
+from tests.support.interleaving import Frozen
 
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 HOLD = "INSERT INTO session_holds (id, reason, held_at) VALUES ($1, 'why', now())"
@@ -100,6 +105,34 @@ async def test_retention_looks_again_at_what_it_has_locked(
 
     assert deleted == 0
     assert (await existing(store, session.id)).is_archived
+
+
+async def test_a_resume_that_a_dying_deletion_overtakes_brings_nothing_back(
+    store: SessionStore, settings: Settings
+) -> None:
+    """The deletion dies once it has its tombstone, before it has removed what is live."""
+
+    async def delete_and_die(session_id: UUID) -> None:
+        faults = Faults()
+        async with open_watched_store(settings, faults.around) as dying:
+            faults.crash_at(3, is_reply_lost=True)
+            with suppress(Crash):
+                await dying.delete_session(session_id)
+            faults.disarm()
+
+    for step in count(1):
+        session = await store.create_session(["AAPL"], SessionType.EQUITY)
+        await store.archive_session(session.id)
+        frozen = Frozen(partial(delete_and_die, session.id), does_die=False)
+        async with open_watched_store(settings, frozen.around) as resuming:
+            frozen.freeze_at(step)
+            with suppress(SessionNotFound):
+                await resuming.resume_session(session.id)
+
+        assert (await store.get_session(session.id) is None) == frozen.has_thawed
+        if not frozen.has_thawed:
+            break
+    assert step > 4
 
 
 @contextmanager
