@@ -126,15 +126,16 @@ def test_a_cited_record_is_shown_though_the_same_was_answered_again(clock: Froze
 
 def test_of_more_figures_than_fit_a_line_each_is_whole_or_left_out(clock: FrozenClock) -> None:
     figures = {f"correlation:S{number}": 1_000_000_001.0 + number for number in range(100)}
-    query = QueryRecord("comparative", {"symbol": "AAPL"}, "AAPL", figures=figures, known_at=clock.now())
+    for length in range(1, 40):  # so that the end falls on every place in a figure
+        query = QueryRecord("comparative", {"symbol": "AAPL"}, "A" * length, figures=figures, known_at=clock.now())
 
-    line = pack_context(session_of(query), max_tokens=2000).lines[1].text
+        line = pack_context(session_of(query), max_tokens=2000).lines[1].text
 
-    *shown, left_out = line.split(" | ")[1].split(", ")
-    assert 0 < len(shown) < 100
-    assert set(shown) < {f"{name} {value:.10g}" for name, value in figures.items()}
-    assert left_out == "…"
-    assert line.endswith(" | known 2024-12-23T15:30:00Z")
+        *shown, left_out = line.split(" | ")[1].split(", ")
+        assert 0 < len(shown) < 100
+        assert set(shown) < {f"{name} {value:.10g}" for name, value in figures.items()}
+        assert left_out == "…"
+        assert line.endswith(" | known 2024-12-23T15:30:00Z")
 
 
 def test_a_figure_that_newer_records_lack_is_shown_where_it_was_last_answered(clock: FrozenClock) -> None:
