@@ -17,6 +17,7 @@ from fiml.market.providers.sample import SampleProvider
 from fiml.market.service import MarketService
 from fiml.mcp.server import build_server
 from fiml.runtime import Runtime, maintaining, open_runtime
+from fiml.sessions import store as stores
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore, get_session_store
 from fiml.testing import FrozenClock
@@ -103,6 +104,7 @@ def test_each_run_of_a_program_closes_its_store() -> None:
         with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
             store = runner.run(use())
         assert store._opened is None
+    assert sum(loop.is_closed() for loop in stores._stores) == 1  # the others were forgotten
 
 
 def test_threads_that_run_loops_of_their_own_have_stores_of_their_own() -> None:
