@@ -60,6 +60,17 @@ class TrailSuite(Suite):
         ]
         assert trail[8].detail == {"parts": ["title", "tags"]}
 
+    async def test_an_update_that_adds_a_query_in_front_recorded_only_this_one(self, store: SessionStore) -> None:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY)
+        await store.record_query(session.id, make_query())
+        session = await existing(store, session.id)
+        query = make_query()
+        session.state.history.queries.insert(0, query)
+
+        await store.update_session(session.id, session)
+
+        assert (await store.get_audit_trail(session.id))[-1].detail == {"queries": [query.id.hex]}
+
     async def test_what_changes_nothing_leaves_no_entry(self, store: SessionStore, clock: FrozenClock) -> None:
         session_id = await shared_session(store, clock, "live")
         before = await store.get_audit_trail(session_id)
