@@ -9,6 +9,7 @@ import pytest
 from fiml.core.errors import InvalidInput
 from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.notes import NoteKind, make_note
+from fiml.sessions.point_in_time import known_by
 from fiml.testing import FrozenClock
 from fiml.testing.conformance.suite import OpenStore, existing
 
@@ -171,3 +172,14 @@ async def test_an_invalid_origin_is_refused_and_nothing_written(open_store: Open
             await store.record_query(session.id, QueryRecord("price", id=uuid4(), **{field: value}))
 
         assert (await existing(store, session.id)).state.history.queries == []
+
+
+def test_a_later_answer_leaves_the_figures_that_it_lacks() -> None:
+    before = QueryRecord("price", {"symbol": "AAPL"}, timestamp=NOON, figures={"price": 1.0, "pe_ratio": 30.0})
+    after = price(2.0, NOON + timedelta(hours=1))
+
+    known = known_by(NOON + timedelta(hours=2), [before, after], {})
+
+    figures = known.figures["AAPL"]
+    assert {name: figure.value for name, figure in figures.items()} == {"price": 2.0, "pe_ratio": 30.0}
+    assert [figures[name].record_id for name in ("price", "pe_ratio")] == [after.id, before.id]
