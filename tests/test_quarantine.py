@@ -13,6 +13,7 @@ import pytest
 from fiml.core.config import Settings
 from fiml.core.errors import CorruptRecord, RecordRefused, SessionNotFound, SessionOnHold, SessionQuarantined
 from fiml.db.redis_client import RedisClient
+from fiml.sessions.backends.dumps import Dump
 from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
@@ -273,6 +274,37 @@ async def test_a_session_that_is_being_deleted_is_not_set_aside_behind_it(
         assert (await store.sweep()).quarantined == 0
         assert await store.list_quarantine() == []
         assert await store.get_session(session.id) is None
+
+
+async def test_what_was_set_aside_before_sessions_had_a_trail_can_be_archived(
+    sqlite_settings: Settings, clock: FrozenClock
+) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, title="refused", ttl_hours=1)
+        await store.record_query(session.id, make_query(), context={"a": 1})
+        session = await existing(store, session.id)
+        clock.advance(hours=2)
+        async with refusing(sqlite_settings, "refused"):
+            await store.sweep()
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as file, file:
+            [stored] = file.execute("SELECT record FROM session_quarantine").fetchone()
+            file.execute("UPDATE session_quarantine SET record = ?", (as_before_the_trail(stored),))
+
+        await store.retry_quarantined(session.id)
+
+        assert content(await existing(store, session.id)) == content(session)
+        assert await store.get_audit_trail(session.id) == []
+
+
+def as_before_the_trail(stored: bytes) -> bytes:
+    """A dump as fiml made it when there was no table of the trail, and nobody to share a session with."""
+    dump = Dump.from_bytes(stored)
+    with closing(sqlite3.connect(":memory:")) as tables:
+        tables.executescript(";".join(dump.parts["tables"]))
+        tables.executescript("DROP TABLE active_trail; ALTER TABLE active_sessions DROP COLUMN grants")
+        dump.parts["tables"] = [sql for (sql,) in tables.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")]
+    del dump.parts["trail"], dump.parts["header"][0]["grants"]
+    return dump.to_bytes()
 
 
 async def test_a_session_that_is_being_deleted_from_the_quarantine_is_not_said_to_be_archived(
