@@ -3,18 +3,21 @@
 import asyncio
 import sqlite3
 from contextlib import closing
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from fiml.core.config import Settings
 from fiml.core.errors import SessionExpired
-from fiml.sessions.models import QueryRecord
+from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.smart_ttl import METADATA_KEY
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
 from fiml.testing.conformance.suite import OpenStore, document, existing
+from tests.support.backends import open_watched_store
+from tests.support.interleaving import Frozen
 
 
 async def test_it_is_off_by_default(open_store: OpenStore, clock: FrozenClock) -> None:
@@ -110,6 +113,30 @@ async def test_writers_at_once_extend_once_and_lose_nothing(open_store: OpenStor
     assert found.state.history.total_queries == 20
     assert found.expires_at == session.created_at + timedelta(hours=23 + 12)
     assert found.state.metadata[METADATA_KEY]["extensions"] == 1
+
+
+async def test_an_expiry_that_another_sets_after_the_write_is_not_overruled(
+    backend_settings: Settings, store: SessionStore, clock: FrozenClock
+) -> None:
+    settings = backend_settings.model_copy(update={"session_smart_ttl": True})
+    for step in count(2):
+        session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
+        clock.advance(hours=23)
+        ends_at = clock.now() + timedelta(minutes=5)
+
+        async def set_expiry(session: Session = session, ends_at: datetime = ends_at) -> None:
+            session.expires_at = ends_at
+            await store.update_session(session.id, session)
+
+        frozen = Frozen(set_expiry, does_die=False)
+        async with open_watched_store(settings, frozen.around) as writing:
+            frozen.freeze_at(step)
+            await writing.record_query(session.id, QueryRecord("price"))
+
+        if not frozen.has_thawed:
+            break
+        assert (await existing(store, session.id)).expires_at == ends_at
+    assert step > 3
 
 
 async def test_the_new_expiry_stays_within_the_maximum(open_store: OpenStore, clock: FrozenClock) -> None:
