@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.util import await_only
 
 from fiml.core.config import Settings
@@ -133,6 +133,30 @@ async def test_a_resume_that_a_dying_deletion_overtakes_brings_nothing_back(
         if not frozen.has_thawed:
             break
     assert step > 4
+
+
+async def test_an_archiving_that_died_ends_no_session_that_lived_on(
+    store: SessionStore, settings: Settings, clock: FrozenClock
+) -> None:
+    """Nobody wrote to it, so that the copy has the same version."""
+    session = await store.create_session(["AAPL"], SessionType.EQUITY)
+    faults = Faults()
+    async with open_watched_store(settings, faults.around) as dying:
+        faults.crash_at(2, is_reply_lost=True)
+        with suppress(Crash):
+            await dying.archive_session(session.id)
+        faults.disarm()
+    clock.advance(hours=1)
+    accessed_at = (await existing(store, session.id)).last_accessed_at
+    clock.advance(hours=1)
+
+    await store.archive_session(session.id)
+
+    async with store.session_maker() as database:
+        found = await database.execute(
+            text("SELECT archived_at, last_accessed_at, ended_at FROM sessions, session_metrics")
+        )
+    assert tuple(found.one()) == (clock.now(), accessed_at, clock.now())
 
 
 @contextmanager
