@@ -163,17 +163,21 @@ async def test_retention_goes_through_any_number_in_batches(
     assert len(await listing(store)) == 4
 
 
-async def test_tombstones_are_forgotten_a_day_after_the_longest_task(store: SessionStore, clock: FrozenClock) -> None:
-    session = await a_session(store)
-    await store.delete_session(session.id)
-    clock.advance(days=1)
+async def test_tombstones_are_forgotten_a_day_after_the_longest_task(
+    store: SessionStore, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fiml.sessions.upkeep._BATCH", 1)
+    sessions = [await a_session(store) for _ in range(2)]
+    for session in sessions:
+        await store.delete_session(session.id)
+    clock.advance(days=1, minutes=store.settings.task_time_limit_minutes)
     assert await store.purge_tombstones() == 0
 
-    clock.advance(minutes=store.settings.task_time_limit_minutes, seconds=1)
+    clock.advance(seconds=1)
 
-    assert await store.purge_tombstones() == 1
+    assert await store.purge_tombstones() == 2
     assert await store.purge_tombstones() == 0
-    assert await store.get_session(session.id) is None
+    assert [await store.get_session(session.id) for session in sessions] == [None, None]
 
 
 async def test_an_erasure_leaves_nothing_of_a_user(
