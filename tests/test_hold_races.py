@@ -107,6 +107,49 @@ async def test_retention_looks_again_at_what_it_has_locked(
     assert (await existing(store, session.id)).is_archived
 
 
+async def test_a_hold_of_a_session_that_retention_deletes_meanwhile_is_taken_back(
+    store: SessionStore, settings: Settings, clock: FrozenClock, other: "asyncpg.Connection[Any]"
+) -> None:
+    for step in count(1):
+        session = await old_session(store, clock)
+        frozen = Frozen(store.delete_old_archived_sessions, does_die=False)
+        async with open_watched_store(settings, frozen.around) as holding:
+            frozen.freeze_at(step)
+            with suppress(SessionNotFound):
+                await holding.hold(session.id, "why")
+
+        is_there = await store.get_session(session.id) is not None
+        assert await other.fetchval("SELECT count(*) FROM session_holds") == is_there
+        if not frozen.has_thawed:
+            break
+        if is_there:
+            await store.release(session.id)
+            await store.delete_session(session.id)
+    assert step > 3
+
+
+async def test_a_session_that_is_created_during_the_erasure_of_its_user_is_erased_or_listed(
+    store: SessionStore, settings: Settings
+) -> None:
+    created: list[UUID] = []
+
+    async def create() -> None:
+        created.append((await store.create_session(["AAPL"], SessionType.EQUITY, user_id="ann")).id)
+
+    for step in count(1):
+        frozen = Frozen(create, does_die=False)
+        async with open_watched_store(settings, frozen.around) as erasing:
+            frozen.freeze_at(step)
+            await erasing.erase_user("ann")
+
+        left = {session_id for session_id in created if await store.get_session(session_id) is not None}
+        assert {summary.id for summary in await store.list_user_sessions("ann")} == left
+        await store.erase_user("ann")
+        if not frozen.has_thawed:
+            break
+    assert step > 5
+
+
 async def test_a_resume_that_a_dying_deletion_overtakes_brings_nothing_back(
     store: SessionStore, settings: Settings
 ) -> None:

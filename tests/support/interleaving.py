@@ -92,7 +92,7 @@ def explore(at_most_preemptions: int) -> Iterator[Schedule]:
 class Frozen:
     """A process that stands still before one of its calls to an engine, while others do something."""
 
-    def __init__(self, meanwhile: Callable[[], Awaitable[None]], *, does_die: bool) -> None:
+    def __init__(self, meanwhile: Callable[[], Awaitable[object]], *, does_die: bool) -> None:
         self.has_thawed = False
         self._calls_left = -1
         self._meanwhile = meanwhile
