@@ -33,6 +33,7 @@ from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.records import Header
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
+from fiml.testing.conformance.suite import existing
 from tests.support.deployment import Deployment
 
 TIMES_MS = [0.0, 0.4, 3.0, 3.1, 12.5, 90.0, 250.0, 251.0, 1000.0, 62000.0]
@@ -198,6 +199,22 @@ async def test_a_session_that_is_archived_while_the_statistics_are_computed_coun
 
     assert stats["total_sessions"] == 1
     assert await store.archive_session(session.id) is False
+
+
+async def test_metrics_are_replaced_by_those_of_a_later_version_only(store: SessionStore) -> None:
+    session = await store.create_session(["AAPL"], SessionType.EQUITY)
+    await store.record_query(session.id, make_query())
+    later = await existing(store, session.id)
+    of_the_same_version = await existing(store, session.id)
+    of_the_same_version.add_query(make_query())
+
+    counts = []
+    for given in (session, later, session, of_the_same_version):
+        await SessionAnalytics(store.session_maker).record_session_metrics(given)
+        async with store.session_maker() as database:
+            counts.append((await database.execute(text("SELECT total_queries FROM session_metrics"))).scalar_one())
+
+    assert counts == [0, 1, 1, 1]
 
 
 def _an_object(query: QueryRecord | None = None, **fields: Any) -> Session:
