@@ -130,7 +130,7 @@ async def test_analytics_that_are_off_write_nothing_and_say_so(backend_settings:
     assert stats["analytics_enabled"] is False
 
 
-@pytest.mark.parametrize("recent", [0, 1, 2, 9])
+@pytest.mark.parametrize("recent", [0, 1, 2, 4, 9])
 async def test_the_last_queries_of_an_archived_session_are_read_alone(
     store: SessionStore, session: Session, recent: int
 ) -> None:
