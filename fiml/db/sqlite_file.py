@@ -36,8 +36,8 @@ from fiml.db.engines import (
 Result = TypeVar("Result")
 _Begin = Callable[[sqlite3.Connection], None]
 
-# The record itself is at fault, and sending it again won't help.
 _DAMAGE = ("Could not decode to UTF-8", "malformed JSON")  # these errors have no codes of their own
+# The record itself is at fault, and sending it again won't help.
 _REFUSAL = ("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")
 
 _NOTES_WITHIN_S = 0.1
