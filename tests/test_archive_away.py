@@ -259,20 +259,27 @@ async def refusal(call: Awaitable[object]) -> type[Exception] | None:
     return None
 
 
-@pytest.mark.parametrize("asked", [{"type": "equity"}, {"tag": "tech"}, {"asset": "AAPL"}])
-async def test_a_listing_with_a_filter_has_as_long_as_a_search(
-    deployment: Deployment, clock: FrozenClock, asked: dict[str, Any]
+async def test_a_listing_with_a_filter_and_an_erasure_have_as_long_as_a_search(
+    deployment: Deployment, clock: FrozenClock
 ) -> None:
-    """PostgreSQL looks through everything for it; here, it waits for somebody who locks the sessions."""
+    """PostgreSQL looks through much for them; here, it waits for somebody who locks the sessions."""
+    filters: list[dict[str, Any]] = [{"type": "equity"}, {"tag": "tech"}, {"asset": "AAPL"}]
     async with SessionStore(deployment.settings()) as store:
         session = await store.create_session(["AAPL"], SessionType.EQUITY, tags=["tech"])
-        await store.archive_session(session.id)
+        erased = await store.create_session(["MSFT"], SessionType.MACRO, user_id="bob")
+        for each in (session, erased):
+            await store.archive_session(each.id)
         locking = await asyncpg.connect(deployment.database_url)
         async with locking.transaction():
             await locking.execute("LOCK TABLE sessions")
-            filtered = asyncio.create_task(store.list_user_sessions(None, include_archived=True, **asked))
+            filtered = [
+                asyncio.create_task(store.list_user_sessions(None, include_archived=True, **each)) for each in filters
+            ]
+            erasing = asyncio.create_task(store.erase_user("bob"))
             whole = await store.list_user_sessions(None, include_archived=True)
         await locking.close()
 
         assert whole.partial
-        assert [summary.id for summary in await filtered] == [session.id]
+        for page in await asyncio.gather(*filtered):
+            assert [summary.id for summary in page] == [session.id]
+        assert (await erasing).erased == [erased.id]

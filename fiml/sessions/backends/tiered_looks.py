@@ -117,8 +117,7 @@ class TieredLooks:
         if query.type is None and query.tag is None and query.asset is None:
             return await self._database.view(partial(archive.page, query=query))
         # The filters have no index: to find few among many sessions takes longer than a call may.
-        await self.look_at_archive()
-        return await self._database.maintain(partial(archive.page, query=query))
+        return await self.look_long(partial(archive.page, query=query))
 
     async def search(self, query: PageQuery) -> Found:
         """As `Backend.search`."""
@@ -151,6 +150,11 @@ class TieredLooks:
     async def look_at_archive(self) -> None:
         """Raise `Unavailable` unless PostgreSQL answers within two seconds."""
         await self._database.view(lambda connection: connection.execute(select(1)).one())
+
+    async def look_long(self, function: Callable[[Connection], Result]) -> Result:
+        """Read the archive for a minute at most, if PostgreSQL answers within two seconds."""
+        await self.look_at_archive()
+        return await self._database.maintain(function)
 
     async def _is_archive_there(self) -> bool:
         try:
