@@ -20,7 +20,7 @@ from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.sessions.verbs import SessionVerbs
 from fiml.testing import FrozenClock
-from fiml.testing.conformance.suite import listing
+from fiml.testing.conformance.suite import existing, listing
 from tests.support.deployment import Deployment, execute
 
 OWNER, FRIEND = "ann", "bob"
@@ -138,6 +138,7 @@ async def test_a_page_goes_on_behind_a_session_of_a_later_version_while_another_
                     await_only(store.resume_session(sessions[4].id))
 
         assert await listed(store, size=3) == ["word 4", "word 2", "word 1", "word 0"]
+        assert not (await existing(store, sessions[4].id)).is_archived
 
 
 RARE = {"type": "macro", "tag": "rare", "asset": "TSLA"}

@@ -60,7 +60,7 @@ class TrailSuite(Suite):
         ]
         assert trail[8].detail == {"parts": ["title", "tags"]}
 
-    async def test_an_update_that_adds_a_query_in_front_recorded_only_this_one(self, store: SessionStore) -> None:
+    async def test_an_update_that_adds_a_query_in_front_records_only_this_one(self, store: SessionStore) -> None:
         session = await store.create_session(["AAPL"], SessionType.EQUITY)
         await store.record_query(session.id, make_query())
         session = await existing(store, session.id)
