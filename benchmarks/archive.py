@@ -26,11 +26,11 @@ from fiml.core.config import Settings
 from fiml.db.redis_commands import Command, with_prefix
 from fiml.db.redis_node import connect
 from fiml.db.redis_url import parse_redis_url
-from fiml.sessions.backends import archive as archive_rows
-from fiml.sessions.backends import metrics, words
-from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends.redis_index import leave, place_of
+from fiml.sessions.backends.redis import keys
+from fiml.sessions.backends.redis.index import leave, place_of
 from fiml.sessions.backends.shapes import Ended
+from fiml.sessions.backends.sql import archive as archive_rows
+from fiml.sessions.backends.sql import metrics, words
 from fiml.sessions.models import QueryRecord, Session
 from fiml.sessions.records import SessionRecord
 from fiml.sessions.store import SessionStore

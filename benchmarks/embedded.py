@@ -26,7 +26,7 @@ from benchmarks.peers import SQLITE
 from benchmarks.timing import OURS, Batch, Comparison, calls_of, in_turn
 from fiml.core import clock
 from fiml.core.config import Settings, Synchronous
-from fiml.sessions.backends import sqlite_headers, sqlite_rows
+from fiml.sessions.backends.sqlite import headers, rows
 from fiml.sessions.changes import Change
 from fiml.sessions.models import QueryRecord
 from fiml.sessions.query_json import encode_query
@@ -39,7 +39,7 @@ FLOOR = "one hop and fiml's own statements"
 OWN_WAIT = "fiml's own statements with SQLite's own wait"
 WAIT_S = 120  # no bare writer gives up
 PAUSE_S = 0.01  # a caller that doesn't pause keeps the lock from the others, instead of waiting for it
-READ = f"{sqlite_rows._SELECT} WHERE id = :id AND {sqlite_rows._SEEN}"
+READ = f"{rows._SELECT} WHERE id = :id AND {rows._SEEN}"
 
 
 async def embedded(engines: Engines) -> AsyncIterator[Comparison]:
@@ -144,7 +144,7 @@ class Prepared:
 
 def prepared(connection: sqlite3.Connection, session_id: UUID, count: int) -> list[Prepared]:
     """So many queries for a session, one after the other."""
-    header = sqlite_rows.select_header(connection, session_id)
+    header = rows.select_header(connection, session_id)
     assert header is not None
     return [_prepared(header, looked_up(number)) for number in range(count)]
 
@@ -154,11 +154,11 @@ def _prepared(header: Header, query: QueryRecord) -> Prepared:
     change = Change([encoded])
     header.totals.add(query)
     header.history_bytes += encoded.size
-    sqlite_rows.change_header(header, change, clock.now())
+    rows.change_header(header, change, clock.now())
     return Prepared(
         read={"id": key, "user": None},
         query=(key, encoded.id.hex, encoded.text),
-        counted={"id": key, **sqlite_headers.encode_counted(header)},
+        counted={"id": key, **headers.encode_counted(header)},
         entry=(key, change.act(ANYBODY, clock.now()).at_version(header.version)),
     )
 
@@ -167,9 +167,9 @@ def append_as_ours(connection: sqlite3.Connection, ready: Prepared) -> None:
     """What fiml does to the file for a query, and nothing else."""
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(READ, ready.read).fetchone()
-    connection.execute(sqlite_rows._APPEND_QUERY, ready.query)
-    connection.execute(sqlite_rows._UPDATE_COUNTED, ready.counted)
-    connection.execute(sqlite_rows._ADD_TO_TRAIL, ready.entry)
+    connection.execute(rows._APPEND_QUERY, ready.query)
+    connection.execute(rows._UPDATE_COUNTED, ready.counted)
+    connection.execute(rows._ADD_TO_TRAIL, ready.entry)
     connection.execute("COMMIT")
 
 

@@ -27,7 +27,7 @@ from fiml.db.tables import session_metrics
 from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.analytics.export import COLUMNS, open_target, write
 from fiml.sessions.analytics.figures import Filters, statement
-from fiml.sessions.backends import metrics
+from fiml.sessions.backends.sql import metrics
 from fiml.sessions.histogram import QUERY_TIME_ERROR, percentile_ms, time_bucket
 from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.records import Header

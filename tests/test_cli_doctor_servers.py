@@ -15,7 +15,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, MissingExtra, Unavailable
 from fiml.db import schema
 from fiml.db.health import SchemaState, can_write, postgres_facts, redis_facts, sqlite_facts
-from fiml.sessions.backends.redis_keys import expiry_keys
+from fiml.sessions.backends.redis.keys import expiry_keys
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
 from tests.support.doctor import (

@@ -12,7 +12,7 @@ import redis
 
 from fiml.core.errors import Unavailable
 from fiml.db.redis_node import MAX_CONNECTIONS
-from fiml.sessions.backends.tiered import SCRIPTS
+from fiml.sessions.backends.tiered.backend import SCRIPTS
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import make_query

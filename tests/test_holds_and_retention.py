@@ -17,7 +17,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import InvalidInput, NotPermitted, SessionNotFound, SessionOnHold, Unavailable
 from fiml.db import engines, kept_copies
 from fiml.sessions.analytics import SessionAnalytics
-from fiml.sessions.backends import metrics
+from fiml.sessions.backends.sql import metrics
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.records import header_of
 from fiml.sessions.store import SessionStore

@@ -13,8 +13,8 @@ from sqlalchemy.util import await_only
 
 from fiml.core.config import Settings
 from fiml.sessions.analytics import SessionAnalytics
-from fiml.sessions.backends.redis_fields import listed_member
-from fiml.sessions.backends.redis_keys import user_key
+from fiml.sessions.backends.redis.fields import listed_member
+from fiml.sessions.backends.redis.keys import user_key
 from fiml.sessions.backends.shapes import MAX_SEARCHED
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore

@@ -18,7 +18,7 @@ from fiml.core.errors import Misconfigured, Unavailable
 from fiml.db.health import redis_facts
 from fiml.db.redis_client import RedisClient
 from fiml.db.redis_url import Kind, parse_redis_url
-from fiml.sessions.backends.redis_keys import expiry_keys
+from fiml.sessions.backends.redis.keys import expiry_keys
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query

@@ -13,7 +13,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, Unavailable
 from fiml.db.health import redis_facts
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends.redis_keys import expiry_keys, session_keys
+from fiml.sessions.backends.redis.keys import expiry_keys, session_keys
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query

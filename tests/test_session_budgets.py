@@ -15,9 +15,9 @@ from sqlalchemy.dialects import postgresql
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError
 from fiml.db.engines import driver
-from fiml.sessions.backends import archive
 from fiml.sessions.backends.shapes import PageQuery
-from fiml.sessions.backends.sqlite import SqliteBackend
+from fiml.sessions.backends.sql import archive
+from fiml.sessions.backends.sqlite.backend import SqliteBackend
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.sessions.verbs import SessionVerbs

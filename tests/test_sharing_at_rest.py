@@ -11,8 +11,8 @@ import pytest
 from fiml.core.config import Settings
 from fiml.core.errors import FimlError, SessionNotFound, Unavailable
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends.redis import FLOOR_S, SCRIPTS, TOMBSTONE_S, RedisTier
+from fiml.sessions.backends.redis import keys
+from fiml.sessions.backends.redis.tier import FLOOR_S, SCRIPTS, TOMBSTONE_S, RedisTier
 from fiml.sessions.models import SessionType
 from fiml.sessions.rights import Role
 from fiml.sessions.store import SessionStore

@@ -13,7 +13,7 @@ from fiml.core.config import Synchronous
 from fiml.core.errors import Unavailable
 from fiml.db.engines import driver
 from fiml.db.sqlite_file import SqliteFile
-from fiml.sessions.backends.sqlite import SqliteBackend
+from fiml.sessions.backends.sqlite.backend import SqliteBackend
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query, open_store_over

@@ -165,7 +165,7 @@ async def _databases(settings: Settings) -> list[Check]:
 
 async def _redis(settings: Settings, url: str) -> list[Check]:
     from fiml.db.health import redis_facts  # noqa: PLC0415 - only this command needs it
-    from fiml.sessions.backends.redis_keys import expiry_keys  # noqa: PLC0415 - as above
+    from fiml.sessions.backends.redis.keys import expiry_keys  # noqa: PLC0415 - as above
 
     facts = await _or_problem("Redis", "FIML_REDIS_URL", redis_facts(settings, expiry_keys=expiry_keys()))
     if isinstance(facts, Check):

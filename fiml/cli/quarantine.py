@@ -12,7 +12,7 @@ from fiml.sessions.store import PrincipalStore
 from fiml.sessions.values import MAX_PAGE
 
 if TYPE_CHECKING:  # loads SQLAlchemy, which a server starts without
-    from fiml.sessions.backends.quarantine import QuarantinedSession
+    from fiml.sessions.backends.sql.quarantine import QuarantinedSession
 
 quarantine = typer.Typer(help="List, show and retry sessions that could not be archived.", no_args_is_help=True)
 

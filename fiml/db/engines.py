@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.dialects import registry
@@ -30,7 +30,15 @@ MAX_CONNECTIONS = 20
 POOL_TIMEOUT_S = 2
 _MAX_PORT = 65_535
 
+Result = TypeVar("Result")
+
 registry.register("postgresql.fiml", "fiml.db.asyncpg_dialect", "AsyncpgDialect")
+
+
+class Transact(Protocol):
+    """Runs a function in a transaction of the database."""
+
+    async def __call__(self, function: Callable[[Connection], Result]) -> Result: ...
 
 
 def _as_text(value: str) -> str:

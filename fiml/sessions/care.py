@@ -23,7 +23,7 @@ from fiml.sessions.rights import Right, ShareRules, take_back
 from fiml.sessions.verb_base import Verbs, found_of
 
 if TYPE_CHECKING:  # SQLAlchemy, which few calls need
-    from fiml.sessions.backends.quarantine import QuarantinedSession
+    from fiml.sessions.backends.sql.quarantine import QuarantinedSession
 
 MAX_REASON_CHARACTERS = 500
 _ROUNDS = 10

@@ -13,8 +13,8 @@ from fiml.db.redis_commands import Command
 from fiml.db.sqlite_file import SqliteFile
 from fiml.sessions.backends import with_encryption
 from fiml.sessions.backends.base import Backend
-from fiml.sessions.backends.sqlite import SqliteBackend
-from fiml.sessions.backends.tiered import SCRIPTS, TieredBackend
+from fiml.sessions.backends.sqlite.backend import SqliteBackend
+from fiml.sessions.backends.tiered.backend import SCRIPTS, TieredBackend
 from fiml.sessions.store import SessionStore
 from fiml.testing import open_store_over
 

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends import sweep
+from fiml.sessions.backends.redis import keys
+from fiml.sessions.backends.tiered import sweep
 from fiml.testing.conformance import Crash
 
 Result = TypeVar("Result")

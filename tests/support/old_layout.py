@@ -6,7 +6,7 @@ import redis
 
 from fiml.core.clock import to_micros
 from fiml.core.config import Settings
-from fiml.sessions.backends.redis_totals import totals_in
+from fiml.sessions.backends.redis.totals import totals_in
 
 SUMS = ("total", "hits", "timed", "time_ms", "first", "last")
 COUNTS = ("n:", "b:", "d:")

@@ -19,8 +19,8 @@ from sqlalchemy import Engine, event
 
 from fiml.core import clock
 from fiml.core.config import Settings
-from fiml.sessions.backends.sqlite import SqliteBackend
-from fiml.sessions.backends.tiered import TieredBackend
+from fiml.sessions.backends.sqlite.backend import SqliteBackend
+from fiml.sessions.backends.tiered.backend import TieredBackend
 from fiml.testing import FrozenClock, open_store_over
 from tests.support.backends import watched_backend
 

@@ -22,7 +22,7 @@ from fiml.sessions import values
 from fiml.sessions.analytics import export
 from fiml.sessions.analytics.figures import Filters, Sums, add_ended, add_live
 from fiml.sessions.analytics.results import MetricsTable, SessionStats
-from fiml.sessions.backends import archive, metrics
+from fiml.sessions.backends.sql import archive, metrics
 from fiml.sessions.changes import check_state
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.query_json import encode_query

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, or_, select, text,
 
 from fiml.db.dialects import is_postgresql
 from fiml.db.tables import session_metrics, session_rollups
-from fiml.sessions.backends import metrics, rollups
+from fiml.sessions.backends.sql import metrics, rollups
 from fiml.sessions.records import Header
 
 _IDS_PER_QUERY = 5000

@@ -51,7 +51,7 @@ async def upgrade_schema(settings: Settings) -> str:
 
 def _embedded(settings: Settings) -> Backend:
     from fiml.db.sqlite_file import SqliteFile  # noqa: PLC0415 - one deployment doesn't load the other
-    from fiml.sessions.backends.sqlite import SqliteBackend  # noqa: PLC0415 - as above
+    from fiml.sessions.backends.sqlite.backend import SqliteBackend  # noqa: PLC0415 - as above
 
     file = SqliteFile(settings.embedded_file, settings.sqlite_synchronous)
     return SqliteBackend(file, settings.sqlite_synchronous)
@@ -63,7 +63,7 @@ def _server(settings: Settings) -> Backend:
     except ModuleNotFoundError as exc:
         raise MissingExtra("Redis (FIML_REDIS_URL)", "server") from exc
     from fiml.db.postgres import PostgresDatabase  # noqa: PLC0415 - as above
-    from fiml.sessions.backends.tiered import SCRIPTS, TieredBackend  # noqa: PLC0415 - as above
+    from fiml.sessions.backends.tiered.backend import SCRIPTS, TieredBackend  # noqa: PLC0415 - as above
 
     assert settings.database_url is not None  # noqa: S101  the settings have both or neither
     return TieredBackend(RedisClient.of(settings, SCRIPTS), PostgresDatabase(settings.database_url))

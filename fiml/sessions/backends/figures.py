@@ -11,7 +11,7 @@ from fiml.core.clock import from_micros, to_micros
 from fiml.core.errors import FimlError, Unavailable
 from fiml.db.redis_replies import lowest_moment
 from fiml.db.tables import active_sessions, maintenance_jobs, session_quarantine, sessions
-from fiml.sessions.backends.redis_keys import expiry_keys
+from fiml.sessions.backends.redis.keys import expiry_keys
 from fiml.sessions.backends.shapes import COUNTED_EXACTLY, RedisState, StoreFigures
 
 if TYPE_CHECKING:  # redis-py is an extra

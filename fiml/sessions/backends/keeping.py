@@ -1,25 +1,18 @@
 """What the database stores besides the sessions: holds, the quarantine, metrics, jobs, tokens; and removal by age."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import date, datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, delete
+from sqlalchemy import delete
 
+from fiml.db.engines import Transact
 from fiml.db.tables import access_tokens
-from fiml.sessions.backends import holds, jobs, metrics, missing_metrics, quarantine, retention, rollups
 from fiml.sessions.backends.dumps import Dump
-from fiml.sessions.backends.quarantine import QuarantinedSession
-from fiml.sessions.backends.retention import Position
-
-Result = TypeVar("Result")
-
-
-class Transact(Protocol):
-    """Runs a function in a transaction of the database."""
-
-    async def __call__(self, function: Callable[[Connection], Result]) -> Result: ...
+from fiml.sessions.backends.sql import holds, jobs, metrics, missing_metrics, quarantine, retention, rollups
+from fiml.sessions.backends.sql.quarantine import QuarantinedSession
+from fiml.sessions.backends.sql.retention import Position
 
 
 class Keeping:

@@ -11,9 +11,9 @@ from fiml.core.errors import CorruptRecord, SessionQuarantined
 from fiml.db.tables import session_quarantine, sessions
 from fiml.sessions import records
 from fiml.sessions.audit import Act, longer_trail
-from fiml.sessions.backends import archive, holds, quarantine
 from fiml.sessions.backends.dumps import Dump
 from fiml.sessions.backends.shapes import Ended
+from fiml.sessions.backends.sql import archive, holds, quarantine
 from fiml.sessions.query_json import EncodedQuery
 from fiml.sessions.records import SessionRecord
 from fiml.sessions.rights import Caller, Right, demand, right_of

@@ -15,8 +15,10 @@ from sqlalchemy import Boolean, ColumnElement, Connection, or_, select, text, ty
 
 from fiml.core.errors import CorruptRecord
 from fiml.db.dialects import if_json, is_postgresql, json_elements
+from fiml.db.engines import driver
 from fiml.db.tables import sessions
-from fiml.sessions.backends.sqlite_words import HAVE, match, query_clause
+from fiml.sessions.backends.sql import fts5
+from fiml.sessions.backends.sql.fts5 import HAVE, match, query_clause
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.records import SessionRecord
 from fiml.sessions.searching import Condition, Wanted, words_of
@@ -93,6 +95,17 @@ def read(record: SessionRecord) -> set[str]:
         return words_of(record)
     except DAMAGE as exc:
         raise CorruptRecord(f"session {record.header.id}", str(exc)) from exc
+
+
+def replace(connection: Connection, before: SessionRecord, after: SessionRecord) -> None:
+    """Leave no words in the index that the new texts don't have. Encrypted texts have no words, so nothing changes."""
+    found = read(after)
+    if found == read(before):
+        return
+    if is_postgresql(connection):
+        put(connection, [after])
+    else:
+        fts5.put(driver(connection), after.header.id, found)
 
 
 def conditions(connection: Connection, wanted: Wanted) -> list[ColumnElement[bool]]:

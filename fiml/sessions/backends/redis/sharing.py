@@ -8,10 +8,9 @@ from fiml.core.clock import to_micros
 from fiml.core.errors import Unavailable
 from fiml.db.redis_client import RedisClient
 from fiml.db.redis_commands import Command, Script
-from fiml.sessions.backends import redis_fields as fields
-from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends.redis import RedisTier, refuse_changes
-from fiml.sessions.backends.redis_index import Place, enter_given, leave_given, place_of
+from fiml.sessions.backends.redis import fields, keys
+from fiml.sessions.backends.redis.index import Place, enter_given, leave_given, place_of
+from fiml.sessions.backends.redis.tier import RedisTier, refuse_changes
 from fiml.sessions.records import FORMAT, Header, unreadable
 from fiml.sessions.rights import (
     MAX_CODES,

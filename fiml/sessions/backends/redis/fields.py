@@ -13,7 +13,7 @@ from fiml.core.clock import from_micros, to_micros
 from fiml.db.redis_commands import Argument
 from fiml.sessions import stored_json, values
 from fiml.sessions.audit import trail_entries
-from fiml.sessions.backends.redis_totals import decode_totals, encode_totals, totals_in
+from fiml.sessions.backends.redis.totals import decode_totals, encode_totals, totals_in
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.backends.shapes import WriteResult, WriteRules
 from fiml.sessions.changes import Change

@@ -13,12 +13,11 @@ from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.db.redis_client import RedisClient
 from fiml.db.redis_commands import Script
 from fiml.db.redis_replies import scored
-from fiml.sessions.backends import redis_fields as fields
-from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.dumps import Dump
-from fiml.sessions.backends.redis import FLOOR_S, read
-from fiml.sessions.backends.redis_dump import checked, decode_dump, read_dump, version_in
-from fiml.sessions.backends.redis_index import ExpiryEntry, expiry_entry, leave
+from fiml.sessions.backends.redis import fields, keys
+from fiml.sessions.backends.redis.dump import checked, decode_dump, read_dump, version_in
+from fiml.sessions.backends.redis.index import ExpiryEntry, expiry_entry, leave
+from fiml.sessions.backends.redis.tier import FLOOR_S, read
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.records import SessionRecord, unreadable
 

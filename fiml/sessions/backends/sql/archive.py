@@ -15,9 +15,9 @@ from fiml.core.log import get_logger
 from fiml.db.dialects import if_json, insert_into, is_postgresql, json_elements, upsert
 from fiml.db.tables import search_pending, session_quarantine, sessions, tombstones
 from fiml.sessions import stored_json, values
-from fiml.sessions.backends import archived_grants, metrics, words
 from fiml.sessions.backends.pages import newest_first, readable
 from fiml.sessions.backends.shapes import Ended, PageQuery
+from fiml.sessions.backends.sql import archived_grants, metrics, words
 from fiml.sessions.models import MAPS, QueryTotals
 from fiml.sessions.records import Header, SessionRecord, check_format, decoding
 from fiml.sessions.rights import ANYBODY, Caller, Right, decode_grants, right_in

@@ -11,8 +11,8 @@ from fiml.core.errors import InvalidInput, SessionQuarantined
 from fiml.db.dialects import upsert
 from fiml.db.tables import session_quarantine
 from fiml.sessions import values
-from fiml.sessions.backends import archive
 from fiml.sessions.backends.dumps import Dump
+from fiml.sessions.backends.sql import archive
 
 _columns = session_quarantine.c
 

@@ -22,19 +22,10 @@ from fiml.core.errors import (
 from fiml.db.engines import async_sqlite_engine, driver
 from fiml.db.sqlite_file import Note, SqliteFile
 from fiml.sessions.audit import Act, refuse_more_changes
-from fiml.sessions.backends import (
-    archive,
-    archived_grants,
-    at_rest,
-    figures,
-    indexing,
-    retention,
-    rewriting,
-    sqlite_sweep,
-)
-from fiml.sessions.backends import sqlite_rows as rows
+from fiml.sessions.backends import figures
 from fiml.sessions.backends.keeping import Keeping
 from fiml.sessions.backends.pages import merge_pages
+from fiml.sessions.backends.rewriting import AT_ONCE, Rewriting, in_batches
 from fiml.sessions.backends.shapes import (
     Ended,
     Found,
@@ -47,6 +38,11 @@ from fiml.sessions.backends.shapes import (
     WriteResult,
     WriteRules,
 )
+from fiml.sessions.backends.sql import archive, archived_grants, at_rest, indexing, retention
+from fiml.sessions.backends.sql.rewriting import archived_ids, rewrite_archived
+from fiml.sessions.backends.sqlite import rows, sweep
+from fiml.sessions.backends.sqlite.indexing import index_file
+from fiml.sessions.backends.sqlite.rewriting import rewrite_live
 from fiml.sessions.changes import Change
 from fiml.sessions.records import Header, SessionRecord, check_format
 from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, act_of, changed
@@ -145,16 +141,14 @@ class SqliteBackend:
             if header is None:
                 return False
             rows.add_to_trail(driver(connection), header, Act("archive", caller.name, ended.at))
-            sqlite_sweep.move(connection, [header], ended)
+            sweep.move(connection, [header], ended)
             return True
 
         return await self._file.transact(move)
 
     async def sweep(self, ended: Ended) -> AsyncIterator[SweepReport]:
         while True:
-            report = await self._file.transact(
-                lambda connection: sqlite_sweep.sweep_batch(self._file, connection, ended)
-            )
+            report = await self._file.transact(lambda connection: sweep.sweep_batch(self._file, connection, ended))
             yield report
             if not report.archived and not report.quarantined:
                 return
@@ -234,7 +228,7 @@ class SqliteBackend:
     async def retry(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         return await self._file.transact(
             lambda connection: at_rest.archive_again(
-                connection, session_id, ended, caller=caller, record_in=sqlite_sweep.record_in
+                connection, session_id, ended, caller=caller, record_in=sweep.record_in
             )
         )
 
@@ -261,16 +255,16 @@ class SqliteBackend:
 
     async def all_ids(self) -> AsyncIterator[list[UUID]]:
         def live(connection: Connection, after: UUID | None) -> list[UUID]:
-            return rows.select_ids_after(driver(connection), after, rewriting.AT_ONCE)
+            return rows.select_ids_after(driver(connection), after, AT_ONCE)
 
-        for find in (live, rewriting.archived_ids):
-            async for ids in rewriting.in_batches(self._file.view, find):
+        for find in (live, archived_ids):
+            async for ids in in_batches(self._file.view, find):
                 yield ids
 
-    async def rewrite(self, session_id: UUID, rewrite: rewriting.Rewriting) -> bool:
+    async def rewrite(self, session_id: UUID, rewrite: Rewriting) -> bool:
         def both(connection: Connection) -> bool:
-            is_changed = rewriting.rewrite_live(connection, session_id, rewrite)
-            return rewriting.rewrite_archived(connection, session_id, rewrite) or is_changed
+            is_changed = rewrite_live(connection, session_id, rewrite)
+            return rewrite_archived(connection, session_id, rewrite) or is_changed
 
         return await self._file.transact(both)
 
@@ -307,7 +301,7 @@ class SqliteBackend:
 
         # Indexing has to wait for other writers; a search with nothing to index doesn't.
         def index_and_find(connection: Connection) -> Found:
-            return find(connection, not_indexed=indexing.index_file(connection))
+            return find(connection, not_indexed=index_file(connection))
 
         found = await self._file.view(find_indexed)
         return await self._file.transact(index_and_find) if found is None else found

@@ -8,8 +8,7 @@ from uuid import UUID
 
 from fiml.core.clock import to_micros
 from fiml.db.redis_commands import Command
-from fiml.sessions.backends import redis_fields as fields
-from fiml.sessions.backends import redis_keys as keys
+from fiml.sessions.backends.redis import fields, keys
 from fiml.sessions.records import Header
 from fiml.sessions.rights import users_in
 

@@ -11,22 +11,13 @@ from fiml.core.errors import SessionConflict, Unavailable
 from fiml.core.log import get_logger
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends import (
-    archived_grants,
-    at_rest,
-    figures,
-    redis,
-    redis_dump,
-    redis_fields,
-    redis_sharing,
-    redis_sweep,
-    retention,
-    rewriting,
-)
+from fiml.sessions.backends import figures
 from fiml.sessions.backends.keeping import Keeping
-from fiml.sessions.backends.redis import Location
-from fiml.sessions.backends.redis_listing import RedisListing
-from fiml.sessions.backends.redis_sharing import RedisSharing
+from fiml.sessions.backends.redis import dump, fields, sharing, sweep, tier
+from fiml.sessions.backends.redis.listing import RedisListing
+from fiml.sessions.backends.redis.sharing import RedisSharing
+from fiml.sessions.backends.redis.tier import Location
+from fiml.sessions.backends.rewriting import AT_ONCE, Rewriting, in_batches
 from fiml.sessions.backends.shapes import (
     Ended,
     Found,
@@ -39,16 +30,18 @@ from fiml.sessions.backends.shapes import (
     WriteResult,
     WriteRules,
 )
-from fiml.sessions.backends.sweep import Sweep
-from fiml.sessions.backends.tiered_looks import TieredLooks
-from fiml.sessions.backends.tiered_moves import TieredMoves
+from fiml.sessions.backends.sql import archived_grants, at_rest, retention
+from fiml.sessions.backends.sql.rewriting import archived_ids, rewrite_archived
+from fiml.sessions.backends.tiered.looks import TieredLooks
+from fiml.sessions.backends.tiered.moves import TieredMoves
+from fiml.sessions.backends.tiered.sweep import Sweep
 from fiml.sessions.changes import Change
 from fiml.sessions.records import SessionRecord
 from fiml.sessions.rights import ANYBODY, Caller, GrantChange, Grants, Right, ShareRules, demand
 
-SCRIPTS = (*redis.SCRIPTS, *redis_dump.SCRIPTS, *redis_sharing.SCRIPTS, *redis_sweep.SCRIPTS)
+SCRIPTS = (*tier.SCRIPTS, *dump.SCRIPTS, *sharing.SCRIPTS, *sweep.SCRIPTS)
 _TRIES = 10
-EVERYBODYS = PageQuery(limit=rewriting.AT_ONCE)
+EVERYBODYS = PageQuery(limit=AT_ONCE)
 
 _log = get_logger()
 
@@ -58,9 +51,9 @@ class TieredBackend:
 
     def __init__(self, client: RedisClient, database: PostgresDatabase) -> None:
         self._client = client
-        self._live = redis.RedisTier(client)
-        self._live_for_maintenance = redis.RedisTier(client.patient())
-        self._sweeping = redis_sweep.RedisSweep(client.patient())
+        self._live = tier.RedisTier(client)
+        self._live_for_maintenance = tier.RedisTier(client.patient())
+        self._sweeping = sweep.RedisSweep(client.patient())
         self._listing = RedisListing(client)
         self._looks = TieredLooks(client, self._live, self._listing, database)
         self._moves = TieredMoves(self._live, self._looks, database)
@@ -172,23 +165,23 @@ class TieredBackend:
 
     async def all_ids(self) -> AsyncIterator[list[UUID]]:
         after = None
-        while members := await self._listing.members(EVERYBODYS, after, rewriting.AT_ONCE):
-            yield [redis_fields.id_at(member) for member in members]
-            after = redis_fields.position_at(members[-1])
-        async for ids in rewriting.in_batches(self._database.maintain, rewriting.archived_ids):
+        while members := await self._listing.members(EVERYBODYS, after, AT_ONCE):
+            yield [fields.id_at(member) for member in members]
+            after = fields.position_at(members[-1])
+        async for ids in in_batches(self._database.maintain, archived_ids):
             yield ids
 
-    async def rewrite(self, session_id: UUID, rewrite: rewriting.Rewriting) -> bool:
+    async def rewrite(self, session_id: UUID, rewrite: Rewriting) -> bool:
         is_changed = await self._rewrite_live(session_id, rewrite)
         is_archived_changed = await self._database.maintain(
-            lambda connection: rewriting.rewrite_archived(connection, session_id, rewrite)
+            lambda connection: rewrite_archived(connection, session_id, rewrite)
         )
         return is_changed or is_archived_changed
 
     async def scrub(self) -> list[str]:
         return []  # the servers themselves decide what remains of old rows in their files
 
-    async def _rewrite_live(self, session_id: UUID, rewrite: rewriting.Rewriting) -> bool:
+    async def _rewrite_live(self, session_id: UUID, rewrite: Rewriting) -> bool:
         for _ in range(_TRIES):
             record = await self._live.read(session_id, now=None)
             texts = None if record is None else rewrite(record)
@@ -277,7 +270,7 @@ class TieredBackend:
     async def retry(self, session_id: UUID, ended: Ended, *, caller: Caller = ANYBODY) -> bool:
         return await self._database.transact(
             lambda connection: at_rest.archive_again(
-                connection, session_id, ended, caller=caller, record_in=redis_dump.record_in
+                connection, session_id, ended, caller=caller, record_in=dump.record_in
             )
         )
 

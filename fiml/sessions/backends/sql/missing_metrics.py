@@ -6,7 +6,7 @@ from sqlalchemy import Connection, or_, select
 
 from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.db.tables import session_metrics, sessions
-from fiml.sessions.backends import archive, metrics
+from fiml.sessions.backends.sql import archive, metrics
 from fiml.sessions.records import FORMAT_OF_ALL_TOTALS, Header, counted
 
 

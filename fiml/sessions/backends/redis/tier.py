@@ -22,10 +22,9 @@ from fiml.db.redis_client import RedisClient
 from fiml.db.redis_commands import Command, Script
 from fiml.sessions import values
 from fiml.sessions.audit import Act, refuse_more_changes
-from fiml.sessions.backends import redis_fields as fields
-from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends.redis_dump import decode_dump, is_empty, read_dump, record_in
-from fiml.sessions.backends.redis_index import Place, enter, expire_by, leave, place_of
+from fiml.sessions.backends.redis import fields, keys
+from fiml.sessions.backends.redis.dump import decode_dump, is_empty, read_dump, record_in
+from fiml.sessions.backends.redis.index import Place, enter, expire_by, leave, place_of
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.backends.shapes import Updated, WriteResult, WriteRules
 from fiml.sessions.changes import Change

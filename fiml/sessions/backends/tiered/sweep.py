@@ -9,13 +9,13 @@ from uuid import UUID
 from fiml.core.errors import CorruptRecord, RecordRefused, SchemaTooNew
 from fiml.core.log import get_logger
 from fiml.db.postgres import PostgresDatabase
-from fiml.sessions.backends import archive, quarantine, words
-from fiml.sessions.backends import redis_keys as keys
-from fiml.sessions.backends.redis import RedisTier
-from fiml.sessions.backends.redis_dump import is_empty, number_of, user_in
-from fiml.sessions.backends.redis_index import LATER, ExpiryEntry, place_of
-from fiml.sessions.backends.redis_sweep import Look, RedisSweep
+from fiml.sessions.backends.redis import keys
+from fiml.sessions.backends.redis.dump import is_empty, number_of, user_in
+from fiml.sessions.backends.redis.index import LATER, ExpiryEntry, place_of
+from fiml.sessions.backends.redis.sweep import Look, RedisSweep
+from fiml.sessions.backends.redis.tier import RedisTier
 from fiml.sessions.backends.shapes import Ended, SweepReport
+from fiml.sessions.backends.sql import archive, quarantine, words
 from fiml.sessions.records import FORMAT, Header, SessionRecord
 
 # A sweeper looks at a few parts of the index at a time, so that its memory doesn't grow with the backlog.

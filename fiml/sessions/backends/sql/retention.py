@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import Connection, delete, func, select, tuple_
 
 from fiml.db.tables import sessions, tombstones
-from fiml.sessions.backends import archive, holds
+from fiml.sessions.backends.sql import archive, holds
 
 Position = tuple[datetime, UUID]
 

@@ -15,10 +15,10 @@ from fiml.core.errors import CorruptRecord, RecordRefused
 from fiml.core.log import get_logger
 from fiml.db.engines import driver
 from fiml.db.sqlite_file import SqliteFile, translated
-from fiml.sessions.backends import archive, quarantine
-from fiml.sessions.backends import sqlite_rows as rows
 from fiml.sessions.backends.dumps import Dump
 from fiml.sessions.backends.shapes import Ended, SweepReport
+from fiml.sessions.backends.sql import archive, quarantine
+from fiml.sessions.backends.sqlite import rows
 from fiml.sessions.records import FORMAT, Header, SessionRecord, check_format, check_whole, with_all_totals
 
 _BATCH = 500

@@ -1,4 +1,4 @@
-"""Indexes the words of sessions that changed. The functions run in the caller's transaction."""
+"""Indexes the words of archived sessions that changed. The functions run in the caller's transaction."""
 
 from collections.abc import Callable, Sequence
 from uuid import UUID
@@ -6,9 +6,8 @@ from uuid import UUID
 from sqlalchemy import Connection, delete, select
 
 from fiml.core.errors import CorruptRecord, SchemaTooNew
-from fiml.db.engines import driver
 from fiml.db.tables import search_pending
-from fiml.sessions.backends import archive, sqlite_rows, sqlite_words, words
+from fiml.sessions.backends.sql import archive, words
 from fiml.sessions.damage import DAMAGE
 
 AT_ONCE = 500
@@ -31,31 +30,13 @@ def index_archived(connection: Connection) -> bool:
             record = archive.fetch(connection, session_id)
             is_indexed = record is None or words.put(connection, [record])
 
-    return _index_pending(connection, index, words.put_none)
+    return index_pending(connection, index, words.put_none)
 
 
-def index_file(connection: Connection) -> bool:
-    """Index some of the changed sessions in the embedded file, live or archived; whether more are left.
-
-    A session that can't be read gets no words, as above.
-    """
-
-    def index(session_id: UUID) -> None:
-        header = sqlite_rows.select_header(driver(connection), session_id)
-        record = None if header is None else sqlite_rows.select_record(driver(connection), header)
-        record = record or archive.fetch(connection, session_id)
-        if record is not None:
-            sqlite_words.put(driver(connection), session_id, words.read(record))
-
-    def put_none(_connection: Connection, session_id: UUID) -> None:
-        sqlite_words.put(driver(connection), session_id, ())
-
-    return _index_pending(connection, index, put_none)
-
-
-def _index_pending(
+def index_pending(
     connection: Connection, index: Callable[[UUID], None], put_none: Callable[[Connection, UUID], None]
 ) -> bool:
+    """Index some of the changed sessions with `index`, damaged ones with `put_none`; whether more are left."""
     pending = connection.scalars(select(search_pending.c.session_id).limit(AT_ONCE)).all()
     busy = archive.try_lock(connection, pending) if pending else set()
     chosen = [session_id for session_id in pending if session_id not in busy]

@@ -11,11 +11,11 @@ from fiml.core import clock
 from fiml.core.errors import FimlError, RecordRefused, Unavailable
 from fiml.db.postgres import PostgresDatabase
 from fiml.sessions.audit import Act, longer_trail
-from fiml.sessions.backends import archive, at_rest, words
-from fiml.sessions.backends.redis import RedisTier
-from fiml.sessions.backends.redis_index import place_of
+from fiml.sessions.backends.redis.index import place_of
+from fiml.sessions.backends.redis.tier import RedisTier
 from fiml.sessions.backends.shapes import Ended
-from fiml.sessions.backends.tiered_looks import TieredLooks
+from fiml.sessions.backends.sql import archive, at_rest, words
+from fiml.sessions.backends.tiered.looks import TieredLooks
 from fiml.sessions.records import SessionRecord, with_all_totals
 from fiml.sessions.rights import Caller, Right, demand
 

@@ -7,8 +7,7 @@ from uuid import UUID
 from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.core.log import get_logger
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends import redis_fields as fields
-from fiml.sessions.backends import redis_keys as keys
+from fiml.sessions.backends.redis import fields, keys
 from fiml.sessions.backends.shapes import MAX_SEARCHED, Page, PageQuery
 from fiml.sessions.records import Header
 

@@ -7,9 +7,8 @@ from uuid import UUID
 from fiml.core.errors import CorruptRecord
 from fiml.db.redis_commands import Command, Script
 from fiml.sessions import values
-from fiml.sessions.backends import redis_fields as fields
-from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.dumps import Dump
+from fiml.sessions.backends.redis import fields, keys
 from fiml.sessions.records import SessionRecord, check_whole, decoding, with_all_totals
 
 _DUMP = Script.load("fiml.sessions", "dump")

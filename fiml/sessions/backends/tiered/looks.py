@@ -12,12 +12,12 @@ from sqlalchemy import Connection, select
 from fiml.core.errors import SessionArchived, Unavailable
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends import archive, at_rest, indexing
 from fiml.sessions.backends.pages import first_position, merge_pages, rows_down_to
-from fiml.sessions.backends.redis import RedisTier
-from fiml.sessions.backends.redis_listing import RedisListing
-from fiml.sessions.backends.redis_search import RedisSearch
+from fiml.sessions.backends.redis.listing import RedisListing
+from fiml.sessions.backends.redis.search import RedisSearch
+from fiml.sessions.backends.redis.tier import RedisTier
 from fiml.sessions.backends.shapes import Found, Page, PageQuery, Part
+from fiml.sessions.backends.sql import archive, at_rest, indexing
 from fiml.sessions.records import Header, SessionRecord
 from fiml.sessions.rights import Caller, Right, right_of
 

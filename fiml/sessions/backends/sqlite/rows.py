@@ -11,10 +11,10 @@ from fiml.core.errors import CorruptRecord, SchemaTooNew, SessionFull
 from fiml.core.log import get_logger
 from fiml.sessions import values
 from fiml.sessions.audit import Act, trail_entries, trail_json
-from fiml.sessions.backends import sqlite_headers as headers
-from fiml.sessions.backends import sqlite_words
 from fiml.sessions.backends.pages import newest_first, readable
 from fiml.sessions.backends.shapes import PageQuery
+from fiml.sessions.backends.sqlite import headers
+from fiml.sessions.backends.sqlite.search import has_one, live_clauses
 from fiml.sessions.changes import Change
 from fiml.sessions.query_json import EncodedQuery, history_json
 from fiml.sessions.records import Entries, Header, SessionRecord, decoding, entry_size, format_when_written
@@ -134,15 +134,15 @@ def _rows(connection: sqlite3.Connection, query: PageQuery, whose: str, seen: in
     if query.type is not None:
         conditions.append("type = :type")
     if query.tag is not None:
-        conditions.append(sqlite_words.has_one("tags", ":tag"))
+        conditions.append(has_one("tags", ":tag"))
     if query.asset is not None:
-        conditions.append(sqlite_words.has_one("assets", ":asset"))
+        conditions.append(has_one("assets", ":asset"))
     parameters: dict[str, Any] = {name: getattr(query, name) for name in _OF_PAGE} | {"user": query.given_to}
     if query.after is not None:
         conditions.append("(created_at < :after OR created_at = :after AND id > :after_id)")
         parameters |= {"after": to_micros(query.after[0]), "after_id": query.after[1].hex}
     if query.wanted is not None:
-        clauses, found = sqlite_words.live_clauses(query.wanted)
+        clauses, found = live_clauses(query.wanted)
         conditions += clauses
         parameters |= found
     return connection.execute(

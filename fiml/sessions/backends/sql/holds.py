@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Exists, delete, exists, select
 from fiml.core.errors import SessionOnHold
 from fiml.db.dialects import upsert
 from fiml.db.tables import session_holds
-from fiml.sessions.backends import archive
+from fiml.sessions.backends.sql import archive
 
 
 def put(connection: Connection, session_id: UUID, *, reason: str, now: datetime) -> bool:

@@ -6,11 +6,10 @@ from uuid import UUID
 
 from fiml.core.errors import CorruptRecord, SchemaTooNew
 from fiml.db.redis_client import RedisClient
-from fiml.sessions.backends import redis_fields as fields
-from fiml.sessions.backends import redis_keys as keys
 from fiml.sessions.backends.pages import first_position
-from fiml.sessions.backends.redis import read
-from fiml.sessions.backends.redis_listing import RedisListing
+from fiml.sessions.backends.redis import fields, keys
+from fiml.sessions.backends.redis.listing import RedisListing
+from fiml.sessions.backends.redis.tier import read
 from fiml.sessions.backends.shapes import MAX_SEARCHED, Found, PageQuery
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.records import Header, SessionRecord, check_format

@@ -1,0 +1,1 @@
+"""The embedded deployment: live and ended sessions in one SQLite file."""

@@ -1,0 +1,1 @@
+"""The server deployment: live sessions in Redis, ended ones in PostgreSQL."""
