@@ -46,7 +46,7 @@ class Report:
             "",
             "Written by `make bench`. Milliseconds: the median, and the middle half of all calls.",
         ]
-        lines += ["Ratios compare rounds of one run. `docs/explanation/performance.md` reads them.", ""]
+        lines += ["Ratios compare rounds of one run. `docs/explanation/performance.md` explains them.", ""]
         lines += _table(["measured with", ""], [[name, found] for name, found in self.machine.items()])
         if self.comparisons:
             header = ["operation", OURS, "beside", "ratio", "limit", "peers"]
