@@ -74,7 +74,7 @@ def test_a_listing_that_has_not_looked_through_everything_says_so(
     asyncio.run(many())
 
     first = fiml("sessions", "list", "--tag", "rare").stdout
-    found = re.fullmatch(r"no sessions\nnot all looked through; more: --cursor (\S+)\n", first)
+    found = re.fullmatch(r"no sessions\nnot all were looked at; more: --cursor (\S+)\n", first)
     assert found
     assert "AAPL  [rare]" in fiml("sessions", "list", "--tag", "rare", "--cursor", found[1]).stdout
 
@@ -361,7 +361,7 @@ def test_a_session_is_shared_taken_back_and_its_trail_shown() -> None:
     made = fiml("sessions", "share", session_id, "--hours", "2")
     shown = fiml("sessions", "shares", session_id).stdout
     [code_id] = re.findall(r"^code (\w+)  viewer", shown, re.MULTILINE)
-    taken_back = fiml("sessions", "unshare", session_id, "bob").stdout
+    unshared = fiml("sessions", "unshare", session_id, "bob").stdout
     with pytest.raises(InvalidInput, match="isn't shared with 'bob'"):
         fiml("sessions", "unshare", session_id, "bob")
     fiml("sessions", "unshare", session_id, "--code", code_id)
@@ -370,7 +370,7 @@ def test_a_session_is_shared_taken_back_and_its_trail_shown() -> None:
 
     assert made.stdout.startswith("share_")
     assert "bob  editor" in shown
-    assert taken_back == "taken back from bob\n"
+    assert unshared == "no longer shared with bob\n"
     assert made.stdout.strip() not in shown
     assert fiml("sessions", "shares", session_id).stdout == "not shared\n"
     assert [entry["did"] for entry in entries] == ["create", "record", "share", "share", "revoke", "revoke"]

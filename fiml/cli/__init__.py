@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-db = typer.Typer(help="Look after the database.", no_args_is_help=True)
+db = typer.Typer(help="Upgrade the database.", no_args_is_help=True)
 app.add_typer(sessions, name="sessions")
 app.add_typer(analytics, name="analytics")
 app.add_typer(db, name="db")
@@ -105,10 +105,10 @@ def serve(
 
 @app.command()
 def worker(
-    concurrency: Annotated[int, typer.Option(help="tasks at once", min=1)] = 2,
+    concurrency: Annotated[int, typer.Option(help="how many tasks to run at once", min=1)] = 2,
     no_beat: Annotated[bool, typer.Option("--no-beat", help="don't schedule the tasks; another worker does")] = False,
 ) -> None:
-    """Do the maintenance as a Celery worker, and schedule it with beat, until stopped."""
+    """Run a Celery worker that does the maintenance, with beat, which schedules it, until stopped."""
     from fiml.core.config import Settings  # noqa: PLC0415 - here and below, what only this command needs
     from fiml.core.errors import MissingExtra  # noqa: PLC0415
 

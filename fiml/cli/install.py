@@ -39,11 +39,11 @@ _PROJECT_CLIENTS = (Client.CLAUDE_CODE, Client.VSCODE)
 
 
 def install(
-    client: Annotated[Client, typer.Argument(help="the client", show_default=False)],
+    client: Annotated[Client, typer.Argument(help="the MCP client", show_default=False)],
     *,
     write: Annotated[bool, typer.Option("--write", help="write it into the client's file")] = False,
 ) -> None:
-    """Show the configuration that makes an MCP client start fiml, or write it.
+    """Show the configuration with which an MCP client starts fiml, or write it into the client's file.
 
     The configuration goes to standard output, explanations to standard error.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what only these commands need
 
 _SHOW_EVERY = 1000
 
-keys = typer.Typer(help="Keys for encryption at rest: add, list and rotate them.", no_args_is_help=True)
+keys = typer.Typer(help="Add, list and rotate the keys for encryption at rest.", no_args_is_help=True)
 
 
 @keys.command()

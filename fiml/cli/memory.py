@@ -22,7 +22,7 @@ def search(
     cursor: Annotated[str | None, typer.Option(help="where the previous page ended")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find sessions by what is in them, newest first."""
+    """Find sessions by their contents, newest first."""
     page = with_sessions(
         lambda store: store.search_sessions(
             user,
@@ -44,9 +44,10 @@ def search(
 
 
 def context(
-    session_id: SessionId, tokens: Annotated[int, typer.Option(help="the budget, in tokens of four bytes each")] = 2000
+    session_id: SessionId,
+    tokens: Annotated[int, typer.Option(help="the budget in tokens, counted as four bytes each")] = 2000,
 ) -> None:
-    """Show what a session knows, packed into a budget for the next conversation, as JSON."""
+    """Show what a session knows, packed into a token budget for the next conversation, as JSON."""
     pack = with_sessions(lambda store: store.pack_context(session_id, max_tokens=tokens))
     typer.echo(shown_json(pack.to_dict()))
 

@@ -19,7 +19,7 @@ quarantine = typer.Typer(help="List, show and retry sessions that could not be a
 
 @quarantine.command("list")
 def list_(limit: Annotated[int, typer.Option(help="how many", min=1)] = 50) -> None:
-    """List them, oldest first, each with the reason."""
+    """List the quarantined sessions, oldest first, each with the reason."""
     found = with_sessions(lambda store: _first(store, limit + 1))
     if not found:
         typer.echo("nothing is in quarantine")
@@ -43,13 +43,13 @@ async def _first(store: PrincipalStore, count: int) -> "list[QuarantinedSession]
 
 @quarantine.command()
 def show(session_id: SessionId) -> None:
-    """Show one with all its stored data, as JSON."""
+    """Show a quarantined session with all its stored data, as JSON."""
     typer.echo(json.dumps(_with_quarantined(lambda store: store.get_quarantined(session_id)), indent=2))
 
 
 @quarantine.command()
 def retry(session_id: SessionId) -> None:
-    """Try again to archive one."""
+    """Try again to archive a quarantined session."""
     _with_quarantined(lambda store: store.retry_quarantined(session_id))
     typer.echo("archived")
 

@@ -21,7 +21,7 @@ from fiml.sessions.notes import is_note, notes_in
 from fiml.sessions.store import PrincipalStore
 from fiml.sessions.values import parse_session_id
 
-sessions = typer.Typer(help="Find, read, end, resume, delete and export sessions.", no_args_is_help=True)
+sessions = typer.Typer(help="Find, read, share, end, resume, export and delete sessions.", no_args_is_help=True)
 sessions.add_typer(quarantine, name="quarantine")
 
 
@@ -49,7 +49,7 @@ def list_(
 @sessions.command()
 def show(
     session_id: SessionId,
-    queries: Annotated[int, typer.Option(help="how many of the last queries", min=0)] = 10,
+    queries: Annotated[int, typer.Option(help="how many of the last queries to show", min=0)] = 10,
     as_json: AsJson = False,
 ) -> None:
     """Show a session: what it is about, what it knows, what was asked last."""
@@ -78,7 +78,8 @@ def archive(session_id: SessionId) -> None:
 
 @sessions.command()
 def resume(
-    session_id: SessionId, hours: Annotated[int | None, typer.Option(help="how long it lives from now")] = None
+    session_id: SessionId,
+    hours: Annotated[int | None, typer.Option(help="hours until it expires; by default the default TTL")] = None,
 ) -> None:
     """Bring an expired or archived session back, with its whole history."""
     session = with_sessions(lambda store: store.resume_session(session_id, hours))
@@ -202,7 +203,7 @@ def _show_page(page: SummaryPage, limit: int) -> None:
     if page.partial:
         typer.echo("archived sessions are missing: the archive is unavailable")
     if page.next_cursor:
-        typer.echo(f"{'not all looked through; ' if len(page) < limit else ''}more: --cursor {page.next_cursor}")
+        typer.echo(f"{'not all were looked at; ' if len(page) < limit else ''}more: --cursor {page.next_cursor}")
 
 
 def _show_session(session: Session) -> None:

@@ -16,14 +16,14 @@ from fiml.sessions.store import PrincipalStore
 def share(
     session_id: SessionId,
     user: Annotated[
-        str | None, typer.Argument(help="whom to share with; if left out, a code is made", metavar="USER")
+        str | None, typer.Argument(help="the user to share with; if left out, a code is created", metavar="USER")
     ] = None,
     role: Annotated[str, typer.Option(help="viewer or editor")] = "viewer",
     hours: Annotated[
-        int | None, typer.Option(help="how long a code can be redeemed; by default 24, or the maximum TTL if less")
+        int | None, typer.Option(help="hours to redeem a code in; by default 24, or the maximum TTL if less")
     ] = None,
 ) -> None:
-    """Share a session with a user, or make a code for the first person who redeems it."""
+    """Share a session with a user, or create a code for the first person who redeems it."""
     if user is not None:
         with_sessions(lambda store: store.share_session(session_id, user, role))
         typer.echo(f"shared with {plain(user)} as {role}")
@@ -37,15 +37,15 @@ def share(
 
 def unshare(
     session_id: SessionId,
-    user: Annotated[str | None, typer.Argument(help="whom to take it back from", metavar="USER")] = None,
+    user: Annotated[str | None, typer.Argument(help="the user to stop sharing with", metavar="USER")] = None,
     code: Annotated[str | None, typer.Option(help="the id of a code to revoke instead")] = None,
 ) -> None:
-    """Take a session back from a user, or revoke a code."""
+    """Stop sharing a session with a user, or revoke a code."""
     if (user is None) == (code is None):
         raise InvalidInput("unshare", "takes a user or a code", "name one of them")
     if user is not None:
         with_sessions(lambda store: _take_back(store, session_id, user))
-        typer.echo(f"taken back from {plain(user)}")
+        typer.echo(f"no longer shared with {plain(user)}")
     elif with_sessions(lambda store: store.revoke_share_code(session_id, str(code))):
         typer.echo("revoked")
     else:
@@ -55,15 +55,15 @@ def unshare(
 async def _take_back(store: PrincipalStore, session_id: str, user: str) -> None:
     if all(given.user_id != user for given in await store.list_shares(session_id)):
         raise InvalidInput(
-            "session",
+            "the session",
             f"isn't shared with {echo(user)}",
-            f"`fiml sessions shares {session_id}` lists whom it is shared with",
+            f"`fiml sessions shares {session_id}` lists the users with whom it is shared",
         )
     await store.unshare_session(session_id, user)
 
 
 def shares(session_id: SessionId) -> None:
-    """Show whom a session is shared with, and the open codes."""
+    """Show the users with whom a session is shared, and the open codes."""
 
     async def read(store: PrincipalStore) -> tuple[list[Share], list[ShareCode]]:
         return await store.list_shares(session_id), await store.list_share_codes(session_id)

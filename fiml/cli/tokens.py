@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # loads SQLAlchemy, which a server starts without
 
 Result = TypeVar("Result")
 
-token = typer.Typer(help="Tokens for HTTP: make, list and revoke them.", no_args_is_help=True)
+token = typer.Typer(help="Create, list and revoke tokens for HTTP.", no_args_is_help=True)
 
 
 @token.command()
@@ -27,9 +27,9 @@ def new(
         list[str] | None,
         typer.Option(help=f"what it may do, by default {', '.join(USUAL_SCOPES)}; may be repeated"),
     ] = None,
-    days: Annotated[int, typer.Option(help="how long it is valid, 1 to 366")] = 90,
+    days: Annotated[int, typer.Option(help="how many days it is valid, 1 to 366")] = 90,
 ) -> None:
-    """Make a token and print it, once. Only a digest of it is kept."""
+    """Create a token and print it, once. fiml keeps only a digest of it."""
     wanted = scope or [str(each) for each in USUAL_SCOPES]
     text, issued = _with_tokens(lambda tokens: tokens.issue(user, scopes=wanted, days=days))
     typer.echo(text)
@@ -41,7 +41,7 @@ def new(
 
 @token.command("list")
 def list_() -> None:
-    """List the tokens, newest first, without their text."""
+    """List the tokens, newest first, without their secrets."""
     found = _with_tokens(lambda tokens: tokens.list_tokens())
     if not found:
         typer.echo("no tokens")
@@ -52,8 +52,10 @@ def list_() -> None:
 
 
 @token.command()
-def revoke(token_id: Annotated[str, typer.Argument(help="as `list` shows it", metavar="ID")]) -> None:
-    """Revoke a token, everywhere within half a minute."""
+def revoke(
+    token_id: Annotated[str, typer.Argument(help="the token's id, as `fiml token list` shows it", metavar="ID")],
+) -> None:
+    """Revoke a token. Every server refuses it within half a minute."""
     try:
         parsed = UUID(token_id)
     except ValueError:
