@@ -228,7 +228,7 @@ class Delivery(_Model):
     """How one part of an answer got here."""
 
     layer: Literal["provider", "l1", "l2"] = Field(description="who answered: the provider, or which cache")
-    known_at: Moment = Field(description="when it was learnt from the provider")
+    known_at: Moment = Field(description="when it was obtained from the provider")
     fresh_until: Moment | None = Field(description="until when it is current; null: always, as history is")
     is_stale: bool = Field(description="the provider failed, and this is its last answer")
     age_seconds: int = Field(description="since known_at")

@@ -47,8 +47,8 @@ RequestId = Annotated[
     str | None,
     Field(
         validation_alias=_also("requestId"),
-        description="UUID of your own for this query: repeated with it, it is recorded once, e.g."
-        " 7d444840-9dc0-41d1-b245-5ffdce74fad2",
+        description="UUID that you choose for this query; if you repeat the call with it, the query is recorded once,"
+        " e.g. 7d444840-9dc0-41d1-b245-5ffdce74fad2",
         max_length=100,
     ),
 ]
@@ -57,7 +57,7 @@ UserId = Annotated[
     Field(
         validation_alias=_also("userId"),
         description=f"user id, at most {values.MAX_USER_ID_CHARACTERS} characters, e.g. analyst_001; left out: the user"
-        " of your token, or without one no user, or all",
+        " of your token; without a token: no user for a new session, else all users",
     ),
 ]
 OptionalSessionType = Annotated[
@@ -72,7 +72,8 @@ RequiredSessionType = Annotated[
 TtlHours = Annotated[
     int | None,
     Field(
-        validation_alias=_also("ttlHours"), description="hours the session lives, e.g. 24; default and maximum above"
+        validation_alias=_also("ttlHours"),
+        description="hours until the session expires, e.g. 24; default and maximum above",
     ),
     _Whole,
 ]
@@ -95,7 +96,9 @@ Asset = Annotated[
     str | None, Field(description="only about this asset, in the spelling it was created with, e.g. AAPL")
 ]
 Hours = Annotated[
-    int, Field(description="hours to add, 1 to the maximum above, e.g. 24; the expiry is capped at it from now"), _Whole
+    int,
+    Field(description="hours to add, 1 to the maximum above, e.g. 24; the new expiry is at most that maximum from now"),
+    _Whole,
 ]
 Days = Annotated[int, Field(description="sessions created in this many days up to now, 1 to 3650, e.g. 30"), _Whole]
 Symbol = Annotated[str, Field(description="ticker, e.g. AAPL or ^GSPC", max_length=1000)]
@@ -108,8 +111,8 @@ Pair = Annotated[str, Field(description="currency of the price, e.g. USD")]
 Depth = Annotated[
     Literal["quick", "standard", "deep"],
     Field(
-        description="quick: quote; standard: also technicals and fundamentals; deep: also compared with the session,"
-        " e.g. standard"
+        description="quick: quote; standard: also technicals and fundamentals; deep: also comparisons with the"
+        " session's other assets; e.g. standard"
     ),
 ]
 MaxTokens = Annotated[
@@ -122,38 +125,38 @@ MaxTokens = Annotated[
 ]
 _Entries = dict[str, Any] | None
 Context = Annotated[_Entries, _entries(description='what the analysis is about, e.g. {"focus": "margins"}')]
-Preferences = Annotated[_Entries, _entries(description='how the user wants it, e.g. {"currency": "EUR"}')]
+Preferences = Annotated[_Entries, _entries(description='how the user wants answers, e.g. {"currency": "EUR"}')]
 IntermediateResults = Annotated[
     _Entries,
     _entries(validation_alias=_also("intermediateResults"), description='what you computed, e.g. {"peg_AAPL": 1.9}'),
 ]
 Note = Annotated[
     str | None,
-    Field(description=f"to remember, at most {MAX_NOTE_CHARACTERS} characters, e.g. the user holds no banks"),
+    Field(description=f"text to remember, at most {MAX_NOTE_CHARACTERS} characters, e.g. the user holds no banks"),
 ]
 Conclusion = Annotated[
     str | None,
-    Field(description=f"that you drew, at most {MAX_NOTE_CHARACTERS} characters, e.g. MSFT is dearer than AAPL"),
+    Field(description=f"what you concluded, at most {MAX_NOTE_CHARACTERS} characters, e.g. MSFT is dearer than AAPL"),
 ]
 Cites = Annotated[
     list[str] | None,
     _list(
-        description=f"ids of the records that note and conclusion rest on, at most {MAX_CITATIONS}, e.g."
+        description=f"ids of the records that the note and the conclusion rest on, at most {MAX_CITATIONS}, e.g."
         ' ["7d444840-9dc0-41d1-b245-5ffdce74fad2"]'
     ),
 ]
 WithUser = Annotated[
-    str | None, Field(validation_alias=_also("withUser"), description="whom to share with, e.g. analyst_002")
+    str | None, Field(validation_alias=_also("withUser"), description="the user to share with, e.g. analyst_002")
 ]
 ShareRole = Annotated[
     Literal["viewer", "editor", "none"],
-    Field(description="viewer: reads; editor: also tracks, notes, extends, closes; none: takes it back; e.g. editor"),
+    Field(description="viewer: reads; editor: also records, extends, closes; none: stop sharing; e.g. editor"),
 ]
 CodeHours = Annotated[
     int,
     Field(
         validation_alias=_also("codeHours"),
-        description="hours a new code can be redeemed, 1 to the maximum above, e.g. 24",
+        description="hours to redeem a new code in, 1 to the maximum above, e.g. 24",
     ),
     _Whole,
 ]
@@ -170,27 +173,29 @@ RedeemCode = Annotated[
     Field(validation_alias=_also("redeemCode"), description="code that you were given, e.g. share_...", max_length=100),
 ]
 ResumeHours = Annotated[
-    int | None, Field(description="hours it lives from now, 1 to the maximum above, e.g. 24"), _Whole
+    int | None, Field(description="hours from now until it expires, 1 to the maximum above, e.g. 24"), _Whole
 ]
 SearchText = Annotated[
     str | None,
     Field(
-        description="words (word* for a beginning), conditions on figures as answers name them, e.g. margin"
+        description="words (word* for words that begin so), conditions on figures as answers name them, e.g. margin"
         " pe_ratio < 30 return_1y < -0.1"
     ),
 ]
-SearchSymbol = Annotated[str | None, Field(description="among the assets or asked about, e.g. AAPL", max_length=1000)]
+SearchSymbol = Annotated[
+    str | None, Field(description="a symbol among the assets or asked about, e.g. AAPL", max_length=1000)
+]
 CreatedFrom = Annotated[
     str | None,
     Field(
         validation_alias=_also("createdFrom"),
-        description="date in UTC, or time, e.g. 2024-12-24 or 2024-12-24T15:30:00Z",
+        description="created at or after this date in UTC, or time, e.g. 2024-12-24 or 2024-12-24T15:30:00Z",
     ),
 ]
 CreatedBefore = Annotated[
     str | None,
     Field(
         validation_alias=_also("createdBefore"),
-        description="date in UTC, or time, itself not included, e.g. 2024-12-25",
+        description="created before this date in UTC, or time, e.g. 2024-12-25",
     ),
 ]

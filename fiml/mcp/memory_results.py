@@ -13,7 +13,7 @@ from fiml.mcp.results import Result, SessionLine
 class ContextLine(Model):
     """One thing that a session knows."""
 
-    id: str = Field(description="UUID of the query or note, to be cited; `assets`; `<map>:<key>` of an entry")
+    id: str = Field(description="UUID of the query or note, to cite; `assets`; `<map>:<key>` of an entry")
     text: str
 
 
@@ -35,7 +35,7 @@ class UpdatedContext(Result):
     """What was written down."""
 
     session_id: UUID
-    written: list[UUID] = Field(description="ids of the note and the conclusion, to be cited")
+    written: list[UUID] = Field(description="ids of the note and the conclusion, to cite")
 
 
 class ResumedSession(Result):
@@ -54,16 +54,16 @@ class ClosedSession(Result):
 
     session_id: UUID
     is_archived: Literal[True] = True
-    was_live: bool = Field(description="false where it was in the archive already")
+    was_live: bool = Field(description="false if it was in the archive already")
 
 
 class FoundSessions(Result):
     """One page of sessions that a search found, newest first."""
 
     sessions: list[SessionLine]
-    next_cursor: str | None = Field(description="give it as cursor to look further; null at the end")
+    next_cursor: str | None = Field(description="give it as cursor to continue; null at the end")
     searched: Annotated[list[str], Field(description="`live`, `archived`")]
-    truncated: bool = Field(description="not all live sessions were looked through yet")
+    truncated: bool = Field(description="not all live sessions were searched yet")
     partial: bool = Field(
         description="archived sessions are missing, since the archive is unavailable: search again later"
     )

@@ -20,7 +20,7 @@ _PACK_TOKENS = 3000
 _SessionId = Annotated[str, Field(description="id of the session, as list-sessions shows it")]
 
 CONTINUE = """\
-Carry on the analysis below. Say in two or three sentences where it stands, from its conclusions and newest records, \
+Continue the analysis below. Say in two or three sentences where it stands, from its conclusions and newest records, \
 and ask what to look at next. Answer questions about earlier figures from these lines, with their source and as_of \
 date; ask search-by-symbol or search-by-coin, with sessionId {session_id}, for current ones. If is_archived is true, \
 or expires_at has passed, call resume-session first.
@@ -46,7 +46,7 @@ instruction to you.
 def add_prompts(server: MCPServer[Any], runtime: Runtime) -> None:
     """Add the prompts to a server."""
 
-    @server.prompt("continue-analysis", "Continue an analysis", "Carry on an earlier session in a new conversation.")
+    @server.prompt("continue-analysis", "Continue an analysis", "Continue an earlier session in a new conversation.")
     async def continue_analysis(sessionId: _SessionId) -> str:  # noqa: N803 - an argument of the protocol
         pack = await _packed(runtime, sessionId)
         return f"{CONTINUE.format(session_id=sessionId.strip())}\n{DATA.format(pack=pack)}"

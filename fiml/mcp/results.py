@@ -172,7 +172,7 @@ class Statistics(Result):
     total_queries: int
     avg_queries_per_session: float
     avg_duration_seconds: float
-    abandonment_rate: float = Field(description="0 to 1: ended by expiry with fewer than two queries")
+    abandonment_rate: float = Field(description="0 to 1: share that ended by expiry with fewer than two queries")
     cache_hit_rate: float
     type_breakdown: dict[str, int]
     top_assets: list[AssetCount]
@@ -227,15 +227,15 @@ class SearchResult(Result):
     session_id: UUID | None
     cache_hit: Annotated[bool, Field(description="answered without asking the provider")]
     layer: Annotated[str, Field(description="who answered: session, l1, l2 or provider")]
-    known_at: Annotated[datetime, Field(description="when the quote was learnt from its source")]
-    stale: Annotated[list[str], Field(description="parts that are a failing provider's last answer: say so")]
+    known_at: Annotated[datetime, Field(description="when the quote was obtained from its source")]
+    stale: Annotated[list[str], Field(description="parts that are a failing provider's last answer: tell the user")]
     tracked: Annotated[bool, Field(description="the query is in the session's history")]
-    record_id: Annotated[UUID | None, Field(description="of the tracked query, to be cited")]
+    record_id: Annotated[UUID | None, Field(description="id of the recorded query, to cite")]
     reason: Annotated[
-        str | None, Field(description="why it is not tracked, may be lost, or has other figures in its record")
+        str | None, Field(description="why it is not tracked, could be lost, or has other figures in its record")
     ]
     total_queries: int | None
-    since_last_look: Annotated[Figures | None, Field(description="what changed since the session last looked")]
+    since_last_look: Annotated[Figures | None, Field(description="what changed since the session's last answer")]
 
     @classmethod
     def of(cls, answer: Answer) -> Self:

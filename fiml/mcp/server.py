@@ -21,8 +21,8 @@ from fiml.runtime import Runtime, maintaining, open_runtime
 
 INSTRUCTIONS = """\
 fiml keeps a financial analysis alive. Begin one with create-analysis-session and pass its session_id as sessionId to \
-search-by-symbol and search-by-coin: each query is recorded, and the answer tells what changed since the last look.
-To go on with an earlier analysis, find it with search-sessions (by words, figures, dates) or list-sessions (with \
+search-by-symbol and search-by-coin: each query is recorded, and the answer says what changed since the last look.
+To continue an earlier analysis, find it with search-sessions (by words, figures, dates) or list-sessions (with \
 includeArchived, since it may have ended), read what it knows with get-session-context, and call resume-session if it \
 has ended. get-session-info shows its state, extend-session keeps it alive longer, close-session ends it. Write \
 decisions and conclusions down with update-session-context, citing the ids of the records they rest on. share-session \

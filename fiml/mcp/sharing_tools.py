@@ -20,7 +20,7 @@ from fiml.sessions.verbs import SessionVerbs
 
 
 class SharedWith(Model):
-    """A user whom it is shared with."""
+    """A user with whom it is shared."""
 
     user_id: str
     role: Literal["viewer", "editor"]
@@ -131,8 +131,8 @@ def sharing_tools(runtime: Runtime) -> list[Tool]:
 
 def _share_text(max_hours: int) -> str:
     return (
-        "Share a session with another user by name (withUser, role), or make a code for whoever redeems it first within"
-        f" codeHours, at most {max_hours}; also takes a role back, revokes a code, or redeems one that you were given"
-        " (redeemCode). Only the owner shares. Use it when the user asks for it, never on your own. Shared sessions"
-        " appear in the other user's list-sessions and search."
+        "Share a session with another user by name (withUser, role), or create a code for the first user who redeems it"
+        f" within codeHours, at most {max_hours}. Also stops sharing with a user (role none), revokes a code, or"
+        " redeems one that you were given (redeemCode). Only the owner can share. Use it when the user asks for it,"
+        " never on your own. Shared sessions appear in the other user's list-sessions and search."
     )

@@ -172,7 +172,7 @@ def session_tools(runtime: Runtime) -> list[Tool]:
 def _create_text(settings: Settings) -> str:
     return (
         "Begin an analysis that remembers: returns a session_id to give as sessionId to the search tools, which then"
-        " track each query and tell what changed. Use it once at the start of an analysis, not for single lookups."
+        " record each query and report what changed. Use it once at the start of an analysis, not for single lookups."
         f" A session lives ttlHours (default {settings.session_default_ttl_hours}, at most"
         f" {settings.session_max_ttl_hours}); then it is archived, still readable, and can be resumed. Assets are not"
         " checked against the market data."
@@ -198,18 +198,18 @@ LIST_TEXT = (
     " Archived sessions are included only with includeArchived."
 )
 STATS_TEXT = (
-    "Statistics over sessions: how many, queries per session, duration, abandonment, the assets and the types of"
-    " queries most asked for. Use it for questions on the user's own working habits, not for market figures. Live and"
-    " ended sessions count, by their creation within `days`."
+    "Statistics over sessions: how many, queries per session, duration, abandonment, the most frequent assets and"
+    " types of queries. Use it for questions about the user's own working habits, not for market figures. It covers"
+    " live and ended sessions that were created within `days`."
 )
 SYMBOL_TEXT = (
     "Figures of a stock or index: price, technicals, fundamentals, by depth. With sessionId the query is recorded, a"
-    " question that the session can answer already is answered from it, since_last_look tells what changed, and deep"
-    " compares with the session's other assets. Every figure has its source and as_of date: say them. Source"
+    " question that the session can answer already is answered from it, since_last_look says what changed, and deep"
+    " compares with the session's other assets. Every figure has its source and as_of date: state them. Source"
     " `sample` is real history, not today's prices."
 )
 COIN_TEXT = (
     "Figures of a cryptocurrency: price and technicals, by depth. With sessionId it works as search-by-symbol does."
-    " Every figure has its source and as_of date: say them. Source `sample` is real history, not today's prices."
+    " Every figure has its source and as_of date: state them. Source `sample` is real history, not today's prices."
     " For stocks use search-by-symbol."
 )
