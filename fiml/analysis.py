@@ -182,7 +182,7 @@ def _record_id(value: object) -> UUID | None:
     try:
         return UUID(str(value))
     except ValueError:
-        raise InvalidInput("record id", f"{echo(value)} is no UUID", "give a UUID, or leave it out") from None
+        raise InvalidInput("record id", f"{echo(value)} is not a UUID", "give a UUID, or leave it out") from None
 
 
 @dataclass(frozen=True, slots=True)

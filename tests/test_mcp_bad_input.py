@@ -283,7 +283,7 @@ MEMORY = [
     *(Bad("update-session-context", {"sessionId": SESSION, "context": {"k": v}}) for v in (NUL, HALF, HUGE * 30)),
     Bad("resume-session", {"sessionId": SESSION, "hours": 0}),
     Bad("resume-session", {"sessionId": SESSION, "hours": 10**9}),
-    Bad("search-sessions", {}, says=["asks for nothing"]),
+    Bad("search-sessions", {}, says=["has no criterion"]),
     *(Bad("search-sessions", {"text": text}) for text in ("", HUGE, NUL, HALF, ROCKET, "pe_ratio <", "a = b", 7)),
     *(Bad("search-sessions", {"symbol": text}) for text in ("", "A" * 65, NUL)),
     *(Bad("search-sessions", {"createdFrom": text}) for text in ("yesterday", "2024-13-01", "2024-12-24T10:00:00", "")),

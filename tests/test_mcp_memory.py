@@ -47,7 +47,9 @@ async def test_nobody_writes_a_price_that_is_then_told_as_the_markets(sqlite_set
         refusal = await caller.refusal("update-session-context", sessionId=session_id, intermediateResults=held)
         again = await caller.answer("search-by-symbol", symbol="AAPL", depth="quick", sessionId=session_id)
 
-    assert refusal["message"].startswith("a key of intermediateResults is 'answer:AAPL', which is kept for an answer")
+    assert refusal["message"].startswith(
+        "a key of intermediateResults is 'answer:AAPL', which is reserved for an answer"
+    )
     assert again["layer"] == "session"
     assert again["quote"]["price"] == 173.93
 
@@ -95,7 +97,7 @@ async def test_an_entry_of_the_context_cannot_be_cited_which_says_what_can(
         refusal = await caller.refusal("update-session-context", sessionId=session_id, conclusion="so", cites=[entry])
 
     assert entry in {line["id"] for line in context["lines"]}
-    assert "assets and entries of its context can't be cited" in refusal["message"]
+    assert "its assets and the entries of its context can't be cited" in refusal["message"]
 
 
 @pytest.mark.parametrize("max_tokens", [300, 700, 1800])

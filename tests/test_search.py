@@ -173,7 +173,7 @@ async def test_erasure_leaves_no_word_of_a_user_in_the_file(sqlite_settings: Set
 @pytest.mark.parametrize(
     ("asked", "problem"),
     [
-        ({}, "asks for nothing"),
+        ({}, "has no criterion"),
         ({"text": "pe_ratio <"}, "condition"),
         ({"text": "pe_ratio < cheap"}, "not a number"),
         ({"text": "price < 1,000"}, "not a number"),

@@ -117,7 +117,10 @@ def _of_file(location: str) -> dict[str | None, Any]:
     try:
         return _read_file(location)
     except (OSError, ValueError, TypeError, PyJWTError) as exc:
-        raise Misconfigured(f"FIML_AUTH_JWKS {location} is not a file of keys ({type(exc).__name__})") from exc
+        raise Misconfigured(
+            f"FIML_AUTH_JWKS {location} is not a file of keys ({type(exc).__name__}); "
+            "give a file with a JWK set, or an https:// URL"
+        ) from exc
 
 
 def _read(document: Any) -> dict[str | None, Any]:

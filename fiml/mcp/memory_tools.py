@@ -89,7 +89,7 @@ class MemoryTools:
     ) -> FoundSessions:
         if all(value is None for value in (text, symbol, sessionType, tag, createdFrom, createdBefore)):
             valid = "give text, symbol, sessionType, tag, createdFrom or createdBefore"
-            raise InvalidInput("search-sessions", "asks for nothing", valid)
+            raise InvalidInput("search-sessions", "has no criterion", valid)
         since = None if createdFrom is None else parse_moment(createdFrom, "createdFrom")
         until = None if createdBefore is None else parse_moment(createdBefore, "createdBefore")
         if since is not None and until is not None and since >= until:

@@ -132,8 +132,8 @@ def check_state(session: Session) -> None:
 
 
 def _check_fixed_fields(session: Session, before: Written) -> None:
-    for_life = "a session keeps it for life; read the session again"
-    the_stores = "it is the store's to set; read the session again"
+    for_life = "it can't be changed; read the session again"
+    the_stores = "only the store sets it; read the session again"
     fixed = {
         "id": (session.id, before.session_id, for_life),
         "user_id": (session.user_id, before.user_id, for_life),

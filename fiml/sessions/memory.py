@@ -113,7 +113,7 @@ class MemoryVerbs(Verbs):
             InvalidInput: nothing is asked for, or a value is not valid.
         """
         if text is None and all(value is None for value in (symbol, type, tag, since, until)):
-            raise InvalidInput("search", "asks for nothing", "give words, a symbol, a type, a tag or a date")
+            raise InvalidInput("search", "has no criterion", "give words, a symbol, a type, a tag or a date")
         size = values.check_limit(limit)
         start = None if cursor is None else decode_cursor(cursor)
         query = PageQuery(
@@ -140,7 +140,9 @@ class MemoryVerbs(Verbs):
         missing = [str(cited) for cited in cites if cited not in known]
         if missing:
             problem = f"names {missing[0]}, which is not a record of session {session_id}"
-            raise InvalidInput("cites", problem, "cite ids of its queries and notes, as its context shows them")
+            raise InvalidInput(
+                "cites", problem, "cite ids of the session's queries and notes, as its context shows them"
+            )
 
 
 def _page_of(found: Found, query: PageQuery, size: int, start: Cursor | None) -> SearchPage:
@@ -162,7 +164,7 @@ def _refuse_answers(keys: Iterable[str]) -> None:
     """Refuse entries that a question would take for what the market said: anybody could invent a price so."""
     for key in keys:
         if key.startswith(values.ANSWER_PREFIX):
-            problem = f"is {echo(key)}, which is kept for an answer of the market"
+            problem = f"is {echo(key)}, which is reserved for an answer of the market"
             raise InvalidInput(
                 "a key of intermediate_results", problem, f"give one that doesn't begin with {values.ANSWER_PREFIX}"
             )

@@ -104,5 +104,5 @@ def _parse_cited(value: object) -> UUID:
         raise InvalidInput(
             "cites",
             f"{echo(value)} is not the id of a record",
-            "cite the UUIDs of its queries and notes; assets and entries of its context can't be cited",
+            "cite UUIDs of the session's queries and notes; its assets and the entries of its context can't be cited",
         ) from None

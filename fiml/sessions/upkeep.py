@@ -122,7 +122,7 @@ class UpkeepVerbs(Verbs):
         from fiml.sessions.backends.encrypted import EncryptedBackend  # noqa: PLC0415 - as above
 
         if not isinstance(self._backend, EncryptedBackend):
-            raise NotSupported("nothing is encrypted here", "set FIML_ENCRYPTION_KEYS to a file of keys")
+            raise NotSupported("encryption at rest is off", "set FIML_ENCRYPTION_KEYS to a file of keys")
         return self._backend
 
     async def roll_up(self) -> int:
