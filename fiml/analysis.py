@@ -147,7 +147,7 @@ async def ask(
         InvalidInput: the symbol or another argument is not valid, `record_id` belongs to another question, or a
             session is named without the store that has it; nothing is recorded.
         SessionNotFound, SessionExpired, SessionArchived: the session takes no queries.
-        Unavailable: the market is away, or took longer than `timeout_s` seconds. (If the store is away, the question is
+        Unavailable: no market data, or not within `timeout_s` seconds. (If the store is unavailable, the question is
             answered but not recorded, and `reason` says so.)
         NotSupported: the market has no such figures.
     """

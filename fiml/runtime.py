@@ -48,7 +48,7 @@ class Runtime:
 
         Raises:
             Misconfigured: the store can't be opened as configured.
-            Unavailable: an engine is away, and the next call tries again; or the runtime is closed.
+            Unavailable: an engine is unavailable, and the next call tries again; or the runtime is closed.
         """
         if self._is_closed:
             raise Unavailable("the runtime", "it is closed: open another one")

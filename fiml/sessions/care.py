@@ -1,4 +1,4 @@
-"""The verbs beside a session's life: legal hold, quarantine, erasure."""
+"""The verbs for exceptional cases: legal hold, quarantine, erasure."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -145,7 +145,7 @@ class CareVerbs(Verbs):
 
         Raises:
             InvalidInput: no user was named.
-            Unavailable: an engine is away, or the user goes on creating sessions; what was removed stays removed.
+            Unavailable: an engine is unavailable, or the user keeps creating sessions; what was removed stays removed.
         """
         acting_as = self.acting_as(values.check_user_id(user_id))
         if acting_as is None:

@@ -105,7 +105,7 @@ class SessionCipher:
         """The session with its values decrypted.
 
         Raises:
-            NotEncrypted: a value is in clear text.
+            NotEncrypted: a value is in plaintext.
             MissingKey: a value is encrypted with a key that the file doesn't have.
             CorruptRecord: a value was altered, or moved here from another place.
         """

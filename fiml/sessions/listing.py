@@ -17,8 +17,8 @@ _PARTIAL = ":p"
 class SummaryPage(list[SessionSummary]):
     """One page of a listing; `next_cursor` asks for the next one and is `None` at the end, and only there.
 
-    A `partial` page lacks archived sessions because the archive is away, and so do all pages that follow it. List again
-    from the start when the archive is back.
+    A `partial` page lacks archived sessions, because the archive is unavailable, and so do all pages that follow it.
+    List again from the start when the archive is back.
     """
 
     def __init__(self, summaries: Iterable[SessionSummary], next_cursor: str | None, *, partial: bool = False) -> None:

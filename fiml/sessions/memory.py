@@ -161,7 +161,7 @@ def _page_of(found: Found, query: PageQuery, size: int, start: Cursor | None) ->
 
 
 def _refuse_answers(keys: Iterable[str]) -> None:
-    """Refuse entries that a question would take for what the market said: anybody could invent a price so."""
+    """Refuse entries that a question would take for what the market said: otherwise anybody could invent a price."""
     for key in keys:
         if key.startswith(values.ANSWER_PREFIX):
             problem = f"is {echo(key)}, which is reserved for an answer of the market"

@@ -64,11 +64,11 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     async def initialize(self) -> None:
         """Connect, and create the schema in an empty database. Calling it again is harmless.
 
-        If only the archive is away, live sessions work; the archive's schema is checked when it is back.
+        If only the archive is unavailable, live sessions work; its schema is checked when it is back.
 
         Raises:
             Misconfigured: a part is missing, or a database can't be used as it is.
-            Unavailable: the engine of the live sessions is away, or the store is open in another event loop or process.
+            Unavailable: Redis or the file is unavailable, or the store is open in another event loop or process.
         """
         tries = self._tries
         async with self._opening:

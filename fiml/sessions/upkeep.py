@@ -96,7 +96,7 @@ class UpkeepVerbs(Verbs):
     def reencrypt_sessions(self, *, adopts_plaintext: bool = False) -> "AsyncIterator[Progress]":
         """Encrypt everything with the current key, while others read and write. Yields the progress after each batch.
 
-        It may be stopped at any moment and started again. With `adopts_plaintext`, values in clear text are encrypted
+        It may be stopped at any moment and started again. With `adopts_plaintext`, values in plaintext are encrypted
         too.
 
         Raises:
@@ -107,7 +107,7 @@ class UpkeepVerbs(Verbs):
         return Reencryption(self._encrypted_backend(), adopts_plaintext=adopts_plaintext).run()
 
     async def count_key_usage(self) -> Counter[str]:
-        """How many sessions need each key, by its id; under the empty id, those with values in clear text.
+        """How many sessions need each key, by its id; under the empty id, those with values in plaintext.
 
         Reads every session.
 

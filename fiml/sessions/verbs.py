@@ -35,8 +35,8 @@ SessionId = UUID | str
 class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
     """What can be done with sessions, in the name of a caller.
 
-    Ids are `UUID` or text; a malformed one raises `InvalidSessionId`. Every verb raises `Unavailable` when an engine is
-    away, `CorruptRecord` if the session is damaged, `SessionQuarantined` if it was set aside because of that, and
+    Ids are `UUID` or text; a malformed one raises `InvalidSessionId`. Every verb raises `Unavailable` when an engine
+    is unavailable, `CorruptRecord` if the session is damaged, `SessionQuarantined` if it was moved to quarantine, and
     `SchemaTooNew` if a later fiml wrote it. A verb that changes a session raises `NotPermitted` if the caller may only
     read it.
     """
@@ -211,9 +211,9 @@ class SessionVerbs(CareVerbs, MemoryVerbs, SharingVerbs):
         A principal's page has its own sessions and those that are shared with it.
 
         Pages that follow each other by cursor are complete and without duplicates, even while sessions come and go.
-        A page may have fewer sessions than `limit`, or none, before the end: with filters, live sessions in Redis are
-        looked through a thousand at a time. With `include_archived`, a page is `partial` while the archive is away. A
-        session that only a later fiml can read is left out.
+        A page may have fewer sessions than `limit`, or none, before the end: with filters, a call
+        looks at no more than a thousand live sessions in Redis. With `include_archived`, a page is `partial` while the
+        archive is unavailable. A session that only a later fiml can read is left out.
 
         Raises:
             InvalidInput: a filter, the limit or the cursor is not valid.
