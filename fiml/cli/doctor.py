@@ -136,7 +136,7 @@ def _path(text: str) -> Path:
 def _deployment(settings: Settings) -> Check:
     if settings.is_embedded:
         return Check(Mark.OK, "deployment", "embedded, everything in one file")
-    return Check(Mark.OK, "deployment", "server, live sessions in Redis and ended ones in PostgreSQL")
+    return Check(Mark.OK, "deployment", "server, live sessions in Redis and archived ones in PostgreSQL")
 
 
 def _encryption(settings: Settings) -> list[Check]:
