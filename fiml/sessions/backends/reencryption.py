@@ -92,7 +92,7 @@ class Reencryption:
 
 
 async def key_usage(backend: EncryptedBackend) -> Counter[str]:
-    """How many sessions need each key, by its id; under the empty id, those with values in clear text."""
+    """How many sessions need each key, by its id; under the empty id, those with values in plaintext."""
     usage: Counter[str] = Counter()
 
     def count(record: SessionRecord) -> None:
@@ -108,7 +108,7 @@ async def key_usage(backend: EncryptedBackend) -> Counter[str]:
 
 
 def _texts_of(record: SessionRecord) -> list[str]:
-    """Every value of a session as it is stored; an empty text for a query in clear text."""
+    """Every value of a session as it is stored; an empty text for a query in plaintext."""
     entries = [text for texts in record.entries.values() for text in texts.values()]
     return entries + [sealed.text_in(query.get("parameters")) or "" for query in queries_of(record)]
 

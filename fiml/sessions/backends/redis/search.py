@@ -72,7 +72,7 @@ class RedisSearch:
         return candidates
 
     async def _read(self, session_ids: Sequence[UUID], query: PageQuery, found: Found) -> list[SessionRecord]:
-        """The sessions, but for those that were taken back from the caller since the look at their headers."""
+        """The sessions, but for those no longer shared with the caller since the look at their headers."""
         caller = Caller(query.given_to)
         replies = await self._client.run_each([read(session_id, caller=caller) for session_id in session_ids])
         records = []

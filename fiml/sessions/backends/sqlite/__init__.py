@@ -1,1 +1,1 @@
-"""The embedded deployment: live and ended sessions in one SQLite file."""
+"""The embedded deployment: live and archived sessions in one SQLite file."""

@@ -1,1 +1,1 @@
-"""The server deployment: live sessions in Redis, ended ones in PostgreSQL."""
+"""The server deployment: live sessions in Redis, archived ones in PostgreSQL."""

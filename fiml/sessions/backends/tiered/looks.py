@@ -1,4 +1,4 @@
-"""Finding sessions, listings, searches and health over both tiers: live ones in Redis, ended ones in PostgreSQL."""
+"""Finding sessions, listings, searches and health over both tiers: live ones in Redis, archived ones in PostgreSQL."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
