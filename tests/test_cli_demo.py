@@ -23,6 +23,22 @@ def test_the_demo_tells_the_whole_story_and_leaves_nothing(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "configured",
+    [
+        {"fiml_redis_url": "redis://127.0.0.1:1", "fiml_database_url": "postgresql://127.0.0.1:1/sessions"},
+        {"FIML_SESSION_DEFAULT_TTL_HOURS": "6", "FIML_SESSION_MAX_TTL_HOURS": "12"},
+        {"FIML_ENCRYPTION_KEYS": "/no/such/file"},
+    ],
+)
+def test_the_demo_is_the_same_whatever_is_configured_and_touches_nothing_of_it(configured: dict[str, str]) -> None:
+    """The settings ignore the case of a variable's name."""
+    done = run_fiml("demo", **configured)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "resumed under the same id: 5 queries" in done.stdout
+
+
 @pytest.mark.parametrize("columns", ["40", "80"])
 def test_the_demo_cuts_no_number_at_the_edge_of_a_terminal(columns: str) -> None:
     done = run_fiml("demo", COLUMNS=columns, FORCE_COLOR="1", TERM="xterm")

@@ -26,11 +26,11 @@ ASSETS = ["AAPL", "MSFT", "NVDA"]
 
 
 def tell() -> None:
-    """Tell the whole story, in a temporary folder that is removed at the end."""
+    """Tell the whole story, in a temporary folder that is removed at the end. It is the same whatever is configured."""
+    for name in [name for name in os.environ if name.upper().startswith("FIML_")]:
+        del os.environ[name]
     with tempfile.TemporaryDirectory(prefix="fiml-demo-") as folder:
         os.environ |= {"FIML_MARKET_DATA": "sample", "FIML_DATA_DIR": folder}
-        for variable in ("FIML_REDIS_URL", "FIML_DATABASE_URL"):
-            os.environ.pop(variable, None)
         asyncio.run(_tell())
 
 
