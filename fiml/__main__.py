@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from pathlib import Path
 
 
 def main() -> None:
@@ -12,6 +13,7 @@ def main() -> None:
     its first answer.
     """
     gc.disable()
+    _open_missing_streams()
     is_server = sys.argv[1:2] == ["serve"]
     if is_server:
         # Libraries load rich to write to terminals, which a server never does; it takes a twentieth of the start.
@@ -24,6 +26,16 @@ def main() -> None:
     gc.freeze()
     gc.enable()
     run_command()
+
+
+def _open_missing_streams() -> None:
+    """Open the null device for each standard stream that whoever started us has closed.
+
+    Otherwise the next file or socket to be opened would get its number, and what libraries write to the stream.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # by number: each gets the lowest free one
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open until the end
 
 
 if __name__ == "__main__":

@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +18,7 @@ from fiml.core.config import Settings
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
-from tests.support.mcp_client import ERAS, TOOLS, stdio_caller, wire
+from tests.support.mcp_client import ERAS, ROOT, TOOLS, environment, stdio_caller, wire
 
 CREATED = {"status", "session_id", "user_id", "type", "title", "assets", "tags", "expires_at", "ttl_hours"}
 INFO = {
@@ -67,6 +71,14 @@ from fiml.cli import main
 fiml.runtime.FIRST_LOOK_S = 0
 sys.argv = ["fiml", "serve"]
 main()
+"""
+
+# `fiml serve`, whose log can't be written.
+SERVE_WITHOUT_LOG = """
+import os, sys
+{}
+os.environ["FIML_LOG_LEVEL"] = "debug"
+os.execv(sys.executable, [sys.executable, "-m", "fiml", "serve"])
 """
 
 ENDED_S = 30
@@ -181,6 +193,35 @@ async def test_standard_output_carries_nothing_but_the_protocol_while_logs_are_w
     messages = [json.loads(line) for line in server.lines]
     assert all(message["jsonrpc"] == "2.0" for message in messages)
     assert {message["id"] for message in messages} == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        pytest.param("os.close(2)", id="closed"),
+        pytest.param("reader, writer = os.pipe(); os.dup2(writer, 2); os.close(reader)", id="nobody-reads"),
+    ],
+)
+async def test_a_call_whose_log_line_can_not_be_written_is_answered(folder: Path, begin: str) -> None:
+    async with wire(folder, command=("-c", SERVE_WITHOUT_LOG.format(begin))) as server:
+        await server.handshake()
+        asked = await server.ask("tools/call", {"name": "list-sessions", "arguments": {}})
+        answer = await server.next_answer()
+
+    assert answer is not None
+    assert answer["id"] == asked
+    assert answer["result"]["structuredContent"]["status"] == "success"
+
+
+@pytest.mark.parametrize("command", [["serve"], ["doctor"], ["sessions", "list"]])
+def test_a_command_ends_in_order_whose_standard_streams_are_closed(folder: Path, command: list[str]) -> None:
+    code = f"import os, sys; os.closerange(0, 2); os.execv(sys.executable, [sys.executable, '-m', 'fiml', *{command}])"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={"PATH": os.defpath} | environment(folder), stderr=PIPE, check=False
+    )
+
+    assert (done.returncode, done.stderr.decode()) == (0, "")
 
 
 async def test_a_line_that_is_not_json_stops_nothing(folder: Path) -> None:

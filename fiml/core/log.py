@@ -7,9 +7,10 @@ asked: an unexpected exception is logged by its type and its stack, without its 
 import logging
 import sys
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOBase
 from traceback import extract_tb
-from typing import Any
+from typing import Any, TextIO, cast
 from uuid import uuid4
 
 import structlog
@@ -23,12 +24,33 @@ _FIRST = ["timestamp", "level", "event", _REQUEST]
 Event = MutableMapping[str, Any]
 
 
+class _StandardError(TextIOBase):
+    """Standard error. A line that can't be written to it, as to a full disk, is lost.
+
+    Else the call that logged it would fail after it was done, and be repeated.
+    """
+
+    def write(self, text: str) -> int:
+        if sys.stderr is not None:  # as without a console
+            with suppress(OSError, ValueError):
+                sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                sys.stderr.flush()
+
+
+_STANDARD_ERROR = cast("TextIO", _StandardError())
+
+
 class _Output:
     """Where structlog writes as it is configured, or standard error: its own default is standard output."""
 
     def __getattr__(self, name: str) -> Any:
         if not structlog.is_configured():
-            return getattr(structlog.PrintLogger(sys.stderr), name)
+            return getattr(structlog.PrintLogger(_STANDARD_ERROR), name)
         factory = structlog.get_config()["logger_factory"]
         # Without a name, the standard library's would be that of this module.
         arguments = ("fiml",) if isinstance(factory, structlog.stdlib.LoggerFactory) else ()
@@ -58,7 +80,7 @@ def configure_logging(level: LogLevel = LogLevel.INFO, form: LogFormat = LogForm
     structlog.configure(
         processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_STANDARD_ERROR),
     )
     of_libraries = logging.StreamHandler(sys.stderr)
     of_libraries.setFormatter(
