@@ -22,6 +22,7 @@ from tests.support.doctor import (
     AWAY,
     PASSWORD,
     embedded_in,
+    forget_home,
     forget_redis_py,
     leave_expired_sessions,
     line_about,
@@ -281,6 +282,25 @@ class TestEmbedded:
 
         assert line.startswith("PROBLEM")
         assert "FIML_DATA_DIR" in line
+
+    def test_a_folder_that_can_not_be_reached_is_a_problem_and_the_rest_is_looked_at(self, tmp_path: Path) -> None:
+        result = run(FIML_DATA_DIR=str(tmp_path / ("x" * 300)))
+
+        assert line_about("file", result).startswith("PROBLEM")
+        assert line_about("file", result).endswith(
+            "can't be reached (File name too long); give this user access, or set FIML_DATA_DIR"
+        )
+        assert line_about("market data", result).startswith("ok")
+
+    def test_a_user_without_a_home_folder_has_to_name_a_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        forget_home(monkeypatch)
+
+        result = run(FIML_DATA_DIR="")
+
+        assert line_about("file", result) == (
+            "PROBLEM file: this user has no home folder to keep the data in; set FIML_DATA_DIR"
+        )
+        assert line_about("market data", result).startswith("ok")
 
     def test_a_file_that_is_not_a_database_is_a_problem(self, folder: Path) -> None:
         folder.mkdir()

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from fiml.cli.install import Client, configuration_file, install
 from fiml.core.errors import Misconfigured, MissingExtra
+from tests.support.doctor import forget_home
 
 PASSWORD = "hunter2"  # noqa: S105 - nobody's
 SERVER = {
@@ -68,6 +69,13 @@ def test_each_client_has_its_file_and_is_told_where(client: Client, place: str, 
 
     assert configuration_file(client, "linux") == tmp_path / place
     assert str(configuration_file(client)) in result.stderr
+
+
+def test_a_user_without_a_home_folder_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_home(monkeypatch)
+
+    with pytest.raises(Misconfigured, match="this user has no home folder"):
+        configuration_file(Client.CURSOR)
 
 
 def test_claude_desktop_keeps_its_file_where_each_system_does(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

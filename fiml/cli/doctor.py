@@ -159,7 +159,7 @@ async def _databases(settings: Settings) -> list[Check]:
     if settings.database_url is not None:
         probes.append(_postgres(settings.database_url, settings.expected_replicas))
     if not probes:
-        probes.append(_file(settings.embedded_file, settings.session_cleanup_interval_minutes))
+        probes.append(_file(settings))
     return [check for checks in await asyncio.gather(*probes) for check in checks]
 
 
@@ -258,9 +258,13 @@ def _replicas(subject: str, found: int | None, expected: int, name: str) -> Chec
     return Check(Mark.NOTE, subject, finding, "start the missing ones, or find out why they don't replicate")
 
 
-async def _file(path: Path, interval_minutes: int) -> list[Check]:
+async def _file(settings: Settings) -> list[Check]:
     from fiml.db.health import can_write, sqlite_facts  # noqa: PLC0415 - only this command needs it
 
+    try:
+        path = settings.embedded_file
+    except Misconfigured as exc:
+        return [Check(Mark.PROBLEM, "file", str(exc))]
     facts = await _or_problem("file", "FIML_DATA_DIR", sqlite_facts(path))
     if isinstance(facts, Check):
         return [facts]
@@ -284,7 +288,7 @@ async def _file(path: Path, interval_minutes: int) -> list[Check]:
         ),
         *rest,
         _schema(facts.schema, outdated=Mark.NOTE, upgrade="it is upgraded at next use"),
-        _backlog(facts.waiting, facts.oldest_waiting, interval_minutes, is_exact=True),
+        _backlog(facts.waiting, facts.oldest_waiting, settings.session_cleanup_interval_minutes, is_exact=True),
         *quarantine(facts.quarantined),
     ]
 

@@ -74,17 +74,24 @@ def configuration_file(client: Client, system: str = sys.platform) -> Path:
         case Client.CLAUDE_CODE:
             return Path.cwd() / ".mcp.json"
         case Client.CURSOR:
-            return Path.home() / ".cursor" / "mcp.json"
+            return _home() / ".cursor" / "mcp.json"
         case Client.VSCODE:
             return Path.cwd() / ".vscode" / "mcp.json"
 
 
 def _application_folder(system: str) -> Path:
     if system == "darwin":
-        return Path.home() / "Library" / "Application Support"
+        return _home() / "Library" / "Application Support"
     if system == "win32":
-        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        return Path(os.environ.get("APPDATA") or _home() / "AppData" / "Roaming")
+    return Path(os.environ.get("XDG_CONFIG_HOME") or _home() / ".config")
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise Misconfigured("this user has no home folder, in which the client has its file; set HOME") from None
 
 
 def _data_source(settings: Settings) -> str:

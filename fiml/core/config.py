@@ -326,7 +326,11 @@ class Settings(BaseSettings):
 
     @property
     def embedded_file(self) -> Path:
-        """The SQLite file of the embedded deployment."""
+        """The SQLite file of the embedded deployment.
+
+        Raises:
+            Misconfigured: no folder is set, and the user has no home folder.
+        """
         return (self.data_dir or _user_data_folder()) / EMBEDDED_FILE
 
 
@@ -394,7 +398,10 @@ def is_a_key(text: str) -> bool:
 def _user_data_folder() -> Path:
     from platformdirs import user_data_path  # noqa: PLC0415 - not needed if a folder is set
 
-    return user_data_path("fiml", appauthor=False)
+    try:
+        return user_data_path("fiml", appauthor=False).expanduser()
+    except RuntimeError:
+        raise Misconfigured("this user has no home folder to keep the data in; set FIML_DATA_DIR") from None
 
 
 def _explain(exc: ValidationError) -> str:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, NullPool, create_engine, func, select, text
 
 from fiml.core.clock import from_micros, now, stopwatch, to_micros
 from fiml.core.config import Settings
-from fiml.core.errors import MissingExtra, Unavailable
+from fiml.core.errors import Misconfigured, MissingExtra, Unavailable
 from fiml.db import schema
 from fiml.db.postgres import PostgresDatabase
 from fiml.db.redis_replies import lowest_moment, moment_of
@@ -164,11 +164,15 @@ async def sqlite_facts(file: Path) -> SqliteFacts | None:
     """Facts about the embedded file; `None` if there is no file yet. It is not created.
 
     Raises:
-        Misconfigured: the file can't be opened, or is not a database.
+        Misconfigured: the file can't be reached or opened, or is not a database.
         CorruptRecord: the file is damaged.
         Unavailable: the disk reports an error.
     """
-    return await asyncio.to_thread(_sqlite_facts, file)
+    try:
+        return await asyncio.to_thread(_sqlite_facts, file)
+    except OSError as exc:
+        problem = f"{file} can't be reached ({exc.strerror}); give this user access, or set FIML_DATA_DIR"
+        raise Misconfigured(problem) from exc
 
 
 def can_write(file: Path) -> bool:
@@ -219,9 +223,11 @@ def _postgres_facts(connection: Connection) -> PostgresFacts:
 
 def _sqlite_facts(file: Path) -> SqliteFacts | None:
     log = file.with_name(file.name + "-wal")
-    if not file.exists():
+    try:
+        size_bytes = file.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    size_bytes = file.stat().st_size + (log.stat().st_size if log.exists() else 0)
+    size_bytes += log.stat().st_size if log.exists() else 0
     # SQLite's read-only mode would create a log beside the file and leave it there. If there is no log, nobody writes
     # to the file, and it can be opened as immutable.
     mode = "mode=ro" if log.exists() else "immutable=1"

@@ -4,6 +4,7 @@ import os
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import asyncpg
 import pytest
@@ -36,6 +37,17 @@ def embedded_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.setenv("FIML_DATA_DIR", str(folder))
     return folder
+
+
+def forget_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the user have no home folder, as some users of containers."""
+
+    def unknown(user: int) -> NoReturn:
+        raise KeyError(user)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
 
 
 async def execute(url: str, *statements: str) -> None:
