@@ -168,6 +168,13 @@ async def test_keys_that_cannot_be_fetched_are_unavailable_and_not_requested_aga
     assert provider.requests["/keys"] == 1
 
 
+async def test_keys_at_an_address_that_is_no_url_are_unavailable() -> None:
+    keys = IssuerKeys("https://issuer..\N{SNOWMAN}/keys")
+
+    with pytest.raises(Unavailable, match="InvalidURL"):
+        await keys.key_of("r")
+
+
 async def test_keys_beyond_the_limit_are_not_read_and_the_log_has_no_password(
     provider: MarketServer, issuer: Issuer, tmp_path: Path, clock: FrozenClock
 ) -> None:
@@ -284,6 +291,9 @@ async def test_the_answer_is_503_if_callers_cannot_be_identified(tmp_path: Path)
         {"auth_jwks": "http://127.0.0.1.evil.example/k"},
         {"auth_jwks": "http://127.0.0.1@evil.example/k"},
         {"auth_jwks": "https://"},
+        {"auth_jwks": "https://issuer.example:99999/k"},
+        {"auth_jwks": "https://issuer.example:https/k"},
+        {"public_url": "https://fiml.example:0"},
         {"public_url": "https://"},
         {"auth_audience": " "},
     ],

@@ -22,6 +22,12 @@ MAX_KEYS_BYTES = 256 * 1024
 KEPT_FOR = timedelta(minutes=5)
 AGAIN_AFTER = timedelta(seconds=30)
 
+# The provider doesn't answer, its address is no URL to httpx, or its answer is no set of keys.
+_NO_KEYS = (
+    *(httpx2.HTTPError, httpx2.InvalidURL, TimeoutError, OSError),
+    *(ValueError, TypeError, RecursionError, PyJWTError),
+)
+
 _log = get_logger()
 
 
@@ -85,7 +91,7 @@ class IssuerKeys:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
                 self._keys = await self._look()
             self._fetched_at, self._failed = clock.now(), None
-        except (httpx2.HTTPError, TimeoutError, OSError, ValueError, TypeError, RecursionError, PyJWTError) as exc:
+        except _NO_KEYS as exc:
             self._failed = type(exc).__name__
             _log.warning("keys_not_fetched", address=without_secrets(self._location), problem=self._failed)
         finally:

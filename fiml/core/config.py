@@ -249,7 +249,9 @@ class Settings(BaseSettings):
     @classmethod
     def _web_address(cls, value: str | None) -> str | None:
         if value is not None and (not value.startswith(("https://", "http://")) or not _host(value)):
-            raise ValueError("must begin with https:// (or http:// on this machine), and name a host")
+            raise ValueError(
+                "must begin with https:// (or http:// on this machine), and name a host; a port is 1 to 65535"
+            )
         return value
 
     @field_validator("auth_audience")
@@ -266,7 +268,7 @@ class Settings(BaseSettings):
             return None if value is None else str(_expanded(Path(value)))
         is_local = value.startswith("http://") and _host(value) in {"127.0.0.1", "localhost", "::1"}
         if not is_local and not (value.startswith("https://") and _host(value)):
-            raise ValueError("must be a file, or begin with https:// and name a host")
+            raise ValueError("must be a file, or begin with https:// and name a host; a port is 1 to 65535")
         return value
 
     @model_validator(mode="after")
@@ -353,10 +355,13 @@ def _is_there(path: Path) -> bool:
 
 
 def _host(url: str) -> str | None:
+    """The host in a URL; `None` if there is none, or a port that can't be used."""
     try:
-        return urlsplit(url).hostname
+        parts = urlsplit(url)
+        port = parts.port
     except ValueError:
         return None
+    return None if port == 0 else parts.hostname
 
 
 def _listed(text: str) -> list[str]:
