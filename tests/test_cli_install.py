@@ -266,6 +266,17 @@ def test_a_password_is_not_shown_wherever_it_stands_in_a_url(url: str) -> None:
     assert json.loads(result.stdout)["mcpServers"]["fiml"]["env"]["FIML_REDIS_URL"] == "redis://cache"
 
 
+def test_a_password_in_the_address_of_keys_is_not_shown_and_a_file_of_keys_is(tmp_path: Path) -> None:
+    issuer = {"FIML_AUTH_ISSUER": "https://id.example", "FIML_AUTH_AUDIENCE": "fiml"}
+
+    at_address = run("cursor", **issuer, FIML_AUTH_JWKS=f"https://fiml:{PASSWORD}@id.example/keys")
+    in_file = run("cursor", **issuer, FIML_AUTH_JWKS=str(tmp_path / "keys"))
+
+    assert PASSWORD not in at_address.output
+    assert "password in FIML_AUTH_JWKS" in at_address.stderr
+    assert json.loads(in_file.stdout)["mcpServers"]["fiml"]["env"]["FIML_AUTH_JWKS"] == str(tmp_path / "keys")
+
+
 def test_a_url_without_a_password_is_shown_whole() -> None:
     url = "postgresql://me@/fiml?host=/socket/folder"
 

@@ -241,6 +241,9 @@ def test_secrets_are_not_shown() -> None:
         redis_url="redis://user:s3cret@host/0",
         database_url="postgresql://user:s3cret@host/db",
         broker_url="amqp://user:s3cret@host",
+        auth_issuer="https://host",
+        auth_audience="fiml",
+        auth_jwks="https://user:s3cret@host/keys",
     )
 
     assert "s3cret" not in repr(settings) + str(settings)

@@ -118,10 +118,10 @@ def _is_secret(name: str) -> bool:
 
 
 def _without_password(url: str) -> str:
-    """A URL with `***` for every part that may contain a password, even if the URL is malformed."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or re.search(r"[?&][^=&]*pass", rest, re.IGNORECASE):
-        return f"{scheme}://{MASK}" if separator else MASK
+    """A URL with `***` for every part that may contain a password, even if the URL is malformed; a path as it is."""
+    scheme, _, rest = url.partition("://")
+    if re.search(r"[?&][^=&]*pass", rest, re.IGNORECASE):
+        return f"{scheme}://{MASK}"
     credentials, at, location = rest.rpartition("@")
     return f"{scheme}://{MASK}@{location}" if at and ":" in credentials else url
 

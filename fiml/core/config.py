@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     )
     auth_issuer: str | None = Field(None, description="issuer of the bearer tokens (`iss`), a URL")
     auth_audience: str | None = Field(None, description="audience that the tokens must name (`aud`)")
-    auth_jwks: str | None = Field(None, description="the issuer's keys: an https URL, or a file")
+    auth_jwks: str | None = Field(None, repr=False, description="the issuer's keys: an https URL, or a file")
     auth_algorithms: str = Field("RS256,ES256,EdDSA", description="accepted signature algorithms, separated by commas")
     auth_leeway_seconds: int = Field(30, ge=0, le=300, description="how far clocks may differ, seconds")
     auth_tokens: bool = Field(default=False, description="whether tokens made by `fiml token new` are accepted")
