@@ -120,6 +120,7 @@ def test_several_servers_may_be_named(rest: str) -> None:
     [
         "postgres@{quoted}:5432/postgres",
         "/postgres?user=postgres&host={folder}",
+        "/postgres?user=postgres&host={folder}&connect_timeout=0",
         "{quoted}/?user=postgres&dbname=postgres&password=none&port=5432",
         "nobody:x@{quoted}/none?user=postgres&dbname=postgres",
         "postgres@127.0.0.1:1,{quoted}:5432/postgres?target_session_attrs=read-write",

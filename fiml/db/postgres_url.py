@@ -126,10 +126,11 @@ def _load(files: Mapping[str, str], context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
-def _seconds(text: str | None) -> float:
+def _seconds(text: str | None) -> float | None:
     if text is None:
         return CONNECT_TIMEOUT_S
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         raise Misconfigured(f"FIML_DATABASE_URL has connect_timeout={echo(text)}; give seconds") from None
+    return seconds if seconds > 0 else None  # as with libpq, 0 is no limit
