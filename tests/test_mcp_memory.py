@@ -298,6 +298,17 @@ async def test_the_ids_of_sessions_are_completed(sqlite_settings: Settings) -> N
             assert nothing.completion.values == []
 
 
+async def test_ids_that_can_not_be_completed_are_an_error_that_says_why(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file", encoding="utf-8")
+    reference = ResourceTemplateReference(type="ref/resource", uri="fiml://session/{id}")
+
+    async with door(Settings(data_dir=tmp_path / "taken" / "data")) as caller:
+        with pytest.raises(MCPError, match="can't be created") as caught:
+            await caller.client.complete(reference, {"name": "id", "value": ""})
+
+    assert caught.value.data == {"code": "misconfigured"}
+
+
 JSON_TEXTS = ('{"decision":"hold"}', '["Q3"]', "[null]", "12", '"quoted"', "true")
 
 

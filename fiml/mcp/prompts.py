@@ -1,7 +1,6 @@
 """Prompts for the main workflows. A session's content goes in as data, below the instructions."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -11,8 +10,9 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS
 from pydantic import Field
 
-from fiml.core.errors import FimlError, InvalidInput, echo
+from fiml.core.errors import InvalidInput, echo
 from fiml.mcp.packed import packed_text
+from fiml.mcp.refusals import protocol_errors
 from fiml.runtime import Runtime
 from fiml.sessions.values import MAX_ASSETS, check_assets
 
@@ -55,7 +55,7 @@ def add_prompts(server: MCPServer[Any], runtime: Runtime) -> None:
     async def compare_assets(
         assets: Annotated[str, Field(description=f"2 to {MAX_ASSETS} symbols, separated by commas, e.g. AAPL, MSFT")],
     ) -> str:
-        with _refused():
+        with protocol_errors():
             names = check_assets([name for each in assets.split(",") if (name := " ".join(each.split()))])
             if len(names) < 2:
                 raise InvalidInput(
@@ -94,14 +94,5 @@ _ARGUMENTS = {"continue-analysis": "sessionId", "session-report": "sessionId", "
 
 
 async def _packed(runtime: Runtime, session_id: str) -> str:
-    with _refused():
+    with protocol_errors():
         return await packed_text(runtime, session_id.strip(), max_tokens=_PACK_TOKENS)
-
-
-@contextmanager
-def _refused() -> Iterator[None]:
-    """Turn fiml's errors into errors of the protocol, since prompts have no tool errors."""
-    try:
-        yield
-    except FimlError as exc:
-        raise MCPError(INVALID_PARAMS, str(exc), {"code": exc.code}) from exc

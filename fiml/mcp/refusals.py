@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import NoneType
 from typing import Any, get_args
 
@@ -69,6 +70,15 @@ def next_step_of(error: FimlError) -> str | None:
 def refuse_unreadable(problem: str) -> CallToolResult:
     """The tool error for a call that isn't valid JSON."""
     return _error("invalid_input", f"the call can't be read: {problem}", _NEXT_STEPS[InvalidInput])
+
+
+@contextmanager
+def protocol_errors() -> Iterator[None]:
+    """Turn fiml's errors into errors of the protocol, for what has no tool errors: prompts and completions."""
+    try:
+        yield
+    except FimlError as exc:
+        raise MCPError(INVALID_PARAMS, str(exc), {"code": exc.code}) from exc
 
 
 def _error(code: str, message: str, next_step: str | None) -> CallToolResult:

@@ -19,6 +19,7 @@ from fiml.access.principals import Scope
 from fiml.core.errors import FimlError, InvalidSessionId, SessionNotFound, echo
 from fiml.mcp.auth import current_principal
 from fiml.mcp.packed import packed_text
+from fiml.mcp.refusals import protocol_errors
 from fiml.mcp.tooling import sessions_of
 from fiml.runtime import Runtime
 
@@ -55,10 +56,12 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
     ) -> Completion | None:
         if argument.name not in _NAMES or not current_principal().may(Scope.SESSIONS_READ):
             return None
-        sessions = await (await sessions_of(runtime)).list_user_sessions(None, include_archived=True, limit=_LOOKED_AT)
-        ids = [str(summary.id) for summary in sessions]
+        with protocol_errors():
+            sessions = await sessions_of(runtime)
+            page = await sessions.list_user_sessions(None, include_archived=True, limit=_LOOKED_AT)
+        ids = [str(summary.id) for summary in page]
         found = [each for each in ids if each.startswith(argument.value.strip().lower())]
-        return Completion(values=found[:_MAX_COMPLETED], total=len(found), has_more=sessions.next_cursor is not None)
+        return Completion(values=found[:_MAX_COMPLETED], total=len(found), has_more=page.next_cursor is not None)
 
 
 class AddressCheck:
