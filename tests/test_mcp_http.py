@@ -13,15 +13,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from mcp_types import INVALID_PARAMS
 
 from fiml.core.clock import now
 from fiml.core.config import Settings, variable
 from fiml.core.errors import InvalidInput, Misconfigured
-from fiml.mcp.http import MAX_BODY_BYTES, parse_address
+from fiml.mcp.http import MAX_BODY_BYTES, build_app, parse_address
+from fiml.runtime import open_runtime
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
+from fiml.testing import FrozenClock
 from tests.support.deployment import Deployment
 from tests.support.http_server import http_server
 from tests.support.mcp_client import ERAS, TOOLS
@@ -79,6 +82,23 @@ async def test_ready_tells_of_a_backlog_that_nobody_sweeps(backend_settings: Set
 
     assert (waiting.status_code, waiting.json()) == (200, {"status": "ok", "backlog": True})
     assert swept.json() == {"status": "ok"}
+
+
+async def test_ready_looks_for_a_backlog_after_the_clock_was_set_back(
+    sqlite_settings: Settings, clock: FrozenClock
+) -> None:
+    async with open_runtime(sqlite_settings) as runtime:
+        transport = httpx2.ASGITransport(build_app(runtime, "127.0.0.1"))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            before = await client.get("/ready")
+            clock.advance(days=-1)
+            store = await runtime.store()
+            session = await store.create_session(["AAPL"], SessionType.EQUITY)
+            session.expires_at = clock.now() - timedelta(hours=3)
+            await store.update_session(session.id, session)
+            after = await client.get("/ready")
+
+    assert (before.json(), after.json()) == ({"status": "ok"}, {"status": "ok", "backlog": True})
 
 
 async def test_ready_answers_in_time_where_an_engine_hangs(tmp_path: Path) -> None:

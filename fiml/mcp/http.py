@@ -10,7 +10,7 @@ import ipaddress
 import signal
 import socket
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import uvicorn
@@ -124,7 +124,7 @@ class _Probe:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._look = SharedLook(self._engines_answer)
-        self._looked_for_backlog_at = datetime.min.replace(tzinfo=UTC)
+        self._looked_for_backlog_at: datetime | None = None
         self._has_backlog = False
 
     async def answer(self) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class _Probe:
 
     async def _look_for_backlog(self, store: SessionStore) -> None:
         # Probes may come every second, and the figures count many sessions.
-        if clock.now() - self._looked_for_backlog_at < _LOOK_FOR_BACKLOG_EVERY:
+        if clock.is_within(_LOOK_FOR_BACKLOG_EVERY, since=self._looked_for_backlog_at):
             return
         oldest = (await store.figures()).oldest_waiting
         self._has_backlog = is_sweep_late(oldest, self._runtime.settings.session_cleanup_interval_minutes)
