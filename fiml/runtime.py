@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from fiml.core.config import Maintenance, Settings
@@ -116,8 +116,7 @@ async def maintaining(runtime: Runtime) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait({task})  # to await the task itself could take the caller's cancellation for the task's
 
 
 async def _maintain(runtime: Runtime) -> None:

@@ -36,6 +36,21 @@ async def test_a_running_server_archives_what_has_expired(clock: FrozenClock, mo
                 pass
 
 
+async def test_a_server_that_is_cancelled_while_it_ends_the_maintenance_stays_cancelled() -> None:
+    inside = asyncio.Event()
+
+    async def serve() -> None:
+        async with maintaining(Runtime(Settings())):
+            inside.set()
+
+    serving = asyncio.create_task(serve())
+    await inside.wait()
+    serving.cancel()
+    await asyncio.wait({serving})
+
+    assert serving.cancelled()
+
+
 async def test_sessions_are_listed_without_a_market() -> None:
     async with open_runtime(Settings(market_data=MarketData.LIVE)) as runtime:
         assert await (await runtime.sessions()).list_user_sessions(None) == []
