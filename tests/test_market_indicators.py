@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fiml.market.indicators import compare, technicals
 from fiml.market.models import Adjustment, AssetKind, Bar, Bars
+from fiml.market.providers.base import last_day
 from tests.support.market import sample_bars
 
 FIRST_DAY = date(2024, 1, 1)
@@ -367,3 +368,9 @@ def test_a_comparison_is_the_mirror_of_its_reverse(a: list[float], b: list[float
     assert there.overlap_days == back.overlap_days
     if there.relative_return is not None and back.relative_return is not None:
         assert there.relative_return == -back.relative_return
+
+
+def test_a_change_that_is_too_small_to_be_told_is_zero_and_not_minus_zero() -> None:
+    change = last_day(make_bars([100.00000001, 100.0]).bars)
+
+    assert [str(change[name]) for name in ("change", "change_percent")] == ["0.0", "0.0"]

@@ -11,7 +11,7 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
-from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Comparison, Technicals, whole_currency
+from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Comparison, Technicals, rounded, whole_currency
 
 MIN_COMMON_DATES = 20
 
@@ -96,7 +96,7 @@ def compare(a: Bars, b: Bars) -> Comparison:
         "overlap_to": common[-1] if common else no_overlap,
         "return_self": return_a,
         "return_other": return_b,
-        "relative_return": _rounded(return_a - return_b) if is_known else return_a,
+        "relative_return": rounded(return_a - return_b) if is_known else return_a,
         "correlation": _correlation(aligned_a, aligned_b),
     }
     notes = [note for note in (_unlike_adjustments(a, b), _unlike_currencies(a, b)) if note is not None]
@@ -112,10 +112,6 @@ def compare(a: Bars, b: Bars) -> Comparison:
 def _split(figures: dict[str, Any]) -> dict[str, Any]:
     missing = {name: str(figure) for name, figure in figures.items() if isinstance(figure, _Absent)}
     return {**figures, **dict.fromkeys(missing), "missing": missing}
-
-
-def _rounded(figure: float, digits: int = 6) -> float:
-    return round(figure, digits) + 0.0  # so that -0.0 becomes 0.0
 
 
 def _too_few(needed: int, found: int) -> _Absent:
@@ -157,7 +153,7 @@ def _rsi(closes: list[float]) -> float | _Absent:
         return _too_few(_RSI_PERIOD + 1, len(closes))
     if min(closes) == max(closes):
         return _Absent("the price never moved")
-    return _rounded(float(RSI(_RSI_PERIOD, closes)[-1]), 4)
+    return rounded(float(RSI(_RSI_PERIOD, closes)[-1]), 4)
 
 
 def _volatility(closes: list[float], calendar: _Calendar) -> float | _Absent:
@@ -165,14 +161,14 @@ def _volatility(closes: list[float], calendar: _Calendar) -> float | _Absent:
 
     def annual() -> float:
         returns = [math.log(later / earlier) for earlier, later in pairwise(window)]
-        return _rounded(statistics.stdev(returns) * math.sqrt(calendar.year))
+        return rounded(statistics.stdev(returns) * math.sqrt(calendar.year))
 
     return _of_closes(closes, calendar.quarter + 1, annual)
 
 
 def _returns(closes: list[float], calendar: _Calendar) -> dict[str, float | _Absent]:
     def over(count: int) -> float | _Absent:
-        return _of_closes(closes, count + 1, lambda: _rounded(closes[-1] / closes[-count - 1] - 1))
+        return _of_closes(closes, count + 1, lambda: rounded(closes[-1] / closes[-count - 1] - 1))
 
     return {
         "return_1d": over(calendar.day),
@@ -196,7 +192,7 @@ def _drawdown(bars: Sequence[Bar], needed: int) -> dict[str, Any]:
     if deepest == 0.0:
         never = _Absent("the close never fell")
         return dict(zip(names, (0.0, never, never), strict=True))
-    return dict(zip(names, (_rounded(deepest), high.date, low.date), strict=True))
+    return dict(zip(names, (rounded(deepest), high.date, low.date), strict=True))
 
 
 def _has_ranges(bars: Sequence[Bar]) -> bool:
@@ -235,7 +231,7 @@ def _gaps(bars: Sequence[Bar], calendar: _Calendar) -> str | None:
 def _total_return(closes: Sequence[float]) -> Any:
     if len(closes) < 2:
         return _Absent(f"needs 2 common dates, there are {len(closes)}")
-    return _rounded(closes[-1] / closes[0] - 1)
+    return rounded(closes[-1] / closes[0] - 1)
 
 
 def _correlation(a: Sequence[float], b: Sequence[float]) -> float | _Absent:
@@ -245,7 +241,7 @@ def _correlation(a: Sequence[float], b: Sequence[float]) -> float | _Absent:
     if min(statistics.pstdev(returns_a), statistics.pstdev(returns_b)) < 1e-12:
         return _Absent("one of the two has the same return every day")
     coefficient = statistics.correlation(returns_a, returns_b)
-    return _rounded(max(-1.0, min(1.0, coefficient)))
+    return rounded(max(-1.0, min(1.0, coefficient)))
 
 
 def _unlike_currencies(a: Bars, b: Bars) -> str | None:

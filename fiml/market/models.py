@@ -21,6 +21,11 @@ def whole_currency(currency: str) -> str:
     return HUNDREDTHS[currency][0] if currency in HUNDREDTHS else currency
 
 
+def rounded(figure: float, digits: int = 6) -> float:
+    """The figure, rounded; never a negative zero."""
+    return round(figure, digits) + 0.0
+
+
 class AssetKind(StrEnum):
     """What an instrument is."""
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from fiml.core.errors import InvalidInput, echo
-from fiml.market.models import AssetKind, Bar, Bars, Fundamentals, Instrument, Quote
+from fiml.market.models import AssetKind, Bar, Bars, Fundamentals, Instrument, Quote, rounded
 
 MAX_SYMBOL_CHARACTERS = 32
 # The source of figures that never change.
@@ -94,8 +94,8 @@ def last_day(bars: Sequence[Bar]) -> dict[str, float | None]:
     previous = bars[-2].close if len(bars) > 1 else None
     return {
         "previous_close": previous,
-        "change": None if previous is None else round(last.close - previous, 6),
-        "change_percent": None if previous is None else round(100 * (last.close / previous - 1), 4),
+        "change": None if previous is None else rounded(last.close - previous),
+        "change_percent": None if previous is None else rounded(100 * (last.close / previous - 1), 4),
         "open": last.open,
         "high": last.high,
         "low": last.low,

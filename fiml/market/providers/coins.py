@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fiml.core import clock
 from fiml.core.errors import BadData, NotSupported, SymbolNotFound, Unavailable
-from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Fundamentals, Instrument, Quote
+from fiml.market.models import Adjustment, AssetKind, Bar, Bars, Fundamentals, Instrument, Quote, rounded
 from fiml.market.providers.base import check_choice, check_limit, matching, no_fundamentals, to_symbol
 from fiml.market.providers.coin_exchange import CoinExchange, exchange_guard, moment_of, price_before
 from fiml.market.providers.guard import Guard
@@ -163,8 +163,8 @@ def _quote(instrument: Instrument, ticker: Mapping[str, Any], hours: list[list[A
     figures = {
         "market_time": moment if told else None,
         "previous_close": before,
-        "change": None if before is None else round(price - before, 10),
-        "change_percent": None if before is None else round(100 * (price / before - 1), 4),
+        "change": None if before is None else rounded(price - before, 10),
+        "change_percent": None if before is None else rounded(100 * (price / before - 1), 4),
         "open": None,
         "high": _number(ticker.get("high")) or max(_column(day, 2), default=None),
         "low": _number(ticker.get("low")) or min(_column(day, 3), default=None),
