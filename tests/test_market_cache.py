@@ -31,6 +31,12 @@ NOWHERE = "redis://127.0.0.1:1/0"
 CACHES = ("memory", "redis", "sqlite", "postgresql")
 
 
+def test_an_entry_of_the_first_of_all_moments_is_an_entry() -> None:
+    last = datetime.max.replace(tzinfo=UTC)
+
+    assert CacheEntry("text", datetime.min.replace(tzinfo=UTC), last, last).is_current
+
+
 @pytest.fixture(params=CACHES)
 def new_cache(request: pytest.FixtureRequest, tmp_path: Path) -> AnswerCache:
     return make_cache(request, tmp_path)

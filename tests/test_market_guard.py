@@ -287,6 +287,7 @@ async def test_that_there_is_no_such_symbol_is_no_failure(clock: FrozenClock) ->
         ("-5", 60),
         ("nan", 60),
         ("inf", 60),
+        (f"-9999 Jan {'9' * 20} 12.34.56", 60),
     ],
 )
 def test_a_retry_after_names_a_moment_within_a_day(clock: FrozenClock, retry_after: str | None, seconds: float) -> None:

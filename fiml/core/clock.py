@@ -60,7 +60,7 @@ def is_current(*, known_at: datetime, until: datetime) -> bool:
 
     It isn't if the clock that saw it is ahead of ours, by more than clocks usually differ.
     """
-    return known_at - _CLOCKS_DIFFER <= now() < until
+    return known_at <= now() + _CLOCKS_DIFFER and now() < until
 
 
 def to_micros(moment: datetime) -> int:

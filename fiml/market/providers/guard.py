@@ -187,7 +187,7 @@ def _after_seconds(text: str | None, now: datetime) -> datetime | None:
 def _at_date(text: str | None) -> datetime | None:
     try:
         moment = parsedate_to_datetime(text or "")
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
