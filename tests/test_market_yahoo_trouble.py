@@ -48,6 +48,18 @@ class TestAbsence:
 
         assert (caught.value.symbol, caught.value.known) == ("APPL", ["AAPL", "APLE"])
 
+    async def test_a_symbol_that_is_not_found_leaves_nothing_behind(
+        self, yahoo_server: MarketServer, yahoo: YahooProvider
+    ) -> None:
+        """Anybody may ask for any number of them."""
+        yahoo_server.always(wire.chart_path("APPL"), refusal(404))
+        yahoo_server.always(wire.SEARCH_PATH, wire.found())
+
+        with pytest.raises(SymbolNotFound):
+            await yahoo.instrument("APPL", AssetKind.EQUITY)
+
+        assert not yahoo._asking
+
     @pytest.mark.parametrize(
         "sent", [refusal(503), refusal(429), truncated(wire.found("AAPL")), {"quotes": "none"}, refusal(404)]
     )

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from fiml.core import clock
 from fiml.core.errors import BadData, NotSupported, SymbolNotFound, Unavailable
@@ -41,7 +42,7 @@ class YahooProvider:
         self._guard = guard or Guard(NAME)
         self._client = YahooClient(session, limit_s=self._guard.attempt_timeout_s)
         self._charts: dict[str, tuple[datetime, Chart]] = {}
-        self._asking: dict[str, asyncio.Lock] = {}
+        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def instrument(
         self, symbol: str, kind: AssetKind, *, market: str = "US", exchange: str | None = None, pair: str = "USD"
@@ -102,7 +103,6 @@ class YahooProvider:
     def _keep(self, symbol: str, kept: tuple[datetime, Chart]) -> None:
         past = kept[0] - _CHART_LIFE
         self._charts = {name: each for name, each in self._charts.items() if each[0] > past} | {symbol: kept}
-        self._asking = {name: lock for name, lock in self._asking.items() if lock.locked()}
 
     async def _fetch_chart(self, symbol: str) -> Chart:
         try:
