@@ -112,6 +112,12 @@ class TestSessionModels:
 
         assert session.expires_at == before + timedelta(hours=5)
 
+    def test_a_session_ends_in_the_year_9999_at_the_latest(self) -> None:
+        session = make_session(expires_at=datetime.max.replace(tzinfo=UTC))
+
+        with pytest.raises(InvalidInput, match="hours is 1, which is too far away"):
+            session.extend(hours=1)
+
     def test_other_time_zones_become_utc(self) -> None:
         session = make_session(expires_at=datetime(2024, 12, 24, 17, 30, tzinfo=timezone(timedelta(hours=2))))
 

@@ -246,11 +246,15 @@ class Session:
         """Move the expiry of this object `hours` later; `extend_session` changes the stored session.
 
         Raises:
-            InvalidInput: `hours` is not a whole number, or more than ten years.
+            InvalidInput: `hours` is not a whole number, or more than ten years, or ends after the year 9999.
         """
         later = timedelta(hours=values.check_hours(hours, "hours", max_hours=MAX_TTL_HOURS))
         # In UTC, since hours added to a local time don't count those by which the clocks change.
-        self.expires_at = values.check_moment(self.expires_at, "expires_at") + later
+        before = values.check_moment(self.expires_at, "expires_at")
+        try:
+            self.expires_at = before + later
+        except OverflowError:
+            raise InvalidInput("hours", f"is {hours}, which is too far away", "end by the year 9999") from None
 
     def touch(self) -> None:
         """Record an access now."""
