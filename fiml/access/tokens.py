@@ -65,7 +65,8 @@ class AccessTokens:
             InvalidInput: the user's name is not valid, a scope is unknown or missing, or the days are out of bounds.
         """
         if not is_user(user_id):
-            raise InvalidInput("user", f"{echo(user_id)} is not a user", f"give 1 to {MAX_USER_CHARACTERS} characters")
+            valid = f"give 1 to {MAX_USER_CHARACTERS} printable characters"
+            raise InvalidInput("user", f"{echo(user_id)} is not a user", valid)
         if not 1 <= days <= MAX_DAYS:
             raise InvalidInput("days", f"is {days}", f"give 1 to {MAX_DAYS}")
         wanted = parse_scopes(scopes)
