@@ -1,10 +1,15 @@
 """What users install: the wheel has what fiml needs, and imports load no more than they must."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -116,3 +121,26 @@ def test_core_loads_no_driver(installed: Path, tmp_path: Path) -> None:
     program = imports + SHOW_LOADED.format(wanted=HEAVY | {"sqlite3"})
 
     assert run("-c", program, folder=tmp_path, path=str(installed)).split() == []
+
+
+def test_each_package_that_is_imported_is_a_dependency_of_its_own() -> None:
+    """Another package that needs it today may need it no longer in its next release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    declared = set(re.findall(r"[a-z][\w.-]*", " ".join(listed)))  # also those of extras, as in redis[hiredis]
+    distributions = packages_distributions()
+
+    undeclared = {
+        name
+        for name in imported_packages(ROOT / "fiml") - sys.stdlib_module_names - {"fiml"}
+        if not {each.lower().replace("_", "-") for each in distributions[name]} & declared
+    }
+
+    assert undeclared == set()
+
+
+def imported_packages(folder: Path) -> set[str]:
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in folder.rglob("*.py")]
+    nodes = list(chain.from_iterable(map(ast.walk, trees)))
+    plain = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    return {name.partition(".")[0] for name in plain + [str(n.module) for n in nodes if isinstance(n, ast.ImportFrom)]}
