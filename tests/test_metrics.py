@@ -234,6 +234,17 @@ async def test_a_server_answers_at_an_address_of_its_own_and_names_nobody(tmp_pa
     assert not [value for value in values if not LABEL_VALUE.fullmatch(value)]
 
 
+async def test_no_name_server_is_asked_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("socket.getfqdn", asked.append)
+    where = f"0.0.0.0:{free_port()}"
+
+    async with open_runtime(Settings(data_dir=tmp_path, metrics_address=where)) as runtime, exposing(runtime):
+        pass
+
+    assert asked == []
+
+
 async def test_an_address_that_is_taken_is_refused_at_start(tmp_path: Path) -> None:
     where = address()
     settings = Settings(data_dir=tmp_path, metrics_address=where)

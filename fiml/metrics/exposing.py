@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from socket import AF_INET, AF_INET6
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -129,6 +129,12 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     address_family = AF_INET
     daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind, but don't look up the host's name: a name server that is away would hold up the start."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
 
 
 class _IPv6Server(_Server):
