@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fiml.access.tokens import MAX_LISTED, open_tokens
+from fiml.core.config import Settings, Synchronous
+
 
 def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "FIML_DATA_DIR": str(folder)}
@@ -56,3 +59,15 @@ def test_what_makes_no_sense_is_refused_in_a_line(tmp_path: Path, arguments: lis
 
 def test_without_tokens_the_list_says_so(tmp_path: Path) -> None:
     assert run(tmp_path, "list").stdout == "no tokens\n"
+
+
+async def test_a_list_that_is_cut_says_so(tmp_path: Path) -> None:
+    tokens = open_tokens(Settings(data_dir=tmp_path, sqlite_synchronous=Synchronous.OFF))
+    for _ in range(MAX_LISTED):
+        await tokens.issue("ann", scopes=["sessions:read"], days=1)
+    await tokens.aclose()
+
+    listed = run(tmp_path, "list")
+
+    assert listed.stdout.count("ann  valid") == MAX_LISTED
+    assert listed.stderr == f"only the newest {MAX_LISTED} are listed\n"

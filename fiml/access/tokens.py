@@ -31,7 +31,7 @@ MAX_DAYS = 366
 KNOWN_FOR = timedelta(seconds=30)
 MAX_KNOWN = 10_000
 LOOKUP_TIMEOUT_S = 2.0
-_LISTED = 500
+MAX_LISTED = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class AccessTokens:
 
     async def list_tokens(self) -> list[IssuedToken]:
         """The tokens, newest first, including expired and revoked ones; at most 500."""
-        newest = select(access_tokens).order_by(access_tokens.c.created_at.desc(), access_tokens.c.id).limit(_LISTED)
+        newest = select(access_tokens).order_by(access_tokens.c.created_at.desc(), access_tokens.c.id).limit(MAX_LISTED)
         return await self._database.view(
             lambda connection: [_issued(row) for row in connection.execute(newest).mappings()]
         )

@@ -42,6 +42,8 @@ def new(
 @token.command("list")
 def list_() -> None:
     """List the tokens, newest first, without their secrets."""
+    from fiml.access.tokens import MAX_LISTED  # noqa: PLC0415 - as above
+
     found = _with_tokens(lambda tokens: tokens.list_tokens())
     if not found:
         typer.echo("no tokens")
@@ -49,6 +51,8 @@ def list_() -> None:
         state = "valid" if issued.is_valid else "revoked" if issued.revoked_at else "expired"
         scopes = ", ".join(sorted(issued.scopes))
         typer.echo(f"{issued.id}  {plain(issued.user_id)}  {state}  until {issued.expires_at:%Y-%m-%d}  {scopes}")
+    if len(found) == MAX_LISTED:
+        typer.echo(f"only the newest {MAX_LISTED} are listed", err=True)
 
 
 @token.command()
