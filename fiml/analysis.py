@@ -147,6 +147,8 @@ async def ask(
         InvalidInput: the symbol or another argument is not valid, `record_id` belongs to another question, or a
             session is named without the store that has it; nothing is recorded.
         SessionNotFound, SessionExpired, SessionArchived: the session takes no queries.
+        NotPermitted: the caller may only read the session.
+        Misconfigured: this process lacks the key of the session, or a later fiml wrote it.
         Unavailable: no market data, or not within `timeout_s` seconds. (If the store is unavailable, the question is
             answered but not recorded, and `reason` says so.)
         NotSupported: the market has no such figures.
