@@ -18,7 +18,7 @@ from fiml.core.config import Settings
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
-from tests.support.mcp_client import ERAS, ROOT, TOOLS, environment, stdio_caller, wire
+from tests.support.mcp_client import ERAS, ROOT, SERVE, TOOLS, environment, stdio_caller, wire
 
 CREATED = {"status", "session_id", "user_id", "type", "title", "assets", "tags", "expires_at", "ttl_hours"}
 INFO = {
@@ -211,6 +211,23 @@ async def test_a_call_whose_log_line_can_not_be_written_is_answered(folder: Path
     assert answer is not None
     assert answer["id"] == asked
     assert answer["result"]["structuredContent"]["status"] == "success"
+
+
+def test_a_server_whose_client_no_longer_reads_ends_in_order(folder: Path) -> None:
+    reader, writer = os.pipe()
+    server = subprocess.Popen(
+        [sys.executable, *SERVE],
+        cwd=ROOT, env={"PATH": os.defpath} | environment(folder), stdin=PIPE, stdout=writer, stderr=PIPE,
+    )  # fmt: skip
+    os.close(writer)
+    os.close(reader)
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+
+    _, said = server.communicate(f"{json.dumps(message)}\n".encode())
+
+    assert server.returncode == 0
+    assert said.count(b"\n") == 1
+    assert b"client_gone" in said
 
 
 @pytest.mark.parametrize("command", [["serve"], ["doctor"], ["sessions", "list"]])

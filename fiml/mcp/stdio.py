@@ -15,8 +15,10 @@ from mcp.shared.message import SessionMessage
 from mcp_types import PARSE_ERROR, ErrorData, JSONRPCError, JSONRPCResponse
 from pydantic import ValidationError
 
+from fiml.core.log import get_logger
 from fiml.mcp.refusals import refuse_unreadable
 
+_log = get_logger()
 _MAX_DIGITS = 18
 _TOKEN = re.compile(r"""\s*("(?:[^"\\]++|\\.)*+"|[][{},:]|[^][{},:"\s]++)""")
 _CLOSING = {"{": "}", "[": "]"}
@@ -24,11 +26,14 @@ _NAMES = {'"id"', '"method"'}
 
 
 async def run_on_stdio(server: MCPServer[None]) -> None:
-    """Serve the client on standard input and output until it leaves."""
+    """Serve the client on standard input and output until it leaves, or no longer reads."""
     lowlevel = server._lowlevel_server  # noqa: SLF001 - `run_stdio_async` takes no streams
-    async with stdio_server() as (incoming, outgoing):
-        answered = _AnsweredStream(incoming, outgoing)
-        await lowlevel.run(answered, outgoing, lowlevel.create_initialization_options())
+    try:
+        async with stdio_server() as (incoming, outgoing):
+            answered = _AnsweredStream(incoming, outgoing)
+            await lowlevel.run(answered, outgoing, lowlevel.create_initialization_options())
+    except* BrokenPipeError:
+        _log.info("client_gone")
 
 
 class _AnsweredStream:
