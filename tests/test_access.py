@@ -285,6 +285,22 @@ async def test_the_answer_is_503_if_callers_cannot_be_identified(tmp_path: Path)
     assert healthy.status_code == 200
 
 
+async def test_a_token_whose_record_is_damaged_is_answered_with_503_and_logged_in_a_line(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    tokens = open_tokens(settings)
+    token, _ = await tokens.issue("ann", scopes=["sessions:read"], days=1)
+    await tokens.aclose()
+    with closing(sqlite3.connect(settings.embedded_file)) as connection, connection:
+        connection.execute("UPDATE access_tokens SET expires_at = 'soon'")
+
+    async with http_server(tmp_path / "data", FIML_AUTH_TOKENS="true") as server:
+        answer = await server.post(LIST_TOOLS, authorization=f"Bearer {token}")
+
+    assert (answer.status_code, answer.json()) == (503, {"error": "temporarily_unavailable"})
+    assert "callers_not_known" in server.log.read_text(encoding="utf-8")
+    assert "Traceback" not in server.log.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fiml.access.rates import Allowances, open_allowances
 from fiml.core import clock
 from fiml.core.config import Settings, split_address
-from fiml.core.errors import FimlError, InvalidInput, Misconfigured, Unavailable, echo
+from fiml.core.errors import FimlError, InvalidInput, Misconfigured, echo
 from fiml.core.log import get_logger
 from fiml.core.observe import Counted, count
 from fiml.core.shared_look import SharedLook
@@ -162,8 +162,8 @@ class _Probe:
 class RefusalsNoted:
     """Wraps the application: counts requests that are refused before they reach a tool, and logs each in a line.
 
-    When callers can't be authenticated, since the issuer's keys or the database of tokens are away, Starlette answers
-    by `_not_known`, and then raises the error again: that would be a traceback.
+    When callers can't be authenticated, since the issuer's keys or the database of tokens are away or damaged,
+    Starlette answers by `_not_known`, and then raises the error again: that would be a traceback.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -180,12 +180,12 @@ class RefusalsNoted:
 
         try:
             await self._app(scope, receive, watched)
-        except (Unavailable, Misconfigured) as exc:
+        except FimlError as exc:
             _log.warning("callers_not_known", problem=str(exc))
 
 
 async def _not_known(_request: Request, error: Exception) -> Response:
-    if isinstance(error, Unavailable | Misconfigured):
+    if isinstance(error, FimlError):
         retry_after = {"retry-after": str(_RETRY_AFTER_S)}
         return JSONResponse({"error": "temporarily_unavailable"}, status_code=503, headers=retry_after)
     return JSONResponse({"error": "server_error"}, status_code=500)
