@@ -212,6 +212,26 @@ async def test_a_damaged_value_is_a_miss_and_is_replaced(exchange: Exchange, clo
     assert [log["event"] for log in logs] == ["cache_value_damaged"]
 
 
+async def test_the_log_does_not_say_what_was_asked(exchange: Exchange, clock: FrozenClock) -> None:
+    memory = MemoryL1Cache()
+    fetching = Fetching(exchange, (memory,))
+    await fetching.quote(AAPL)
+    [key] = memory._entries
+    later = clock.now() + timedelta(days=1)
+
+    with capture_logs() as logs:
+        for failure in (KeyError("AAPL"), SymbolNotFound("AAPL", source="exchange", known=[])):
+            clock.advance(minutes=1)
+            exchange.failure = failure
+            await fetching.quote(AAPL)
+        exchange.failure = None
+        await memory.put(key, CacheEntry('{"symbol": "AAPL"}', clock.now(), fresh_until=later, keep_until=later))
+        await fetching.quote(AAPL)
+
+    assert {log["event"] for log in logs} == {"answer_unreadable", "stale_answer_given", "cache_value_damaged"}
+    assert "AAPL" not in str(logs)
+
+
 async def test_an_answer_from_a_clock_that_is_ahead_has_no_negative_age(fetching: Fetching, clock: FrozenClock) -> None:
     await fetching.quote(AAPL)
     clock.advance(seconds=-30)

@@ -33,7 +33,7 @@ class RedisL1Cache:
         try:
             entry = CacheEntry.from_json(text)
         except ValueError as exc:
-            _log.warning("cache_value_damaged", layer=self.layer, key=key, problem=str(exc))
+            _log.warning("cache_value_damaged", layer=self.layer, problem=str(exc))
             return None
         return entry if entry.keep_until > clock.now() else None
 

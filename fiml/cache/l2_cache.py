@@ -37,7 +37,7 @@ class L2Cache:
         try:
             row = await self._database.view(lambda connection: connection.execute(wanted).one_or_none())
         except CorruptRecord as exc:
-            _log.warning("cache_value_damaged", layer=self.layer, key=key, problem=exc.problem)
+            _log.warning("cache_value_damaged", layer=self.layer, problem=exc.problem)
             return None
         if row is None:
             return None

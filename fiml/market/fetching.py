@@ -189,7 +189,9 @@ class Fetching:
                 raise
             if last is None:
                 raise
-            _log.warning("stale_answer_given", key=wanted.key, known_at=clock.to_iso(last.entry.known_at), why=str(exc))
+            # Not the error's message, which may name the symbol: the log doesn't say what was asked.
+            known_at = clock.to_iso(last.entry.known_at)
+            _log.warning("stale_answer_given", part=wanted.part.value, known_at=known_at, code=exc.code)
             return _delivered(last, is_stale=True)
 
     async def _look(self, wanted: _Wanted[Value]) -> _Found[Value] | None:
@@ -240,7 +242,7 @@ class Fetching:
         except ValidationError as exc:  # figures that fit no answer, such as an infinite change
             raise BadData(self._provider.source, f"{exc.error_count()} figures are invalid") from exc
         except _UNREADABLE as exc:  # what the provider's code raises if an answer isn't what it expects
-            _log.exception("answer_unreadable", key=wanted.key)
+            _log.exception("answer_unreadable", part=wanted.part.value)
             raise BadData(self._provider.source, f"the answer can't be read ({type(exc).__name__})") from exc
 
     def _entry(
@@ -268,7 +270,7 @@ def _read(wanted: _Wanted[Value], entry: CacheEntry, layer: _Layer) -> _Found[Va
     try:
         value = decode(entry.value, wanted.adapter)
     except ValueError as exc:
-        _log.warning("cache_value_damaged", layer=layer, key=wanted.key, problem=str(exc))
+        _log.warning("cache_value_damaged", layer=layer, part=wanted.part.value, problem=type(exc).__name__)
         return None
     return _Found(value, entry, layer)
 
