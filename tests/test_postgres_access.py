@@ -134,6 +134,20 @@ async def test_a_server_is_reached_as_other_tools_write_it(postgres: PostgresPro
     await reach(f"postgresql://{rest.format(folder=folder, quoted=quote(folder, safe=''))}")
 
 
+async def test_a_database_that_is_closed_takes_no_calls_until_it_is_opened_again(postgres: PostgresProcess) -> None:
+    """A call that began before it was closed may go on with another one, whose connection nobody would close."""
+    database = PostgresDatabase(postgres.url)
+    await database.open()
+    await database.close()
+
+    with pytest.raises(Unavailable, match="was closed"):
+        await database.view(lambda connection: connection.scalar(text("SELECT 1")))
+
+    await database.open()
+    assert await database.view(lambda connection: connection.scalar(text("SELECT 1"))) == 1
+    await database.close()
+
+
 async def test_options_of_the_server_are_passed_on(postgres: PostgresProcess) -> None:
     database = PostgresDatabase(f"{postgres.url}&options=-c%20lc_time%3DC%20-c%20work_mem%3D7MB")
     async with database.engine.connect() as connection:

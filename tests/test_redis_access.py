@@ -17,6 +17,7 @@ from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, Unavailable
 from fiml.db.health import redis_facts
 from fiml.db.redis_client import RedisClient
+from fiml.db.redis_node import connect
 from fiml.db.redis_url import Kind, parse_redis_url
 from fiml.sessions.backends.redis.keys import expiry_keys
 from fiml.sessions.models import SessionType
@@ -78,6 +79,19 @@ def empty(valkey: ValkeyProcess) -> Iterator["redis.Redis"]:
     with redis.Redis.from_url(valkey.url) as client:
         client.flushall()
         yield client
+
+
+async def test_calls_that_are_still_connecting_when_the_client_is_closed_leave_no_connection(
+    valkey: ValkeyProcess,
+) -> None:
+    node = connect(parse_redis_url(valkey.url))
+    calls = [asyncio.create_task(node.send([("PING",)])) for _ in range(10)]
+    await asyncio.sleep(0)  # each begins to connect
+
+    await node.close()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+    assert node._idle == []
 
 
 async def test_two_installations_in_one_redis_do_not_see_each_other(

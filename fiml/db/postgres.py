@@ -45,16 +45,19 @@ class PostgresDatabase:
         self.engine = postgres_engine(database_url)
         self._autocommitting = self.engine.execution_options(isolation_level="AUTOCOMMIT")  # over the same pool
         self._reading = self.engine.execution_options(postgresql_readonly=True)  # as above
+        self._is_closed = False
         self._is_prepared = False
         self._preparing: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
         """Connect. An empty database gets the schema; one with a different schema is refused."""
+        self._is_closed = False
         await self._prepare()
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections. Until it is opened again, every call is refused: nobody would close its connection."""
+        self._is_closed = True
         self._is_prepared = False
         left = [*self._under_way, *([self._preparing] if self._preparing else [])]
         for task in left:
@@ -118,6 +121,9 @@ class PostgresDatabase:
 
     async def _in_time(self, work: Coroutine[Any, Any, Result], within_s: float | None) -> Result:
         """Return what `work` returns. If it is late, the caller gives up at once, and the work cleans up by itself."""
+        if self._is_closed:
+            work.close()
+            raise Unavailable(f"PostgreSQL at {self._name}", "the store was closed during the call")
         task = asyncio.create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)

@@ -55,6 +55,7 @@ class Node:
         self._places = asyncio.Semaphore(places)
         self._idle: list[Connection] = []
         self._in_use: set[Connection] = set()
+        self._is_closed = False
 
     async def send(self, commands: Sequence[Command], confirmed_by: list[int] | None = None) -> list[Any]:
         """Send commands in one round trip; their replies, in order. A refused command's reply is its `ResponseError`.
@@ -76,7 +77,8 @@ class Node:
             await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; that of a call which is still connecting closes when the call ends."""
+        self._is_closed = True
         connections, self._idle = [*self._idle, *self._in_use], []
         await asyncio.gather(*(connection.disconnect() for connection in connections))
         if isinstance(self._pool, _AskingPool):
@@ -112,7 +114,7 @@ class Node:
             return replies
         finally:
             self._in_use.discard(connection)
-            if is_over:
+            if is_over and not self._is_closed:
                 self._idle.append(connection)
             else:
                 # A reply may still arrive, and the next call would take it for its own.
