@@ -298,6 +298,20 @@ async def test_the_ids_of_sessions_are_completed(sqlite_settings: Settings) -> N
             assert nothing.completion.values == []
 
 
+@pytest.mark.parametrize(("count", "has_more"), [(20, False), (21, True)])
+async def test_twenty_ids_are_completed_and_it_says_if_there_are_more(
+    sqlite_settings: Settings, count: int, has_more: bool
+) -> None:
+    reference = ResourceTemplateReference(type="ref/resource", uri="fiml://session/{id}")
+    async with door(sqlite_settings) as caller:
+        for _ in range(count):
+            await caller.create("AAPL")
+
+        completed = (await caller.client.complete(reference, {"name": "id", "value": ""})).completion
+
+    assert (len(completed.values), completed.total, completed.has_more) == (20, count, has_more)
+
+
 async def test_ids_that_can_not_be_completed_are_an_error_that_says_why(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file", encoding="utf-8")
     reference = ResourceTemplateReference(type="ref/resource", uri="fiml://session/{id}")

@@ -61,7 +61,12 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
             page = await sessions.list_user_sessions(None, include_archived=True, limit=_LOOKED_AT)
         ids = [str(summary.id) for summary in page]
         found = [each for each in ids if each.startswith(argument.value.strip().lower())]
-        return Completion(values=found[:_MAX_COMPLETED], total=len(found), has_more=page.next_cursor is not None)
+        is_all = page.next_cursor is None
+        return Completion(
+            values=found[:_MAX_COMPLETED],
+            total=len(found) if is_all else None,
+            has_more=not is_all or len(found) > _MAX_COMPLETED,
+        )
 
 
 class AddressCheck:
