@@ -137,7 +137,8 @@ def _amqp(broker: str | None) -> dict[str, Any]:
 def _redis(broker: str, settings: Settings, visibility: dict[str, Any]) -> dict[str, Any]:
     from fiml.db.redis_url import parse_redis_url  # noqa: PLC0415 - as above
 
-    address = parse_redis_url(broker)
+    variable = "FIML_REDIS_URL" if settings.broker_url is None else "FIML_BROKER_URL"
+    address = parse_redis_url(broker, variable=variable)
     url = _as_celery_has_it(broker, address)
     options: dict[str, Any] = {"global_keyprefix": f"{settings.redis_prefix}:", **visibility}
     if address.service:

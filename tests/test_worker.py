@@ -349,6 +349,18 @@ def test_another_broker_can_be_named() -> None:
     assert make_app(Settings(broker_url="redis://broker:6379/1")).conf.broker_url == "redis://broker:6379/1"
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://h/0?nonsense=1", "redis://h/0?ssl_ca_certs=/no", "redis://h/0?max_connections=0", "redis://h/x"),
+        *("rediss://h/0?ssl_ca_certs=/no", "rediss://h/0?ssl_keyfile=/no", "redis+sentinel://h"),
+    ],
+)
+def test_a_broker_that_can_not_be_used_is_refused_by_the_name_of_its_variable(url: str) -> None:
+    with pytest.raises(Misconfigured, match=r"^FIML_BROKER_URL "):
+        make_app(Settings(broker_url=url))
+
+
 def test_a_cluster_cannot_be_the_broker() -> None:
     settings = Settings(redis_url="redis+cluster://localhost", database_url="postgresql://localhost/x")
     with pytest.raises(Misconfigured, match="set FIML_BROKER_URL to a Redis without Cluster mode"):

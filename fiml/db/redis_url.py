@@ -1,4 +1,4 @@
-"""What `FIML_REDIS_URL` names: one server, the master that Sentinels name, or a Cluster."""
+"""What `FIML_REDIS_URL` or `FIML_BROKER_URL` names: one server, the master that Sentinels name, or a Cluster."""
 
 import ssl
 from collections.abc import Mapping
@@ -56,8 +56,8 @@ class RedisAddress:
     is_tls: bool
 
 
-def parse_redis_url(url: str) -> RedisAddress:
-    """The address in a URL.
+def parse_redis_url(url: str, *, variable: str = "FIML_REDIS_URL") -> RedisAddress:
+    """The address in a URL, which a variable sets.
 
     Raises:
         Misconfigured: the URL can't be used; the message says why and contains no secret.
@@ -65,13 +65,13 @@ def parse_redis_url(url: str) -> RedisAddress:
     scheme = url.partition("://")[0]
     transport, _, suffix = scheme.partition("+")
     if not url.startswith(REDIS_SCHEMES):
-        raise Misconfigured(f"FIML_REDIS_URL must begin with {', '.join(REDIS_SCHEMES)}")
+        raise Misconfigured(f"{variable} must begin with {', '.join(REDIS_SCHEMES)}")
     kind = Kind(suffix)
     try:
         parts = urlsplit(url)
-        _check_parameters(kind, transport, parts.query)
+        _check_parameters(variable, kind, transport, parts.query)
         account, at, location = parts.netloc.rpartition("@")
-        service, database = ("", "") if transport == "unix" else _service_and_database(kind, parts.path)
+        service, database = ("", "") if transport == "unix" else _service_and_database(variable, kind, parts.path)
         if kind is Kind.SERVER:
             hosts, options = [], parse_url(url)
         else:
@@ -80,17 +80,17 @@ def parse_redis_url(url: str) -> RedisAddress:
     except ValueError:
         # The original message may contain a part of the password.
         raise Misconfigured(
-            f"FIML_REDIS_URL is not a URL; write {_EXAMPLES[kind]}, with reserved characters in the password "
+            f"{variable} is not a URL; write {_EXAMPLES[kind]}, with reserved characters in the password "
             "percent-encoded"
         ) from None
     given: dict[str, Any] = {name: value for name, value in options.items() if name not in _IGNORED}
     if kind is not Kind.SERVER:
         given.pop("host")
     if kind is Kind.CLUSTER and given.get("db"):
-        raise Misconfigured(f"FIML_REDIS_URL names database {given['db']}; a Cluster has only database 0")
+        raise Misconfigured(f"{variable} names database {given['db']}; a Cluster has only database 0")
     if given.get("max_connections", 1) < 1:
-        raise Misconfigured(f"FIML_REDIS_URL has max_connections={given['max_connections']}; give 1 or more")
-    _check_tls_files(given)
+        raise Misconfigured(f"{variable} has max_connections={given['max_connections']}; give 1 or more")
+    _check_tls_files(variable, given)
     of_sentinels = {name: given.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     return RedisAddress(
         kind=kind,
@@ -103,7 +103,7 @@ def parse_redis_url(url: str) -> RedisAddress:
     )
 
 
-def _check_parameters(kind: Kind, transport: str, query: str) -> None:
+def _check_parameters(variable: str, kind: Kind, transport: str, query: str) -> None:
     given = set(parse_qs(query))
     known = _PARAMETERS | _IGNORED
     known |= _TCP_PARAMETERS if transport != "unix" else set()
@@ -111,27 +111,23 @@ def _check_parameters(kind: Kind, transport: str, query: str) -> None:
     if transport == "rediss":
         known |= _TLS_PARAMETERS
     elif for_tls := sorted(given & _TLS_PARAMETERS):
-        raise Misconfigured(
-            f"FIML_REDIS_URL has the parameter {for_tls[0]}, which needs TLS; begin the URL with rediss"
-        )
-    refuse_unknown("FIML_REDIS_URL", query, given, sorted(known))
+        raise Misconfigured(f"{variable} has the parameter {for_tls[0]}, which needs TLS; begin the URL with rediss")
+    refuse_unknown(variable, query, given, sorted(known))
 
 
-def _check_tls_files(given: Mapping[str, Any]) -> None:
+def _check_tls_files(variable: str, given: Mapping[str, Any]) -> None:
     if "ssl_keyfile" in given and "ssl_certfile" not in given:
-        raise Misconfigured("FIML_REDIS_URL has ssl_keyfile, which belongs to a certificate; add ssl_certfile")
+        raise Misconfigured(f"{variable} has ssl_keyfile, which belongs to a certificate; add ssl_certfile")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    load_tls_files(
-        "FIML_REDIS_URL", context, given, authorities="ssl_ca_certs", certificate="ssl_certfile", key="ssl_keyfile"
-    )
+    load_tls_files(variable, context, given, authorities="ssl_ca_certs", certificate="ssl_certfile", key="ssl_keyfile")
 
 
-def _service_and_database(kind: Kind, path: str) -> tuple[str, str]:
+def _service_and_database(variable: str, kind: Kind, path: str) -> tuple[str, str]:
     names = [unquote(name) for name in path.split("/")[1:] if name]
     service = names.pop(0) if kind is Kind.SENTINEL and names else ""
     if kind is Kind.SENTINEL and not service:
         raise Misconfigured(
-            f"FIML_REDIS_URL lacks the name that the Sentinels have for the master; write {_EXAMPLES[kind]}"
+            f"{variable} lacks the name that the Sentinels have for the master; write {_EXAMPLES[kind]}"
         )
     database = "/".join(names) or "0"
     if not (database.isascii() and database.isdecimal()):
