@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -170,12 +171,20 @@ class SessionAnalytics:
         return Filters(since=clock.now() - timedelta(days=days), user_id=user, session_type=type_name)
 
     async def _transact(self, function: Callable[[Connection], Result], *, writes: bool = False) -> Result:
-        with translated("the database of ended sessions"):
+        with translated("the database of ended sessions"), self._telling_damage():
             async with asyncio.timeout(WITHIN_S), self._session_maker.begin() as session:
                 # The inner limit cancels connecting, after which the driver may linger; the outer limit ends that too.
                 async with asyncio.timeout(CALL_S), asyncio.timeout(CALL_S - 0.5):
                     connection = await session.connection(execution_options={ASYNC_SQLITE_WRITES: writes})
                 return await connection.run_sync(function)
+
+    def _telling_damage(self) -> AbstractContextManager[None]:
+        engine = self._session_maker.kw["bind"]
+        if engine.dialect.name != "sqlite":
+            return nullcontext()
+        from fiml.db.sqlite_file import translated as sqlite_translated  # noqa: PLC0415 - of one deployment
+
+        return sqlite_translated(Path(engine.url.database))
 
 
 def _checked_header(session: Session) -> Header:

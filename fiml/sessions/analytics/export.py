@@ -16,6 +16,7 @@ from fiml.core import clock
 from fiml.core.errors import InvalidInput, MissingExtra, echo
 from fiml.db.tables import UtcDateTime, session_metrics
 from fiml.sessions.analytics.figures import Filters
+from fiml.sessions.damage import DAMAGE, corrupt
 
 PAGE = 5000
 _LEFT_OUT = {"id", "format"}
@@ -27,7 +28,11 @@ Row = dict[str, Any]
 
 
 def page(connection: Connection, filters: Filters, *, limit: int = PAGE, after: Row | None) -> list[Row]:
-    """Rows of ended sessions, newest first, after another row."""
+    """Rows of ended sessions, newest first, after another row.
+
+    Raises:
+        CorruptRecord: a row can't be decoded.
+    """
     created_at, session_id = session_metrics.c.created_at, session_metrics.c.session_id
     statement = (
         select(*_COLUMNS)
@@ -194,7 +199,10 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def _decoded(row: Row) -> Row:
-    return row | {name: json.loads(row[name]) for name in _JSON}
+    try:
+        return row | {name: json.loads(row[name]) for name in _JSON}
+    except DAMAGE as exc:
+        raise corrupt(f"the metrics of session {row['session_id']}", exc) from exc
 
 
 def _flat_value(value: Any) -> Any:
