@@ -16,7 +16,7 @@ import redis
 from structlog.testing import capture_logs
 
 from fiml.core.config import Settings
-from fiml.core.errors import Misconfigured, NotEncrypted
+from fiml.core.errors import CorruptRecord, Misconfigured, NotEncrypted
 from fiml.db import schema
 from fiml.sessions import sealed
 from fiml.sessions.analytics import SessionAnalytics
@@ -268,3 +268,16 @@ async def test_an_upgrade_whose_copy_fails_changes_nothing(clock: FrozenClock) -
     with closing(sqlite3.connect(file)) as connection:
         [revision] = connection.execute(f"SELECT version_num FROM {schema.VERSION_TABLE}").fetchone()  # noqa: S608
     assert revision == "0001"
+
+
+@pytest.mark.parametrize("table", ["active_sessions", "sessions"])
+async def test_a_format_that_is_no_number_is_a_corrupt_record(sqlite_settings: Settings, table: str) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        session = await store.create_session(["AAPL"], "equity")
+        if table == "sessions":
+            await store.archive_session(session.id)
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as other, other:
+            other.execute(f"UPDATE {table} SET format = 'new'")  # noqa: S608 - a constant
+
+        with pytest.raises(CorruptRecord, match=str(session.id)):
+            await store.get_session(session.id)

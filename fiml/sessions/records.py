@@ -135,8 +135,8 @@ def to_session(record: SessionRecord, *, recent: int | None = None, begin: Decod
         MissingKey: the record is encrypted, and was not decrypted.
     """
     header = record.header
-    check_format(header.format)
     try:
+        check_format(header.format)
         entries = record.entries
         maps = {name: {key: msgspec.json.decode(text) for key, text in entries.get(name, {}).items()} for name in MAPS}
         queries = decode_queries(record.history) if begin is None else begin.go_on(record.history)
