@@ -299,6 +299,17 @@ async def test_damaged_metrics_are_a_corrupt_record(sqlite_settings: Settings, t
     assert not (tmp_path / "rows.csv").exists()
 
 
+@pytest.mark.parametrize("damage", ["total_queries = 'many'", "query_types = 7.5", "assets = 7.5"])
+async def test_damaged_totals_of_a_live_session_are_a_corrupt_record(sqlite_settings: Settings, damage: str) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY)
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as other, other:
+            other.execute(f"UPDATE active_sessions SET {damage}")  # noqa: S608 - a constant
+
+        with pytest.raises(CorruptRecord, match=str(session.id)):
+            await SessionAnalytics(store.session_maker, store).get_session_stats()
+
+
 async def test_metrics_that_are_missing_are_written_from_the_history(
     backend_settings: Settings, clock: FrozenClock
 ) -> None:
