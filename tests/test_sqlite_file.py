@@ -306,3 +306,20 @@ async def test_a_store_whose_file_was_removed_begins_a_new_one_when_it_is_opened
     await store.initialize()
     assert await store.list_user_sessions(None) == []
     await store.shutdown()
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> Path:
+    tmp_path.chmod(0o755)
+    return tmp_path
+
+
+def modes_in(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+
+
+async def test_others_can_not_read_the_file_in_a_folder_that_they_can_enter(open_folder: Path) -> None:
+    async with SessionStore(Settings(data_dir=open_folder)) as store:
+        await store.create_session(["AAPL"], "equity")
+
+        assert modes_in(open_folder) == {"fiml.db": 0o600, "fiml.db-shm": 0o600, "fiml.db-wal": 0o600}

@@ -7,7 +7,7 @@ import sqlite3
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -180,6 +180,7 @@ class SqliteFile:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise Misconfigured(f"the folder {self.path.parent} can't be created ({exc}); set FIML_DATA_DIR") from exc
+        _create_private(self.path)
         with translated(self.path):
             self._connection = self._engine.connect()
             # Usually the schema is current: then there is no need to wait for the write lock.
@@ -302,6 +303,13 @@ class SqliteFile:
             return self._identity is not None and _identity_of(self.path) != self._identity
         except OSError:
             return True
+
+
+def _create_private(path: Path) -> None:
+    """Create the file if it is missing, for its owner only: SQLite would let everybody read it, and its log."""
+    if not path.exists():
+        with suppress(OSError):  # SQLite then says what is wrong with the file
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _identity_of(path: Path) -> tuple[int, int]:
