@@ -11,13 +11,16 @@ import pytest
 import redis
 
 from fiml.core.errors import Unavailable
+from fiml.db.redis_client import RedisClient
 from fiml.db.redis_node import MAX_CONNECTIONS
+from fiml.sessions.backends.redis.tier import RedisTier
 from fiml.sessions.backends.tiered.backend import SCRIPTS
 from fiml.sessions.models import Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import make_query
 from fiml.testing.conformance.suite import content, existing, listing
 from tests.support.faults import CALL_S, FAULTS, PASSWORD, Engine, until_back
+from tests.support.wire import redis_wire
 
 OWNER = "ann"
 QUERIES = 3
@@ -175,6 +178,24 @@ async def test_what_a_write_returns_has_it_while_another_process_loads_the_scrip
                 extended = await store.extend_session(session.id, 1)
 
                 assert extended.expires_at > updated.expires_at, f"with the first {count}"
+
+
+async def test_a_deletion_leaves_the_index_last_though_the_server_has_lost_the_scripts(live: Engine) -> None:
+    """A crash in between leaves an entry without its session, never a session without an entry."""
+    async with SessionStore(live.settings) as store:
+        session = await made_session(store)
+    async with redis_wire(live.server.url) as (wire, url):
+        client = RedisClient.of(live.settings.model_copy(update={"redis_url": url}), SCRIPTS)
+        tier = RedisTier(client)
+        [place] = await tier.members_of(OWNER)
+        await client.ask_all([("SCRIPT FLUSH",)])
+        wire.clear()
+
+        await tier.remove_for_good(session.id, place)
+        await client.close()
+
+    names = [command[0] for command in wire.commands]
+    assert max(at for at, name in enumerate(names) if name == b"EVALSHA") < names.index(b"ZREM")
 
 
 async def test_what_was_acknowledged_is_there_after_a_kill_and_a_restart(live: Engine) -> None:

@@ -111,8 +111,8 @@ class RedisClient:
     async def run_in_order(self, *stages: Sequence[Command]) -> list[Any]:
         """As `run`, but each stage ends before the next one begins.
 
-        One round trip; on a Cluster, one for each stage that isn't empty. Where a single server has lost the scripts,
-        they are repeated when all other commands are done, also those of later stages.
+        One round trip; on a Cluster, one for each stage that isn't empty. Scripts belong in the last stage: a single
+        server that has lost them runs all other commands first.
         """
         return await self._run_stages(stages)
 

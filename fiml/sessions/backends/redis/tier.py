@@ -241,7 +241,10 @@ class RedisTier:
     async def remove_for_good(self, session_id: UUID, found: Place | None) -> None:
         """Remove a session, whatever its version, and keep it from coming back."""
         remove = _remove_for_good(session_id)
-        await self._client.write([remove], *(leave([found]) if found else ()))
+        await self._client.write([remove])
+        if found is not None:
+            # Not in the same round trip: a server that has lost the scripts would run these commands first.
+            await self._client.run_in_order(*leave([found]))
 
     async def rewrite(self, record: SessionRecord, texts: Texts) -> str:
         """Replace the texts that were read by others: `rewritten`, `changed` or `absent`.
