@@ -252,6 +252,20 @@ async def test_an_unusable_key_does_not_disable_the_others(tmp_path: Path, issue
         await keys.key_of("z")
 
 
+async def test_a_token_that_names_no_key_is_checked_with_the_only_one(tmp_path: Path, issuer: Issuer) -> None:
+    file = tmp_path / "keys.json"
+    issuer.write_keys(file)
+    nameless = [
+        {name: value for name, value in key.items() if name != "kid"} for key in json.loads(file.read_text())["keys"]
+    ]
+    file.write_text(json.dumps({"keys": nameless[:1]}))
+    assert await IssuerKeys(str(file)).key_of(None) is not None
+    file.write_text(json.dumps({"keys": nameless}))
+
+    with pytest.raises(LookupError):
+        await IssuerKeys(str(file)).key_of(None)
+
+
 async def test_signatures_of_other_pinned_algorithms_of_a_key_are_accepted(tmp_path: Path, issuer: Issuer) -> None:
     signed = SignedTokens(
         Settings(

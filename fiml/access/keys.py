@@ -97,7 +97,7 @@ class IssuerKeys:
         finally:
             self._fetching = None
 
-    async def _look(self) -> dict[str | None, Any]:
+    async def _look(self) -> dict[str | int, Any]:
         if self._is_file:
             return await asyncio.to_thread(_read_file, self._location)
         async with httpx2.AsyncClient() as client:
@@ -115,11 +115,11 @@ async def _fetched(client: httpx2.AsyncClient, address: str) -> bytes:
     return bytes(body)
 
 
-def _read_file(location: str) -> dict[str | None, Any]:
+def _read_file(location: str) -> dict[str | int, Any]:
     return _read(json.loads(Path(location).read_text(encoding="utf-8")))
 
 
-def _of_file(location: str) -> dict[str | None, Any]:
+def _of_file(location: str) -> dict[str | int, Any]:
     try:
         return _read_file(location)
     except (OSError, ValueError, TypeError, PyJWTError) as exc:
@@ -129,7 +129,7 @@ def _of_file(location: str) -> dict[str | None, Any]:
         ) from exc
 
 
-def _read(document: Any) -> dict[str | None, Any]:
+def _read(document: Any) -> dict[str | int, Any]:
     """The public signature keys of a JWK set. Shared secrets, encryption keys and unusable keys are skipped.
 
     RFC 7517, section 5, says to ignore keys that aren't understood.
@@ -138,11 +138,12 @@ def _read(document: Any) -> dict[str | None, Any]:
         ValueError: there is no usable key.
     """
     listed = document.get("keys") if isinstance(document, Mapping) else None
-    keys: dict[str | None, Any] = {}
+    keys: dict[str | int, Any] = {}
     for each in listed if isinstance(listed, list) else []:
         if isinstance(each, Mapping) and _is_for_signatures(each):
             try:
-                keys[each.get("kid")] = jwt.PyJWK(dict(each)).key
+                # A key without an id gets a number, which no token names.
+                keys[each.get("kid", len(keys))] = jwt.PyJWK(dict(each)).key
             except (PyJWTError, ValueError, TypeError) as exc:
                 _log.warning("key_passed_over", key_id=each.get("kid"), problem=type(exc).__name__)
     if not keys:
