@@ -48,7 +48,7 @@ def keep(file: Path, *, found: str, needed: str) -> Path:
         with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(unfinished)) as target:
             source.backup(target)
             target.execute("PRAGMA journal_mode=DELETE")  # one file, with no log beside it
-        with unfinished.open("rb") as written:
+        with unfinished.open("r+b") as written:  # Windows syncs only what may be written
             os.fsync(written.fileno())
         copy = _free_name(copy, unfinished)
         was_interrupted = was_interrupted or copy.exists()
