@@ -8,6 +8,7 @@ from json.encoder import encode_basestring
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, case, delete, or_, select, text, update
 
 from fiml.core.errors import CorruptRecord, SchemaTooNew
@@ -49,6 +50,18 @@ _SUMMARY = (
     sessions.c.format,
     sessions.c.grants,
 )
+
+_NAMES = msgspec.json.Decoder(list[str])
+
+
+class _Checked(msgspec.Struct):
+    """Columns of `sessions` in which SQLite would store any type."""
+
+    type: str
+    title: str | None
+    version: int
+    total_queries: int
+    format: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +145,7 @@ def find(connection: Connection, session_id: UUID, caller: Caller = ANYBODY) -> 
     record = f"archived session {session_id}"
     with decoding(record, row.format):
         right = right_in(record, row.user_id, row.grants, caller)
-    return None if right is None else (row.version, right)
+        return None if right is None else (msgspec.convert(row.version, int), right)
 
 
 def note_access(connection: Connection, session_id: UUID, version: int, now: datetime) -> None:
@@ -317,20 +330,19 @@ def _header_of_another(row: RowMapping) -> Header | None:
 
 def _header(row: RowMapping) -> Header:
     with decoding(_name(row), row["format"]):
-        assets, tags = json.loads(row["assets"]), json.loads(row["tags"])
-        grants = decode_grants(_name(row), row["grants"])
-    return Header(
-        id=row["id"],
-        user_id=row["user_id"],
-        type=row["type"],
-        title=row["title"],
-        assets=assets,
-        tags=tags,
-        created_at=row["created_at"],
-        expires_at=row["expires_at"],
-        last_accessed_at=row["last_accessed_at"],
-        version=row["version"],
-        totals=QueryTotals(total_queries=row["total_queries"]),
-        format=row["format"],
-        grants=grants,
-    )
+        checked = msgspec.convert({name: row[name] for name in _Checked.__struct_fields__}, _Checked)
+        return Header(
+            id=row["id"],
+            user_id=row["user_id"],
+            type=checked.type,
+            title=checked.title,
+            assets=_NAMES.decode(row["assets"]),
+            tags=_NAMES.decode(row["tags"]),
+            created_at=row["created_at"],
+            expires_at=row["expires_at"],
+            last_accessed_at=row["last_accessed_at"],
+            version=checked.version,
+            totals=QueryTotals(total_queries=checked.total_queries),
+            format=checked.format,
+            grants=decode_grants(_name(row), row["grants"]),
+        )

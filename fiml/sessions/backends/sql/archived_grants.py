@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -66,7 +67,8 @@ def find(connection: Connection, session_id: UUID, change: GrantChange, caller: 
     record = f"archived session {session_id}"
     with decoding(record, row.format):
         grants = decode_grants(record, row.grants)
-    return EndedSession(session_id, row.user_id, grants, row.trail, row.version, row.format)
+        version, number = msgspec.convert((row.version, row.format), tuple[int, int])
+    return EndedSession(session_id, row.user_id, grants, row.trail, version, number)
 
 
 def share(connection: Connection, ended: EndedSession, change: GrantChange, rules: ShareRules) -> Grants | None:

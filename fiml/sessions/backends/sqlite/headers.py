@@ -15,26 +15,45 @@ from fiml.sessions.models import QueryTotals
 from fiml.sessions.records import Header, unreadable
 from fiml.sessions.rights import decode_grants
 
-_FIXED = ("id", "user_id", "created_at")
-# Separate from the rest: tracking a query changes none of these columns, and so no index.
-NAMED = ("type", "title", "assets", "tags", "expires_at", "grants")
-COUNTED = (
-    "last_accessed_at",
-    "version",
-    "total_queries",
-    "cache_hits",
-    "first_query_at",
-    "last_query_at",
-    "query_types",
-    "timed_queries",
-    "total_time_ms",
-    "maps_bytes",
-    "history_bytes",
-    "time_histogram",
-    "queries_by_day",
-    "format",
-)
-COLUMNS = _FIXED + NAMED + COUNTED
+_NAMES = msgspec.json.Decoder(list[str])
+_COUNTS = msgspec.json.Decoder(dict[str, int])
+_COUNTS_BY_NUMBER = msgspec.json.Decoder(dict[int, int])
+
+
+class _Row(msgspec.Struct, array_like=True):
+    """A row of `active_sessions`. SQLite would store any type in any column."""
+
+    id: str
+    user_id: str | None
+    created_at: int
+    # What a tracked query leaves as it is:
+    type: str
+    title: str | None
+    assets: str
+    tags: str
+    expires_at: int
+    grants: str
+    # What every tracked query changes:
+    last_accessed_at: int
+    version: int
+    total_queries: int
+    cache_hits: int
+    first_query_at: int | None
+    last_query_at: int | None
+    query_types: str
+    timed_queries: int
+    total_time_ms: float
+    maps_bytes: int
+    history_bytes: int
+    time_histogram: str
+    queries_by_day: str
+    format: int
+
+
+COLUMNS = _Row.__struct_fields__
+# Separate from each other: tracking a query changes none of the named columns, and so no index.
+NAMED = COLUMNS[COLUMNS.index("type") : COLUMNS.index("last_accessed_at")]
+COUNTED = COLUMNS[COLUMNS.index("last_accessed_at") :]
 
 
 def encode(header: Header) -> dict[str, Any]:
@@ -81,39 +100,40 @@ def decode(row: Sequence[Any]) -> Header:
         CorruptRecord: a column has the wrong type, or isn't JSON.
         SchemaTooNew: the same, in a row that a later fiml wrote.
     """
-    stored = dict(zip(COLUMNS, row, strict=True))
+    stored_id, *_, stored_format = row
     try:
+        stored = msgspec.convert(row, _Row)
         return Header(
-            id=UUID(stored["id"]),
-            user_id=stored["user_id"],
-            type=stored["type"],
-            title=stored["title"],
-            assets=msgspec.json.decode(stored["assets"]),
-            tags=msgspec.json.decode(stored["tags"]),
-            created_at=from_micros(stored["created_at"]),
-            expires_at=from_micros(stored["expires_at"]),
-            last_accessed_at=from_micros(stored["last_accessed_at"]),
-            version=stored["version"],
+            id=UUID(stored.id),
+            user_id=stored.user_id,
+            type=stored.type,
+            title=stored.title,
+            assets=_NAMES.decode(stored.assets),
+            tags=_NAMES.decode(stored.tags),
+            created_at=from_micros(stored.created_at),
+            expires_at=from_micros(stored.expires_at),
+            last_accessed_at=from_micros(stored.last_accessed_at),
+            version=stored.version,
             totals=QueryTotals(
-                total_queries=stored["total_queries"],
-                cache_hits=stored["cache_hits"],
-                first_query_at=_moment(stored["first_query_at"]),
-                last_query_at=_moment(stored["last_query_at"]),
-                query_types=msgspec.json.decode(stored["query_types"]),
-                timed_queries=stored["timed_queries"],
-                total_time_ms=stored["total_time_ms"],
-                time_histogram={int(bucket): n for bucket, n in msgspec.json.decode(stored["time_histogram"]).items()},
-                queries_by_day=msgspec.json.decode(stored["queries_by_day"]),
+                total_queries=stored.total_queries,
+                cache_hits=stored.cache_hits,
+                first_query_at=_moment(stored.first_query_at),
+                last_query_at=_moment(stored.last_query_at),
+                query_types=_COUNTS.decode(stored.query_types),
+                timed_queries=stored.timed_queries,
+                total_time_ms=stored.total_time_ms,
+                time_histogram=_COUNTS_BY_NUMBER.decode(stored.time_histogram),
+                queries_by_day=_COUNTS.decode(stored.queries_by_day),
             ),
-            maps_bytes=stored["maps_bytes"],
-            history_bytes=stored["history_bytes"],
-            format=stored["format"],
-            grants=decode_grants(f"live session {stored['id']}", stored["grants"]),
+            maps_bytes=stored.maps_bytes,
+            history_bytes=stored.history_bytes,
+            format=stored.format,
+            grants=decode_grants(f"live session {stored.id}", stored.grants),
         )
     except CorruptRecord as exc:
-        raise unreadable(exc.record, stored["format"], exc.problem) from exc
+        raise unreadable(exc.record, stored_format, exc.problem) from exc
     except DAMAGE as exc:
-        raise unreadable(f"live session {UUID(stored['id'])}", stored["format"], str(exc)) from exc
+        raise unreadable(f"live session {UUID(stored_id)}", stored_format, str(exc)) from exc
 
 
 def _moment(micros: int | None) -> datetime | None:

@@ -162,13 +162,15 @@ def select_record(connection: sqlite3.Connection, header: Header, recent: int | 
         "SELECT body FROM active_queries WHERE session_id = ? ORDER BY n DESC LIMIT ?",
         (header.id.hex, -1 if recent is None else recent),
     ).fetchall()
-    return SessionRecord(header, entries, history_json(body for (body,) in reversed(bodies)))
+    with decoding(f"live session {header.id}", header.format):
+        return SessionRecord(header, entries, history_json(body for (body,) in reversed(bodies)))
 
 
 def select_trail(connection: sqlite3.Connection, session_id: UUID) -> str:
     """The audit trail of a live session."""
     rows = connection.execute("SELECT entry FROM active_trail WHERE session_id = ? ORDER BY n", (session_id.hex,))
-    return trail_json(entry for (entry,) in rows)
+    with decoding(f"live session {session_id}", None):
+        return trail_json(entry for (entry,) in rows)
 
 
 def add_to_trail(connection: sqlite3.Connection, header: Header, act: Act) -> None:

@@ -1,0 +1,100 @@
+"""Values of another type than fiml writes, which SQLite stores in any column: damage, and told as such."""
+
+import sqlite3
+from collections.abc import Awaitable, Callable
+from contextlib import closing, suppress
+from uuid import UUID
+
+import pytest
+
+from fiml.core.config import Settings
+from fiml.core.errors import CorruptRecord, SessionArchived
+from fiml.db.tables import active_sessions, sessions
+from fiml.sessions.store import SessionStore
+from fiml.testing import make_query
+
+OWNER = "ann"
+BYTES, TEXT, OTHER_JSON = "x'ff'", "'x'", """'[{"a": 1}]'"""
+# The rows are found by these.
+_KEYS = {"id", "user_id"}
+_TEXTS = {"title", "type"}
+# Reading a session doesn't need these columns of an archived one.
+_UNREAD = {"first_query_at", "last_query_at", "cache_hit_rate", "archived_at", "is_archived", "trail"}
+LIVE = [column.name for column in active_sessions.c if column.name not in _KEYS]
+ARCHIVED = [column.name for column in sessions.c if column.name not in _KEYS | _UNREAD]
+PARTS = [("active_queries", "body"), ("active_entries", "value"), ("active_trail", "entry")]
+
+Call = Callable[[SessionStore, UUID], Awaitable[object]]
+CALLS: list[Call] = [
+    lambda store, session_id: store.record_query(session_id, make_query()),
+    lambda store, session_id: store.extend_session(session_id, 1),
+    lambda store, _: store.list_user_sessions(OWNER, include_archived=True),
+    lambda store, session_id: store.get_audit_trail(session_id),
+    lambda store, session_id: store.share_session(session_id, "bob"),
+    lambda store, session_id: store.archive_session(session_id),
+    lambda store, session_id: store.resume_session(session_id),
+]
+
+
+async def made_session(store: SessionStore) -> UUID:
+    session = await store.create_session(["AAPL"], "equity", user_id=OWNER)
+    session.add_query(make_query())
+    session.state.update_context("thesis", "cheap")
+    await store.update_session(session.id, session)
+    return session.id
+
+
+def damage(settings: Settings, table: str, column: str, value: str) -> None:
+    with closing(sqlite3.connect(settings.embedded_file)) as connection, connection:
+        connection.execute(f"UPDATE {table} SET {column} = {value}")  # noqa: S608 - our own names and values
+
+
+async def only_damage_is_told(store: SessionStore, session_id: UUID) -> None:
+    for call in CALLS:
+        with suppress(CorruptRecord, SessionArchived):
+            await call(store, session_id)
+
+
+@pytest.mark.parametrize("wrong", [BYTES, TEXT, OTHER_JSON])
+@pytest.mark.parametrize("column", LIVE)
+async def test_a_live_session_with_a_value_of_another_type_is_damaged(
+    sqlite_settings: Settings, column: str, wrong: str
+) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        session_id = await made_session(store)
+        damage(sqlite_settings, "active_sessions", column, wrong)
+
+        if wrong == BYTES or column not in _TEXTS:
+            with pytest.raises(CorruptRecord):
+                await store.get_session(session_id)
+        await only_damage_is_told(store, session_id)
+
+
+@pytest.mark.parametrize("wrong", [BYTES, TEXT, OTHER_JSON])
+@pytest.mark.parametrize("column", ARCHIVED)
+async def test_an_archived_session_with_a_value_of_another_type_is_damaged(
+    sqlite_settings: Settings, column: str, wrong: str
+) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        session_id = await made_session(store)
+        await store.archive_session(session_id)
+        assert await store.get_session(session_id) is not None
+        damage(sqlite_settings, "sessions", column, wrong)
+
+        if wrong == BYTES or column not in _TEXTS:
+            with pytest.raises(CorruptRecord):
+                await store.get_session(session_id)
+        await only_damage_is_told(store, session_id)
+
+
+@pytest.mark.parametrize(("table", "column"), PARTS)
+async def test_a_part_of_a_session_that_is_no_text_is_damaged(
+    sqlite_settings: Settings, table: str, column: str
+) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        session_id = await made_session(store)
+        damage(sqlite_settings, table, column, BYTES)
+
+        with pytest.raises(CorruptRecord):
+            await (store.get_audit_trail if table == "active_trail" else store.get_session)(session_id)
+        await only_damage_is_told(store, session_id)
