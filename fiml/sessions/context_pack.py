@@ -103,12 +103,11 @@ class _Room:
         left = self.size * share
         rest: list[Offer] = []
         for place, offer in enumerate(offers):
-            room = min(left, self.size)
-            if room < _SHORTEST_LINE:
+            if left < _SHORTEST_LINE:
                 return [*rest, *offers[place:]]
-            forms = offer.forms() if offer.at_least <= room else ()
+            forms = offer.forms() if offer.at_least <= left else ()
             sized = ((line, _size(line.to_dict()) + 1) for line in forms)
-            line, cost = next(((line, cost) for line, cost in sized if cost <= room), (None, 0))
+            line, cost = next(((line, cost) for line, cost in sized if cost <= left), (None, 0))
             if line is None:
                 rest.append(offer)
                 continue
