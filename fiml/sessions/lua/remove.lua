@@ -6,6 +6,6 @@ local version = redis.call('TYPE', KEYS[1]).ok == 'hash' and redis.call('HGET', 
 if version and ARGV[1] ~= '' and version ~= ARGV[1] then return 'changed' end
 if not version and ARGV[2] ~= 'deleted' then return 'absent' end
 -- First: a server that is out of memory refuses a script's writes until the script has freed some.
-local removed = redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 redis.call('SET', KEYS[6], ARGV[2], 'EX', ARGV[3])
-return removed == 0 and 'absent' or 'removed'
+return 'removed'

@@ -36,7 +36,6 @@ end
 local is_look = ARGV[4] == 'look'
 if ARGV[4] == 'redeem' or is_look then
   if not right and redis.call('TYPE', header).ok ~= 'hash' then return nil end
-  if right == 3 then return done() end
   for letter, gives in pairs({e = 2, v = 1}) do
     local field = letter .. ':' .. ARGV[5]
     local expires = redis.call('HGET', header, field)

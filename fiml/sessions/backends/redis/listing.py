@@ -26,7 +26,7 @@ class RedisListing:
     async def page(self, query: PageQuery) -> Page:
         """Live sessions, as `Backend.page` says, in two round trips. Filters may take further ones."""
         is_filtered = query.type is not None or query.tag is not None or query.asset is not None
-        chunk = max(_FILTERED_CHUNK, query.limit) if is_filtered else query.limit
+        chunk = _FILTERED_CHUNK if is_filtered else query.limit
         after, looked_at, is_end = query.after, 0, False
         found: list[Header] = []
         while not is_end and len(found) < query.limit and looked_at < MAX_SEARCHED:
