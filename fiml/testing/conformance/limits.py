@@ -318,8 +318,12 @@ class LimitsSuite(Suite):
             await store.update_session(second.id, second)
         with pytest.raises(InvalidInput, match="tags"):
             await store.update_session(third.id, third)
-
         assert document(await existing(store, session.id)) == document(merged)
+        merged.assets += [f"C{n}" for n in range(39)]
+        merged.tags += [f"c{n}" for n in range(19)]
+        full = await store.update_session(merged.id, merged)
+
+        assert (len(full.assets), len(full.tags)) == (100, 50)
 
     async def test_the_last_asset_is_not_removed_by_two_writers(self, store: SessionStore) -> None:
         session = await store.create_session(["AAPL", "MSFT"], SessionType.EQUITY)

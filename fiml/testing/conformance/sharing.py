@@ -144,6 +144,8 @@ class SharingSuite(TrailSuite):
         assert await refusal_of(other.redeem_share_code(session_id, code.code)) is SessionNotFound
         assert await stranger.redeem_share_code(session_id, code.code) is Role.EDITOR  # as a retry would do
         assert await store.list_share_codes(session_id) == []
+        last = (await store.get_audit_trail(session_id))[-1]
+        assert (last.did, last.by, last.detail) == ("redeem", STRANGER, {"code": code.id})
 
     @pytest.mark.parametrize("state", STATES)
     async def test_a_code_that_is_wrong_past_or_revoked_gives_nothing(
@@ -203,8 +205,8 @@ class SharingSuite(TrailSuite):
         session_id = await shared_session(store, clock, state)
         for n in range(MAX_SHARES - 2):
             await store.share_session(session_id, f"u{n}")
-        for _ in range(MAX_CODES):
-            code = await store.create_share_code(session_id)
+        for n in range(MAX_CODES):
+            code = await store.create_share_code(session_id, list(Role)[n % 2])
         assert code.code is not None
 
         with pytest.raises(InvalidInput, match="shares would be 101"):
@@ -215,7 +217,8 @@ class SharingSuite(TrailSuite):
             await store.as_principal(STRANGER).redeem_share_code(session_id, code.code)
         await store.share_session(session_id, "u0", Role.EDITOR)  # a user with a role already doesn't count again
         clock.advance(hours=24)
-        spare = await store.create_share_code(session_id, Role.EDITOR)  # expired codes don't count either
+        for _ in range(MAX_CODES):  # expired codes don't count either
+            spare = await store.create_share_code(session_id, Role.EDITOR)
         redeemed = await store.as_principal("u1").redeem_share_code(session_id, str(spare.code))
         assert redeemed is Role.EDITOR
         assert len(await store.list_shares(session_id)) == MAX_SHARES

@@ -10,7 +10,7 @@ from fiml.sessions.rights import Role
 from fiml.sessions.store import SessionStore
 from fiml.testing.clock import FrozenClock
 from fiml.testing.conformance.grants_model import EDITOR, VIEWER, shared_session
-from fiml.testing.conformance.suite import OWNER, OpenStore, Suite, existing, listing
+from fiml.testing.conformance.suite import OWNER, STRANGER, OpenStore, Suite, existing, listing
 from fiml.testing.samples import make_query
 
 
@@ -81,6 +81,7 @@ class TrailSuite(Suite):
         await store.share_session(session_id, VIEWER)
         query = (await existing(store, session_id)).state.history.queries[0]
         await store.as_principal(EDITOR).record_query(session_id, query)  # it is there already
+        assert await store.get_audit_trail(session_id) == before
         await store.extend_session(session_id, 168)
         longest = await store.get_audit_trail(session_id)
         await store.extend_session(session_id, 168)  # it lives as long as it may
@@ -94,13 +95,14 @@ class TrailSuite(Suite):
         self, open_store: OpenStore, clock: FrozenClock
     ) -> None:
         """Ending it, resuming it and taking it back from others is always possible."""
-        async with open_store(session_max_changes=5) as store:
+        async with open_store(session_max_changes=6) as store:
             session_id = await shared_session(store, clock, "live")
+            code = await store.create_share_code(session_id)
             query = make_query()
             await store.record_query(session_id, query)
             session = await existing(store, session_id)
 
-            with pytest.raises(SessionFull, match="5 changes"):
+            with pytest.raises(SessionFull, match="6 changes"):
                 await store.record_query(session_id, make_query())
             session.title = "Other"
             with pytest.raises(SessionConflict):
@@ -111,6 +113,7 @@ class TrailSuite(Suite):
                 store.extend_session(session_id, 1),
                 store.share_session(session_id, "one more"),
                 store.create_share_code(session_id),
+                store.as_principal(STRANGER).redeem_share_code(session_id, str(code.code)),
             ):
                 with pytest.raises(SessionFull, match="raise FIML_SESSION_MAX_CHANGES"):
                     await call

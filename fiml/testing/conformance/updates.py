@@ -72,6 +72,7 @@ CHANGES: dict[str, Callable[[Session], object]] = {
     "a type": _retype,
     "extend": lambda session: session.extend(5),
 }
+TITLE = "long " * 20  # so that Redis keeps a header's fields in no order
 ALIKE: list[tuple[Any, Any]] = [
     (1, 1.0),
     (1, True),
@@ -98,6 +99,7 @@ class UpdatesSuite(Suite):
 
         assert expected != before
         assert document(merged, "last_accessed_at", "version") == expected
+        assert document(session, "last_accessed_at", "version") == expected
         assert document(await existing(store, session.id)) == document(merged)
 
     @pytest.mark.parametrize("name", CHANGES)
@@ -320,14 +322,14 @@ class UpdatesSuite(Suite):
 
     async def test_the_same_name_added_by_two_is_there_once(self, store: SessionStore) -> None:
         mine, theirs = await _two_objects(store)
-        for each in (mine, theirs):
-            each.tags.append("same")
-            each.assets.append("SAME")
+        for each, names in ((mine, ["same"]), (theirs, ["later", "same"])):
+            each.tags += names
+            each.assets += names
             await store.update_session(each.id, each)
 
         merged = await existing(store, mine.id)
 
-        assert (merged.tags, merged.assets) == (["tech", "same"], ["AAPL", "MSFT", "SAME"])
+        assert (merged.tags, merged.assets) == (["tech", "same", "later"], ["AAPL", "MSFT", "same", "later"])
 
     async def test_an_extension_by_the_store_outlives_a_stale_object(self, store: SessionStore) -> None:
         stale = await _a_session(store)
@@ -340,9 +342,11 @@ class UpdatesSuite(Suite):
 
     async def test_a_stale_object_can_be_written_after_archive_and_resume(self, store: SessionStore) -> None:
         stale = await _a_session(store)
-        await store.record_query(stale.id, make_query("theirs"))
+        theirs = make_query("theirs")
+        await store.record_query(stale.id, theirs)
         await store.archive_session(stale.id)
         await store.resume_session(stale.id)
+        await store.record_query(stale.id, theirs)
 
         stale.add_query(make_query("mine"))
         merged = await store.update_session(stale.id, stale)
@@ -378,17 +382,19 @@ class UpdatesSuite(Suite):
 
     async def test_a_write_counts_as_an_access(self, store: SessionStore, clock: FrozenClock) -> None:
         session = await _a_session(store)
-        clock.advance(minutes=3)
+        for title in (TITLE, "Other"):
+            clock.advance(minutes=3)
+            session.title = title
 
-        await store.update_session(session.id, session)
+            await store.update_session(session.id, session)
 
-        [summary] = await listing(store)
-        assert summary.last_accessed_at == clock.now()
+            [summary] = await listing(store)
+            assert summary.last_accessed_at == clock.now()
 
 
 async def _a_session(store: SessionStore) -> Session:
     session = await store.create_session(
-        ["AAPL", "MSFT"], SessionType.EQUITY, user_id=OWNER, tags=["tech"], title="Title", ttl_hours=24
+        ["AAPL", "MSFT"], SessionType.EQUITY, user_id=OWNER, tags=["tech"], title=TITLE, ttl_hours=24
     )
     session.state.context.update({"kept": 1, "deep": {"list": [{"number": 1}]}})
     await store.update_session(session.id, session)
