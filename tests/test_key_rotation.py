@@ -147,16 +147,19 @@ async def test_copies_from_before_an_upgrade_are_named_when_plaintext_is_encrypt
         assert (await reencrypt(store, adopts_plaintext=True)).kept_copies == [copy.name]
 
 
+@pytest.mark.parametrize("key_id", ["k", "a_key.of-as-many-as_32_character"])
 async def test_a_session_taken_over_has_the_size_that_it_had(
-    plain_settings: Settings, settings: Settings, clock: FrozenClock
+    plain_settings: Settings, tmp_path: Path, clock: FrozenClock, key_id: str
 ) -> None:
+    keys = KeyFile(tmp_path / "own keys")
+    keys.add(key_id)
     async with SessionStore(plain_settings) as plain:
         session = await a_session(plain)
         before, _ = await _sizes(plain)
-    async with SessionStore(settings) as store:
+    async with SessionStore(with_keys(plain_settings, keys.path)) as store:
         await reencrypt(store, adopts_plaintext=True)
         assert (await _sizes(store))[0] == before
-        await store.remember(session.id, context={"more": 1}, remove={"context": ["0"]})
+        await store.remember(session.id, context={"more": 1, "most": "m"}, remove={"context": ["0"]})
         changed = await _sizes(store)
         await store.archive_session(session.id)
         await store.resume_session(session.id)

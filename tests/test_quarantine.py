@@ -14,6 +14,8 @@ from fiml.core.config import Settings
 from fiml.core.errors import CorruptRecord, RecordRefused, SessionNotFound, SessionOnHold, SessionQuarantined
 from fiml.db.redis_client import RedisClient
 from fiml.sessions.backends.dumps import Dump
+from fiml.sessions.backends.redis import RedisTier
+from fiml.sessions.backends.tiered import SCRIPTS
 from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query
@@ -354,6 +356,35 @@ async def test_a_copy_from_before_it_went_on_living_hides_no_session_that_is_set
                 await call
         assert await server.fetchval("SELECT count(*) FROM session_metrics") == 0
         await server.close()
+
+
+async def test_what_was_set_aside_becomes_live_in_no_older_state(deployment: Deployment, clock: FrozenClock) -> None:
+    client = RedisClient.of(deployment.settings(), SCRIPTS)
+    async with SessionStore(deployment.settings()) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
+        before = await RedisTier(client).read(session.id, now=None)
+        assert before is not None
+        await Surgeon(deployment.settings(), session.id).damage("an unknown type")
+        clock.advance(hours=2)
+        assert (await store.sweep()).quarantined == 1
+
+        assert await RedisTier(client).put(before) == "outdated"
+    await client.close()
+
+
+async def test_a_session_whose_header_is_of_another_type_is_set_aside(
+    deployment: Deployment, clock: FrozenClock
+) -> None:
+    async with SessionStore(deployment.settings()) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
+        surgeon = Surgeon(deployment.settings(), session.id)
+        await surgeon.redis(("DEL", "KEY:header"), ("SET", "KEY:header", "text"))
+        clock.advance(hours=2)
+
+        assert (await store.sweep()).quarantined == 1
+
+        assert "text" in str(await store.get_quarantined(session.id))
+        assert not await surgeon.is_live()
 
 
 async def test_a_session_that_lives_on_while_it_is_set_aside_is_not_taken_out(

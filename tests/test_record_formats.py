@@ -5,6 +5,7 @@
 
 import json
 import sqlite3
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,18 @@ from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import document, existing, listing
 from tests.support.deployment import Deployment
 from tests.support.encryption import with_keys
+from tests.support.old_layout import header_key
 
 LOOKS_ENCRYPTED = f"{sealed.PREFIX} a note of mine"
 CORPUS = Path(__file__).parent / "corpus"
 OLD_FORMATS = list(range(1, FORMAT))
 # The first lacks totals that only counting anew brings.
 WHEN_WRITTEN = {number: 1 if number == 1 else FORMAT for number in OLD_FORMATS}
+CHANGES: dict[str, Callable[[SessionStore, str], Awaitable[object]]] = {
+    "extend": lambda store, session_id: store.extend_session(session_id, 1),
+    "resume": lambda store, session_id: store.resume_session(session_id),
+    "share": lambda store, session_id: store.share_session(session_id, "bob"),
+}
 CHANGED_BY_READING = ("last_accessed_at", "version")
 
 
@@ -124,6 +131,25 @@ async def test_an_older_live_session_in_redis_is_read_written_and_archived(
     assert archived.state.context == expected["state"]["context"]
     assert stats["queries_over_time"] == [("2024-12-23", 4)]
     assert stats["p95_query_time_ms"] == pytest.approx(160, rel=0.06)
+
+
+@pytest.mark.parametrize("verb", CHANGES)
+@pytest.mark.parametrize("number", OLD_FORMATS)
+async def test_what_changes_an_older_live_session_in_redis_raises_its_format_where_it_has_all_totals(
+    deployment: Deployment, clock: FrozenClock, number: int, verb: str
+) -> None:
+    stored = corpus(f"format-{number}.redis.json")
+    session_id = stored["session"]["id"]
+    with redis.Redis.from_url(deployment.redis_url) as client:
+        for key, (kind, held) in stored["keys"].items():
+            restore(client, key, kind, held)
+    clock.advance(hours=12 if verb == "resume" else 0)
+
+    async with SessionStore(deployment.settings()) as store:
+        await CHANGES[verb](store, session_id)
+
+    with redis.Redis.from_url(deployment.redis_url) as client:
+        assert client.hget(header_key(UUID(session_id)), "format") == str(WHEN_WRITTEN[number]).encode()
 
 
 @pytest.mark.parametrize("number", OLD_FORMATS)

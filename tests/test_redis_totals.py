@@ -25,11 +25,14 @@ MOMENT = datetime(2024, 12, 24, 15, 30, tzinfo=UTC)
 # What a number of Lua's, an array of msgpack's or a text of Redis' could take for something else.
 LAST = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 FIRST = datetime(1, 1, 1, tzinfo=UTC)
+# Ten to the sixteenth microseconds, which a number of Lua's doesn't tell from the one before.
+FAR = datetime(2286, 11, 20, 17, 46, 40, tzinfo=UTC)
 ODD = [
     make_query("1", timestamp=MOMENT),
     make_query("2", timestamp=MOMENT),
     make_query("preis é 数", timestamp=MOMENT, execution_time_ms=0),
     make_query("1", timestamp=MOMENT, execution_time_ms=0.3, cache_hit=True),
+    *[make_query(timestamp=FAR + n * MICROSECOND) for n in (-1, 0)],
     *[make_query(timestamp=LAST - n * MICROSECOND, execution_time_ms=n / 10) for n in (2, 1, 3, 0, 1)],
     *[make_query(timestamp=FIRST + n * MICROSECOND, execution_time_ms=n * 1e-9) for n in (2, 1, 3, 0, 1)],
     make_query(
@@ -242,7 +245,16 @@ async def test_a_write_to_a_damaged_header_says_so_and_leaves_everything_as_it_w
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("hits", None), ("total", "half"), ("time_ms", "half"), ("first", "x"), ("n:price", ""), ("d:2024-12-24", "inf")],
+    [
+        ("hits", None),
+        ("time_ms", None),
+        ("total", "half"),
+        ("time_ms", "half"),
+        ("first", "x"),
+        ("n:price", ""),
+        ("n:price", "5x"),
+        ("d:2024-12-24", "inf"),
+    ],
 )
 async def test_a_damaged_header_of_before_is_not_packed(
     store: SessionStore, settings: Settings, field: str, value: str | None
@@ -250,8 +262,10 @@ async def test_a_damaged_header_of_before_is_not_packed(
     session = await a_session_read(store)
     lay_out_as_before(settings, session.id)
     damage = ("hdel", "header", field) if value is None else ("hset", "header", field, value)
-    with damaged(settings, session, [damage]), pytest.raises(CorruptRecord):
-        await store.record_query(session.id, make_query(timestamp=MOMENT), context={"a": 1})
+    with damaged(settings, session, [damage]):
+        for query in (make_query(timestamp=MOMENT), make_query(timestamp=MOMENT, execution_time_ms=None)):
+            with pytest.raises(CorruptRecord):
+                await store.record_query(session.id, query, context={"a": 1})
 
 
 @pytest.mark.parametrize("how", OTHER_DAMAGES)

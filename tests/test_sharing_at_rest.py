@@ -178,6 +178,7 @@ async def test_a_fence_is_forgotten_after_an_hour_and_a_deletion_after_a_day(
     await store.delete_session(session_id)
     await tier.fence(session_id, record.header.version + 2)
     [deletion_s] = await client.run([("TTL", keys.floor_key(session_id))])
+    assert await tier.remove([record.header]) == ["absent"]
     revived = await tier.put(replace(record, header=replace(record.header, version=record.header.version + 3)))
     await client.close()
 

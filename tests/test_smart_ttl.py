@@ -82,6 +82,19 @@ async def test_a_query_before_the_last_quarter_changes_nothing(
     assert (found.expires_at, found.state.metadata) == (session.expires_at, {})
 
 
+async def test_a_query_that_is_there_already_is_use_too(open_store: OpenStore, clock: FrozenClock) -> None:
+    query = QueryRecord("price")
+    async with open_store(session_smart_ttl=True) as store:
+        session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
+        await store.record_query(session.id, query)
+        clock.advance(hours=19)
+        await store.record_query(session.id, query)
+
+        found = await existing(store, session.id)
+
+    assert found.expires_at == clock.now() + timedelta(hours=12)
+
+
 async def test_reading_is_no_use_and_an_expired_session_stays_so(open_store: OpenStore, clock: FrozenClock) -> None:
     async with open_store(session_smart_ttl=True) as store:
         session = await store.create_session(["AAPL"], "equity", ttl_hours=24)
