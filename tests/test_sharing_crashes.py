@@ -114,6 +114,30 @@ async def test_the_opposite_before_any_step_leaves_no_listing_wrong(
     assert step > 2
 
 
+@pytest.mark.parametrize("verb", ["share", "redeem"])
+async def test_a_process_that_dies_once_the_session_lives_anew_leaves_no_listing_wrong(
+    store: SessionStore, deployment: Deployment, verb: str
+) -> None:
+    for step in count(1):
+        session_id = await shared(store, verb)
+
+        async def live_anew(session_id: UUID = session_id) -> None:
+            await store.archive_session(session_id)
+            await store.resume_session(session_id)
+
+        frozen = Frozen(live_anew, does_die=True)
+        async with open_watched_store(deployment.settings(), frozen.around) as dying:
+            frozen.freeze_at(step)
+            with suppress(Crash):
+                await VERBS[verb](dying, session_id)
+
+        await every_listing_is_right(store)
+        await store.delete_session(session_id)
+        if not frozen.has_thawed:
+            break
+    assert step > 2
+
+
 async def test_a_session_that_is_deleted_leaves_its_guests_listings_at_once(
     store: SessionStore, deployment: Deployment
 ) -> None:
