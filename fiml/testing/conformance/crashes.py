@@ -201,12 +201,13 @@ class CrashSuite(Suite):
                 await crashing.delete_session(session.id)
 
             if ended_by == "archive":
-                await store.archive_session(session.id)
+                is_moved = await store.archive_session(session.id)
             else:
                 clock.advance(hours=2)
-                await store.cleanup_expired_sessions()
+                is_moved = await store.cleanup_expired_sessions() == 1
 
             found = await store.get_session(session.id)
+            assert is_moved == (found is not None)
             assert len(await listing(store)) == (found is not None)
             if found is not None:
                 assert (await _assert_found_once(store, session)).is_archived

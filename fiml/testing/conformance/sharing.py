@@ -136,6 +136,7 @@ class SharingSuite(TrailSuite):
         code = await store.as_principal(OWNER).create_share_code(session_id, Role.EDITOR, hours=2)
         assert code.code is not None
         stranger, other = store.as_principal(STRANGER), store.as_principal("oz")
+        assert await store.as_principal(code.id).get_session(session_id) is None
 
         await stranger.redeem_share_code(session_id, code.code)
 
