@@ -209,7 +209,9 @@ async def test_a_session_whose_ended_life_is_the_last_that_was_looked_at_is_foun
                 client.zadd(f"fiml:{user_key(OWNER)}", {listed_member(session.created_at, session.id, 1): 0})
 
         expected = Counter(session.id for session in rare)
-        assert Counter(summary.id for summary in await listing(store, tag="rare")) == expected
-        found = await store.search_sessions(OWNER, symbol="TSLA")
-        rest = await store.search_sessions(OWNER, symbol="TSLA", cursor=found.next_cursor)
-        assert Counter(summary.id for summary in [*found, *rest]) == expected
+        for has_archived in (True, False):
+            found = await listing(store, tag="rare", include_archived=has_archived)
+            assert Counter(summary.id for summary in found) == expected
+        page = await store.search_sessions(OWNER, symbol="TSLA")
+        rest = await store.search_sessions(OWNER, symbol="TSLA", cursor=page.next_cursor)
+        assert Counter(summary.id for summary in [*page, *rest]) == expected

@@ -205,11 +205,12 @@ async def test_a_session_of_a_later_format_is_left_alone(
         surgeon.sqlite("UPDATE active_sessions SET format = 99 WHERE id = ID")
     else:
         await surgeon.redis(("HSET", "KEY:header", "format", 99))
+    await store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
     clock.advance(hours=2)
 
     report = await store.sweep()
 
-    assert (report.archived, report.quarantined, report.postponed) == (0, 0, 1)
+    assert (report.archived, report.quarantined, report.postponed) == (1, 0, 1)
     if backend_settings.is_embedded:
         surgeon.sqlite("UPDATE active_sessions SET format = 2 WHERE id = ID")
     else:

@@ -103,9 +103,10 @@ def without(session: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in session.items() if name not in CHANGED_BY_READING}
 
 
+@pytest.mark.parametrize("is_swept", [True, False])
 @pytest.mark.parametrize("number", OLD_FORMATS)
 async def test_an_older_live_session_in_redis_is_read_written_and_archived(
-    deployment: Deployment, clock: FrozenClock, number: int
+    deployment: Deployment, clock: FrozenClock, number: int, *, is_swept: bool
 ) -> None:
     stored = corpus(f"format-{number}.redis.json")
     expected = stored["session"]
@@ -121,7 +122,7 @@ async def test_an_older_live_session_in_redis_is_read_written_and_archived(
         assert totals == written.totals
         assert number == 1 or totals == AnalysisHistory(written.queries).totals
         clock.advance(hours=3)
-        assert await store.cleanup_expired_sessions() == 1
+        assert await (store.cleanup_expired_sessions() if is_swept else store.archive_session(expected["id"])) == 1
         archived = await existing(store, expected["id"])
         stats = await SessionAnalytics(store.session_maker, store).get_session_stats()
         resumed = await store.resume_session(expected["id"])

@@ -15,6 +15,7 @@ from fiml.sessions.store import SessionStore
 from fiml.testing.conformance.searching import begin, found, looked_up
 from fiml.testing.conformance.suite import OpenStore
 from tests.support.cli import run_fiml
+from tests.support.damage import Surgeon
 from tests.support.deployment import Deployment
 
 DEEP = "[" * 100_000
@@ -81,6 +82,21 @@ async def test_a_damaged_session_in_the_file_hides_no_other(sqlite_settings: Set
         await begin(store, title="good one", user_id="bob", queries=[looked_up("AAPL", x=1.0)])
 
         assert await found(store, "good", user_id="bob") == ["good one"]
+
+
+async def test_a_page_names_the_owner_a_damaged_live_session_and_hides_no_other_from_a_friend(
+    deployment: Deployment,
+) -> None:
+    async with SessionStore(deployment.settings()) as store:
+        damaged, good = [await begin(store, title=title, user_id="ann") for title in ("bad", "good")]
+        for session in (damaged, good):
+            await store.share_session(session.id, "bob")
+        await Surgeon(deployment.settings(), damaged.id).damage("a date")
+
+        for view in (store, store.as_principal("ann")):
+            with pytest.raises(CorruptRecord, match=f"{damaged.id}"):
+                await view.list_user_sessions("ann")
+        assert [each.title for each in await store.as_principal("bob").list_user_sessions(None)] == ["good"]
 
 
 @pytest.mark.parametrize("asked", [{"asset": "AAPL"}, {"tag": "tech"}])

@@ -53,6 +53,10 @@ DAMAGES: dict[str, tuple[list[tuple[Any, ...]], str]] = {
         [("HSET", "KEY:entries", "c:0", "{half")],
         "UPDATE active_entries SET value = '{half' WHERE session_id = ID AND key = '0'",
     ),
+    "an entry of the trail that is no JSON": (
+        [("LSET", "KEY:trail", 1, "{half")],
+        "UPDATE active_trail SET entry = '{half' WHERE n = (SELECT max(n) FROM active_trail WHERE session_id = ID)",
+    ),
     "a lost query": (
         [("LPOP", "KEY:queries")],
         "DELETE FROM active_queries WHERE n = (SELECT min(n) FROM active_queries WHERE session_id = ID)",
