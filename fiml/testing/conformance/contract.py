@@ -126,6 +126,8 @@ class ContractSuite(Suite):
 
         assert extended.last_accessed_at == resumed.last_accessed_at == created.created_at
         assert (await existing(store, created.id)).last_accessed_at == created.created_at
+        await store.archive_session(created.id)
+        assert (await store.resume_session(created.id)).last_accessed_at == created.created_at
 
     async def test_a_read_may_take_only_the_last_queries(self, store: SessionStore) -> None:
         created = await store.create_session(["AAPL"], SessionType.EQUITY)

@@ -331,6 +331,15 @@ class UpdatesSuite(Suite):
 
         assert (merged.tags, merged.assets) == (["tech", "same", "later"], ["AAPL", "MSFT", "same", "later"])
 
+    async def test_a_name_that_is_there_twice_is_written_once(self, store: SessionStore) -> None:
+        mine, theirs = await _two_objects(store)
+        for each, names in ((mine, ["mine", "mine"]), (theirs, ["theirs"]), (mine, [])):
+            each.tags += names
+            each.assets += names
+            merged = await store.update_session(each.id, each)
+
+        assert (merged.tags, merged.assets) == (["tech", "mine", "theirs"], ["AAPL", "MSFT", "mine", "theirs"])
+
     async def test_an_extension_by_the_store_outlives_a_stale_object(self, store: SessionStore) -> None:
         stale = await _a_session(store)
         extended = await store.extend_session(stale.id, 10)
