@@ -127,6 +127,8 @@ async def test_an_older_live_session_in_redis_is_read_written_and_archived(
         stats = await SessionAnalytics(store.session_maker, store).get_session_stats()
         resumed = await store.resume_session(expected["id"])
         assert [summary.id for summary in await listing(store, "ann")] == [archived.id]
+    with redis.Redis.from_url(deployment.redis_url) as client:
+        assert client.hget(header_key(archived.id), "format") == str(FORMAT).encode()
 
     assert (archived.state.history.total_queries, resumed.state.history.total_queries) == (4, 4)
     assert archived.state.context == expected["state"]["context"]

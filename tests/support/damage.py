@@ -84,6 +84,14 @@ DAMAGES: dict[str, tuple[list[tuple[Any, ...]], str]] = {
         [("HSET", "KEY:header", "a:AAPL", "first")],
         "UPDATE active_sessions SET assets = '5' WHERE id = ID",
     ),
+    "tags that are a number": (
+        [("HSET", "KEY:header", "t:tech", "first")],
+        "UPDATE active_sessions SET tags = '5' WHERE id = ID",
+    ),
+    "a count that is no number": (
+        [("HSET", "KEY:header", "history_bytes", "many")],
+        "UPDATE active_sessions SET cache_hits = 'many' WHERE id = ID",
+    ),
     "a user that is no text": (
         [("HSET", "KEY:header", "user", "\x00\x1f", "type", "poetry")],
         "UPDATE active_sessions SET user_id = x'00ff', type = 'poetry' WHERE id = ID",
