@@ -1,5 +1,6 @@
 """After a process dies at any call to an engine, every session is still found exactly once, and complete."""
 
+from asyncio import CancelledError
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import timedelta
@@ -37,10 +38,10 @@ class Faults:
         self.calls, self._crash_at, self._is_reply_lost = 0, call, is_reply_lost
         self._error = Crash()
 
-    def be_away(self, *, is_reply_lost: bool) -> None:
-        """Let the engines be away from the next call on, before or after it takes effect."""
+    def be_away(self, *, is_reply_lost: bool, error: BaseException | None = None) -> None:
+        """Let the engines be away from the next call on, before or after it takes effect; or let it fail otherwise."""
         self.crash_at(1, is_reply_lost=is_reply_lost)
-        self._error = Unavailable("the engine", "it is away in this test")
+        self._error = error or Unavailable("the engine", "it is away in this test")
 
     def disarm(self) -> None:
         """Let all calls pass from now on, like those of a new process."""
@@ -80,8 +81,9 @@ class CrashSuite(Suite):
             await _assert_can_go_on(store, session)
 
     @pytest.mark.parametrize("lost", ["call", "reply"])
+    @pytest.mark.parametrize("error", [None, CancelledError()], ids=["away", "cancelled"])
     async def test_what_is_taken_back_after_an_update_of_unknown_outcome_is_gone(
-        self, store: SessionStore, open_crashing_store: OpenCrashingStore, lost: str
+        self, store: SessionStore, open_crashing_store: OpenCrashingStore, error: BaseException | None, lost: str
     ) -> None:
         faults = Faults()
         async with open_crashing_store(faults) as troubled:
@@ -93,9 +95,9 @@ class CrashSuite(Suite):
             session.tags.append("draft")
             session.assets.remove("AAPL")
             session.assets.append("DRAFT")
-            faults.be_away(is_reply_lost=lost == "reply")
+            faults.be_away(is_reply_lost=lost == "reply", error=error)
             for _ in range(2):
-                with pytest.raises(Unavailable):
+                with pytest.raises(type(error) if error else Unavailable):
                     await troubled.update_session(session.id, session)
             faults.disarm()
             theirs.tags.append("theirs")
