@@ -10,9 +10,9 @@ from uuid import UUID
 import pytest
 
 from fiml.core.config import Settings
+from tests.mcp.test_mcp_surface import ARGUMENTS
 from tests.support.deployment import Deployment
 from tests.support.mcp_client import ERAS, Door, door, structured
-from tests.test_mcp_surface import ARGUMENTS
 
 SESSION = "the session of the test"
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"

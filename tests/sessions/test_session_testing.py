@@ -11,7 +11,7 @@ from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, conformance, make_query, make_session, open_temporary_store
 from fiml.testing.fixtures import clock, store
-from tests import test_conformance
+from tests.sessions import test_conformance
 
 __all__ = ["clock", "store"]  # as a user's conftest.py has them
 

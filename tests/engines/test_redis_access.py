@@ -29,7 +29,7 @@ from tests.support.fleets import SERVICE, valkey_cluster, watched_valkeys
 from tests.support.servers import ValkeyProcess, valkey_server
 from tests.support.tls import Certificates, tls_before
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OWNER = "ann"
 PASSWORD = "never:to/be@shown"  # noqa: S105  nobody's
 ENCODED = "never%3Ato%2Fbe%40shown"

@@ -12,9 +12,9 @@ from fiml.core.clock import to_iso
 from fiml.core.config import Settings
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock
+from tests.mcp.test_mcp_tokens import everything_on, guarded
 from tests.support.issuer import Issuer
 from tests.support.mcp_client import Caller, door
-from tests.test_mcp_tokens import everything_on, guarded
 
 WRITES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("update-session-context", {"note": "mine"}),

@@ -31,7 +31,7 @@ from tests.support.doctor import (
 )
 from tests.support.issuer import Issuer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from fiml.testing import make_query
 from fiml.testing.conformance.suite import document, existing, listing
 from tests.support.servers import postgres_server, valkey_server
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WRITERS_OF_A_PROCESS = 50
 KILLED_AFTER = 25
 

@@ -33,7 +33,7 @@ from fiml.worker import make_app
 from tests.support.deployment import Deployment
 from tests.support.mcp_client import ERAS, Caller, mode_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
 SECRET = "hunter2"  # noqa: S105 - nobody's

@@ -13,7 +13,7 @@ import redis
 
 from tests.support.servers import database_url, postgres_server, redis_url, valkey_server
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 KILLED_TESTS = """
 import os, signal

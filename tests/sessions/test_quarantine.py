@@ -14,8 +14,8 @@ from fiml.core.config import Settings
 from fiml.core.errors import CorruptRecord, RecordRefused, SessionNotFound, SessionOnHold, SessionQuarantined
 from fiml.db.redis_client import RedisClient
 from fiml.sessions.backends.dumps import Dump
-from fiml.sessions.backends.redis import RedisTier
-from fiml.sessions.backends.tiered import SCRIPTS
+from fiml.sessions.backends.redis.tier import RedisTier
+from fiml.sessions.backends.tiered.backend import SCRIPTS
 from fiml.sessions.models import QueryRecord, Session, SessionType
 from fiml.sessions.store import SessionStore
 from fiml.testing import FrozenClock, make_query

@@ -32,7 +32,7 @@ from tests.support.encryption import with_keys
 from tests.support.old_layout import header_key
 
 LOOKS_ENCRYPTED = f"{sealed.PREFIX} a note of mine"
-CORPUS = Path(__file__).parent / "corpus"
+CORPUS = Path(__file__).parents[1] / "corpus"
 OLD_FORMATS = list(range(1, FORMAT))
 # The first lacks totals that only counting anew brings.
 WHEN_WRITTEN = {number: 1 if number == 1 else FORMAT for number in OLD_FORMATS}

@@ -14,7 +14,7 @@ from fiml.testing import make_query
 from fiml.testing.conformance.suite import existing
 from tests.support.servers import postgres_server, valkey_server
 
-PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "back-up.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "back-up.md").read_text()
 
 
 async def make_sessions(settings: Settings) -> tuple[UUID, UUID]:

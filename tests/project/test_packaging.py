@@ -16,7 +16,7 @@ import pytest
 
 import fiml
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HEAVY = {"aiosqlite", "alembic", "asyncpg", "mcp", "redis", "sqlalchemy", "talipp"}
 
 USE = """

@@ -25,7 +25,7 @@ from fiml.sessions.backends import upgrade_schema
 from fiml.sessions.store import SessionStore
 from tests.support.deployment import Deployment, execute, new_database
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 INDEXES = {
     "postgresql": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
     "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL",

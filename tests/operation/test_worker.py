@@ -35,7 +35,7 @@ from tests.support.fleets import watched_valkeys
 from tests.support.servers import postgres_server, valkey_server
 from tests.support.tls import Certificates, tls_before
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
 BACKLOG = 3000
 PASSWORD = "never/shown"  # noqa: S105  nobody's

@@ -26,7 +26,7 @@ from fiml.metrics.recorder import Recorder
 from fiml.metrics.standing import families
 from fiml.sessions.backends.shapes import RedisState, StoreFigures
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 OPERATE = (ROOT / "docs" / "how-to" / "operate.md").read_text()
 # Of a metric: how its samples are called beside it.

@@ -24,7 +24,7 @@ from tests.support.backends import watched_backend
 from tests.support.deployment import Deployment
 from tests.support.wire import postgres_wire, redis_wire
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OWNER = "ann"
 
 

@@ -22,11 +22,11 @@ from fiml.sessions.backends.shapes import COUNTED_EXACTLY, StoreFigures
 from fiml.sessions.maintenance import JOBS, do
 from fiml.sessions.models import QueryRecord
 from fiml.testing import FrozenClock
+from tests.operation.test_worker import PATIENCE_S, worker
 from tests.support.deployment import Deployment, execute
 from tests.support.http_server import free_port, http_server
 from tests.support.scraping import fetch, parse, scrape
 from tests.support.servers import postgres_server, valkey_server
-from tests.test_worker import PATIENCE_S, worker
 
 LABEL_VALUE = re.compile(r"[A-Za-z0-9_./+-]{1,40}")
 
