@@ -12,7 +12,7 @@ import jwt
 from jwt.exceptions import PyJWTError
 
 from fiml.core import clock
-from fiml.core.config import without_secrets
+from fiml.core.addresses import without_secrets
 from fiml.core.errors import Misconfigured, Unavailable
 from fiml.core.log import get_logger
 

@@ -18,15 +18,8 @@ import typer
 from fiml import __version__
 from fiml.cli.checks import MARK_CHARACTERS, Check, Mark, authentication, quarantine
 from fiml.core import clock
-from fiml.core.config import (
-    DATABASE_SCHEMES,
-    REDIS_SCHEMES,
-    MarketData,
-    Settings,
-    is_a_key,
-    variable,
-    without_secrets,
-)
+from fiml.core.addresses import without_secrets
+from fiml.core.config import DATABASE_SCHEMES, REDIS_SCHEMES, MarketData, Settings, is_a_key, variable
 from fiml.core.errors import FimlError, Misconfigured, Unavailable
 from fiml.core.tracing import wanted_exporter
 

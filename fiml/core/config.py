@@ -4,11 +4,11 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fiml.core.addresses import host_in, split_address
 from fiml.core.errors import Misconfigured, echo
 
 REDIS_SCHEMES = (
@@ -248,7 +248,7 @@ class Settings(BaseSettings):
     @field_validator("auth_issuer", "public_url")
     @classmethod
     def _web_address(cls, value: str | None) -> str | None:
-        if value is not None and (not value.startswith(("https://", "http://")) or not _host(value)):
+        if value is not None and (not value.startswith(("https://", "http://")) or not host_in(value)):
             raise ValueError(
                 "must begin with https:// (or http:// on this machine), and name a host; a port is 1 to 65535"
             )
@@ -266,8 +266,8 @@ class Settings(BaseSettings):
     def _keys(cls, value: str | None) -> str | None:
         if value is None or "://" not in value:
             return None if value is None else str(_expanded(Path(value)))
-        is_local = value.startswith("http://") and _host(value) in {"127.0.0.1", "localhost", "::1"}
-        if not is_local and not (value.startswith("https://") and _host(value)):
+        is_local = value.startswith("http://") and host_in(value) in {"127.0.0.1", "localhost", "::1"}
+        if not is_local and not (value.startswith("https://") and host_in(value)):
             raise ValueError("must be a file, or begin with https:// and name a host; a port is 1 to 65535")
         return value
 
@@ -354,45 +354,13 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _host(url: str) -> str | None:
-    """The host in a URL; `None` if there is none, or a port that can't be used."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return None
-    return None if port == 0 else parts.hostname
-
-
 def _listed(text: str) -> list[str]:
     return [name for each in text.split(",") if (name := each.strip())]
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """Host and port from `HOST:PORT`, with an IPv6 host in brackets.
-
-    Raises:
-        ValueError: the text doesn't have that form.
-    """
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not colon or not host or not (port.isascii() and port.isdecimal()) or not 0 <= int(port) <= 65535:
-        raise ValueError("must be HOST:PORT, such as 127.0.0.1:9464")
-    return host, int(port)
 
 
 def variable(field: str) -> str:
     """The environment variable that sets a field."""
     return "FIML_" + field.upper()
-
-
-def without_secrets(url: str) -> str:
-    """`url` without user, password and query, for messages and reports."""
-    scheme, _, rest = url.partition("://")
-    # Split at the last @: a password may contain one, even unescaped.
-    account, _, location = rest.rpartition("@")
-    # With both, what stands behind the @ may be the end of a password in the query.
-    return f"{scheme}://{'***' if '?' in account else location.partition('?')[0]}"
 
 
 def is_a_key(text: str) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from fiml.core.config import without_secrets
+from fiml.core.addresses import without_secrets
 from fiml.core.errors import FimlError, Misconfigured, RecordRefused, Unavailable
 from fiml.core.observe import Timed, observed_call
 from fiml.db import schema

@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio.connection import parse_url
 
-from fiml.core.config import REDIS_SCHEMES, split_address, without_secrets
+from fiml.core.addresses import split_address, without_secrets
+from fiml.core.config import REDIS_SCHEMES
 from fiml.core.errors import Misconfigured
 from fiml.db.url_parameters import load_tls_files, refuse_unknown
 

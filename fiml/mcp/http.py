@@ -24,7 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fiml.access.rates import Allowances, open_allowances
 from fiml.core import clock
-from fiml.core.config import Settings, split_address
+from fiml.core.addresses import split_address
+from fiml.core.config import Settings
 from fiml.core.errors import FimlError, InvalidInput, Misconfigured, echo
 from fiml.core.log import get_logger
 from fiml.core.observe import Counted, count

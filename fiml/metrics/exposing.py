@@ -15,7 +15,8 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from fiml.core.config import Settings, split_address
+from fiml.core.addresses import split_address
+from fiml.core.config import Settings
 from fiml.core.errors import Misconfigured, MissingExtra
 from fiml.core.log import get_logger
 from fiml.core.observe import measure_with

@@ -19,7 +19,8 @@ from typer.main import get_command
 import fiml
 from fiml.cli import app
 from fiml.core import errors
-from fiml.core.config import Settings, split_address, variable
+from fiml.core.addresses import split_address
+from fiml.core.config import Settings, variable
 from fiml.core.errors import BadData, CorruptRecord, FimlError, Misconfigured, RateLimited, RecordRefused, Unavailable
 from fiml.core.observe import Counted, Timed
 from fiml.metrics.recorder import Recorder

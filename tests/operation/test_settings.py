@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fiml.core.config import MarketData, Settings, Synchronous, without_secrets
+from fiml.core.addresses import without_secrets
+from fiml.core.config import MarketData, Settings, Synchronous
 from fiml.core.errors import Misconfigured
 from fiml.sessions.store import SessionStore
 
