@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.util import await_only
 
 from fiml.core.config import Settings
-from fiml.core.errors import CorruptRecord, InvalidInput
+from fiml.core.errors import InvalidInput
 from fiml.db.tables import session_metrics
 from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.analytics.export import COLUMNS, open_target, write
@@ -278,36 +278,6 @@ async def test_metrics_wait_for_a_lock_of_the_embedded_file_by_trying_again_and_
             other.execute("ROLLBACK")
             await recording
             assert other.execute("SELECT count(*) FROM session_metrics").fetchone() == (1,)
-
-
-@pytest.mark.parametrize("damage", ["'no JSON'", "'[1'", "x'ff'"])
-async def test_damaged_metrics_are_a_corrupt_record(sqlite_settings: Settings, tmp_path: Path, damage: str) -> None:
-    async with SessionStore(sqlite_settings) as store:
-        session = await store.create_session(["AAPL"], SessionType.EQUITY)
-        await store.archive_session(session.id)
-        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as other, other:
-            other.execute(f"UPDATE session_metrics SET assets_analyzed = {damage}")  # noqa: S608 - a constant
-        analytics = SessionAnalytics(store.session_maker)
-
-        with pytest.raises(CorruptRecord):
-            await analytics.get_session_stats()
-        with pytest.raises(CorruptRecord, match=f"the metrics of session {session.id}"):
-            await analytics.get_session_metrics()
-        with pytest.raises(CorruptRecord, match=f"the metrics of session {session.id}"):
-            await analytics.export(tmp_path / "rows.csv")
-
-    assert not (tmp_path / "rows.csv").exists()
-
-
-@pytest.mark.parametrize("damage", ["total_queries = 'many'", "query_types = 7.5", "assets = 7.5"])
-async def test_damaged_totals_of_a_live_session_are_a_corrupt_record(sqlite_settings: Settings, damage: str) -> None:
-    async with SessionStore(sqlite_settings) as store:
-        session = await store.create_session(["AAPL"], SessionType.EQUITY)
-        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as other, other:
-            other.execute(f"UPDATE active_sessions SET {damage}")  # noqa: S608 - a constant
-
-        with pytest.raises(CorruptRecord, match=str(session.id)):
-            await SessionAnalytics(store.session_maker, store).get_session_stats()
 
 
 async def test_metrics_that_are_missing_are_written_from_the_history(

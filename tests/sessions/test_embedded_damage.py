@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from fiml.core.config import Settings
 from fiml.core.errors import CorruptRecord, SessionArchived
 from fiml.db.tables import active_sessions, sessions
+from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.store import SessionStore
 from fiml.testing import make_query
 
@@ -98,3 +100,33 @@ async def test_a_part_of_a_session_that_is_no_text_is_damaged(
         with pytest.raises(CorruptRecord):
             await (store.get_audit_trail if table == "active_trail" else store.get_session)(session_id)
         await only_damage_is_told(store, session_id)
+
+
+@pytest.mark.parametrize("wrong", ["'no JSON'", "'[1'", "x'ff'"])
+async def test_damaged_metrics_are_a_corrupt_record(sqlite_settings: Settings, tmp_path: Path, wrong: str) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        session = await store.create_session(["AAPL"], "equity")
+        await store.archive_session(session.id)
+        damage(sqlite_settings, "session_metrics", "assets_analyzed", wrong)
+        analytics = SessionAnalytics(store.session_maker)
+
+        with pytest.raises(CorruptRecord):
+            await analytics.get_session_stats()
+        with pytest.raises(CorruptRecord, match=f"the metrics of session {session.id}"):
+            await analytics.get_session_metrics()
+        with pytest.raises(CorruptRecord, match=f"the metrics of session {session.id}"):
+            await analytics.export(tmp_path / "rows.csv")
+
+    assert not (tmp_path / "rows.csv").exists()
+
+
+@pytest.mark.parametrize(("column", "wrong"), [("total_queries", TEXT), ("query_types", "7.5"), ("assets", "7.5")])
+async def test_damaged_totals_of_a_live_session_are_a_corrupt_record(
+    sqlite_settings: Settings, column: str, wrong: str
+) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        session = await store.create_session(["AAPL"], "equity")
+        damage(sqlite_settings, "active_sessions", column, wrong)
+
+        with pytest.raises(CorruptRecord, match=str(session.id)):
+            await SessionAnalytics(store.session_maker, store).get_session_stats()
