@@ -142,8 +142,9 @@ def _read(document: Any) -> dict[str | int, Any]:
     for each in listed if isinstance(listed, list) else []:
         if isinstance(each, Mapping) and _is_for_signatures(each):
             try:
+                key_id = each.get("kid")
                 # A key without an id gets a number, which no token names.
-                keys[each.get("kid", len(keys))] = jwt.PyJWK(dict(each)).key
+                keys[len(keys) if key_id is None else key_id] = jwt.PyJWK(dict(each)).key
             except (PyJWTError, ValueError, TypeError) as exc:
                 _log.warning("key_passed_over", key_id=each.get("kid"), problem=type(exc).__name__)
     if not keys:
