@@ -13,7 +13,6 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, or_, select, text,
 from fiml.db.dialects import is_postgresql
 from fiml.db.tables import session_metrics, session_rollups
 from fiml.sessions.backends.sql import metrics, rollups
-from fiml.sessions.damage import DAMAGE, corrupt
 from fiml.sessions.records import Header
 
 _IDS_PER_QUERY = 5000
@@ -92,18 +91,7 @@ def _midnight(day: date) -> datetime:
 
 
 def add_live(sums: Sums, header: Header, now: datetime) -> None:
-    """Add a live session to the totals.
-
-    Raises:
-        CorruptRecord: a total is of the wrong type.
-    """
-    try:
-        _add(sums, header, now)
-    except DAMAGE as exc:
-        raise corrupt(f"live session {header.id}", exc) from exc
-
-
-def _add(sums: Sums, header: Header, now: datetime) -> None:
+    """Add a live session to the totals."""
     totals = header.totals
     numbers = {
         "sessions": 1,
