@@ -11,7 +11,7 @@ from fiml.core.deadlines import Deadlines
 from fiml.core.errors import Misconfigured, Unavailable, Unconfirmed
 from fiml.core.observe import Timed, observed_call
 from fiml.db.redis_cluster import Cluster
-from fiml.db.redis_commands import Command, Script, with_prefix
+from fiml.db.redis_commands import SCRIPT_COMMAND, Command, Script, with_prefix
 from fiml.db.redis_node import Node, connect
 from fiml.db.redis_url import Kind, parse_redis_url
 
@@ -143,6 +143,7 @@ class RedisClient:
     async def _run_stages(
         self, stages: Sequence[Sequence[Command]], confirmed_by: list[int] | None = None
     ) -> list[Any]:
+        assert not any(command[0] == SCRIPT_COMMAND for stage in stages[:-1] for command in stage)  # noqa: S101  see `run_in_order`
         if self._servers.keeps_order:
             stages = ([command for stage in stages for command in stage],)
         replies = []
