@@ -89,6 +89,16 @@ async def test_an_archived_session_with_a_value_of_another_type_is_damaged(
         await only_damage_is_told(store, session_id)
 
 
+@pytest.mark.parametrize("wrong", [BYTES, TEXT])
+async def test_a_listing_with_an_id_that_is_none_tells_damage(sqlite_settings: Settings, wrong: str) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        await made_session(store)
+        damage(sqlite_settings, "active_sessions", "id", wrong)
+
+        with pytest.raises(CorruptRecord):
+            await store.list_user_sessions(OWNER)
+
+
 @pytest.mark.parametrize(("table", "column"), PARTS)
 async def test_a_part_of_a_session_that_is_no_text_is_damaged(
     sqlite_settings: Settings, table: str, column: str

@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 
 from fiml.core.clock import from_micros, to_micros
-from fiml.core.errors import CorruptRecord
+from fiml.core.errors import CorruptRecord, echo
 from fiml.sessions import stored_json
 from fiml.sessions.damage import DAMAGE
 from fiml.sessions.models import QueryTotals
@@ -133,7 +133,15 @@ def decode(row: Sequence[Any]) -> Header:
     except CorruptRecord as exc:
         raise unreadable(exc.record, stored_format, exc.problem) from exc
     except DAMAGE as exc:
-        raise unreadable(f"live session {UUID(stored_id)}", stored_format, str(exc)) from exc
+        raise unreadable(f"live session {_readable(stored_id)}", stored_format, str(exc)) from exc
+
+
+def _readable(stored_id: object) -> str:
+    """The id as others know it, or as it is stored if it isn't one."""
+    try:
+        return str(UUID(str(stored_id)))
+    except ValueError:
+        return echo(stored_id)
 
 
 def _moment(micros: int | None) -> datetime | None:
