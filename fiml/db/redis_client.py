@@ -182,8 +182,11 @@ class RedisClient:
         return replies
 
     def _refuse(self, reply: ResponseError) -> NoReturn:
-        if isinstance(reply, MovedError) and self._servers.keeps_order:
-            raise Misconfigured(
-                f"Redis at {self._name} is part of a Cluster; begin FIML_REDIS_URL with redis+cluster://"
-            )
+        if isinstance(reply, MovedError):
+            if self._servers.keeps_order:
+                raise Misconfigured(
+                    f"Redis at {self._name} is part of a Cluster; begin FIML_REDIS_URL with redis+cluster://"
+                )
+            why = f"its masters don't agree which of them has slot {reply.slot_id}"
+            raise Unavailable(f"Redis at {self._name}", why) from reply
         raise Unavailable(f"Redis at {self._name}", f"it refused: {reply}") from reply

@@ -49,12 +49,15 @@ class Cluster:
         replies: list[Any] = [None] * len(commands)
         waiting = list(range(len(commands)))
         asked: dict[int, Host] = {}
-        for _ in range(_MAX_TRIES):
+        for attempt in range(_MAX_TRIES):
             await self._exchange(commands, waiting, asked, replies, confirmed_by)
             waiting = [index for index in waiting if isinstance(replies[index], MovedError | AskError | TryAgainError)]
             if not waiting:
                 break
-            asked = await self._redirected(replies, waiting)
+            asked = self._redirected(replies, waiting)
+            # A slot is torn by a move, or masters send to each other until they have agreed on it.
+            if attempt or any(isinstance(replies[index], TryAgainError) for index in waiting):
+                await asyncio.sleep(_NEXT_TRY_S)
         return replies
 
     async def send_to_all(self, commands: Sequence[Command]) -> list[list[Any]]:
@@ -113,7 +116,7 @@ class Cluster:
             raise
         return outcomes
 
-    async def _redirected(self, replies: Sequence[Any], waiting: Sequence[int]) -> dict[int, Host]:
+    def _redirected(self, replies: Sequence[Any], waiting: Sequence[int]) -> dict[int, Host]:
         """Where to send commands this one time (`ASK`). Slots that have moved for good (`MOVED`) are remembered."""
         asked = {}
         for index in waiting:
@@ -124,8 +127,6 @@ class Cluster:
             elif isinstance(reply, AskError):
                 asked[index] = (reply.host, reply.port)
                 self._asked.add(asked[index])
-        if any(isinstance(replies[index], TryAgainError) for index in waiting):
-            await asyncio.sleep(_NEXT_TRY_S)
         return asked
 
     def _master(self, command: Command) -> Host:

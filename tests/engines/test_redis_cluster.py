@@ -1,7 +1,7 @@
 """A Cluster whose slots move, whose masters go, and a server that isn't one."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from uuid import UUID, uuid4
 
@@ -227,29 +227,67 @@ async def test_a_session_of_which_not_all_is_there_waits_for_the_move(
     cluster.move_slot(slot, target, source)
 
 
-async def test_nothing_is_done_twice_while_slots_move(cluster: ValkeyCluster) -> None:
+@pytest.fixture
+async def client(cluster: ValkeyCluster) -> AsyncIterator[RedisClient]:
     client = RedisClient(cluster.url)
+    yield client
+    await client.close()
+
+
+async def test_nothing_is_done_twice_while_slots_move(cluster: ValkeyCluster, client: RedisClient) -> None:
     keys = [f"{{{uuid4().hex}}}:count" for _ in range(20)]
 
     for _ in range(3):
         for key in keys:
             slot = key_slot(key.encode())
             await client.run([("INCR", each) for each in keys])
-            source = next(server for server in cluster.masters if has(server, key))
+            source = cluster.owner_of(slot)
             target = next(server for server in cluster.masters if server is not source)
             cluster.move_slot(slot, source, target)
     counts = await client.run([("GET", key) for key in keys])
-    await client.close()
 
     assert counts == [b"60"] * len(keys)
 
 
-def has(server: ValkeyProcess, key: str) -> bool:
-    with redis.Redis(port=server.port) as client:
-        try:
-            return bool(client.exists(key))
-        except redis.ResponseError:  # it is elsewhere
-            return False
+@pytest.fixture
+def disputed(cluster: ValkeyCluster) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A key whose master and another each send to the other, and what settles it."""
+    key = f"{{{uuid4().hex}}}:count"
+    slot = key_slot(key.encode())
+    owner = cluster.owner_of(slot)
+    other = next(server for server in cluster.masters if server is not owner)
+
+    def settle() -> None:
+        cluster.have_moved(slot, owner)
+
+    cluster.tell(owner, slot, other)
+    yield key, settle
+    settle()
+    cluster.wait_until_agreed()
+
+
+async def test_while_masters_disagree_about_a_slot_a_call_waits(
+    client: RedisClient, disputed: tuple[str, Callable[[], None]]
+) -> None:
+    key, settle = disputed
+
+    counting = asyncio.create_task(client.run([("INCR", key)]))
+    await asyncio.sleep(0.3)
+    is_waiting = not counting.done()
+    settle()
+
+    assert await counting == [1]
+    assert is_waiting
+
+
+async def test_masters_that_do_not_agree_are_unavailable(
+    client: RedisClient, disputed: tuple[str, Callable[[], None]]
+) -> None:
+    key, _ = disputed
+
+    with pytest.raises(Unavailable, match=r"its masters don't agree which of them has slot \d+"):
+        async with asyncio.timeout(CALL_S):
+            await client.run([("INCR", key)])
 
 
 async def test_a_master_that_lost_the_scripts_gets_them_again(settings: Settings, cluster: ValkeyCluster) -> None:

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,22 +59,26 @@ class ValkeyCluster:
         """A master without a slot, which leaves again: give back what it got before."""
         with closing(ClusteredValkey(options=AT_ONCE)) as server:
             server.start()
+            name = _id_of(server)
             _meet(self.masters[0], server)
             size = len(self.masters) + 1
-            wait_for(lambda: all(_is_whole(each, size) for each in (*self.masters, server)))
-            yield server
-            name = _id_of(server)
-        for each in self.masters:
-            _ask(each, "CLUSTER", "FORGET", name)
+            try:
+                wait_for(lambda: all(_is_whole(each, size) for each in (*self.masters, server)))
+                yield server
+            finally:
+                for each in self.masters:
+                    _forget(each, name)
 
     def move_slot(self, slot: int, source: ValkeyProcess, target: ValkeyProcess) -> None:
-        """Give a slot to another master, key by key, as tools do."""
+        """Give a slot to another master, key by key, as tools do, and return when all agree whose it is."""
         self.begin_to_move(slot, source, target)
         self.move_keys(slot, source, target)
         self.have_moved(slot, target)
+        self.wait_until_agreed()
 
     def begin_to_move(self, slot: int, source: ValkeyProcess, target: ValkeyProcess) -> None:
         """Both know of it; the keys are where they were."""
+        self.wait_until_agreed()
         _ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", _id_of(source))
         _ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", _id_of(target))
 
@@ -84,9 +88,26 @@ class ValkeyCluster:
             _ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
 
     def have_moved(self, slot: int, target: ValkeyProcess) -> None:
-        """Every master knows whose slot it is."""
+        """Every master is told whose slot it is."""
         for server in (target, *(master for master in self.masters if master is not target)):
-            _ask(server, "CLUSTER", "SETSLOT", slot, "NODE", _id_of(target))
+            self.tell(server, slot, target)
+
+    def tell(self, server: ValkeyProcess, slot: int, owner: ValkeyProcess) -> None:
+        """Tell one master whose slot it is."""
+        _ask(server, "CLUSTER", "SETSLOT", slot, "NODE", _id_of(owner))
+
+    def owner_of(self, slot: int) -> ValkeyProcess:
+        """Whose slot it is, as the first master has it."""
+        ranges = _ask(self.masters[0], "CLUSTER", "SLOTS")
+        port = next(port for first, last, (_, port, *_), *_ in ranges if first <= slot <= last)
+        return next(server for server in self.masters if server.port == port)
+
+    def wait_until_agreed(self) -> None:
+        """Return when all masters know the same of all slots.
+
+        A slot that is moved before all have heard of the move before can end up with each master sending to the other.
+        """
+        wait_for(lambda: len({_owners(server) for server in self.masters}) == 1)
 
 
 @dataclass(frozen=True)
@@ -214,6 +235,17 @@ def _is_replica_of(replica: ValkeyProcess, master: ValkeyProcess) -> bool:
 def _is_whole(server: ValkeyProcess, size: int) -> bool:
     told = _ask(server, "CLUSTER", "INFO")
     return b"cluster_state:ok" in told and f"cluster_known_nodes:{size}".encode() in told
+
+
+def _owners(server: ValkeyProcess) -> frozenset[tuple[bytes, ...]]:
+    """The name of each server with slots, the number of its last change, and the slots, as a master has them."""
+    nodes = [line.split() for line in _ask(server, "CLUSTER", "NODES").splitlines()]
+    return frozenset((name, epoch, *slots) for name, _, _, _, _, _, epoch, _, *slots in nodes if slots)
+
+
+def _forget(server: ValkeyProcess, name: str) -> None:
+    with suppress(redis.ResponseError):  # it didn't know it
+        _ask(server, "CLUSTER", "FORGET", name)
 
 
 def _id_of(server: ValkeyProcess) -> str:
