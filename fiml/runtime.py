@@ -51,7 +51,7 @@ class Runtime:
             Unavailable: an engine is unavailable, and the next call tries again; or the runtime is closed.
         """
         if self._is_closed:
-            raise Unavailable("the runtime", "it is closed: open another one")
+            raise Unavailable("the runtime", "it is closed", "open another one")
         await self._store.initialize()
         return self._store
 

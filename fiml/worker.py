@@ -103,7 +103,7 @@ def run_worker(settings: Settings, *, concurrency: int, has_beat: bool) -> None:
         celery.params[0].default = make_app(settings)
         exit_code = celery.main(args=arguments, standalone_mode=False)
     if exit_code:
-        raise Unavailable("the worker", "it failed, as the log says: start it again")
+        raise Unavailable("the worker", "it failed, as the log says", "start it again")
 
 
 def _log_as_fiml_does(**_signal: Any) -> None:

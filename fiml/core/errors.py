@@ -224,9 +224,9 @@ class Unavailable(FimlError):
 
     code = "unavailable"
 
-    def __init__(self, what: str, reason: str) -> None:
+    def __init__(self, what: str, reason: str, next_step: str = "try again, or run `fiml doctor`") -> None:
         self.what = what
-        super().__init__(f"{what} is unavailable ({reason}); try again, or run `fiml doctor`")
+        super().__init__(f"{what} is unavailable ({reason}); {next_step}")
 
 
 class Unconfirmed(Unavailable):

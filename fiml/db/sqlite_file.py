@@ -168,7 +168,7 @@ class SqliteFile:
     @observed_call(Timed.ENGINE, "sqlite")
     async def _hop(self, work: Callable[[], Result]) -> Result:
         if self._thread is None:
-            raise Unavailable(f"the file {self.path}", "it is closed: initialize the store first")
+            raise Unavailable(f"the file {self.path}", "it is closed", "initialize the store first")
         loop = asyncio.get_running_loop()
         result = await loop.run_in_executor(self._thread, work)
         if self._notes and self._noting_on is not loop:
@@ -291,10 +291,13 @@ class SqliteFile:
     @property
     def _opened(self) -> Connection:
         if self._connection is None:
-            raise Unavailable(f"the file {self.path}", "it is closed: initialize the store first")
+            raise Unavailable(f"the file {self.path}", "it is closed", "initialize the store first")
         if self._is_gone():
-            problem = "it was removed or replaced while it was open: restart, or shut the store down and initialize it"
-            raise Unavailable(f"the file {self.path}", problem)
+            raise Unavailable(
+                f"the file {self.path}",
+                "it was removed or replaced while it was open",
+                "restart, or shut the store down and initialize it",
+            )
         return self._connection
 
     def _is_gone(self) -> bool:

@@ -166,17 +166,17 @@ class SessionStore(SessionVerbs, UpkeepVerbs):
     @property
     def _opened_backend(self) -> Backend:
         if self._opened is None:
-            raise Unavailable("the session store", "it is not open: await store.initialize() first")
+            raise Unavailable("the session store", "it is not open", "await store.initialize() first")
         return self._opened
 
     def _check_origin(self) -> None:
-        problem = None
         if self._pid and self._pid != os.getpid():
-            problem = "it was opened before this process was forked: open another store in this process"
+            where, next_step = "before this process was forked", "open another store in this process"
         elif self._loop is not None and self._loop is not asyncio.get_running_loop():
-            problem = "it was opened in another event loop: use it only there, and open another store in this loop"
-        if problem is not None:
-            raise Unavailable("the session store", problem)
+            where, next_step = "in another event loop", "use it only there, and open another store in this loop"
+        else:
+            return
+        raise Unavailable("the session store", f"it was opened {where}", next_step)
 
 
 # Connections belong to the event loop that made them; a process has one loop at a time, tests have many.

@@ -254,7 +254,7 @@ main()
     )  # fmt: skip
 
     assert done.returncode == 1
-    assert "the worker is unavailable (it failed, as the log says: start it again)" in done.stderr
+    assert "the worker is unavailable (it failed, as the log says); start it again" in done.stderr
 
 
 def test_beat_needs_a_folder_that_it_can_write(tmp_path: Path) -> None:
