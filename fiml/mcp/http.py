@@ -214,7 +214,9 @@ async def serve_http(settings: Settings, address: str) -> None:
         )
         try:
             sockets = await _bound_sockets(host, port)
-            _log.info("serving_http", address=address, path=PATH, authenticated=settings.is_authenticated)
+            chosen = sockets[0].getsockname()[1]  # by the system, if 0 was given
+            where = f"{_in_address(host)}:{chosen}"
+            _log.info("serving_http", address=where, path=PATH, authenticated=settings.is_authenticated)
             await uvicorn.Server(config).serve(sockets)
         finally:
             for part in (verifier, allowances):
@@ -227,14 +229,17 @@ async def _bound_sockets(host: str, port: int) -> list[socket.socket]:
     try:
         server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
     except OSError as exc:
-        shown = f"[{host}]" if ":" in host else host
         raise Misconfigured(
-            f"--http {shown}:{port}: can't listen there ({exc.strerror}); give an address of this machine and a free "
-            "port"
+            f"--http {_in_address(host)}:{port}: can't listen there ({exc.strerror}); give an address of this machine "
+            "and a free port"
         ) from exc
     sockets = [each.dup() for each in server.sockets]
     server.close()
     return sockets
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _leave(_signal: int, _frame: object) -> None:
@@ -251,11 +256,10 @@ def _is_loopback(host: str) -> bool:
 def _security(bound: str, names: list[str]) -> TransportSecuritySettings:
     """Allow loopback, the bound address and the names in the settings: keeps out sites whose DNS names point here."""
     hosts = ("127.0.0.1", "localhost", "[::1]")
-    itself = f"[{bound}]" if ":" in bound else bound
     return TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
         # Browsers leave out the default port.
-        allowed_hosts=[each for name in (*hosts, itself, *names) for each in (name, f"{name}:*")],
+        allowed_hosts=[each for name in (*hosts, _in_address(bound), *names) for each in (name, f"{name}:*")],
         allowed_origins=[
             *(f"{scheme}://{host}{port}" for scheme in ("http", "https") for host in hosts for port in ("", ":*")),
             *(f"https://{name}" for name in names),

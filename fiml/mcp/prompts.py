@@ -85,8 +85,8 @@ class PromptCheck:
                 arguments = {"sessionId": arguments.pop("session_id"), **arguments}
                 ctx = replace(ctx, params={**ctx.params, "arguments": arguments})
             if wanted is not None and set(arguments) != {wanted}:
-                names = ", ".join(sorted(map(str, arguments))) or "none"
-                raise MCPError(INVALID_PARAMS, f"this prompt takes the argument {wanted}; given: {echo(names)}")
+                names = echo(", ".join(sorted(map(str, arguments)))) if arguments else "none"
+                raise MCPError(INVALID_PARAMS, f"this prompt takes the argument {wanted}; given: {names}")
         return await call_next(ctx)
 
 

@@ -209,12 +209,15 @@ async def test_a_prompt_that_cannot_be_made_says_why(
             await caller.client.get_prompt(name, arguments)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"session": UNKNOWN}, {"sessionId": UNKNOWN, "more": "x"}])
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [({}, "none"), ({"session": UNKNOWN}, "'session'"), ({"sessionId": UNKNOWN, "more": "x"}, "'more, sessionId'")],
+)
 async def test_a_prompt_with_other_arguments_says_which_it_takes(
-    sqlite_settings: Settings, arguments: dict[str, str]
+    sqlite_settings: Settings, arguments: dict[str, str], given: str
 ) -> None:
     async with door(sqlite_settings) as caller:
-        with pytest.raises(MCPError, match="takes the argument sessionId"):
+        with pytest.raises(MCPError, match=f"takes the argument sessionId; given: {given}$"):
             await caller.client.get_prompt("continue-analysis", arguments)
 
 

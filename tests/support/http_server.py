@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import httpx2
 from mcp.client import Client
@@ -18,6 +20,7 @@ from tests.support.mcp_client import ROOT, STATELESS, Caller, environment, mode_
 from tests.support.servers import PATIENCE_SECONDS
 
 START_TRIES = 300
+_LISTENING = re.compile(r"""address[='":\s]+([\d.]+:\d+)""")
 
 
 @dataclass
@@ -70,26 +73,39 @@ async def http_server(
 
     `before` is Python that its process runs first.
     """
-    port = free_port()
-    log = folder.with_name(f"{folder.name}-{port}.log")
+    log = folder.with_name(f"{folder.name}-{uuid4().hex}.log")
     with log.open("w") as stderr:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", f"{before}\nfrom fiml.cli import main; main()"),
-            *("serve", "--http", f"{host}:{port}"),
+            *("serve", "--http", f"{host}:0"),
             stdin=PIPE,
             stdout=PIPE,
             stderr=stderr,
             cwd=ROOT,
             env={"PATH": os.defpath} | environment(folder) | variables,
         )
-    server = HttpServer(process, f"http://{host}:{port}", log)
     try:
+        server = HttpServer(process, await _listening(log, process), log)
         await _wait_until_it_answers(server)
         yield server
     finally:
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+async def _listening(log: Path, process: Process) -> str:
+    """The URL of the server, once it has a port."""
+    for _ in range(START_TRIES):
+        if found := _LISTENING.search(_said(log)):
+            return f"http://{found[1]}"
+        assert process.returncode is None, f"the server ended at its start:\n{_said(log)}"
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"the server doesn't listen:\n{_said(log)}")
+
+
+def _said(log: Path) -> str:
+    return log.read_text()
 
 
 async def _wait_until_it_answers(server: HttpServer) -> None:
