@@ -11,7 +11,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.dialects import registry
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlalchemy.util import await_
 
 from fiml.core.config import Synchronous
@@ -122,6 +122,17 @@ def async_sqlite_engine(file: Path, synchronous: Synchronous) -> AsyncEngine:
             connection.exec_driver_sql("BEGIN")
 
     return engine
+
+
+async def dispose(engine: AsyncEngine) -> None:
+    """Close all connections: those in use, such as by statistics, when they are returned."""
+    pool = engine.pool
+    await engine.dispose()
+    event.listen(pool, "checkin", _close_returned)
+
+
+def _close_returned(_connection: object, entry: ConnectionPoolEntry) -> None:
+    entry.invalidate()
 
 
 def driver(connection: Connection) -> sqlite3.Connection:

@@ -14,7 +14,7 @@ from fiml.core.addresses import without_secrets
 from fiml.core.errors import FimlError, Misconfigured, RecordRefused, Unavailable
 from fiml.core.observe import Timed, observed_call
 from fiml.db import schema
-from fiml.db.engines import postgres_engine
+from fiml.db.engines import dispose, postgres_engine
 
 Result = TypeVar("Result")
 
@@ -65,7 +65,7 @@ class PostgresDatabase:
         await asyncio.gather(*left, return_exceptions=True)
         engine = self.engine.sync_engine
         event.listen(engine, "close", _hang_up)
-        await self.engine.dispose()
+        await dispose(self.engine)
         event.remove(engine, "close", _hang_up)
 
     @observed_call(Timed.ENGINE, "postgresql")

@@ -21,6 +21,8 @@ OWNER = "ann"
 UNKNOWN = UUID(int=1)
 CALLERS = 60  # three times what the pool holds
 
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
 Verb = Callable[[SessionStore, UUID], Awaitable[Any]]
 
 # Each needs the archive. Those that change something may have been done when they are `Unavailable`.
@@ -167,13 +169,33 @@ async def test_a_call_that_was_given_up_waits_for_no_lock_any_more(archive: Arch
 
             assert await crowd(store, ended.id) == {Unavailable}
 
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
             async with asyncio.timeout(CALL_S):
-                while await connection.fetchval(waiting):  # noqa: ASYNC110  the server has no event for it
+                while await connection.fetchval(WAITING):  # noqa: ASYNC110  the server has no event for it
                     await asyncio.sleep(0.05)
         await connection.close()
 
         assert await crowd(store, ended.id) == {ended.id}
+
+
+async def test_statistics_that_a_store_is_closed_under_leave_no_connection(archive: Archive) -> None:
+    store = SessionStore(archive.settings)
+    await store.initialize()
+    analytics = SessionAnalytics(store.session_maker, store)
+    connection = await asyncpg.connect(archive.server.url)
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE session_metrics IN ACCESS EXCLUSIVE MODE")
+        computing = asyncio.create_task(analytics.get_session_stats())
+        async with asyncio.timeout(CALL_S):
+            while not await connection.fetchval(WAITING):  # noqa: ASYNC110  the server has no event for it
+                await asyncio.sleep(0.05)
+        await store.shutdown()
+    await asyncio.wait([computing])
+
+    others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    async with asyncio.timeout(CALL_S):
+        while await connection.fetchval(others):  # noqa: ASYNC110  as above
+            await asyncio.sleep(0.05)
+    await connection.close()
 
 
 async def test_a_server_that_only_reads_refuses_writes_and_keeps_them_out_of_both_tiers(archive: Archive) -> None:

@@ -9,8 +9,9 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
 from fiml.core.config import Settings, Synchronous
@@ -323,3 +324,18 @@ async def test_others_can_not_read_the_file_in_a_folder_that_they_can_enter(open
         await store.create_session(["AAPL"], "equity")
 
         assert modes_in(open_folder) == {"fiml.db": 0o600, "fiml.db-shm": 0o600, "fiml.db-wal": 0o600}
+
+
+async def test_statistics_that_a_store_is_closed_under_leave_the_file_closed(tmp_path: Path) -> None:
+    store = SessionStore(Settings(data_dir=tmp_path))
+    await store.initialize()
+    async with store.session_maker.begin() as computing:
+        await computing.execute(text("SELECT count(*) FROM session_metrics"))
+        await store.shutdown()
+        assert files_open_in(tmp_path)
+
+    assert files_open_in(tmp_path) == []
+
+
+def files_open_in(folder: Path) -> list[str]:
+    return [each.path for each in psutil.Process().open_files() if Path(each.path).is_relative_to(folder)]

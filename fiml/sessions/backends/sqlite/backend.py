@@ -19,7 +19,7 @@ from fiml.core.errors import (
     SessionExpired,
     Unavailable,
 )
-from fiml.db.engines import async_sqlite_engine, driver
+from fiml.db.engines import async_sqlite_engine, dispose, driver
 from fiml.db.sqlite_file import Note, SqliteFile
 from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends import figures
@@ -64,7 +64,7 @@ class SqliteBackend:
 
     async def close(self) -> None:
         try:
-            await self._engine.dispose()
+            await dispose(self._engine)
         finally:
             await self._file.close()
 
