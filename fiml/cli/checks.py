@@ -1,4 +1,4 @@
-"""What `fiml doctor` found, and two of its checks: authentication on HTTP, and the quarantine."""
+"""What `fiml doctor` found, and three of its checks: authentication on HTTP, the quarantine, and the newest session."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -54,3 +54,24 @@ def quarantine(count: int) -> list[Check]:
     finding = f"{count} session{'s' if count > 1 else ''} can't be archived"
     remedy = "`fiml sessions quarantine list` says why, `fiml sessions quarantine retry` tries again"
     return [Check(Mark.NOTE, "quarantine", finding, remedy)]
+
+
+async def newest_session(settings: Settings) -> list[Check]:
+    """Whether the newest session can be read, which needs the right keys. This doesn't count as an access."""
+    from fiml.sessions.backends import open_backend  # noqa: PLC0415 - only this command needs it
+    from fiml.sessions.backends.shapes import PageQuery  # noqa: PLC0415 - as above
+    from fiml.sessions.records import to_session  # noqa: PLC0415 - as above
+
+    try:
+        backend = await open_backend(settings)
+        try:
+            page = await backend.page(PageQuery(limit=1, include_archived=True))
+            for header, _ in page.rows:
+                record = await backend.read(header.id, now=header.created_at)
+                if record is not None:  # not deleted since
+                    to_session(record)
+        finally:
+            await backend.close()
+    except FimlError as exc:
+        return [Check(Mark.PROBLEM, "sessions", str(exc))]
+    return [Check(Mark.OK, "sessions", "the newest one can be read")] if page.rows else []

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fiml import __version__
-from fiml.cli.checks import MARK_CHARACTERS, Check, Mark, authentication, quarantine
+from fiml.cli.checks import MARK_CHARACTERS, Check, Mark, authentication, newest_session, quarantine
 from fiml.core import clock
 from fiml.core.addresses import without_secrets
 from fiml.core.config import DATABASE_SCHEMES, REDIS_SCHEMES, MarketData, Settings, is_a_key, variable
@@ -62,12 +62,14 @@ async def examine() -> list[Check]:
     except Misconfigured as exc:
         settings = _settings_as_far_as_possible()
         configured = Check(Mark.PROBLEM, "settings", str(exc))
+    stored = [*await _databases(settings), *_encryption(settings)]
+    if _current_schema() in stored and not any(check.mark is Mark.PROBLEM for check in (configured, *stored)):
+        stored += await newest_session(settings)
     return [
         versions,
         *_misspelt(),
         configured,
-        *await _databases(settings),
-        *_encryption(settings),
+        *stored,
         *authentication(settings),
         *_extras(settings),
         *_market(settings),
@@ -307,7 +309,13 @@ def _schema(facts: "SchemaFacts", *, outdated: Mark, upgrade: str) -> Check:
         case SchemaState.NEWER:
             finding = f"{facts.revision} is later than {REVISIONS[-1]}, the latest that this fiml supports"
             return Check(Mark.PROBLEM, "schema", finding, "install a newer fiml")
-    return Check(Mark.OK, "schema", f"{facts.revision}, current")
+    return _current_schema()
+
+
+def _current_schema() -> Check:
+    from fiml.db.schema import REVISIONS  # noqa: PLC0415 - only this command needs it
+
+    return Check(Mark.OK, "schema", f"{REVISIONS[-1]}, current")
 
 
 def _backlog(waiting: int | None, oldest: datetime | None, interval_minutes: int, *, is_exact: bool) -> Check:

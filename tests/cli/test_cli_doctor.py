@@ -236,7 +236,8 @@ class TestEmbedded:
         asyncio.run(leave_expired_sessions(Settings(), 2))
         assert "quarantine:" not in run().output
         with closing(sqlite3.connect(Settings().embedded_file)) as connection, connection:
-            connection.execute("UPDATE active_sessions SET type = 'poetry'")
+            expired = "id IN (SELECT id FROM active_sessions ORDER BY expires_at LIMIT 2)"
+            connection.execute(f"UPDATE active_sessions SET type = 'poetry' WHERE {expired}")  # noqa: S608 - a constant
         asyncio.run(sweep(Settings()))
 
         result = run()
