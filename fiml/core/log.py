@@ -37,9 +37,10 @@ class _StandardError(TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        if sys.stderr is not None:
+        stderr = getattr(sys, "stderr", None)  # at the interpreter's end, the module itself may be None
+        if stderr is not None:
             with suppress(OSError, ValueError):
-                sys.stderr.flush()
+                stderr.flush()
 
 
 _STANDARD_ERROR = cast("TextIO", _StandardError())
