@@ -149,6 +149,20 @@ async def test_a_session_of_which_a_part_is_of_another_type_is_removed(
     assert not [key for key in keys.dump() if not key.endswith(b":floor")]
 
 
+@pytest.mark.parametrize("version", [str(1 << 63), "9" * 5000])
+async def test_a_version_too_large_for_the_database_keeps_nobody_from_deleting_or_erasing(
+    deployment: Deployment, store: SessionStore, session: Session, version: str
+) -> None:
+    another = await store.create_session(["MSFT"], SessionType.EQUITY, user_id=OWNER)
+    for each in (session, another):
+        Keys(deployment, each).set_field("version", version)
+
+    assert await store.delete_session(session.id)
+    receipt = await store.erase_user(OWNER)
+
+    assert receipt.erased == [another.id]
+
+
 async def test_a_stranger_who_guesses_a_code_learns_nothing_of_a_damaged_session(
     store: SessionStore, session: Session, keys: Keys
 ) -> None:

@@ -35,8 +35,13 @@ def is_empty(dump: Dump) -> bool:
 
 def number_of(dump: Dump) -> int | None:
     """The version in a dump as a number; `None` if it isn't one."""
-    version = version_in(dump)
-    return int(version) if version.isdecimal() and int(version) <= values.MAX_VERSION else None
+    return version_number(version_in(dump))
+
+
+def version_number(text: str) -> int | None:
+    """A version from its text; `None` if it isn't one, or is larger than a version gets."""
+    is_short = text.isdecimal() and len(text) <= len(str(values.MAX_VERSION))
+    return int(text) if is_short and int(text) <= values.MAX_VERSION else None
 
 
 def version_in(dump: Dump) -> str:

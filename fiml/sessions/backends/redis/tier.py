@@ -23,7 +23,7 @@ from fiml.db.redis_commands import Command, Script
 from fiml.sessions import values
 from fiml.sessions.audit import Act, refuse_more_changes
 from fiml.sessions.backends.redis import fields, keys
-from fiml.sessions.backends.redis.dump import decode_dump, is_empty, read_dump, record_in
+from fiml.sessions.backends.redis.dump import decode_dump, is_empty, read_dump, record_in, version_number
 from fiml.sessions.backends.redis.index import Place, enter, expire_by, leave, place_of
 from fiml.sessions.backends.rewriting import Texts
 from fiml.sessions.backends.shapes import Updated, WriteResult, WriteRules
@@ -124,7 +124,7 @@ class RedisTier:
         if stored is None:
             return None
         right, user_id, version, life, created, expires, format_number, *grants = stored
-        number = int(version) if version is not None and version.isdigit() else 0
+        number = version_number((version or b"").decode("utf-8", "replace")) or 0
         place, expires_at = None, None
         with suppress(*DAMAGE):
             member = fields.listed_member(fields.decode_moment(created), session_id, int(life))
