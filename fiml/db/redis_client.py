@@ -17,6 +17,8 @@ from fiml.db.redis_url import Kind, parse_redis_url
 
 CALL_S = 2.0
 MAINTENANCE_S = 60.0
+# How a refusal begins that is about what keys hold: a key's type, or a script's own error.
+_OF_DAMAGE = ("WRONGTYPE", "user_script:", "Error running script")
 
 
 class Servers(Protocol):
@@ -102,11 +104,14 @@ class RedisClient:
 
         If a server has lost the scripts, they are loaded again, and the commands that failed for it are repeated.
         """
-        return self._none_refused(await self.run_each(commands))
+        return self._none_refused(await self._run(commands))
 
     async def run_each(self, commands: Sequence[Command]) -> list[Any]:
-        """As `run`, but a command that the server refused has its `ResponseError` as the reply."""
-        return await self._run(commands)
+        """As `run`, but a command that failed because of what its keys hold has its `ResponseError` as the reply."""
+        replies = await self._run(commands)
+        refusals = [reply for reply in replies if isinstance(reply, ResponseError)]
+        self._none_refused([refusal for refusal in refusals if not str(refusal).startswith(_OF_DAMAGE)])
+        return replies
 
     async def run_in_order(self, *stages: Sequence[Command]) -> list[Any]:
         """As `run`, but each stage ends before the next one begins.

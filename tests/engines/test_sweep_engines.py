@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
@@ -22,6 +23,7 @@ from fiml.testing import FrozenClock, make_query, open_store_over
 from fiml.testing.conformance.suite import content, existing, listing
 from tests.support.backends import watched_backend
 from tests.support.deployment import Deployment
+from tests.support.servers import valkey_server
 from tests.support.wire import postgres_wire, redis_wire
 
 ROOT = Path(__file__).parents[2]
@@ -162,3 +164,21 @@ async def test_of_two_servers_on_one_file_one_keeps_it_in_order(tmp_path: Path) 
 
 def _done(lines: list[str]) -> list[str]:
     return [job.name for line in lines for job in JOBS if "job_done" in line and f"'{job.name}'" in line]
+
+
+@pytest.mark.parametrize("refused", ["hmget", "exists"])
+async def test_a_refusal_that_passes_sends_no_whole_session_to_quarantine(
+    deployment: Deployment, clock: FrozenClock, refused: str
+) -> None:
+    """As a Cluster refuses during a failover. An ACL refuses the sweep's looks, or its reads; the dump is allowed."""
+    with valkey_server() as server, redis.Redis.from_url(server.url) as client:
+        async with SessionStore(deployment.settings().model_copy(update={"redis_url": server.url})) as store:
+            session = await store.create_session(["AAPL"], SessionType.EQUITY, ttl_hours=1)
+            clock.advance(hours=2)
+            client.execute_command("ACL", "SETUSER", "default", f"-{refused}")
+            with pytest.raises(Unavailable, match="permission"):
+                await store.cleanup_expired_sessions()
+            client.execute_command("ACL", "SETUSER", "default", "+@all")
+
+            assert await store.list_quarantine() == []
+            assert (await existing(store, session.id)).id == session.id
