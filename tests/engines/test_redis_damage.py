@@ -149,6 +149,19 @@ async def test_a_session_of_which_a_part_is_of_another_type_is_removed(
     assert not [key for key in keys.dump() if not key.endswith(b":floor")]
 
 
+async def test_a_listing_tells_a_header_of_another_type_as_damage_and_hides_nothing_of_others(
+    store: SessionStore, session: Session, keys: Keys
+) -> None:
+    others = await store.create_session(["MSFT"], SessionType.EQUITY, user_id="cara")
+    keys.replace("header")
+
+    with pytest.raises(CorruptRecord, match=str(session.id)):
+        await store.list_user_sessions(None)
+
+    assert [each.id for each in await listing(store.as_principal("cara"), "cara")] == [others.id]
+    assert await listing(store.as_principal(OWNER), OWNER) == []
+
+
 @pytest.mark.parametrize("version", [str(1 << 63), "9" * 5000])
 async def test_a_version_too_large_for_the_database_keeps_nobody_from_deleting_or_erasing(
     deployment: Deployment, store: SessionStore, session: Session, version: str

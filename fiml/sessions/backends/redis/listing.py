@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from fiml.core.errors import CorruptRecord, SchemaTooNew
@@ -55,7 +56,7 @@ class RedisListing:
 
     async def _headers(self, members: Sequence[str], given_to: str | None) -> list[Header]:
         session_ids = [fields.id_at(member) for member in members]
-        replies = await self._client.run([("HGETALL", keys.header_key(session_id)) for session_id in session_ids])
+        replies = await self._client.run_each([("HGETALL", keys.header_key(session_id)) for session_id in session_ids])
         found = [
             (fields.life_at(member), _header_in_page(session_id, reply, given_to))
             for member, session_id, reply in zip(members, session_ids, replies, strict=True)
@@ -64,14 +65,16 @@ class RedisListing:
         return [header for life, header in found if header is not None and header.life == life]
 
 
-def _header_in_page(session_id: UUID, reply: dict[bytes, bytes], given_to: str | None) -> Header | None:
+def _header_in_page(session_id: UUID, reply: Any, given_to: str | None) -> Header | None:
+    # A key with another type gets an error as its reply, and is treated as a header without fields: it is nobody's.
+    stored = {} if isinstance(reply, Exception) else reply
     try:
-        return fields.decode_header(session_id, reply)
+        return fields.decode_header(session_id, stored)
     except SchemaTooNew as exc:
         _log.warning("session_not_listed", session_id=str(session_id), problem=str(exc))
         return None
     except CorruptRecord as exc:
-        if given_to is None or reply.get(b"user") == given_to.encode():
+        if given_to is None or stored.get(b"user") == given_to.encode():
             raise
         # A damaged session of somebody else must not hide one's own.
         _log.warning("session_given_unreadable", session_id=str(session_id), problem=exc.problem)
