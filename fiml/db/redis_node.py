@@ -16,7 +16,7 @@ from redis.asyncio.sentinel import (
     SentinelManagedSSLConnection,
 )
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
@@ -136,6 +136,9 @@ class Node:
             if name == SCRIPT_COMMAND:  # redis-py doesn't convert a script's reply
                 return await connection.read_response()
             return await self._redis.parse_response(connection, name)
+        except ReadOnlyError as exc:
+            # The address may name another server by now, which only a new connection reaches.
+            raise RedisConnectionError(f"it is a replica by now: {exc}") from exc
         except ResponseError as exc:
             return exc
 

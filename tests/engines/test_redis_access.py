@@ -94,6 +94,20 @@ async def test_calls_that_are_still_connecting_when_the_client_is_closed_leave_n
     assert node._idle == []
 
 
+async def test_after_a_write_that_a_replica_refuses_the_next_call_connects_anew() -> None:
+    """A name that moves from one server to another at a failover would otherwise never reach the new master."""
+    with valkey_server() as server, redis.Redis.from_url(server.url) as admin:
+        client = RedisClient(server.url)
+        [before] = await client.run([("CLIENT ID",)])
+        admin.replicaof("127.0.0.1", "1")
+
+        with pytest.raises(Unavailable, match="read only replica"):
+            await client.write([("SET", "key", "value")])
+
+        assert await client.run([("CLIENT ID",)]) != [before]
+        await client.close()
+
+
 async def test_two_installations_in_one_redis_do_not_see_each_other(
     valkey: ValkeyProcess, empty: "redis.Redis", deployment: Deployment, clock: FrozenClock
 ) -> None:
