@@ -63,6 +63,9 @@ class Keys:
         else:
             self._client.hset(f"{self._prefix}header", field, value)
 
+    def lose(self, part: str) -> None:
+        self._client.delete(f"{self._prefix}{part}")
+
     def replace(self, part: str) -> None:
         self._client.set(f"{self._prefix}{part}", "text")
 
@@ -146,6 +149,17 @@ async def test_a_session_of_which_a_part_is_of_another_type_is_removed(
 
     assert await store.get_session(session.id) is None
     assert await listing(store, OWNER) == []
+    assert not [key for key in keys.dump() if not key.endswith(b":floor")]
+
+
+async def test_erasing_a_user_removes_what_is_left_of_a_session_without_a_header(
+    store: SessionStore, session: Session, keys: Keys
+) -> None:
+    """As after an eviction of single keys."""
+    keys.lose("header")
+
+    await store.erase_user(OWNER)
+
     assert not [key for key in keys.dump() if not key.endswith(b":floor")]
 
 

@@ -287,6 +287,8 @@ class TieredBackend:
             if place.session_id not in held and await self._live.locate(place.session_id) is None
         ]
         if left:
+            # Of a session that has lost its header, the other parts may still be there.
+            await self._live.remove_all_for_good([place.session_id for place in left])
             await self._live.forget(left)
         return []
 
