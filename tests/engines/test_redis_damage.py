@@ -13,6 +13,7 @@ from fiml.sessions.store import SessionStore
 from fiml.sessions.verbs import SessionVerbs
 from fiml.testing import FrozenClock, make_query
 from fiml.testing.conformance.suite import listing
+from tests.support.backends import open_watched_store
 from tests.support.deployment import Deployment
 
 OWNER, STRANGER = "ann", "eve"
@@ -63,8 +64,19 @@ class Keys:
         else:
             self._client.hset(f"{self._prefix}header", field, value)
 
-    def lose(self, part: str) -> None:
+    def lose(self, part: str) -> bytes:
+        """Remove a part; what it held, for `live_anew`."""
+        held: Any = self._client.dump(f"{self._prefix}{part}")
         self._client.delete(f"{self._prefix}{part}")
+        return bytes(held)
+
+    def live_anew(self, header: bytes) -> None:
+        """Give the session a header of another life."""
+        self._client.restore(f"{self._prefix}header", 0, header)
+        self.set_field("life", "99")
+
+    def has(self, part: str) -> bool:
+        return bool(self._client.exists(f"{self._prefix}{part}"))
 
     def replace(self, part: str) -> None:
         self._client.set(f"{self._prefix}{part}", "text")
@@ -150,6 +162,40 @@ async def test_a_session_of_which_a_part_is_of_another_type_is_removed(
     assert await store.get_session(session.id) is None
     assert await listing(store, OWNER) == []
     assert not [key for key in keys.dump() if not key.endswith(b":floor")]
+
+
+async def test_a_sweep_sets_aside_what_is_left_of_a_session_without_a_header(
+    store: SessionStore, session: Session, keys: Keys, clock: FrozenClock
+) -> None:
+    keys.lose("header")
+    clock.advance(hours=3)  # the entry for the user that it is shared with is due too
+
+    await store.cleanup_expired_sessions()
+
+    [found] = await store.list_quarantine()
+    assert (found.id, found.user_id, found.reason) == (session.id, OWNER, "its header is missing")
+    assert not keys.dump()
+    assert await store.delete_session(session.id)
+
+
+async def test_a_session_without_a_header_that_lives_anew_during_the_sweep_is_not_set_aside(
+    deployment: Deployment, session: Session, keys: Keys, clock: FrozenClock
+) -> None:
+    header = keys.lose("header")
+
+    async def around(call: Callable[[], Awaitable[Any]]) -> Any:
+        found = await call()
+        if found == [0, 1, 1, 1]:  # which parts there are, besides the header
+            keys.live_anew(header)
+        return found
+
+    clock.advance(hours=3)
+    async with open_watched_store(deployment.settings(), around) as store:
+        await store.cleanup_expired_sessions()
+
+        assert await store.list_quarantine() == []
+        assert keys.has("header")
+        assert keys.has("queries")
 
 
 async def test_erasing_a_user_removes_what_is_left_of_a_session_without_a_header(

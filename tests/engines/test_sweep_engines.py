@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from fiml.core.config import Settings, Synchronous
 from fiml.core.errors import Unavailable
 from fiml.db.redis_client import RedisClient
+from fiml.sessions.backends.redis.keys import session_keys
 from fiml.sessions.maintenance import JOBS
 from fiml.sessions.models import SessionType
 from fiml.sessions.store import SessionStore
@@ -115,7 +116,7 @@ async def test_index_entries_without_a_session_are_dropped(deployment: Deploymen
     async with SessionStore(deployment.settings()) as store:
         session = await store.create_session(["AAPL"], SessionType.EQUITY, user_id=OWNER, ttl_hours=1)
         client = RedisClient(deployment.redis_url, ())
-        await client.run([("DEL", f"fiml:{{{session.id.hex}}}:header")])
+        await client.run([("DEL", f"fiml:{key}") for key in session_keys(session.id)])
         clock.advance(hours=2)
 
         report = await store.sweep()

@@ -49,6 +49,12 @@ def version_in(dump: Dump) -> str:
     return _header_in(dump).get("version", "")
 
 
+def has_other_life(dump: Dump, life: int) -> bool:
+    """Whether the session in a dump has begun another life since `life`."""
+    found = version_number(_header_in(dump).get("life", ""))
+    return found is not None and found != life
+
+
 def user_in(dump: Dump) -> str | None:
     """The user in a dump; `None` if it has none or can't be read."""
     return _header_in(dump).get("user")

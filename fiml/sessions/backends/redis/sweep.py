@@ -56,6 +56,12 @@ class RedisSweep:
         replies = await self._client.run_each([("HMGET", keys.header_key(session_id), *names) for session_id in ids])
         return [_look(session_id, reply) for session_id, reply in zip(ids, replies, strict=True)]
 
+    async def without_header(self, entries: Sequence[ExpiryEntry]) -> list[ExpiryEntry]:
+        """Those entries whose session has no header any more, but other parts."""
+        parts = [(entry, key) for entry in entries for key in keys.session_keys(entry.session_id)[1:]]
+        replies = await self._client.run([("EXISTS", key) for _, key in parts])
+        return list(dict.fromkeys(entry for (entry, _), is_there in zip(parts, replies, strict=True) if is_there))
+
     async def read(self, session_ids: Sequence[UUID]) -> list[SessionRecord | CorruptRecord | None]:
         """Sessions, whole: `None` for one that isn't live, the error for one that can't be read. Not an access."""
         replies = await self._client.run_each([read(session_id, has_trail=True) for session_id in session_ids])

@@ -10,7 +10,7 @@ from fiml.core.errors import CorruptRecord, RecordRefused, SchemaTooNew
 from fiml.core.log import get_logger
 from fiml.db.postgres import PostgresDatabase
 from fiml.sessions.backends.redis import keys
-from fiml.sessions.backends.redis.dump import is_empty, number_of, user_in
+from fiml.sessions.backends.redis.dump import has_other_life, is_empty, number_of, user_in
 from fiml.sessions.backends.redis.index import LATER, ExpiryEntry, place_of
 from fiml.sessions.backends.redis.sweep import Look, RedisSweep
 from fiml.sessions.backends.redis.tier import RedisTier
@@ -86,13 +86,18 @@ class Sweep:
         expired = [(entry, look) for entry, look in found if look.expires_at <= self._ended.at]
         newer = [entry for entry, look in expired if look.format > FORMAT]
         newer += [entry for entry, look in looks if isinstance(look, SchemaTooNew)]
+        damaged = [(entry, look.problem) for entry, look in looks if isinstance(look, CorruptRecord)]
+        if absent := [entry for entry, look in looks if look is None and not entry.place.given_to]:
+            headless = await self._sweeping.without_header(absent)
+            damaged += [(entry, "its header is missing") for entry in headless]
+            gone = [entry for entry in gone if entry not in headless]
         if gone:
             await self._sweeping.drop(gone)
         if moves := alive + [(entry, self._ended.at + LATER) for entry in newer]:
             await self._sweeping.reindex(moves)
         report.dropped += len(gone)
         report.postponed += len({entry.session_id for entry in newer})
-        for entry, problem in [(entry, look.problem) for entry, look in looks if isinstance(look, CorruptRecord)]:
+        for entry, problem in damaged:
             await self._set_aside(entry, problem, report)
         for batch in _batches([(entry, look) for entry, look in expired if look.format <= FORMAT]):
             await self._archive(batch, report)
@@ -147,7 +152,7 @@ class Sweep:
         """Copy a session that can't be archived into the quarantine, then remove it from the live sessions."""
         session_id = entry.session_id
         dump = await self._sweeping.dump(session_id)
-        if is_empty(dump):
+        if is_empty(dump) or has_other_life(dump, entry.life):
             await self._sweeping.drop([entry])  # another sweeper was faster
             return
         user_id = entry.place.user_id or user_in(dump)
