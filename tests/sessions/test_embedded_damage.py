@@ -13,7 +13,7 @@ from fiml.core.errors import CorruptRecord, SessionArchived
 from fiml.db.tables import active_sessions, sessions
 from fiml.sessions.analytics import SessionAnalytics
 from fiml.sessions.store import SessionStore
-from fiml.testing import make_query
+from fiml.testing import FrozenClock, make_query
 
 OWNER = "ann"
 BYTES, TEXT, OTHER_JSON = "x'ff'", "'x'", """'[{"a": 1}]'"""
@@ -97,6 +97,35 @@ async def test_a_listing_with_an_id_that_is_none_tells_damage(sqlite_settings: S
 
         with pytest.raises(CorruptRecord):
             await store.list_user_sessions(OWNER)
+
+
+@pytest.mark.parametrize("wrong", [BYTES, TEXT, "upper(id)"])
+async def test_a_row_whose_id_is_none_does_not_hold_up_the_sweep(
+    sqlite_settings: Settings, clock: FrozenClock, wrong: str
+) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        await made_session(store)
+        damage(sqlite_settings, "active_sessions", "id", wrong)
+        session_id = await made_session(store)
+        clock.advance(days=30)
+
+        assert await store.cleanup_expired_sessions() == 1
+
+        session = await store.get_session(session_id)
+        assert session is not None
+        assert session.is_archived
+
+
+@pytest.mark.parametrize("wrong", [BYTES, TEXT])
+async def test_a_user_with_a_row_whose_id_is_none_is_not_reported_as_erased(
+    sqlite_settings: Settings, wrong: str
+) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        await made_session(store)
+        damage(sqlite_settings, "active_sessions", "id", wrong)
+
+        with pytest.raises(CorruptRecord, match="live session"):
+            await store.erase_user(OWNER)
 
 
 @pytest.mark.parametrize(("table", "column"), PARTS)

@@ -136,6 +136,18 @@ def decode(row: Sequence[Any]) -> Header:
         raise unreadable(f"live session {_readable(stored_id)}", stored_format, str(exc)) from exc
 
 
+def decode_id(stored_id: Any) -> UUID:
+    """An id as it is stored.
+
+    Raises:
+        CorruptRecord: it is none.
+    """
+    try:
+        return UUID(stored_id)
+    except DAMAGE as exc:
+        raise CorruptRecord(f"live session {_readable(stored_id)}", str(exc)) from exc
+
+
 def _readable(stored_id: object) -> str:
     """The id as others know it, or as it is stored if it isn't one."""
     try:

@@ -100,13 +100,13 @@ def select_any_header(connection: sqlite3.Connection, stored_id: str) -> Header:
 def select_ids(connection: sqlite3.Connection, user_id: str) -> set[UUID]:
     """Every live session of a user."""
     found = connection.execute("SELECT id FROM active_sessions WHERE user_id = ?", (user_id,))
-    return {UUID(stored_id) for (stored_id,) in found}
+    return {headers.decode_id(stored_id) for (stored_id,) in found}
 
 
 def select_given_ids(connection: sqlite3.Connection, user_id: str) -> set[UUID]:
     """Every live session that is shared with a user."""
     found = connection.execute(f"SELECT id FROM active_sessions WHERE {_GIVEN}", {"user": user_id})  # noqa: S608 - a constant
-    return {UUID(stored_id) for (stored_id,) in found}
+    return {headers.decode_id(stored_id) for (stored_id,) in found}
 
 
 def select_ids_after(connection: sqlite3.Connection, after: UUID | None, at_most: int) -> list[UUID]:
@@ -114,7 +114,7 @@ def select_ids_after(connection: sqlite3.Connection, after: UUID | None, at_most
     found = connection.execute(
         "SELECT id FROM active_sessions WHERE id > ? ORDER BY id LIMIT ?", ("" if after is None else after.hex, at_most)
     )
-    return [UUID(stored_id) for (stored_id,) in found]
+    return [headers.decode_id(stored_id) for (stored_id,) in found]
 
 
 def select_page(connection: sqlite3.Connection, query: PageQuery, left_out: list[UUID] | None = None) -> list[Header]:
@@ -323,7 +323,7 @@ def _decode(row: Sequence[Any], left_out: list[UUID]) -> Header | None:
     try:
         return headers.decode(row)
     except SchemaTooNew as exc:
-        left_out.append(UUID(row[0]))
+        left_out.append(headers.decode_id(row[0]))
         _log.warning("session_not_listed", session_id=str(left_out[-1]), problem=str(exc))
         return None
 

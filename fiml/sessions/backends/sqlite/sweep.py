@@ -117,7 +117,9 @@ def _select_expired(connection: sqlite3.Connection, by: datetime) -> list[str]:
     """The ids of expired sessions, the longest expired first, as many as fit into one batch."""
     found = connection.execute(
         "SELECT id, maps_bytes + history_bytes FROM active_sessions"
-        " WHERE expires_at <= ? AND format <= ? ORDER BY expires_at, id LIMIT ?",
+        # A damaged row whose id is none has no session that could be moved: a listing tells of it.
+        " WHERE expires_at <= ? AND format <= ? AND typeof(id) = 'text' AND length(id) = 32"
+        " AND id NOT GLOB '*[^0-9a-f]*' ORDER BY expires_at, id LIMIT ?",
         (to_micros(by), FORMAT, _BATCH),
     )
     chosen: list[str] = []
