@@ -116,6 +116,16 @@ async def test_a_row_whose_id_is_none_does_not_hold_up_the_sweep(
         assert session.is_archived
 
 
+async def test_an_expiry_before_all_times_leaves_the_figures_of_the_store(sqlite_settings: Settings) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        await made_session(store)
+        damage(sqlite_settings, "active_sessions", "expires_at", str(-(2**62)))
+
+        figures = await store.figures()
+
+        assert (figures.live, figures.waiting, figures.oldest_waiting) == (1, 1, None)
+
+
 @pytest.mark.parametrize("wrong", [BYTES, TEXT])
 async def test_a_user_with_a_row_whose_id_is_none_is_not_reported_as_erased(
     sqlite_settings: Settings, wrong: str

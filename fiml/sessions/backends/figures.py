@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -112,4 +113,5 @@ def look_at_file(connection: Connection, figures: StoreFigures, now: datetime) -
     waiting = select(func.count(), func.min(active_sessions.c.expires_at)).where(has_expired)
     figures.live = connection.scalar(select(func.count()).select_from(active_sessions))
     figures.waiting, oldest = connection.execute(waiting).one()
-    figures.oldest_waiting = None if oldest is None else from_micros(oldest)
+    with suppress(OverflowError):  # damage, which the next sweep sets aside
+        figures.oldest_waiting = None if oldest is None else from_micros(oldest)
