@@ -2,13 +2,16 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing, suppress
 from itertools import count
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
+from sqlalchemy import event
+from sqlalchemy.util import await_only
 
 from fiml.core.config import Settings
 from fiml.core.errors import CorruptRecord, RecordRefused, SessionNotFound, SessionOnHold, SessionQuarantined
@@ -236,6 +239,30 @@ async def test_a_hold_keeps_a_session_in_quarantine_too(
     assert await store.release(session.id)
     assert (await store.erase_user(OWNER)).erased == [session.id]
     assert await store.list_quarantine() == []
+
+
+Call = Callable[[SessionStore, UUID], Awaitable[object]]
+
+
+@pytest.mark.parametrize("call", [SessionStore.get_session, SessionStore.delete_session])
+async def test_a_session_that_is_archived_again_between_two_looks_is_found(
+    deployment: Deployment, clock: FrozenClock, call: Call
+) -> None:
+    """PostgreSQL shows each statement what was committed before it."""
+    settings = deployment.settings()
+    async with SessionStore(settings) as store, SessionStore(settings) as other:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, title="refused", ttl_hours=1)
+        clock.advance(hours=2)
+        async with refusing(settings, "refused"):
+            await store.sweep()
+
+        @event.listens_for(store.session_maker.kw["bind"].sync_engine, "before_cursor_execute")
+        def archive_before_the_look_at_the_quarantine(*args: Any) -> None:
+            if "FROM session_quarantine" in args[2] and args[2].startswith("SELECT"):
+                with suppress(SessionNotFound):
+                    await_only(other.retry_quarantined(session.id))
+
+        assert await call(store, session.id)
 
 
 async def test_a_stranger_sees_no_quarantine(

@@ -30,6 +30,8 @@ def fetch(connection: Connection, session_id: UUID, caller: Caller) -> SessionRe
     record = archive.fetch(connection, session_id, caller)
     if record is None:
         quarantine.refuse(connection, session_id, caller.user)
+        # Outside a transaction, `archive_again` may have moved it between the two looks.
+        record = archive.fetch(connection, session_id, caller)
     return record
 
 
@@ -62,7 +64,7 @@ def find(connection: Connection, session_id: UUID, caller: Caller) -> tuple[int,
     found = archive.find(connection, session_id, caller)
     if found is None and quarantine.fetch(connection, session_id, caller.user) is not None:
         return _UNKNOWN_VERSION, Right.OWN
-    return found
+    return found or archive.find(connection, session_id, caller)  # as in `fetch`
 
 
 def find_version(connection: Connection, session_id: UUID, caller: Caller, needed: Right) -> int | None:
