@@ -1,8 +1,9 @@
 """The tables. `sessions` and `session_metrics` follow the specification, with further columns that have defaults."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, date, datetime
+from typing import Any, TypeVar
+from uuid import UUID
 
 from sqlalchemy import (
     DDL,
@@ -33,6 +34,8 @@ from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 
 from fiml.core.errors import CorruptRecord
 
+Value = TypeVar("Value")
+
 shared = MetaData()
 """Tables of both databases: ended sessions, and what remains of removed ones."""
 
@@ -46,14 +49,32 @@ server = MetaData()
 Json = JSON().with_variant(JSONB(), "postgresql")
 
 
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware time in UTC. SQLite stores no time zone: there, times are written and read as UTC.
+class _Checked(TypeDecorator[Value]):
+    """A type of which SQLite stores anything as a value: one that can't be read raises `CorruptRecord`."""
 
-    SQLite stores anything as a time: a value that is not one raises `CorruptRecord` when it is read.
-    """
+    cache_ok = True
+    what = "a value"
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Value | None] | None:
+        read = super().result_processor(dialect, coltype)
+        if read is None or dialect.name != "sqlite":
+            return read
+
+        def read_checked(value: Any) -> Value | None:
+            try:
+                return read(value)
+            except (TypeError, ValueError) as exc:
+                raise CorruptRecord("a record", f"it holds {self.what} that can't be read: {exc}") from exc
+
+        return read_checked
+
+
+class UtcDateTime(_Checked[datetime]):
+    """An aware time in UTC. SQLite stores no time zone: there, times are written and read as UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
+    what = "a time"
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None or dialect.name != "sqlite":
@@ -64,24 +85,27 @@ class UtcDateTime(TypeDecorator[datetime]):
         # Without its zone also if asyncpg reads minus infinity, as which it writes the first of all moments.
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
-        read = super().result_processor(dialect, coltype)
-        if read is None or dialect.name != "sqlite":
-            return read
 
-        def read_checked(value: Any) -> datetime | None:
-            try:
-                return read(value)
-            except (TypeError, ValueError) as exc:
-                raise CorruptRecord("a record", f"it holds a time that can't be read: {exc}") from exc
+class Id(_Checked[UUID]):
+    """An id."""
 
-        return read_checked
+    impl = Uuid
+    cache_ok = True
+    what = "an id"
+
+
+class Day(_Checked[date]):
+    """A day in UTC."""
+
+    impl = Date
+    cache_ok = True
+    what = "a day"
 
 
 sessions = Table(
     "sessions",
     shared,
-    Column("id", Uuid, primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("user_id", String(255)),
     Column("type", String(50), nullable=False),
     Column("title", String(200)),
@@ -116,7 +140,7 @@ session_metrics = Table(
     "session_metrics",
     shared,
     Column("id", Integer, primary_key=True),
-    Column("session_id", Uuid, nullable=False),
+    Column("session_id", Id, nullable=False),
     Column("user_id", String(255)),
     Column("session_type", String(50), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
@@ -143,7 +167,7 @@ session_metrics = Table(
 tombstones = Table(
     "session_tombstones",
     shared,
-    Column("id", Uuid, primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("version", BigInteger, nullable=False),
     Column("deleted_at", UtcDateTime, nullable=False),
 )
@@ -154,7 +178,7 @@ session_rollups = Table(
     "session_rollups",
     shared,
     Column("id", Integer, primary_key=True),
-    Column("day", Date, nullable=False),
+    Column("day", Day, nullable=False),
     Column("everybody", Boolean, nullable=False),
     Column("user_id", String(255), nullable=False),
     Column("session_type", String(50), nullable=False),
@@ -179,7 +203,7 @@ rollup_marks = Table(
     "rollup_marks",
     shared,
     Column("id", Integer, primary_key=True),
-    Column("day", Date, nullable=False),
+    Column("day", Day, nullable=False),
     Index("rollup_marks_by_day", "day"),
 )
 
@@ -187,7 +211,7 @@ rollup_marks = Table(
 session_holds = Table(
     "session_holds",
     shared,
-    Column("id", Uuid, primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("reason", String(500), nullable=False),
     Column("held_at", UtcDateTime, nullable=False),
 )
@@ -195,7 +219,7 @@ session_holds = Table(
 session_quarantine = Table(
     "session_quarantine",
     shared,
-    Column("id", Uuid, primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("user_id", String(255)),
     Column("reason", Text, nullable=False),
     Column("quarantined_at", UtcDateTime, nullable=False),
@@ -215,13 +239,13 @@ maintenance_jobs = Table(
 
 # Sessions that must be indexed before the next search: on SQLite those that changed, on PostgreSQL those that were
 # archived by a version that had no search.
-search_pending = Table("search_pending", shared, Column("session_id", Uuid, primary_key=True))
+search_pending = Table("search_pending", shared, Column("session_id", Id, primary_key=True))
 
 # Tokens for small teams. Only digests are stored, so that nobody who reads the table can use a token.
 access_tokens = Table(
     "access_tokens",
     shared,
-    Column("id", Uuid, primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("digest", String(64), nullable=False, unique=True),
     Column("user_id", String(255), nullable=False),
     Column("scopes", String(200), nullable=False),
@@ -357,7 +381,7 @@ for _statement in FULL_TEXT:
 session_search = Table(
     "session_search",
     server,
-    Column("session_id", Uuid, ForeignKey(sessions.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("session_id", Id, ForeignKey(sessions.c.id, ondelete="CASCADE"), primary_key=True),
     Column("words", TSVECTOR, nullable=False),
     Index("session_search_by_word", "words", postgresql_using="gin"),
 )

@@ -138,6 +138,29 @@ async def test_a_user_with_a_row_whose_id_is_none_is_not_reported_as_erased(
             await store.erase_user(OWNER)
 
 
+@pytest.mark.parametrize("wrong", [BYTES, TEXT])
+@pytest.mark.parametrize(
+    ("place", "call"),
+    [
+        ("sessions.id", lambda store: store.list_user_sessions(OWNER, include_archived=True)),
+        ("search_pending.session_id", lambda store: store.search_sessions(OWNER, "cheap")),
+        ("rollup_marks.day", SessionStore.roll_up),
+    ],
+)
+async def test_an_id_or_a_day_beside_the_live_sessions_that_is_none_is_damage(
+    sqlite_settings: Settings, place: str, call: Callable[[SessionStore], Awaitable[object]], wrong: str
+) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        await store.archive_session(await made_session(store))
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as connection, connection:
+            table, column = place.split(".")
+            connection.execute(f"DELETE FROM {table} WHERE rowid > (SELECT min(rowid) FROM {table})")  # noqa: S608 - our own
+        damage(sqlite_settings, table, column, wrong)
+
+        with pytest.raises(CorruptRecord, match="can't be read"):
+            await call(store)
+
+
 @pytest.mark.parametrize(("table", "column"), PARTS)
 async def test_a_part_of_a_session_that_is_no_text_is_damaged(
     sqlite_settings: Settings, table: str, column: str
