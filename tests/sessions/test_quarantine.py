@@ -244,6 +244,23 @@ async def test_a_hold_keeps_a_session_in_quarantine_too(
 Call = Callable[[SessionStore, UUID], Awaitable[object]]
 
 
+@pytest.mark.parametrize("call", [SessionStore.get_quarantined, SessionStore.retry_quarantined])
+@pytest.mark.parametrize("wrong", ["", "[]", "{"])
+async def test_what_was_set_aside_and_damaged_since_is_a_corrupt_record(
+    sqlite_settings: Settings, clock: FrozenClock, call: Call, wrong: str
+) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        session = await store.create_session(["AAPL"], SessionType.EQUITY, title="refused", ttl_hours=1)
+        clock.advance(hours=2)
+        async with refusing(sqlite_settings, "refused"):
+            await store.sweep()
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as connection, connection:
+            connection.execute("UPDATE session_quarantine SET record = ?", (wrong.encode(),))
+
+        with pytest.raises(CorruptRecord, match="set aside"):
+            await call(store, session.id)
+
+
 @pytest.mark.parametrize("call", [SessionStore.get_session, SessionStore.delete_session])
 async def test_a_session_that_is_archived_again_between_two_looks_is_found(
     deployment: Deployment, clock: FrozenClock, call: Call

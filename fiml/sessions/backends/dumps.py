@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Self
 
+from fiml.sessions.damage import DAMAGE, corrupt
+
 
 @dataclass(frozen=True, slots=True)
 class Dump:
@@ -18,6 +20,13 @@ class Dump:
 
     @classmethod
     def from_bytes(cls, text: bytes) -> Self:
-        """The inverse of `to_bytes`."""
-        stored = json.loads(text)
-        return cls(stored["engine"], stored["parts"])
+        """The inverse of `to_bytes`.
+
+        Raises:
+            CorruptRecord: it has been damaged since.
+        """
+        try:
+            stored = json.loads(text)
+            return cls(stored["engine"], stored["parts"])
+        except DAMAGE as exc:
+            raise corrupt("what was set aside of a session", exc) from exc
