@@ -164,7 +164,11 @@ class CareVerbs(Verbs):
         await self._take_back_from(acting_as)
         metrics = await self._backend.keeping.erase_metrics(acting_as)
         for day in await self._backend.keeping.days_behind():
-            await self._backend.keeping.roll_up(day)
+            try:
+                await self._backend.keeping.roll_up(day)
+            except CorruptRecord as exc:
+                # Somebody else's damaged metrics must not keep a user from being erased either.
+                _log.warning("day_not_rolled_up", day=day.isoformat(), problem=str(exc))
         copies = await self._backend.erase_traces(acting_as, held)
         return ErasureReceipt(
             user_id=acting_as,

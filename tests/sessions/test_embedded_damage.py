@@ -138,6 +138,23 @@ async def test_a_user_with_a_row_whose_id_is_none_is_not_reported_as_erased(
             await store.erase_user(OWNER)
 
 
+async def test_damaged_metrics_of_another_user_do_not_keep_a_user_from_being_erased(sqlite_settings: Settings) -> None:
+    async with SessionStore(sqlite_settings) as store:
+        for user in ("bob", OWNER):
+            session = await store.create_session(["AAPL"], "equity", user_id=user, tags=[f"of {user}"])
+            await store.archive_session(session.id)
+        await store.roll_up()
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as connection, connection:
+            connection.execute("UPDATE session_metrics SET assets_analyzed = 'x' WHERE user_id = 'bob'")
+
+        receipt = await store.erase_user(OWNER)
+
+        assert len(receipt.erased) == 1
+        with closing(sqlite3.connect(sqlite_settings.embedded_file)) as connection:
+            left = connection.execute("SELECT tags FROM session_metrics UNION ALL SELECT tags FROM session_rollups")
+            assert left.fetchall() == [('["of bob"]',)]
+
+
 @pytest.mark.parametrize("wrong", [BYTES, TEXT])
 @pytest.mark.parametrize(
     ("place", "call"),

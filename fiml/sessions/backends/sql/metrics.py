@@ -91,9 +91,10 @@ def remove(connection: Connection, session_id: UUID) -> None:
 
 
 def erase(connection: Connection, user_id: str) -> int:
-    """Remove a user's metrics and rollups, except the metrics of held sessions; how many metrics."""
+    """Remove a user's metrics and the rollups of its days, except the metrics of held sessions; how many metrics."""
     days = set(connection.scalars(select(session_rollups.c.day).where(session_rollups.c.user_id == user_id)))
-    connection.execute(delete(session_rollups).where(session_rollups.c.user_id == user_id))
+    # Of these days all rollups, since those over all users have this one's too; marked days are read from the metrics.
+    connection.execute(delete(session_rollups).where(session_rollups.c.day.in_(days)))
     mark(connection, days)
     is_held = exists().where(session_holds.c.id == session_metrics.c.session_id)
     return _remove(connection, and_(session_metrics.c.user_id == user_id, ~is_held))
