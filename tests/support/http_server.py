@@ -20,7 +20,7 @@ from tests.support.mcp_client import ROOT, STATELESS, Caller, environment, mode_
 from tests.support.servers import PATIENCE_SECONDS
 
 START_TRIES = 300
-_LISTENING = re.compile(r"""address[='":\s]+([\d.]+:\d+)""")
+_LISTENING = re.compile(r"""address['":=\s]+([\d.]+:\d+)['",\s]+path""")  # in text and in JSON; metrics have no path
 
 
 @dataclass
