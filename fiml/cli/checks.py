@@ -1,10 +1,12 @@
 """What `fiml doctor` found, and three of its checks: authentication on HTTP, the quarantine, and the newest session."""
 
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from fiml.core.config import Settings
-from fiml.core.errors import FimlError
+from fiml.core.errors import FimlError, Unavailable
 
 MARK_CHARACTERS = 8
 
@@ -56,22 +58,38 @@ def quarantine(count: int) -> list[Check]:
     return [Check(Mark.NOTE, "quarantine", finding, remedy)]
 
 
+async def or_problem(subject: str, name: str, probe: Coroutine[Any, Any, Any]) -> Any:
+    """What a probe found, or its failure as a check."""
+    try:
+        return await probe
+    except Unavailable as exc:
+        # The message ends with the advice to run this very command.
+        return Check(Mark.PROBLEM, subject, str(exc).rpartition("; ")[0], f"start it, or correct {name}")
+    except FimlError as exc:
+        return Check(Mark.PROBLEM, subject, str(exc))
+
+
 async def newest_session(settings: Settings) -> list[Check]:
     """Whether the newest session can be read, which needs the right keys. This doesn't count as an access."""
+    found = await or_problem("sessions", "the settings", _read_newest(settings))
+    if isinstance(found, Check):
+        return [found]
+    return [Check(Mark.OK, "sessions", "the newest one can be read")] if found else []
+
+
+async def _read_newest(settings: Settings) -> bool:
+    """Read the newest session; `False` if there is none."""
     from fiml.sessions.backends import open_backend  # noqa: PLC0415 - only this command needs it
     from fiml.sessions.backends.shapes import PageQuery  # noqa: PLC0415 - as above
     from fiml.sessions.records import to_session  # noqa: PLC0415 - as above
 
+    backend = await open_backend(settings)
     try:
-        backend = await open_backend(settings)
-        try:
-            page = await backend.page(PageQuery(limit=1, include_archived=True))
-            for header, _ in page.rows:
-                record = await backend.read(header.id, now=header.created_at)
-                if record is not None:  # not deleted since
-                    to_session(record)
-        finally:
-            await backend.close()
-    except FimlError as exc:
-        return [Check(Mark.PROBLEM, "sessions", str(exc))]
-    return [Check(Mark.OK, "sessions", "the newest one can be read")] if page.rows else []
+        page = await backend.page(PageQuery(limit=1, include_archived=True))
+        for header, _ in page.rows:
+            record = await backend.read(header.id, now=header.created_at)
+            if record is not None:  # not deleted since
+                to_session(record)
+        return bool(page.rows)
+    finally:
+        await backend.close()

@@ -6,21 +6,20 @@ import platform
 import shutil
 import sys
 import textwrap
-from collections.abc import Coroutine
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from fiml import __version__
-from fiml.cli.checks import MARK_CHARACTERS, Check, Mark, authentication, newest_session, quarantine
+from fiml.cli.checks import MARK_CHARACTERS, Check, Mark, authentication, newest_session, or_problem, quarantine
 from fiml.core import clock
 from fiml.core.addresses import without_secrets
 from fiml.core.config import DATABASE_SCHEMES, REDIS_SCHEMES, MarketData, Settings, is_a_key, variable
-from fiml.core.errors import FimlError, Misconfigured, Unavailable
+from fiml.core.errors import FimlError, Misconfigured
 from fiml.core.tracing import wanted_exporter
 
 if TYPE_CHECKING:  # loaded by the command, not by every start of the command line
@@ -162,7 +161,7 @@ async def _redis(settings: Settings, url: str) -> list[Check]:
     from fiml.db.health import redis_facts  # noqa: PLC0415 - only this command needs it
     from fiml.sessions.backends.redis.keys import expiry_keys  # noqa: PLC0415 - as above
 
-    facts = await _or_problem("Redis", "FIML_REDIS_URL", redis_facts(settings, expiry_keys=expiry_keys()))
+    facts = await or_problem("Redis", "FIML_REDIS_URL", redis_facts(settings, expiry_keys=expiry_keys()))
     if isinstance(facts, Check):
         return [facts]
     server = f"{facts.name} {facts.version or 'of unknown version'}"
@@ -216,7 +215,7 @@ def _durability(facts: "RedisFacts") -> Check:
 async def _postgres(url: str, expected_replicas: int) -> list[Check]:
     from fiml.db.health import postgres_facts  # noqa: PLC0415 - only this command needs it
 
-    facts = await _or_problem("PostgreSQL", "FIML_DATABASE_URL", postgres_facts(url))
+    facts = await or_problem("PostgreSQL", "FIML_DATABASE_URL", postgres_facts(url))
     if isinstance(facts, Check):
         return [facts]
     server = f"{facts.name} {facts.version}"
@@ -260,7 +259,7 @@ async def _file(settings: Settings) -> list[Check]:
         path = settings.embedded_file
     except Misconfigured as exc:
         return [Check(Mark.PROBLEM, "file", str(exc))]
-    facts = await _or_problem("file", "FIML_DATA_DIR", sqlite_facts(path))
+    facts = await or_problem("file", "FIML_DATA_DIR", sqlite_facts(path))
     if isinstance(facts, Check):
         return [facts]
     writable = Check(Mark.OK, "folder", f"{path.parent} is writable")
@@ -336,17 +335,6 @@ def _backlog(waiting: int | None, oldest: datetime | None, interval_minutes: int
         )
     remedy = f"`fiml serve` sweeps every {interval_minutes} minutes while it runs, `fiml sessions sweep` sweeps now"
     return Check(Mark.NOTE, "backlog", finding, remedy)
-
-
-async def _or_problem(subject: str, name: str, probe: Coroutine[Any, Any, Any]) -> Any:
-    """What a probe found, or its failure as a check."""
-    try:
-        return await probe
-    except Unavailable as exc:
-        # The message ends with the advice to run this very command.
-        return Check(Mark.PROBLEM, subject, str(exc).rpartition("; ")[0], f"start it, or correct {name}")
-    except FimlError as exc:
-        return Check(Mark.PROBLEM, subject, str(exc))
 
 
 def _rough(duration: timedelta) -> str:
