@@ -1,12 +1,14 @@
-"""Damages what an engine stores of a session."""
+"""Damages what an engine stores of a session, or lets it refuse one."""
 
 import sqlite3
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from typing import Any
 from uuid import UUID
 
 from fiml.core.config import Settings
 from fiml.db.redis_client import RedisClient
+from tests.support.deployment import execute
 
 
 class Surgeon:
@@ -118,3 +120,21 @@ DAMAGES: dict[str, tuple[list[tuple[Any, ...]], str]] = {
         "UPDATE active_sessions SET last_accessed_at = 9000000000000000000 WHERE id = ID",
     ),
 }
+
+
+@asynccontextmanager
+async def refusing(settings: Settings, title: str) -> AsyncIterator[None]:
+    """A database that takes no session of a title while the block runs."""
+    if settings.database_url is not None:
+        check = f"CHECK (title IS DISTINCT FROM '{title}')"
+        await execute(settings.database_url, f"ALTER TABLE sessions ADD CONSTRAINT refuse {check}")
+        try:
+            yield
+        finally:
+            await execute(settings.database_url, "ALTER TABLE sessions DROP CONSTRAINT refuse")
+        return
+    with closing(sqlite3.connect(settings.embedded_file)) as connection:
+        refuse = f"WHEN NEW.title = '{title}' BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        connection.execute(f"CREATE TRIGGER refuse BEFORE INSERT ON sessions {refuse}")
+        yield
+        connection.execute("DROP TRIGGER refuse")
